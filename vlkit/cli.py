@@ -1,0 +1,85 @@
+"""Every command: its docstring, a late import, one call."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any
+
+import typer
+
+from vlkit import __version__
+from vlkit.config import (
+    EvalConfig,
+    PrepConfig,
+    QuickstartConfig,
+    SampleConfig,
+    TrainRetrievalConfig,
+    resolve_prep,
+    resolve_train_retrieval,
+)
+from vlkit.flags import command
+
+app = typer.Typer(
+    help="Adapt vision-language models to a domain, and know whether it helped.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="print the version", show_default=False)] = False,
+) -> None:
+    if version:
+        typer.echo(f"vlkit {__version__}")
+        raise typer.Exit()
+
+
+@command(app, "quickstart", QuickstartConfig)
+def quickstart(config: QuickstartConfig) -> dict[str, Any]:
+    """The offline tour: sample data, an untouched tiny model, training, both measured side by side."""
+    from vlkit.quickstart import quickstart
+
+    return quickstart(config)
+
+
+@command(app, "sample", SampleConfig)
+def sample(config: SampleConfig) -> dict[str, Any]:
+    """Write sample data in a raw layout, to try everything else on."""
+    from vlkit.data.samples import sample
+
+    return sample(config)
+
+
+@command(app, "prep", PrepConfig, resolve=resolve_prep, dry_run=True)
+def prep(config: PrepConfig, dry_run: bool) -> dict[str, Any]:
+    """Turn a raw folder into a clean, leak-free table of pairs."""
+    from vlkit.data.prepare import prepare
+
+    return prepare(config, dry_run=dry_run)
+
+
+@command(app, "train-retrieval", TrainRetrievalConfig, resolve=resolve_train_retrieval, dry_run=True)
+def train_retrieval(config: TrainRetrievalConfig, dry_run: bool) -> dict[str, Any]:
+    """Adapt CLIP or SigLIP to a prepared folder: fully, its upper layers, or by LoRA."""
+    from vlkit.training.retrieval import train_retrieval
+
+    return train_retrieval(config, dry_run=dry_run)
+
+
+@command(app, "eval", EvalConfig)
+def evaluate(config: EvalConfig) -> dict[str, Any]:
+    """Measure retrieval against the untouched model on the same rows, with intervals."""
+    from vlkit.evaluation.evaluate import evaluate
+
+    return evaluate(config)
+
+
+def main() -> None:
+    """Entry point of the `vlkit` program."""
+    # On cores that are shared with other work, OpenMP's busy waiting makes a step several times slower; a short wait
+    # before sleeping costs nothing where they are not. It must be set before torch is loaded.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    app()

@@ -1,0 +1,129 @@
+"""The one console: results on stdout, talk on stderr.
+
+`say`, `warn`, `hint` and `progress` are talk. `result` is what the command was called for: a table or a line on stdout,
+or nothing under --json, where stdout holds one JSON object that `flags.py` prints at the end.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PLAIN_LINE_SECONDS = 30.0
+_json_mode = False
+
+
+def json_mode(on: bool) -> None:
+    """Under --json results are kept off stdout; `json_result` prints the one object there."""
+    global _json_mode
+    _json_mode = on
+
+
+@cache
+def talk() -> Console:
+    """The console on stderr."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+@cache
+def stdout() -> Console:
+    """The console on stdout. Off a terminal it is wide enough for any table that vlkit prints."""
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
+
+
+def say(text: str = "") -> None:
+    """One line of talk."""
+    talk().print(text, markup=False)
+
+
+def warn(text: str) -> None:
+    """Something the user should know before it costs them a night."""
+    talk().print("warning:", style="yellow", end=" ")
+    talk().print(text, markup=False)
+
+
+def hint(text: str) -> None:
+    """What to do next."""
+    talk().print("  ->", style="cyan", end=" ")
+    talk().print(text, markup=False)
+
+
+def fail(message: str, hint_text: str | None, exit_code: int) -> None:
+    """Print why the command stops. Under --json the same goes to stdout as its one object."""
+    talk().print("error:", style="bold red", end=" ")
+    talk().print(message, markup=False)
+    if hint_text:
+        hint(hint_text)
+    if _json_mode:
+        json_result({"error": {"message": message, "hint": hint_text, "exit_code": exit_code}})
+
+
+def result(renderable: Any) -> None:
+    """Print a table or a line on stdout; under --json on nothing."""
+    if not _json_mode:
+        stdout().print(renderable)
+
+
+def json_result(value: dict[str, Any]) -> None:
+    """The one JSON object of a --json command."""
+    from vlkit.storage import json_text
+
+    sys.stdout.write(json_text(value) + "\n")
+    sys.stdout.flush()
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a small table as a result. The first column is left-aligned, the others hold numbers."""
+    from rich import box
+    from rich.table import Table
+
+    drawn = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for position, column in enumerate(columns):
+        drawn.add_column(column, justify="left" if position == 0 else "right", no_wrap=True)
+    for row in rows:
+        drawn.add_row(*row)
+    result(drawn)
+
+
+class Progress:
+    """How far a long piece of work is: a bar on a terminal, elsewhere one plain line every 30 seconds."""
+
+    def __init__(self, what: str, total: int, bar: Any = None) -> None:
+        self.what, self.total = what, total
+        self._bar = bar
+        self._task = bar.add_task(what, total=total, figures="") if bar else None
+        self._last_line = time.monotonic()
+
+    def update(self, done: int, **figures: float) -> None:
+        """`done` of the total; `figures` are shown beside it."""
+        text = "  ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in figures.items())
+        if self._bar:
+            self._bar.update(self._task, completed=done, figures=text)
+        elif time.monotonic() - self._last_line >= PLAIN_LINE_SECONDS:
+            self._last_line = time.monotonic()
+            say(f"{self.what} {done}/{self.total}  {text}")
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Progress]:
+    """Show the progress of the block on stderr."""
+    if not talk().is_terminal:
+        yield Progress(what, total)
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bar(*columns, TextColumn("{task.fields[figures]}"), console=talk(), transient=True) as bar:
+        yield Progress(what, total, bar)

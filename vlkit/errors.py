@@ -1,0 +1,64 @@
+"""What can go wrong, each kind with its exit code.
+
+Raise one of these anywhere; `flags.py` catches it once, prints the message and the hint, and leaves with the code.
+A message names the file, the row and what was found; the hint is the way out. Whatever else escapes is a bug.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class VlkitError(Exception):
+    """A failure that the user can understand. `hint` says what to do about it."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(VlkitError):
+    """A flag, a setting or a name that cannot be meant."""
+
+    exit_code = 2
+
+
+class DataError(VlkitError):
+    """A table, a row, a picture or a folder that cannot be used."""
+
+    exit_code = 3
+
+
+class NonFiniteError(VlkitError):
+    """A loss or a gradient that is not a finite number; the weights were not touched by it."""
+
+    exit_code = 4
+
+
+class ResourceError(VlkitError):
+    """Disk or memory ran out, or would."""
+
+    exit_code = 5
+
+
+class ArtifactError(VlkitError):
+    """A run, checkpoint or index that is damaged or belongs to something else."""
+
+    exit_code = 6
+
+
+class NetworkError(VlkitError):
+    """Something that had to be fetched was not to be had."""
+
+    exit_code = 7
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint for a mistyped name: the known one that looks most like it, or all of them."""
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"

@@ -1,0 +1,203 @@
+"""The run folder: written here, read here.
+
+    config.yaml  environment.yaml  metrics.jsonl  checkpoints/  best.json  last.json  model/ or adapter/  results.json
+
+A run is *unfinished* from the moment its config.yaml stands until `finish` writes finished.json; the same command then
+goes on where it stopped. A folder that is finished, or holds something else, is never written into by a trainer.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from vlkit.errors import ArtifactError, UsageError
+from vlkit.settings import Settings, read_yaml, yaml_text
+from vlkit.storage import json_text, write_text
+
+PACKAGES = ("vlkit", "torch", "transformers", "peft", "tokenizers", "numpy", "pandas", "pillow")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.name
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where `checkpoints.py` saves."""
+        return self.folder / "checkpoints"
+
+    @property
+    def base(self) -> Path:
+        """The untouched model, where vlkit made it itself (a tiny one)."""
+        return self.folder / "base"
+
+    @property
+    def begun(self) -> bool:
+        """Its settings are written down."""
+        return (self.folder / "config.yaml").is_file()
+
+    @property
+    def finished(self) -> bool:
+        """Trained to its end."""
+        return (self.folder / "finished.json").is_file()
+
+    def config(self) -> dict[str, Any]:
+        """The snapshot of the settings."""
+        if not self.begun:
+            raise ArtifactError(
+                f"{self.folder} is no run folder: it has no config.yaml", hint=_known_runs(self.folder.parent)
+            )
+        return read_yaml(self.folder / "config.yaml")
+
+    def write_snapshot(self, config: Settings, facts: dict[str, Any]) -> None:
+        """config.yaml, which repeats the run, and environment.yaml, which says what it ran on."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(self.folder / "environment.yaml", yaml_text({**_environment(), **facts}))
+        write_text(self.folder / "config.yaml", config.to_yaml())
+
+    def log(self, line: dict[str, Any]) -> None:
+        """Append one line to metrics.jsonl."""
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json_text(line) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; a torn last line, left by a kill, is passed over."""
+        path = self.folder / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+        return [json.loads(line) for line in lines if line.endswith("}")]
+
+    def forget_after(self, step: int) -> None:
+        """Drop what metrics.jsonl says of later steps: they will be taken again."""
+        kept = [json_text(line) + "\n" for line in self.metrics() if line["step"] <= step]
+        write_text(self.folder / "metrics.jsonl", "".join(kept))
+
+    def write_json(self, name: str, value: dict[str, Any] | list[Any]) -> None:
+        """Write best.json, results.json and their like, whole or not at all."""
+        write_text(self.folder / name, json_text(value, indent=2) + "\n")
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Read one of them back; empty where it is not there."""
+        path = self.folder / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    def finish(self, facts: dict[str, Any]) -> None:
+        """The run is done; nothing trains into it again."""
+        self.write_json("finished.json", facts)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep a second process out for as long as the block runs. The lock dies with the process that holds it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / ".lock").open("a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise UsageError(
+                    f"{self.folder} is in use by {file.read().strip() or 'another process'}",
+                    hint="wait for it, or give another --name",
+                ) from None
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M:%S}")
+            file.flush()
+            yield
+
+
+def open_run(runs_dir: Path, name: str, config: Settings) -> Run:
+    """The run to train into: a new folder, or an unfinished run of the same settings.
+
+    Raises:
+        UsageError: the name is taken by a finished run, by other settings, or by something that is no run.
+    """
+    run = Run(Path(runs_dir) / name)
+    if run.folder.exists() and not run.folder.is_dir():
+        raise UsageError(f"{run.folder} is a file", hint="choose another --name")
+    if not run.folder.exists() or {path.name for path in run.folder.iterdir() if not path.name.startswith(".")} <= {
+        "environment.yaml"
+    }:
+        return run
+    if not run.begun:
+        raise UsageError(f"{run.folder} exists and is no run", hint="choose another --name")
+    if run.finished:
+        raise UsageError(
+            f"the run {run.folder} is finished",
+            hint=f"choose another --name, or measure it: vlkit eval --run {run.folder}",
+        )
+    before, now = run.config(), config.to_dict()
+    changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+    if changed:
+        told = ", ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in changed[:4])
+        raise UsageError(
+            f"the unfinished run {run.folder} has other settings: {told}",
+            hint="the same settings go on with it; others need another --name",
+        )
+    return run
+
+
+def default_name(command: str, data: Path) -> str:
+    """A name for a run that was given none: date, time, command and data."""
+    return f"{datetime.now():%Y%m%d-%H%M%S}-{command}-{data.resolve().name}"
+
+
+def _known_runs(runs_dir: Path) -> str:
+    known = sorted(path.parent.name for path in runs_dir.glob("*/config.yaml")) if runs_dir.is_dir() else []
+    return (
+        f"runs in {runs_dir}: {', '.join(known[-8:])}"
+        if known
+        else f"no runs in {runs_dir}; train one: vlkit train-retrieval"
+    )
+
+
+def _environment() -> dict[str, Any]:
+    import torch
+
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "command": shlex.join(["vlkit", *sys.argv[1:]]),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "host": socket.gethostname(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "commit": _commit(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else platform.processor() or platform.machine(),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the working directory, where it is a git checkout."""
+    try:
+        return subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,95 @@
+"""Files and folders that appear whole or not at all.
+
+Everything vlkit writes goes through one of the two doors here: the content is written aside, flushed to the disk, and
+renamed into place, so that a reader, or a process that is killed, meets the old state or the new one, never half of it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Give a path beside `path` to write to; rename it to `path` when the block ends well, remove it when not."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    os.close(handle)
+    aside = Path(name)
+    try:
+        yield aside
+        aside.chmod(0o666 & ~_umask())
+        flush(aside)
+        os.replace(aside, path)
+        flush(path.parent)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_written_whole(path: Path) -> Iterator[Path]:
+    """The same for a folder. An older folder at `path` stays until the new one is complete, then makes room for it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    old = aside.with_suffix(".old")
+    try:
+        yield aside
+        aside.chmod(0o777 & ~_umask())
+        for written in sorted(aside.rglob("*")):
+            flush(written)
+        flush(aside)
+        if path.exists():
+            os.rename(path, old)
+        os.rename(aside, path)
+        flush(path.parent)
+    finally:
+        if old.exists() and not path.exists():
+            os.rename(old, path)
+        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small text file, whole or not at all, in UTF-8."""
+    with written_whole(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def flush(path: Path) -> None:
+    """fsync a file or a folder, so that a rename that follows cannot overtake its content."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """JSON that any reader takes: numbers that are not finite become null, paths become strings."""
+    return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, indent=indent, default=str)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
