@@ -1,0 +1,132 @@
+"""Shared ground: small raw folders, a prepared one, tiny models, and the command line in this process."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.pop("VLKIT_DEBUG", None)
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+COLOURS = {
+    "red": (200, 40, 40),
+    "green": (40, 180, 60),
+    "blue": (50, 60, 210),
+    "yellow": (230, 220, 60),
+    "white": (240, 240, 240),
+}
+FORMS = ("tart", "soup", "pie", "salad", "cake", "bread")
+
+
+@dataclass
+class Outcome:
+    """What a command did: exit code, stdout, stderr."""
+
+    code: int
+    out: str
+    err: str
+
+    def json(self) -> dict:
+        """stdout as the one JSON object it must be."""
+        return json.loads(self.out)
+
+
+@pytest.fixture(scope="session")
+def vlkit():
+    """Run a vlkit command in this process: vlkit("prep", "--domain", "recipes")."""
+    from vlkit.cli import app
+
+    def run(*args: object) -> Outcome:
+        result = CliRunner().invoke(app, [str(arg) for arg in args])
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return Outcome(result.exit_code, result.stdout, result.stderr)
+
+    return run
+
+
+def picture(path: Path, colour: tuple[int, int, int], seed: int, size: int = 40) -> None:
+    """A noisy patch of one colour; every seed gives other bytes."""
+    noise = np.random.default_rng(seed).integers(-20, 20, (size, size, 3))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8)).save(path)
+
+
+def write_recipes(folder: Path, recipes: int = 30, pictures: int = 2) -> Path:
+    """A raw folder of recipes: each with `pictures` pictures and two texts."""
+    lines = []
+    for number in range(recipes):
+        colour, form = list(COLOURS)[number % 5], FORMS[number // 5 % 6]
+        names = [f"images/{number}-{copy}.png" for copy in range(pictures)]
+        for copy, name in enumerate(names):
+            picture(folder / name, COLOURS[colour], seed=number * 10 + copy)
+        texts = {
+            "title": f"{colour} {form} number {number}",
+            "description": f"A {form} that is {colour}, made {number} times.",
+        }
+        lines.append(json.dumps({"recipe_id": f"r{number:03d}", **texts, "images": names}))
+    (folder / "recipes.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+def write_class_folders(folder: Path, per_class: int = 10) -> Path:
+    """A raw folder of classes: one colour each."""
+    for position, (colour, value) in enumerate(COLOURS.items()):
+        for number in range(per_class):
+            picture(folder / f"Leaf___{colour}_spot" / f"{number}.png", value, seed=position * 1000 + number)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def raw(tmp_path_factory) -> Path:
+    """A raw recipes folder."""
+    return write_recipes(tmp_path_factory.mktemp("raw"))
+
+
+@pytest.fixture(scope="session")
+def prepared(raw, tmp_path_factory, vlkit) -> Path:
+    """The same, prepared."""
+    out = tmp_path_factory.mktemp("prepared") / "recipes"
+    assert vlkit("prep", "--domain", "recipes", "--source", raw, "--out", out).code == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    """Folder of a tiny model by name, made once."""
+    from vlkit.models.tiny import write_tiny
+
+    made: dict[str, Path] = {}
+
+    def folder(name: str) -> Path:
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp(name)
+            write_tiny(name, [f"a {colour} {form}" for colour in COLOURS for form in FORMS], made[name], seed=1)
+        return made[name]
+
+    return folder
+
+
+@pytest.fixture
+def tiny(tiny_folder):
+    """A freshly loaded tiny model by name."""
+    from vlkit.models.towers import load
+
+    return lambda name: load(str(tiny_folder(name)))
+
+
+@pytest.fixture(scope="session")
+def trained(prepared, tmp_path_factory, vlkit) -> Path:
+    """A finished run of a few steps."""
+    runs = tmp_path_factory.mktemp("runs")
+    train = ("train-retrieval", "--data", prepared, "--model", "tiny-siglip", "--runs-dir", runs, "--name", "first")
+    outcome = vlkit(*train, "--steps", 6, "--batch-size", 16)
+    assert outcome.code == 0, outcome.err
+    return runs / "first"

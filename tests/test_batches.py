@@ -1,0 +1,88 @@
+"""The order of the samples is a function of (seed, epoch, sample), and of nothing else."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from vlkit.data.batches import BatchOrder, PairDataset, stream
+from vlkit.data.images import PixelSpec
+from vlkit.data.pairs import read_pairs
+from vlkit.training.planning import false_negatives
+
+IDS = [f"pair-{number}" for number in range(23)]
+
+
+def test_an_epoch_is_a_permutation_and_no_two_are_alike():
+    order = BatchOrder.of(IDS, 4, seed=1)
+    batches = list(itertools.islice(order, 12))
+    assert order.per_epoch == 6
+    assert [len(batch) for batch in batches] == [4, 4, 4, 4, 4, 3] * 2
+    first, second = ([row for batch in batches[start : start + 6] for row in batch] for start in (0, 6))
+    assert sorted(first) == sorted(second) == list(range(23))
+    assert first != second
+    assert batches != list(itertools.islice(BatchOrder.of(IDS, 4, seed=2), 12))
+
+
+def test_a_sample_keeps_its_place_when_the_table_is_shuffled():
+    shuffled = np.random.default_rng(0).permutation(23)
+    order = [IDS[row] for row in BatchOrder.of(IDS, 4, seed=1).epoch(3)]
+    assert order == [IDS[shuffled[row]] for row in BatchOrder.of([IDS[row] for row in shuffled], 4, seed=1).epoch(3)]
+
+
+@pytest.mark.parametrize("first", [0, 1, 5, 6, 7, 20])
+def test_the_stream_from_any_batch_on_is_the_same(first):
+    whole = list(itertools.islice(BatchOrder.of(IDS, 4, seed=1), 30))
+    assert list(itertools.islice(BatchOrder.of(IDS, 4, seed=1, first=first), 30 - first)) == whole[first:]
+
+
+def test_a_last_batch_of_one_is_left_out():
+    order = BatchOrder.of(IDS[:9], 4, seed=1)
+    assert order.per_epoch == 2
+    assert [len(batch) for batch in itertools.islice(order, 4)] == [4, 4, 4, 4]
+
+
+@pytest.fixture(scope="module")
+def dataset(prepared, tiny_folder):
+    from vlkit.models.towers import load
+
+    towers = load(str(tiny_folder("tiny-clip")))
+    return PairDataset(
+        read_pairs(prepared).of("train"), PixelSpec(32), towers.tokenize, towers.pad, labels="multi-positive"
+    )
+
+
+def test_workers_change_nothing(dataset):
+    def taken(workers):
+        return list(itertools.islice(stream(dataset, BatchOrder.of(dataset.pair_ids, 16, seed=1), workers=workers), 8))
+
+    plain = taken(0)
+    for workers in (1, 4):
+        for one, other in zip(plain, taken(workers), strict=True):
+            assert one.pair_ids == other.pair_ids
+            for name in ("pixels", "input_ids", "text_index", "labels"):
+                assert torch.equal(getattr(one, name), getattr(other, name)), name
+
+
+def test_a_repeated_caption_is_tokenised_once(dataset):
+    rows = [row for row in range(len(dataset)) if dataset.text_of[row] == dataset.text_of[0]] + [2]
+    batch = dataset[rows]
+    assert len(batch.pair_ids) == len(rows) > len(batch.input_ids)
+    assert batch.text_index[0] == batch.text_index[1]
+    assert batch.pixels.dtype == torch.uint8
+    assert batch.pixels.shape == (len(rows), 3, 32, 32)
+
+
+def test_false_negatives_of_balanced_classes():
+    """38 balanced captions at batch 64: (64 - 1) other rows, of which one in 38 has the same caption: 1.66."""
+
+    class Classes:
+        def labels_of(self, rows, mode):
+            from vlkit.data.labels import label_matrix
+
+            groups = [str(row % 38) for row in rows]
+            return label_matrix(groups, groups, mode)
+
+    order = BatchOrder.of([str(number) for number in range(38 * 400)], 64, seed=0)
+    assert false_negatives(Classes(), order) == pytest.approx(63 / 38, abs=0.15)

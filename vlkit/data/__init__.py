@@ -1,0 +1,1 @@
+"""Raw folder -> pairs table -> batches."""

@@ -1,0 +1,180 @@
+"""Rows -> batches, in an order that is a pure function of (seed, epoch, sample).
+
+Nothing here remembers where it is: the stream from any step on can be asked for, and is the same whatever the number
+of workers. That is what a resumed run relies on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from vlkit.data import images
+from vlkit.data.images import PixelSpec
+from vlkit.data.labels import LabelMode, label_matrix
+from vlkit.data.pairs import Pairs
+
+# Decoded pictures are kept in memory up to this many bytes in all; beyond it they are read again each epoch.
+KEEP_PIXELS = 512 * 2**20
+
+Tokenize = Callable[[Sequence[str]], tuple[list[list[int]], int]]
+Pad = Callable[[Sequence[Sequence[int]]], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pairs that are contrasted with each other.
+
+    Attributes:
+        pixels: uint8 [pairs, 3, size, size].
+        input_ids: int64 [unique texts, length]: a caption that repeats is encoded once.
+        text_index: int64 [pairs], the row of `input_ids` that is each pair's text.
+        labels: float32 [pairs, pairs], see `label_matrix`.
+        pair_ids: who they are.
+    """
+
+    pixels: torch.Tensor
+    input_ids: torch.Tensor
+    text_index: torch.Tensor
+    labels: torch.Tensor
+    pair_ids: list[str]
+
+    def __len__(self) -> int:
+        return len(self.pair_ids)
+
+
+@dataclass
+class PixelStore:
+    """Pictures as a model wants them; small collections stay decoded."""
+
+    paths: Sequence[Path]
+    spec: PixelSpec
+    _kept: dict[int, np.ndarray] = field(default_factory=dict)
+
+    def __getitem__(self, position: int) -> np.ndarray:
+        """uint8 [3, size, size] of the picture at `position`."""
+        if position in self._kept:
+            return self._kept[position]
+        pixels = images.pixels(self.paths[position], self.spec)
+        if self.small:
+            self._kept[position] = pixels
+        return pixels
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def small(self) -> bool:
+        """All of them fit in memory at ease."""
+        return len(self.paths) * 3 * self.spec.size**2 <= KEEP_PIXELS
+
+
+class PairDataset(Dataset[Batch]):
+    """A table of pairs as batches: ask it for a list of rows, get a Batch."""
+
+    def __init__(self, pairs: Pairs, spec: PixelSpec, tokenize: Tokenize, pad: Pad, *, labels: LabelMode) -> None:
+        frame = pairs.frame
+        self.pair_ids = frame["pair_id"].to_numpy(dtype=object)
+        unique_images, unique_texts = pairs.unique_images(), pairs.unique_texts()
+        self.image_of = _positions(frame["image_id"], unique_images["image_id"])
+        self.text_of = _positions(frame["text_id"], unique_texts["text_id"])
+        self.store = PixelStore([pairs.image_path(image) for image in unique_images["image"]], spec)
+        self.tokens, self.truncated = tokenize(list(unique_texts["text"]))
+        image_sets, text_sets = pairs.match_sets()
+        self.image_sets = [image_sets[key] for key in unique_images["image_id"]]
+        self.text_sets = [text_sets[key] for key in unique_texts["text_id"]]
+        self.pad, self.label_mode = pad, labels
+
+    def __len__(self) -> int:
+        return len(self.pair_ids)
+
+    def labels_of(self, rows: Sequence[int], mode: LabelMode) -> torch.Tensor:
+        """float32 [rows, rows]: the label matrix of a batch of these rows."""
+        return label_matrix(
+            [self.image_sets[self.image_of[r]] for r in rows], [self.text_sets[self.text_of[r]] for r in rows], mode
+        )
+
+    def __getitem__(self, rows: Sequence[int]) -> Batch:
+        texts, text_index = np.unique(self.text_of[rows], return_inverse=True)
+        pixels = np.stack([self.store[self.image_of[row]] for row in rows])
+        return Batch(
+            pixels=torch.from_numpy(pixels),
+            input_ids=self.pad([self.tokens[text] for text in texts]),
+            text_index=torch.from_numpy(text_index),
+            labels=self.labels_of(rows, self.label_mode),
+            pair_ids=[self.pair_ids[row] for row in rows],
+        )
+
+
+@dataclass(frozen=True)
+class BatchOrder:
+    """Which rows make which batch, from any batch on and without end.
+
+    An epoch goes once through the rows, ordered by a hash of (seed, epoch, pair id); its last batch may be smaller. A
+    last batch of one row is left out: it would contrast a pair with nothing.
+    """
+
+    keys: np.ndarray
+    batch_size: int
+    seed: int
+    first: int = 0
+
+    @classmethod
+    def of(cls, pair_ids: Sequence[str], batch_size: int, seed: int, first: int = 0) -> BatchOrder:
+        """The order for these rows, beginning with batch number `first`."""
+        return cls(np.array([_hashed(str(pair_id)) for pair_id in pair_ids], np.uint64), batch_size, seed, first)
+
+    @property
+    def per_epoch(self) -> int:
+        """Batches an epoch."""
+        whole, rest = divmod(len(self.keys), self.batch_size)
+        return whole + (rest > 1)
+
+    def epoch(self, number: int) -> np.ndarray:
+        """Rows in the order of epoch `number`."""
+        return np.argsort(_scrambled(self.keys, self.seed, number), kind="stable")
+
+    def __iter__(self) -> Iterator[list[int]]:
+        epoch, skip = divmod(self.first, self.per_epoch)
+        while True:
+            order = self.epoch(epoch)
+            for start in range(skip, self.per_epoch):
+                yield order[start * self.batch_size : (start + 1) * self.batch_size].tolist()
+            epoch, skip = epoch + 1, 0
+
+
+def loader_workers(store: PixelStore) -> int:
+    """Processes that pay for decoding these pictures: none where they stay in memory."""
+    return 0 if store.small else min(8, os.cpu_count() or 1)
+
+
+def stream(dataset: PairDataset, order: BatchOrder, *, workers: int | None = None) -> Iterator[Batch]:
+    """Batches in `order`, without end; loaded by `workers` processes (0: by this one; None: as many as pay)."""
+    workers = loader_workers(dataset.store) if workers is None else workers
+    loader: DataLoader[Batch] = DataLoader(dataset, sampler=order, batch_size=None, num_workers=workers)  # type: ignore[arg-type]
+    return iter(loader)
+
+
+def _positions(values: Sequence[str], unique: Sequence[str]) -> np.ndarray:
+    place = {value: position for position, value in enumerate(unique)}
+    return np.array([place[value] for value in values], np.int64)
+
+
+def _hashed(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
+
+
+def _scrambled(keys: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """uint64 keys to well-mixed uint64 (the finaliser of splitmix64), another mixture for each (seed, epoch)."""
+    mixed = keys ^ np.uint64(_hashed(f"{seed}:{epoch}"))
+    with np.errstate(over="ignore"):
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return mixed ^ (mixed >> np.uint64(31))

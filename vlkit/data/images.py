@@ -1,0 +1,141 @@
+"""Pictures: what a file really is, and its pixels at the size a model wants.
+
+The preprocessing repeats transformers' image processors in plain Pillow, bit for bit up to the uint8 pixels; scaling to
+floats and normalising happen on the device, in `models/towers.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from vlkit.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+SUFFIXES = frozenset([".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".mpo"])
+RESAMPLING = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
+
+
+@dataclass(frozen=True)
+class PixelSpec:
+    """How a picture becomes a model's input.
+
+    fit "squash" resizes to size x size whatever the shape (SigLIP); "crop" resizes the short side to `resize` and cuts
+    the size x size centre (CLIP). Then (pixel / 255 - mean) / std.
+    """
+
+    size: int
+    fit: Literal["squash", "crop"] = "squash"
+    resize: int | None = None
+    resample: int = RESAMPLING["bicubic"]
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A picture that was read and decoded. `image_id` is the hash of its bytes."""
+
+    image_id: str
+    width: int
+    height: int
+
+
+def check(path: Path) -> Checked:
+    """Read and decode a picture once.
+
+    Raises:
+        DataError: why it cannot be used, in words that fit a row of rejects.csv.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise DataError("no such picture") from None
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}") from None
+    if not content:
+        raise DataError("the file is empty")
+    with _opened(path) as picture:
+        width, height = picture.size
+    return Checked(hashlib.sha256(content).hexdigest()[:20], width, height)
+
+
+def pixels(path: Path, spec: PixelSpec) -> np.ndarray:
+    """The picture as a model sees it before normalisation: uint8 [3, size, size], RGB.
+
+    Raises:
+        DataError: the file is gone or does not decode; names the file.
+    """
+    try:
+        with _opened(path) as picture:
+            fitted = _squashed(picture, spec) if spec.fit == "squash" else _cropped(picture, spec)
+    except DataError as error:
+        raise DataError(
+            f"{path}: {error.message}", hint="run prep again: it lists such pictures in rejects.csv"
+        ) from None
+    return np.ascontiguousarray(np.asarray(fitted).transpose(2, 0, 1))
+
+
+def _opened(path: Path) -> Image.Image:
+    """Decoded, upright, RGB; transparent parts on white."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            picture = Image.open(path)
+            picture.load()
+        upright = ImageOps.exif_transpose(picture)
+    except UnidentifiedImageError:
+        raise DataError(f"not a picture ({_what_it_is(path)})") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise DataError("more pixels than is safe to decode") from None
+    except FileNotFoundError:
+        raise DataError("no such picture") from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise DataError(f"does not decode: {error}") from None
+    return _as_rgb(upright)
+
+
+def _as_rgb(picture: Image.Image) -> Image.Image:
+    from PIL import Image
+
+    if picture.mode.startswith("I;16") or picture.mode == "I":
+        # convert("RGB") clips 16-bit values at 255; scale them instead.
+        return Image.fromarray((np.asarray(picture).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)).convert(
+            "RGB"
+        )
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        layered = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
+    return picture.convert("RGB")
+
+
+def _what_it_is(path: Path) -> str:
+    head = path.open("rb").read(200).lstrip().lower()
+    if head.startswith(b"version https://git-lfs"):
+        return "a Git-LFS pointer: run git lfs pull"
+    if head.startswith((b"<!doctype", b"<html")):
+        return "an HTML page"
+    return "its content is no known image format"
+
+
+def _squashed(picture: Image.Image, spec: PixelSpec) -> Image.Image:
+    return picture.resize((spec.size, spec.size), spec.resample)
+
+
+def _cropped(picture: Image.Image, spec: PixelSpec) -> Image.Image:
+    short = spec.resize or spec.size
+    width, height = picture.size
+    # The long side is cut to a whole pixel, not rounded, as transformers does.
+    size = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
+    picture = picture.resize(size, spec.resample)
+    left, top = (size[0] - spec.size) // 2, (size[1] - spec.size) // 2
+    return picture.crop((left, top, left + spec.size, top + spec.size))

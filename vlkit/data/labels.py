@@ -1,0 +1,100 @@
+"""What matches what: the one definition that training labels and evaluation hits share.
+
+A picture and a text match when their group sets intersect or when their text ids are equal. Both halves become one rule
+by giving a picture the ids of its own texts, and a text its own id, as further members of their sets: then two
+things match when their sets intersect, and nothing else needs to know about it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+Groups = str | Collection[str]
+LabelMode = Literal["eye", "multi-positive", "mask"]
+
+
+def as_set(groups: Groups) -> frozenset[str]:
+    """One id or a collection of them, as a set."""
+    return frozenset((groups,)) if isinstance(groups, str) else frozenset(map(str, groups))
+
+
+def matching_pairs(image_groups: Sequence[Groups], text_groups: Sequence[Groups]) -> tuple[np.ndarray, np.ndarray]:
+    """Positions (image, text) of every matching pair, each pair once, sorted by image and then by text.
+
+    Works through the ids they share, so the cost is that of the matches, not of images times texts.
+
+    Returns:
+        Two int64 arrays of equal length.
+    """
+    members: dict[str, list[int]] = defaultdict(list)
+    for position, groups in enumerate(text_groups):
+        for group in as_set(groups):
+            members[group].append(position)
+    images, texts = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    for position, groups in enumerate(image_groups):
+        found = [members[group] for group in as_set(groups) if group in members]
+        if found:
+            hits = np.unique(np.concatenate([np.asarray(part, np.int64) for part in found]))
+            texts.append(hits)
+            images.append(np.full(len(hits), position, np.int64))
+    return np.concatenate(images), np.concatenate(texts)
+
+
+def label_matrix(
+    image_groups: Sequence[Groups], text_groups: Sequence[Groups], mode: LabelMode = "multi-positive"
+) -> torch.Tensor:
+    """Labels of a batch: +1 pulls a picture and a text together, -1 pushes them apart, 0 leaves them alone.
+
+    Args:
+        image_groups: for each picture (row) the id or ids that make a match.
+        text_groups: the same for each text (column).
+        mode: "eye" knows only position: the diagonal is positive, all else negative, whatever the ids say.
+            "multi-positive" makes every matching pair positive. "mask" makes the diagonal positive and leaves
+            the other matching pairs alone.
+
+    Returns:
+        float32 [images, texts].
+    """
+    import torch
+
+    labels = np.full((len(image_groups), len(text_groups)), -1.0, np.float32)
+    if mode != "eye":
+        labels[matching_pairs(image_groups, text_groups)] = 1.0 if mode == "multi-positive" else 0.0
+    if mode != "multi-positive":
+        np.fill_diagonal(labels, 1.0)
+    return torch.from_numpy(labels)
+
+
+def match_sets(pairs: pd.DataFrame) -> tuple[dict[str, frozenset[str]], dict[str, frozenset[str]]]:
+    """For every image id and every text id of a pairs table, the set whose intersections are the matches.
+
+    A picture or a text that stands in several rows has the groups of all of them. Rows of mismatched pairs (`match` 0)
+    say what a picture and a text belong to, but do not give the picture their text.
+    """
+    images: dict[str, set[str]] = defaultdict(set)
+    texts: dict[str, set[str]] = defaultdict(set)
+    rows = zip(
+        pairs["image_id"], pairs["text_id"], pairs["image_group"], pairs["text_group"], pairs["match"], strict=True
+    )
+    for image_id, text_id, image_group, text_group, match in rows:
+        images[image_id] |= as_set(image_group)
+        texts[text_id] |= as_set(text_group) | {_of_text(text_id)}
+        if match:
+            images[image_id].add(_of_text(text_id))
+    return (
+        {key: frozenset(groups) for key, groups in images.items()},
+        {key: frozenset(groups) for key, groups in texts.items()},
+    )
+
+
+def _of_text(text_id: str) -> str:
+    """A text's id as a group, out of the way of any group that a user may name."""
+    return f"\0text:{text_id}"

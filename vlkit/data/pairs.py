@@ -1,0 +1,194 @@
+"""The pairs table and the docstore: their columns, how they are written, how they are read and validated.
+
+One row is one picture with one text. `PAIR_COLUMNS` lists what every table has; whatever a source adds stands behind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlkit.data import captions, labels, splits
+from vlkit.errors import DataError, nearest
+from vlkit.settings import read_yaml
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PAIR_COLUMNS = (
+    "pair_id",
+    "image",
+    "image_id",
+    "text",
+    "text_id",
+    "image_group",
+    "text_group",
+    "unit",
+    "class_name",
+    "split",
+    "origin",
+    "match",
+)
+NEEDED = ("image", "image_id", "text", "text_id", "image_group", "text_group", "unit", "split")
+FILES = ("pairs.parquet", "pairs.csv", "pairs.jsonl")
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """A pairs table in memory, with the folder it came from."""
+
+    frame: pd.DataFrame
+    folder: Path
+    described: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """data.yaml's fingerprint, or one computed from the rows where there is none."""
+        return self.described.get("fingerprint") or fingerprint(self.frame)
+
+    def of(self, split: str, *, limit: int | None = None, seed: int = 42) -> Pairs:
+        """The rows of one split; with `limit`, about that many: whole units, drawn by the seed."""
+        rows = self.frame[self.frame["split"] == split]
+        if limit is not None and len(rows) > limit:
+            drawn = sorted(set(rows["unit"]), key=lambda unit: (splits.draw(seed, unit), unit))
+            sizes = rows.groupby("unit").size()
+            kept, total = set(), 0
+            for unit in drawn:
+                if total >= limit:
+                    break
+                kept.add(unit)
+                total += int(sizes[unit])
+            rows = rows[rows["unit"].isin(kept)].head(limit)
+        return Pairs(rows.reset_index(drop=True), self.folder, self.described)
+
+    def positives(self) -> Pairs:
+        """Without the rows of mismatched pairs."""
+        return Pairs(self.frame[self.frame["match"] == 1].reset_index(drop=True), self.folder, self.described)
+
+    def unique_images(self) -> pd.DataFrame:
+        """The first row of every picture."""
+        return self.frame.drop_duplicates("image_id").reset_index(drop=True)
+
+    def unique_texts(self) -> pd.DataFrame:
+        """The first row of every text."""
+        return self.frame.drop_duplicates("text_id").reset_index(drop=True)
+
+    def match_sets(self) -> tuple[dict[str, frozenset[str]], dict[str, frozenset[str]]]:
+        """image id -> set and text id -> set; they intersect where the two match (see `labels.py`)."""
+        return labels.match_sets(self.frame)
+
+    def image_path(self, image: str) -> Path:
+        """Where a row's picture lies: relative to the prepared folder where prep wrote it, else absolute."""
+        return self.folder / image
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+
+def read_pairs(path: Path) -> Pairs:
+    """Read and validate a prepared folder, or a table of the same columns (parquet, CSV or JSONL).
+
+    Raises:
+        DataError: nothing there, a column missing, empty cells, an unknown split, a leak between splits.
+    """
+    import pandas as pd
+
+    path = Path(path)
+    table = next((path / name for name in FILES if (path / name).is_file()), None) if path.is_dir() else path
+    if not path.exists():
+        raise DataError(
+            f"no such prepared folder: {path}",
+            hint="make one: vlkit prep --domain recipes --source raw/ --out " + str(path),
+        )
+    if table is None:
+        raise DataError(
+            f"{path} holds no {' or '.join(FILES)}", hint="a raw folder is turned into a prepared one by vlkit prep"
+        )
+    readers = {
+        ".parquet": pd.read_parquet,
+        ".csv": _read_csv,
+        ".jsonl": lambda p: pd.read_json(p, lines=True, dtype=False),
+    }
+    if table.suffix not in readers:
+        raise DataError(f"{table}: a pairs table ends in {', '.join(readers)}")
+    try:
+        frame = readers[table.suffix](table)
+    except (ValueError, OSError) as error:
+        raise DataError(f"{table} cannot be read: {error}", hint="run prep again") from None
+    described = read_yaml(table.parent / "data.yaml") if (table.parent / "data.yaml").is_file() else {}
+    return Pairs(validated(frame, str(table)), table.parent, described)
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    if "match" in frame:
+        frame["match"] = frame["match"].astype(int)
+    for column in {"image_group", "text_group"} & set(frame):
+        frame[column] = [json.loads(value) if value.startswith("[") else value for value in frame[column]]
+    return frame
+
+
+def validated(frame: pd.DataFrame, where: str) -> pd.DataFrame:
+    """The table with every column in place and in order, or a DataError that says what is wrong with it."""
+    for column in NEEDED:
+        if column not in frame:
+            raise DataError(
+                f"{where}: no column {column!r}", hint=nearest(column, [str(name) for name in frame.columns])
+            )
+    if not len(frame):
+        raise DataError(f"{where} has no rows")
+    frame = frame.copy()
+    for column in ("image", "image_id", "text", "text_id", "unit", "split"):
+        empty = frame[column].isna() | (frame[column].astype(str) == "")
+        if empty.any():
+            raise DataError(f"{where}: row {int(empty.to_numpy().argmax()) + 1} has no {column}")
+        frame[column] = frame[column].astype(str)
+    unknown = set(frame["split"]) - set(splits.SPLITS)
+    if unknown:
+        raise DataError(f"{where}: unknown split {sorted(unknown)[0]!r}", hint=f"known: {', '.join(splits.SPLITS)}")
+    for column, default in (("class_name", None), ("origin", "original"), ("match", 1)):
+        if column not in frame:
+            frame[column] = default
+    if "pair_id" not in frame:
+        frame["pair_id"] = [
+            pair_id(*row) for row in zip(frame["image_id"], frame["text_id"], frame["unit"], strict=True)
+        ]
+    splits.refuse_leaks(frame, where)
+    return frame[[*PAIR_COLUMNS, *(column for column in frame if column not in PAIR_COLUMNS)]]
+
+
+def pair_id(image_id: str, text_id: str, unit: str) -> str:
+    """Identity of a row: 20 hex digits."""
+    return hashlib.sha256(f"{image_id}\0{text_id}\0{unit}".encode()).hexdigest()[:20]
+
+
+def fingerprint(frame: pd.DataFrame) -> str:
+    """Hash of the rows and, through image_id, of the pictures' bytes. Where the pictures lie does not enter."""
+    digest = hashlib.sha256()
+    columns = ["pair_id", "image_id", "text_id", "image_group", "text_group", "unit", "split", "match"]
+    for row in zip(*(frame[column] for column in columns), strict=True):
+        digest.update(
+            json.dumps([sorted(labels.as_set(v)) if i in (3, 4) else str(v) for i, v in enumerate(row)]).encode()
+        )
+    return digest.hexdigest()[:20]
+
+
+def docstore(frame: pd.DataFrame) -> pd.DataFrame:
+    """Every unique text once, in order of first appearance: text_id, text, text_group, class_name."""
+    return frame.drop_duplicates("text_id")[["text_id", "text", "text_group", "class_name"]].reset_index(drop=True)
+
+
+def make_frame(records: list[dict[str, Any]]) -> pd.DataFrame:
+    """Rows (image, image_id, text, image_group, unit, class_name, split, ...) to a validated table."""
+    import pandas as pd
+
+    frame = pd.DataFrame(records)
+    frame["text_id"] = [captions.text_id(text) for text in frame["text"]]
+    if "text_group" not in frame:
+        frame["text_group"] = frame["image_group"]
+    return validated(frame, "the prepared rows")
