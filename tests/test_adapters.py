@@ -1,0 +1,139 @@
+"""What is trained is trained, what is frozen is bit-equal, and other tools can load the result."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from vlkit.config import TrainRetrievalConfig
+from vlkit.errors import ArtifactError, UsageError
+from vlkit.models import adapters
+from vlkit.models import towers as towers_module
+
+CONFIG = TrainRetrievalConfig()
+
+
+def with_tune(tune, **settings):
+    return dataclasses.replace(CONFIG, tune=tune, **settings)
+
+
+def loss_of(towers):
+    from vlkit.data.labels import label_matrix
+    from vlkit.training.losses import LOSSES
+
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 255, (4, 3, 64, 64), dtype=torch.uint8, generator=generator)
+    texts = towers.embed_texts(towers.pad(towers.tokenize(["red tart", "soup", "blue pie", "bread"])[0]))
+    return LOSSES[towers.family.loss](towers.logits(towers.embed_images(pixels), texts), label_matrix("abcd", "abcd"))
+
+
+def train_a_little(towers):
+    from vlkit.training.loop import adamw
+
+    optimizer = adamw(adapters.trainable(towers), lr=1e-2, weight_decay=0.01)
+    adapters.train_mode(towers)
+    for _ in range(3):
+        loss_of(towers).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_lora_on_the_real_clip_has_the_published_count():
+    from transformers import CLIPConfig
+
+    towers = towers_module.from_config(CLIPConfig())
+    counts = adapters.adapt(towers, with_tune("lora", lora_rank=8), seed=0)
+    assert (counts.trainable, counts.total) == (983_041, 152_260_353)
+
+
+def test_lora_on_the_real_siglip_spares_the_pooling_head():
+    from transformers import SiglipConfig
+
+    towers = towers_module.from_config(SiglipConfig())
+    adapters.adapt(towers, with_tune("lora"), seed=0)
+    trained = set(adapters.trainable(towers))
+    assert not [name for name in trained if ".head." in name]
+    assert len([name for name in trained if "lora_A" in name]) == 2 * 12 * 4
+    assert {"logit_scale", "logit_bias"} <= trained
+
+
+@pytest.mark.parametrize("name", ["tiny-siglip", "tiny-clip"])
+@pytest.mark.parametrize(("tune", "settings"), [("full", {}), ("last", {"unfreeze_layers": 1}), ("lora", {})])
+def test_trained_parts_move_and_frozen_parts_are_bit_equal(name, tune, settings, tiny):
+    towers = tiny(name)
+    adapters.adapt(towers, with_tune(tune, **settings), seed=0)
+    before = {key: p.detach().clone() for key, p in towers.model.named_parameters()}
+    trained = set(adapters.trainable(towers))
+    train_a_little(towers)
+    moved = {key for key, p in towers.model.named_parameters() if not torch.equal(p, before[key])}
+    # A key bias shifts every score of a query alike, so softmax cancels it: its gradient is rounding, and may be 0.
+    assert {key for key in trained - moved if not key.endswith(("k_proj.bias", "logit_bias"))} == set()
+    assert moved <= trained
+
+
+def test_lora_reaches_every_adapter(tiny):
+    """Each B starts at zero, so after one step every one must have left it."""
+    towers = tiny("tiny-siglip")
+    adapters.adapt(towers, with_tune("lora"), seed=0)
+    train_a_little(towers)
+    b = {name: p for name, p in towers.model.named_parameters() if "lora_B" in name}
+    assert len(b) == 4 * (3 + 2)
+    assert all(p.abs().max() > 0 for p in b.values())
+
+
+def test_last_trains_the_upper_layers_and_what_follows(tiny):
+    towers = tiny("tiny-siglip")
+    adapters.adapt(towers, with_tune("last", unfreeze_layers=1), seed=0)
+    trained = set(adapters.trainable(towers))
+    assert "vision_model.encoder.layers.2.mlp.fc1.weight" in trained
+    assert "vision_model.head.attention.in_proj_weight" in trained
+    assert "text_model.head.weight" in trained
+    assert not [
+        name
+        for name in trained
+        if "embeddings" in name or "vision_model.encoder.layers.1." in name or "text_model.encoder.layers.0." in name
+    ]
+    with pytest.raises(UsageError, match="3 and 2 layers"):
+        adapters.adapt(tiny("tiny-siglip"), with_tune("last", unfreeze_layers=3), seed=0)
+
+
+def test_dropout_is_on_in_adapters_and_off_in_what_is_frozen(tiny):
+    towers = tiny("tiny-siglip")
+    adapters.adapt(towers, with_tune("lora", lora_dropout=0.5), seed=0)
+    adapters.train_mode(towers)
+    modes = {name: module.training for name, module in towers.model.named_modules()}
+    assert all(on for name, on in modes.items() if "lora_dropout" in name)
+    assert not any(on for name, on in modes.items() if name.endswith((".mlp", ".mlp.fc1", "layer_norm1", ".head")))
+
+
+@pytest.mark.parametrize("tune", ["full", "lora"])
+def test_what_is_exported_opens_elsewhere(tune, tiny, tiny_folder, tmp_path):
+    """AutoModel opens model/, PeftModel opens adapter/ on its base; embeddings equal to 1e-5."""
+    from peft import PeftModel
+    from transformers import AutoModel
+
+    towers = tiny("tiny-siglip")
+    adapters.adapt(towers, with_tune(tune), seed=0)
+    train_a_little(towers)
+    towers.eval()
+    expected = loss_of(towers).item()
+    exported = adapters.export(towers, tmp_path)
+    ids = towers.pad(towers.tokenize(["red tart", "blue pie"])[0])
+    base = str(tiny_folder("tiny-siglip"))
+    other = AutoModel.from_pretrained(exported if tune == "full" else base)
+    if tune == "lora":
+        other = PeftModel.from_pretrained(other, exported)
+    with torch.no_grad():
+        theirs = torch.nn.functional.normalize(other.get_text_features(input_ids=ids).pooler_output, dim=1)
+        assert torch.allclose(theirs, towers.embed_texts(ids), atol=1e-5)
+        assert loss_of(adapters.load_adapted(tmp_path, base)).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_an_adapter_of_another_model_is_refused(tiny, tiny_folder, tmp_path):
+    towers = tiny("tiny-siglip")
+    adapters.adapt(towers, with_tune("lora"), seed=0)
+    adapters.export(towers, tmp_path)
+    with pytest.raises(ArtifactError):
+        adapters.load_adapted(tmp_path, str(tiny_folder("tiny-clip")))
+    with pytest.raises(ArtifactError, match="no trained model"):
+        adapters.load_adapted(tmp_path / "elsewhere", str(tiny_folder("tiny-clip")))

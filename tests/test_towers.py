@@ -1,0 +1,200 @@
+"""The dual encoders: real configurations on the meta device, save_pretrained folders, transformers as the reference."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vlkit.data.images import PixelSpec, pixels
+from vlkit.data.labels import label_matrix
+from vlkit.errors import ArtifactError, NetworkError, UsageError
+from vlkit.models import towers as towers_module
+from vlkit.models.device import autocast
+from vlkit.training.losses import sigmoid_loss, softmax_loss
+
+TEXTS = ["a red tart", "a green soup", "a red tart", "a blue pie with a long name", "a red tart"]
+
+
+def test_real_configurations_have_the_published_shapes():
+    from transformers import CLIPConfig, SiglipConfig
+
+    siglip, clip = towers_module.from_config(SiglipConfig()), towers_module.from_config(CLIPConfig())
+    shapes = {
+        family: {name: tuple(p.shape) for name, p in of.model.named_parameters()}
+        for family, of in (("siglip", siglip), ("clip", clip))
+    }
+    assert sum(p.numel() for p in siglip.parameters()) == 203_155_970
+    assert sum(p.numel() for p in clip.parameters()) == 151_277_313
+    for layer in range(12):
+        for tower, width in (("vision_model", 768), ("text_model", 512)):
+            for projection in ("q_proj", "k_proj", "v_proj", "out_proj"):
+                name = f"{tower}.encoder.layers.{layer}.self_attn.{projection}.weight"
+                assert shapes["siglip"][name] == (768, 768)
+                assert shapes["clip"][name] == (width, width)
+    assert shapes["siglip"]["vision_model.embeddings.patch_embedding.weight"] == (768, 3, 16, 16)
+    assert shapes["siglip"]["vision_model.head.attention.in_proj_weight"] == (2304, 768)
+    assert shapes["siglip"]["text_model.head.weight"] == (768, 768)
+    assert shapes["clip"]["vision_model.embeddings.patch_embedding.weight"] == (768, 3, 32, 32)
+    assert shapes["clip"]["visual_projection.weight"] == (512, 768)
+    assert set(siglip.logit_parameters()) == {"logit_scale", "logit_bias"}
+    assert set(clip.logit_parameters()) == {"logit_scale"}
+    assert (siglip.text_limit, clip.text_limit) == (64, 77)
+    assert (siglip.pixel_spec.size, clip.pixel_spec.size) == (224, 224)
+
+
+@pytest.mark.parametrize("name", ["tiny-siglip", "tiny-clip"])
+def test_a_save_pretrained_folder_gives_transformers_own_logits(name, tiny, tiny_folder, tmp_path):
+    """Same folder, same picture, same texts: AutoModel with AutoProcessor's parts, and Towers."""
+    from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+
+    folder, towers = tiny_folder(name), tiny(name)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 130, 3), dtype=np.uint8)).save(tmp_path / "p.png")
+    model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    image = AutoImageProcessor.from_pretrained(folder, use_fast=False)(
+        Image.open(tmp_path / "p.png"), return_tensors="pt"
+    )
+    limit = towers.text_limit
+    text = tokenizer(TEXTS, padding="max_length", max_length=limit, truncation=True, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        expected = model(input_ids=text, pixel_values=image["pixel_values"]).logits_per_image
+        ours = towers.logits(
+            towers.embed_images(torch.from_numpy(pixels(tmp_path / "p.png", towers.pixel_spec))[None]),
+            towers.embed_texts(towers.pad(towers.tokenize(TEXTS)[0])),
+        )
+    assert torch.allclose(ours, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(90, 130), (131, 77), (64, 64), (40, 41), (300, 217)])
+@pytest.mark.parametrize("family", ["siglip", "clip"])
+def test_pixels_equal_transformers_image_processors(family, size, tmp_path):
+    from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
+
+    Image.fromarray(np.random.default_rng(1).integers(0, 255, (*size, 3), dtype=np.uint8)).save(tmp_path / "p.png")
+    if family == "siglip":
+        spec, processor = PixelSpec(64), SiglipImageProcessorPil(size={"height": 64, "width": 64})
+    else:
+        spec = PixelSpec(64, fit="crop", resize=64)
+        processor = CLIPImageProcessorPil(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64})
+    expected = processor(Image.open(tmp_path / "p.png"), do_rescale=False, do_normalize=False, return_tensors="np")[
+        "pixel_values"
+    ][0]
+    assert np.array_equal(pixels(tmp_path / "p.png", spec), expected)
+
+
+def test_siglip_is_padded_to_its_limit_and_clip_to_the_longest(tiny):
+    siglip, clip = tiny("tiny-siglip"), tiny("tiny-clip")
+    assert siglip.pad(siglip.tokenize(TEXTS)[0]).shape == (5, 64)
+    longest = max(map(len, clip.tokenize(TEXTS)[0]))
+    assert clip.pad(clip.tokenize(TEXTS)[0]).shape == (5, longest)
+    assert longest < 77
+
+
+def test_trimmed_clip_texts_are_exact(tiny):
+    clip = tiny("tiny-clip")
+    ids = clip.tokenize(TEXTS)[0]
+    full = torch.full((5, 77), clip.tokenizer.pad_token_id)
+    for row, tokens in enumerate(ids):
+        full[row, : len(tokens)] = torch.tensor(tokens)
+    with torch.no_grad():
+        assert torch.allclose(clip.embed_texts(clip.pad(ids)), clip.embed_texts(full), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["tiny-siglip", "tiny-clip"])
+def test_cutting_keeps_the_end_and_equals_transformers(name, tiny):
+    towers = tiny(name)
+    text = "red soup " * 60
+    ids, cut = towers.tokenize([text, "red"])
+    assert cut == 1
+    assert ids[0] == towers.tokenizer(text, truncation=True, max_length=towers.text_limit)["input_ids"]
+    assert ids[0][-1] == ids[1][-1] == towers.tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize("name", ["tiny-siglip", "tiny-clip"])
+def test_gradients_of_unique_captions_equal_the_plain_way(name, tiny):
+    """Encoding each caption once and gathering, against encoding every row at full length."""
+    towers = tiny(name)
+    loss = sigmoid_loss if name == "tiny-siglip" else softmax_loss
+    images = torch.randint(0, 255, (5, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels = label_matrix(TEXTS, TEXTS, "multi-positive")
+    unique = list(dict.fromkeys(TEXTS))
+    index = torch.tensor([unique.index(text) for text in TEXTS])
+
+    def gradients(texts):
+        towers.zero_grad()
+        value = loss(towers.logits(towers.embed_images(images), texts()), labels)
+        value.backward()
+        return value.item(), torch.cat([p.grad.flatten() for p in towers.model.parameters() if p.grad is not None])
+
+    def plain():
+        ids = towers.tokenizer(TEXTS, padding="max_length", max_length=towers.text_limit, return_tensors="pt")[
+            "input_ids"
+        ]
+        return towers.embed_texts(ids)
+
+    expected, whole = gradients(plain)
+    value, found = gradients(lambda: towers.embed_texts(towers.pad(towers.tokenize(unique)[0]))[index])
+    assert value == pytest.approx(expected, rel=1e-6)
+    assert (found - whole).norm() <= 1e-6 * whole.norm()
+
+
+def test_logits_are_float32_under_autocast(tiny):
+    """bf16 logits at scale 117 are off by up to 0.12; these must equal float64's to rounding."""
+    towers = tiny("tiny-siglip")
+    with torch.no_grad():
+        towers.model.logit_scale.fill_(np.log(117))
+    a, b = (torch.nn.functional.normalize(torch.randn(20, 96), dim=1) for _ in range(2))
+    with autocast(torch.device("cpu"), "bf16"):
+        found = towers.logits(a, b)
+    expected = 117 * a.double() @ b.double().T - 10
+    assert found.dtype == torch.float32
+    assert (found - expected).abs().max() < 1e-4
+
+
+def test_the_scale_of_clip_is_clamped_and_siglips_is_not(tiny):
+    for name, expected in (("tiny-clip", 100.0), ("tiny-siglip", 112.3)):
+        towers = tiny(name)
+        with torch.no_grad():
+            towers.model.logit_scale.fill_(np.log(112.3))
+        towers.clamp_scale()
+        assert towers.model.logit_scale.exp().item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_tiny_models_are_functions_of_texts_and_seed(tmp_path):
+    from vlkit.models.tiny import write_tiny
+
+    for name in ("tiny-siglip", "tiny-clip"):
+        for copy, seed in (("a", 1), ("b", 1), ("c", 2)):
+            write_tiny(name, ["a red tart", "a soup"], tmp_path / name / copy, seed=seed)
+        a, b, c = ({p.name: p.read_bytes() for p in (tmp_path / name / copy).iterdir()} for copy in "abc")
+        assert a == b
+        assert a["model.safetensors"] != c["model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "told"),
+    [
+        ("tiny-siglop", UsageError, "tiny-siglip"),
+        ("no/such/folder", UsageError, "hub name"),
+        ("google/siglip-base-patch16-224", NetworkError, "local folder"),
+    ],
+)
+def test_unknown_models_are_refused(name, error, told):
+    with pytest.raises(error) as refused:
+        towers_module.load(name)
+    assert told in refused.value.hint
+
+
+def test_a_model_of_another_kind_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(UsageError, match="is a bert model"):
+        towers_module.load(str(tmp_path))
+
+
+def test_damaged_weights_are_refused(tiny_folder, tmp_path):
+    for file in tiny_folder("tiny-siglip").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "model.safetensors").write_bytes(b"not safetensors")
+    with pytest.raises(ArtifactError, match="cannot be loaded"):
+        towers_module.load(str(tmp_path))

@@ -1,0 +1,1 @@
+"""The models: load them, decide what is trained, make tiny ones."""

@@ -1,0 +1,41 @@
+"""Many pictures or texts through the towers, block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.utils.data import DataLoader
+
+from vlkit import console
+from vlkit.data.batches import PixelStore, loader_workers
+from vlkit.models.device import Precision, autocast
+from vlkit.models.towers import Towers
+
+
+@torch.inference_mode()
+def encode_images(towers: Towers, store: PixelStore, *, batch_size: int, precision: Precision) -> torch.Tensor:
+    """Embeddings of all pictures of a store: float32 [pictures, width], in its order, on the towers' device."""
+    loader: DataLoader[torch.Tensor] = DataLoader(store, batch_size=batch_size, num_workers=loader_workers(store))  # type: ignore[arg-type]
+    blocks = []
+    with console.progress("encoding pictures", len(store)) as bar:
+        for number, pixels in enumerate(loader, start=1):
+            with autocast(towers.device, precision):
+                blocks.append(towers.embed_images(pixels))
+            bar.update(min(number * batch_size, len(store)))
+    return torch.cat(blocks)
+
+
+@torch.inference_mode()
+def encode_texts(towers: Towers, texts: Sequence[str], *, batch_size: int, precision: Precision) -> torch.Tensor:
+    """Embeddings of texts: float32 [texts, width], in their order. Like lengths go together: little is padded."""
+    tokens, _ = towers.tokenize(texts)
+    by_length = sorted(range(len(tokens)), key=lambda position: len(tokens[position]))
+    blocks = []
+    for start in range(0, len(by_length), batch_size):
+        with autocast(towers.device, precision):
+            blocks.append(
+                towers.embed_texts(towers.pad([tokens[position] for position in by_length[start : start + batch_size]]))
+            )
+    embedded = torch.cat(blocks)
+    return embedded[torch.argsort(torch.tensor(by_length)).to(embedded.device)]

@@ -1,0 +1,299 @@
+"""The dual encoder: a picture and a text become unit vectors, their product a logit.
+
+`Towers` wraps transformers' SiglipModel or CLIPModel; what differs between the two families stands in `FAMILIES`, and
+nothing else in vlkit asks which one it has. Loading goes by transformers' own format, hub or folder.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from vlkit.config import TINY_MODELS
+from vlkit.data.images import PixelSpec
+from vlkit.errors import ArtifactError, NetworkError, UsageError, nearest
+from vlkit.storage import json_text
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@dataclass(frozen=True)
+class Family:
+    """What one kind of dual encoder does differently.
+
+    pad_to_limit: SigLIP was trained on texts of exactly 64 tokens and pools the last position, so it must be padded to
+        them; CLIP is causal and pools at the end of the text, so padding to the batch's longest changes nothing.
+    max_scale: CLIP clamps exp(logit_scale) at 100; SigLIP must not be clamped (one published scale is 112.3).
+    """
+
+    model_class: str
+    pad_to_limit: bool
+    loss: str
+    max_scale: float | None
+
+
+FAMILIES = {
+    "siglip": Family("SiglipModel", pad_to_limit=True, loss="sigmoid", max_scale=None),
+    "clip": Family("CLIPModel", pad_to_limit=False, loss="softmax", max_scale=100.0),
+}
+
+
+class Towers(torch.nn.Module):
+    """A vision and a text encoder with a common space.
+
+    Attributes:
+        model: transformers' model; adapters are put into it in place.
+        source: hub name or folder it came from.
+        peft: the PeftModel around `model` where it has adapters, else None.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, pixel_spec: PixelSpec, source: str) -> None:
+        super().__init__()
+        self.model, self.tokenizer, self.pixel_spec, self.source = model, tokenizer, pixel_spec, source
+        self.peft: Any = None
+        self.family = FAMILIES[model.config.model_type]
+        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (pixel_spec.mean, pixel_spec.std))
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.mean.device
+
+    @property
+    def text_limit(self) -> int:
+        """Tokens a text may have, special ones included."""
+        return self.model.config.text_config.max_position_embeddings
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[list[list[int]], int]:
+        """Token ids of each text, unpadded, cut to the limit with the end-of-text token kept; and how many were cut."""
+        if not texts:
+            return [], 0
+        whole = self.tokenizer(list(texts), add_special_tokens=True, padding=False, truncation=False, verbose=False)[
+            "input_ids"
+        ]
+        limit = self.text_limit
+        return [ids if len(ids) <= limit else ids[: limit - 1] + ids[-1:] for ids in whole], sum(
+            len(ids) > limit for ids in whole
+        )
+
+    def pad(self, ids: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Token ids as one int64 tensor [texts, length]: the limit for SigLIP, the longest of these texts for CLIP."""
+        length = self.text_limit if self.family.pad_to_limit else max(map(len, ids))
+        padded = torch.full((len(ids), length), self.tokenizer.pad_token_id, dtype=torch.long)
+        for row, tokens in enumerate(ids):
+            padded[row, : len(tokens)] = torch.tensor(tokens)
+        return padded
+
+    def embed_images(self, pixels: torch.Tensor) -> torch.Tensor:
+        """uint8 [pictures, 3, size, size] -> float32 [pictures, width], rows of length 1."""
+        scaled = (pixels.to(self.device, non_blocking=True).float() / 255 - self.mean) / self.std
+        pooled = self.model.get_image_features(pixel_values=scaled).pooler_output
+        return F.normalize(pooled.float(), dim=-1)
+
+    def embed_texts(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Padded token ids [texts, length] -> float32 [texts, width], rows of length 1.
+
+        No attention mask: SigLIP was trained without, and a causal CLIP does not look behind the end of its text.
+        """
+        pooled = self.model.get_text_features(input_ids=input_ids.to(self.device, non_blocking=True)).pooler_output
+        return F.normalize(pooled.float(), dim=-1)
+
+    def logits(self, images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
+        """scale * cosine + bias, float32 [images, texts]. Autocast is off: a bf16 logit at scale 100 errs by 0.1."""
+        with torch.autocast(images.device.type, enabled=False):
+            scaled = self.model.logit_scale.float().exp() * (images.float() @ texts.float().T)
+            bias = getattr(self.model, "logit_bias", None)
+            return scaled if bias is None else scaled + bias.float()
+
+    @torch.no_grad()
+    def clamp_scale(self) -> None:
+        """After a step: keep CLIP's scale where CLIP was trained to have it."""
+        if self.family.max_scale is not None:
+            self.model.logit_scale.clamp_(max=math.log(self.family.max_scale))
+
+    def logit_parameters(self) -> dict[str, torch.nn.Parameter]:
+        """Scale and, where there is one, bias. They are always trained, and no PEFT adapter file holds them."""
+        return {name: p for name, p in self.model.named_parameters() if name in ("logit_scale", "logit_bias")}
+
+    def save(self, folder: Path) -> None:
+        """Everything that transformers needs to load this again: weights, tokenizer, preprocessing."""
+        self.model.save_pretrained(folder)
+        self.save_processors(folder)
+
+    def save_processors(self, folder: Path) -> None:
+        """Tokenizer and preprocessing alone."""
+        self.tokenizer.save_pretrained(folder)
+        (Path(folder) / "preprocessor_config.json").write_text(
+            json_text(_processor_dict(self.pixel_spec), indent=2) + "\n", encoding="utf-8"
+        )
+
+
+def quiet_transformers() -> Any:
+    """The transformers module, its warnings and bars off: what the user must know, vlkit says."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    return transformers
+
+
+def load(name: str) -> Towers:
+    """A dual encoder by hub name or local folder, in float32, on the CPU, in eval mode.
+
+    Raises:
+        UsageError: no such model, or one that is no dual encoder.
+        NetworkError: the hub cannot be reached and the model is not in the cache.
+        ArtifactError: the folder's files do not belong together.
+    """
+    transformers = quiet_transformers()
+    config = load_config(name)
+    with _explained(name):
+        model_class = getattr(transformers, FAMILIES[config.model_type].model_class)
+        model, report = model_class.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+        pixel_spec = _pixel_spec(_image_processor(name), config)
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise ArtifactError(f"{name}: {len(missing)} weights are missing, for example {missing[0]}")
+    return Towers(model.eval(), tokenizer, pixel_spec, name)
+
+
+def load_config(name: str) -> Any:
+    """Only the configuration, refused where it is of no family that vlkit knows."""
+    transformers = quiet_transformers()
+    if not Path(name).exists() and (name.count("/") != 1 or name.startswith((".", "/"))):
+        hint = (
+            nearest(name, TINY_MODELS)
+            if "/" not in name
+            else "a folder with config.json, or a hub name such as openai/clip-vit-base-patch32"
+        )
+        raise UsageError(f"unknown model {name!r}: no such folder, and not the form of a hub name", hint=hint)
+    if Path(name).exists() and not (Path(name) / "config.json").is_file():
+        raise UsageError(f"{name} holds no config.json", hint="give a folder that save_pretrained wrote, or a hub name")
+    with _explained(name):
+        config = transformers.AutoConfig.from_pretrained(name)
+    if config.model_type not in FAMILIES:
+        raise UsageError(f"{name} is a {config.model_type} model", hint=f"vlkit adapts {' and '.join(FAMILIES)} models")
+    return config
+
+
+def from_config(config: Any) -> Towers:
+    """The model of a configuration on the meta device: names, shapes and counts without a byte of weights."""
+    transformers = quiet_transformers()
+    with torch.device("meta"):
+        model = getattr(transformers, FAMILIES[config.model_type].model_class)(config)
+    return Towers(model, None, PixelSpec(config.vision_config.image_size), "meta")
+
+
+class _explained:
+    """Turns what transformers raises while loading into one message of ours."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        from huggingface_hub.errors import (
+            GatedRepoError,
+            HFValidationError,
+            LocalEntryNotFoundError,
+            OfflineModeIsEnabled,
+            RepositoryNotFoundError,
+        )
+
+        if error is None or isinstance(error, UsageError | ArtifactError | NetworkError):
+            return
+        chain = [error, error.__cause__, error.__context__]
+        if any(isinstance(e, GatedRepoError) for e in chain):
+            raise UsageError(f"{self.name} is gated", hint="accept its licence on the hub and set HF_TOKEN") from error
+        if any(isinstance(e, RepositoryNotFoundError | HFValidationError) for e in chain):
+            raise UsageError(f"the hub has no model {self.name!r}", hint="check the spelling: owner/name") from error
+        if (
+            any(isinstance(e, LocalEntryNotFoundError | OfflineModeIsEnabled) for e in chain)
+            or not Path(self.name).exists()
+        ):
+            offline = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else "the hub cannot be reached"
+            raise NetworkError(
+                f"{self.name} is not in the local cache, and {offline}",
+                hint="fetch it once where there is a network, or give a local folder to --model",
+            ) from error
+        if (
+            isinstance(error, OSError | ValueError | RuntimeError | KeyError | TypeError)
+            or type(error).__name__ == "SafetensorError"
+        ):
+            raise ArtifactError(
+                f"{self.name} cannot be loaded: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+            ) from error
+
+
+def _image_processor(name: str) -> dict[str, Any]:
+    if Path(name).is_dir():
+        path = Path(name) / "preprocessor_config.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    from transformers import AutoImageProcessor
+
+    return AutoImageProcessor.from_pretrained(name, use_fast=False).to_dict()
+
+
+def _pixel_spec(processor: dict[str, Any], config: Any) -> PixelSpec:
+    """preprocessor_config.json as a PixelSpec. Without one, what the family was published with."""
+    size, crop = processor.get("size"), processor.get("crop_size")
+    target = config.vision_config.image_size
+    crops = processor.get("do_center_crop", config.model_type == "clip")
+    mean, std = processor.get("image_mean"), processor.get("image_std")
+    if crops and mean is None:
+        mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    short = size.get("shortest_edge") if isinstance(size, dict) else size
+    wanted = (
+        (crop.get("height") if isinstance(crop, dict) else crop)
+        if crops
+        else size.get("height")
+        if isinstance(size, dict)
+        else size
+    )
+    if wanted not in (None, target):
+        raise ArtifactError(f"preprocessor_config.json makes pictures of {wanted} pixels, config.json wants {target}")
+    return PixelSpec(
+        size=target,
+        fit="crop" if crops else "squash",
+        resize=(short or target) if crops else None,
+        resample=processor.get("resample", 3),
+        mean=tuple(mean or (0.5, 0.5, 0.5)),
+        std=tuple(std or (0.5, 0.5, 0.5)),
+    )
+
+
+def _processor_dict(spec: PixelSpec) -> dict[str, Any]:
+    """The inverse: what transformers' image processors read."""
+    crops = spec.fit == "crop"
+    square = {"height": spec.size, "width": spec.size}
+    return {
+        "image_processor_type": "CLIPImageProcessor" if crops else "SiglipImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": spec.resize} if crops else square,
+        **({"do_center_crop": True, "crop_size": square} if crops else {}),
+        "resample": int(spec.resample),
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(spec.mean),
+        "image_std": list(spec.std),
+        "do_convert_rgb": True,
+    }
