@@ -1,0 +1,118 @@
+"""Ranks against the published check array, a brute-force loop over all orders of ties, and a memory bound."""
+
+import itertools
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vlkit.errors import DataError
+from vlkit.evaluation.ranking import metric_values, rank
+
+CHECK = [
+    [0.8, 0.8, 0.1, 0.5, 0.1, 0.2, 0.5, 0.1],
+    [0.5, 0.4, 0, 0, 0.4, 0.2, 0.6, 0.4],
+    [0.5, 0.4, 0.1, 0.5, 0, 0.8, 0.8, 0.3],
+    [0.5, 0.4, 0.1, 0.5, 0.4, 0.2, 0.3, 0.3],
+]
+
+
+def rank_scores(scores, right):
+    """Rank given scores: the gallery is the identity, so the embeddings' product is the scores themselves."""
+    scores = torch.tensor(scores, dtype=torch.float32)
+    query_groups = [[f"{q}:{g}" for g in found] or ["none"] for q, found in enumerate(right)]
+    gallery_groups = [
+        [f"{q}:{g}" for q, found in enumerate(right) if g in found] or ["alone"] for g in range(scores.shape[1])
+    ]
+    return rank(scores, torch.eye(scores.shape[1]), query_groups, gallery_groups)
+
+
+def test_the_check_array():
+    """Distances of 4 images to 8 texts, text j belonging to image j // 2; published recall@1/5/10."""
+    ranks = rank_scores((-np.array(CHECK)).tolist(), [{2 * i, 2 * i + 1} for i in range(4)])
+    values = metric_values(ranks)
+    assert [values[f"recall@{k}"].mean() for k in (1, 5, 10)] == pytest.approx([0.5, 0.75, 1.0])
+
+
+def brute_force(scores, right):
+    """Expectation of every metric over all orders of the tied items, one order after the other."""
+    firsts = []
+    for order in itertools.permutations(range(len(scores))):
+        by_score = sorted(order, key=lambda item: -scores[item])
+        firsts.append(1 + min(by_score.index(item) for item in right))
+    firsts = np.array(firsts)
+    return {
+        **{f"recall@{k}": (firsts <= k).mean() for k in (1, 5, 10)},
+        "mrr": (1 / firsts).mean(),
+        "mean_rank": firsts.mean(),
+    }
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_ties_are_expectations(data):
+    gallery = data.draw(st.integers(1, 6))
+    scores = data.draw(st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=gallery, max_size=gallery))
+    right = data.draw(st.sets(st.integers(0, gallery - 1), min_size=1))
+    values = metric_values(rank_scores([scores], [right]))
+    for metric, expected in brute_force(scores, right).items():
+        assert values[metric][0] == pytest.approx(expected), metric
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 40), st.integers(1, 30))
+def test_random_scores_equal_a_sort(seed, queries, gallery):
+    generator = torch.Generator().manual_seed(seed)
+    q, g = torch.randn(queries, 8, generator=generator), torch.randn(gallery, 8, generator=generator)
+    groups = [str(number % 7) for number in range(gallery)]
+    asked = [str(number % 9) for number in range(queries)]
+    ranks = rank(q, g, asked, groups)
+    scores = (q @ g.T).numpy()
+    expected = []
+    for query, group in enumerate(asked):
+        order = np.argsort(-scores[query], kind="stable")
+        hits = [place for place, item in enumerate(order) if groups[item] == group]
+        if hits:
+            expected.append((query, hits[0] + 1))
+    assert [(int(query), r) for query, r in zip(ranks.query, ranks.expected_rank(), strict=True)] == expected
+    assert ranks.top[:, 0].tolist() == [int(np.argmax(scores[query])) for query, _ in expected]
+
+
+def test_a_model_that_says_the_same_of_everything_is_at_chance():
+    ranks = rank(torch.ones(10, 4), torch.ones(10, 4), list("abcdefghij"), list("abcdefghij"))
+    values = metric_values(ranks)
+    assert values["recall@1"].mean() == pytest.approx(0.1)
+    assert values["recall@5"].mean() == pytest.approx(0.5)
+    assert values["median_rank"].mean() == pytest.approx(5.5)
+
+
+def test_k_is_clamped_to_the_gallery():
+    ranks = rank_scores([[0.0, 0.0, 1.0]], [{0}])
+    assert metric_values(ranks)["recall@10"].tolist() == [1.0]
+
+
+def test_embeddings_that_are_not_finite_are_refused():
+    with pytest.raises(DataError, match="not finite"):
+        rank(torch.tensor([[float("nan"), 1.0]]), torch.eye(2), ["a"], ["a", "b"])
+
+
+def test_memory_stays_small_for_25000_by_5000():
+    """The full matrix would be 500 MB; what ranking adds to the resting process must stay under 300 MB."""
+    program = """
+import resource, torch
+from vlkit.evaluation.ranking import rank
+torch.manual_seed(0)
+texts, images = torch.randn(25000, 512), torch.randn(5000, 512)
+text_groups = [str(n // 5) for n in range(25000)]; image_groups = [str(n) for n in range(5000)]
+rank(texts[:64], images[:64], text_groups[:64], image_groups[:64])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+a = rank(texts, images, text_groups, image_groups); b = rank(images, texts, image_groups, text_groups)
+assert len(a) == 25000 and len(b) == 5000
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+    added = float(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout)
+    assert added < 300
