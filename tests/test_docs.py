@@ -1,0 +1,121 @@
+"""README, examples and shipped YAML say what is so.
+
+After a flag has changed: VLKIT_UPDATE_README=1 pytest tests/test_docs.py
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vlkit.config import PrepConfig, TrainRetrievalConfig, domain_preset, resolve_prep, resolve_train_retrieval
+from vlkit.settings import read_yaml
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+COMMANDS = ("quickstart", "sample", "prep", "train-retrieval", "eval")
+
+
+def help_text(command: str) -> str:
+    """What the command prints for --help, 100 columns wide."""
+    env = {**os.environ, "TERMINAL_WIDTH": "100", "COLUMNS": "100", "NO_COLOR": "1"}
+    program = [
+        sys.executable,
+        "-c",
+        f"import sys; sys.argv = ['vlkit', '{command}', '--help']; from vlkit.cli import main; main()",
+    ]
+    out = subprocess.run(program, capture_output=True, text=True, check=True, env=env).stdout
+    return "\n".join(line.rstrip() for line in out.strip().splitlines()).replace("python -m vlkit", "vlkit").strip()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_readme_shows_every_commands_help(command):
+    readme = README.read_text(encoding="utf-8")
+    block = re.search(rf"(<!-- help: {command} -->\n```text\n)(.*?)(\n```)", readme, re.DOTALL)
+    assert block, f"README has no help block for {command}"
+    if os.environ.get("VLKIT_UPDATE_README"):
+        README.write_text(readme[: block.start(2)] + help_text(command) + readme[block.end(2) :], encoding="utf-8")
+        return
+    assert block[2].split() == help_text(command).split()
+
+
+def test_readme_knows_every_command():
+    from vlkit.cli import app
+
+    assert {command.name for command in app.registered_commands} == set(COMMANDS)
+
+
+def test_the_tree_in_readme_is_the_tree():
+    """Every module stands in the annotated tree once, with a word about it, and nothing else does."""
+    tree = re.search(r"<!-- tree -->\n```text\n(.*?)\n```", README.read_text(encoding="utf-8"), re.DOTALL)[1]
+    found, stack = {}, []
+    for line in tree.splitlines():
+        depth, entry = (len(line) - len(line.lstrip())) // 2, line.split()
+        stack[depth:] = [entry[0]]
+        if not entry[0].endswith("/"):
+            found["".join(stack)] = " ".join(entry[1:])
+    modules = [
+        path.relative_to(ROOT).as_posix() for path in (ROOT / "vlkit").rglob("*") if path.suffix in (".py", ".yaml")
+    ]
+    assert sorted(found) == sorted(m for m in modules if not m.endswith(("__init__.py", "__main__.py")))
+    assert all(found.values())
+
+
+def test_modules_stay_small_and_import_downwards():
+    """A room imports only from rooms above it and from the foundation; no file passes 400 lines."""
+    rooms = ["data", "models", "evaluation", "training"]
+    for path in (ROOT / "vlkit").rglob("*.py"):
+        text, parts = path.read_text(encoding="utf-8"), path.relative_to(ROOT / "vlkit").parts
+        assert text.count("\n") <= 400, path
+        own = rooms.index(parts[0]) if parts[0] in rooms else None
+        for room in re.findall(r"^(?:from|import) vlkit\.(\w+)", text, re.MULTILINE):
+            if room in rooms and own is not None:
+                assert rooms.index(room) <= own, f"{path} imports from {room}"
+            assert own is None or room not in ("cli", "quickstart"), path
+        if path.name != "loop.py":
+            assert ".backward(" not in text, path
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "vlkit/domains").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_domain_loads(path, tmp_path):
+    assert domain_preset(path.stem, "prep")
+    prepared = resolve_prep({"domain": path.stem})
+    assert prepared.out == Path("data") / path.stem
+    (tmp_path / "data.yaml").write_text(f"settings: {{domain: {path.stem}}}\n")
+    trained = resolve_train_retrieval({"data": tmp_path})
+    assert trained.model == domain_preset(path.stem, "train-retrieval")["model"]
+    for section, config in (("prep", PrepConfig), ("train-retrieval", TrainRetrievalConfig)):
+        assert set(domain_preset(path.stem, section)) <= set(config.fields())
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_example_yaml_loads(path, tmp_path):
+    config = resolve_train_retrieval({"data": tmp_path, **read_yaml(path)})
+    assert all(getattr(config, key) is not None for key in read_yaml(path))
+
+
+def test_every_example_script_is_valid_bash_and_calls_real_flags():
+    from vlkit.config import EvalConfig, SampleConfig
+
+    flags = {"prep": PrepConfig, "train-retrieval": TrainRetrievalConfig, "eval": EvalConfig, "sample": SampleConfig}
+    for path in (ROOT / "examples").glob("*.sh"):
+        subprocess.run(["bash", "-n", path], check=True)
+        for command, rest in re.findall(r"^\s*vlkit (\S+)(.*)$", path.read_text(encoding="utf-8"), re.MULTILINE):
+            known = {"--" + name.replace("_", "-") for name in flags[command].fields()} | {
+                "--config",
+                "--json",
+                "--dry-run",
+            }
+            assert set(re.findall(r"--[a-z-]+", rest)) <= known, (path, command)
+
+
+def test_the_smoke_example_runs(tmp_path):
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", ROOT / "examples/ci-smoke.sh"], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "recall@1" in done.stdout.splitlines()[-1]

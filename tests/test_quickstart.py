@@ -1,0 +1,16 @@
+"""The tour, a few steps of it."""
+
+import json
+
+
+def test_the_tour(tmp_path, vlkit):
+    outcome = vlkit("quickstart", "--out", tmp_path / "tour", "--steps", 3)
+    assert outcome.code == 0, outcome.err
+    assert "untouched" in outcome.out
+    assert "tuned" in outcome.out
+    assert "recall@1" in outcome.out
+    assert str(tmp_path / "tour/runs/first") in outcome.err
+    results = json.loads((tmp_path / "tour/runs/first/results.json").read_text())
+    assert results["baseline"]["text_to_image"]["queries"] >= 400
+    again = vlkit("quickstart", "--out", tmp_path / "tour")
+    assert (again.code, "not empty" in again.err) == (2, True)

@@ -1,0 +1,172 @@
+"""Checkpoints: save, verify, resume.
+
+    checkpoints/step-000400/   trainable.safetensors  optimizer.safetensors  state.json  MANIFEST.json
+
+What is kept: the trained tensors (the frozen ones come from the base), the optimizer's moments by parameter name,
+and in state.json the step, the loss scaler and what the caller adds. Nothing else is needed, because everything else is
+a pure function of the step: the order of the samples, the learning rate, dropout's randomness.
+
+A checkpoint is written aside, flushed and renamed, its manifest of hashes last. The truth is the newest checkpoint
+whose manifest verifies; best.json and last.json only point. Tensors are safetensors and the rest is JSON: nothing that
+is read can execute.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from vlkit import console
+from vlkit.errors import ArtifactError
+from vlkit.storage import folder_written_whole, json_text
+
+SCHEMA = 1
+FILES = ("trainable.safetensors", "optimizer.safetensors", "state.json")
+NAME = re.compile(r"step-(\d{6,})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint."""
+
+    folder: Path
+    step: int
+    state: dict[str, Any]
+
+    def restore(
+        self, trainable: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer | None = None
+    ) -> None:
+        """Put the saved values into the parameters, and the moments into the optimizer.
+
+        Raises:
+            ArtifactError: other names or shapes than were saved.
+        """
+        saved = load_file(self.folder / "trainable.safetensors")
+        wanted = {name: tuple(p.shape) for name, p in trainable.items()}
+        found = {name: tuple(t.shape) for name, t in saved.items()}
+        if wanted != found:
+            odd = sorted(wanted.items() ^ found.items())[0][0]
+            raise ArtifactError(f"{self.folder} is of another model or way of tuning: {odd} differs")
+        with torch.no_grad():
+            for name, parameter in trainable.items():
+                parameter.copy_(saved[name])
+        if optimizer is not None:
+            _restore_optimizer(optimizer, load_file(self.folder / "optimizer.safetensors"))
+
+
+def name_of(step: int) -> str:
+    """The folder's name of a step's checkpoint."""
+    return f"step-{step:06d}"
+
+
+def save(
+    folder: Path,
+    step: int,
+    trainable: Mapping[str, torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    state: Mapping[str, Any],
+) -> Checkpoint:
+    """Save one checkpoint below `folder`, whole or not at all."""
+    target = folder / name_of(step)
+    complete = {"schema": SCHEMA, "step": step, **state}
+    with folder_written_whole(target) as aside:
+        save_file(
+            {name: p.detach().cpu().contiguous() for name, p in trainable.items()}, aside / "trainable.safetensors"
+        )
+        save_file(_optimizer_tensors(optimizer), aside / "optimizer.safetensors")
+        (aside / "state.json").write_text(json_text(complete, indent=2), encoding="utf-8")
+        manifest = {"schema": SCHEMA, "files": {name: _hash(aside / name) for name in FILES}}
+        (aside / "MANIFEST.json").write_text(json_text(manifest, indent=2), encoding="utf-8")
+    return Checkpoint(target, step, dict(complete))
+
+
+def newest(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint that verifies; a damaged one is named and the one before is taken.
+
+    Raises:
+        ArtifactError: there are checkpoints, and none of them is whole.
+    """
+    found = listed(folder)
+    for path in reversed(found):
+        try:
+            return verified(path)
+        except ArtifactError as error:
+            console.warn(f"{error.message}; taking the one before")
+    if found:
+        raise ArtifactError(
+            f"{folder}: none of {len(found)} checkpoints is whole", hint="start anew under another --name"
+        )
+    return None
+
+
+def verified(path: Path) -> Checkpoint:
+    """Check every file against the manifest, then read the state.
+
+    Raises:
+        ArtifactError: a file is missing or changed, or the schema is another one.
+    """
+    try:
+        manifest = json.loads((path / "MANIFEST.json").read_text(encoding="utf-8"))
+        hashes = manifest["files"]
+        whole = (
+            manifest["schema"] == SCHEMA
+            and set(hashes) == set(FILES)
+            and all(_hash(path / name) == hashes[name] for name in FILES)
+        )
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        if whole and state["schema"] == SCHEMA:
+            return Checkpoint(path, int(state["step"]), state)
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise ArtifactError(f"the checkpoint {path} is damaged, or of another version of vlkit")
+
+
+def listed(folder: Path) -> list[Path]:
+    """The checkpoints' folders, oldest first, unverified."""
+    return (
+        sorted((p for p in folder.glob("step-*") if NAME.fullmatch(p.name)), key=lambda p: int(p.name[5:]))
+        if folder.is_dir()
+        else []
+    )
+
+
+def prune(folder: Path, *, keep: int, best: int | None) -> None:
+    """Remove all but the newest `keep` checkpoints and the best."""
+    for path in listed(folder)[:-keep]:
+        if best is None or path.name != name_of(best):
+            shutil.rmtree(path)
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The optimizer's state as "parameter/moment" -> tensor."""
+    tensors = {}
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["param_names"], group["params"], strict=True):
+            for moment, value in optimizer.state.get(parameter, {}).items():
+                tensors[f"{name}/{moment}"] = value.detach().cpu().contiguous()
+    return tensors
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
+    moments: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
+    for key, value in tensors.items():
+        name, _, moment = key.rpartition("/")
+        moments[name][moment] = value
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["param_names"], group["params"], strict=True):
+            optimizer.state[parameter] = {moment: value.to(parameter.device) for moment, value in moments[name].items()}

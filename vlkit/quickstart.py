@@ -1,0 +1,63 @@
+"""The offline tour: sample data, a tiny model untouched and trained, both measured side by side.
+
+It calls the commands' own functions, so what it shows is what the commands do.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from vlkit import console
+from vlkit.config import EvalConfig, QuickstartConfig, SampleConfig, resolve_prep, resolve_train_retrieval
+from vlkit.errors import UsageError
+
+MODEL = "tiny-siglip"
+
+
+def quickstart(config: QuickstartConfig) -> dict[str, Any]:
+    """Run `vlkit quickstart` in a folder of its own.
+
+    Raises:
+        UsageError: the folder exists and is not empty.
+    """
+    from vlkit.data.prepare import prepare
+    from vlkit.data.samples import sample
+    from vlkit.evaluation.evaluate import evaluate
+    from vlkit.training.retrieval import train_retrieval
+
+    out, began = config.out, time.perf_counter()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} exists and is not empty", hint="give another folder: vlkit quickstart --out elsewhere")
+    raw, data, runs = out / "raw", out / "data" / "recipes", out / "runs"
+
+    _step(1, f"sample recipes: vlkit sample recipes {raw}")
+    sample(SampleConfig(layout="recipes", out=raw))
+    _step(2, f"a table of pairs: vlkit prep --domain recipes --source {raw} --out {data}")
+    prepare(resolve_prep({"domain": "recipes", "source": raw, "out": data, "seed": config.seed}))
+    _step(3, f"training: vlkit train-retrieval --data {data} --model {MODEL} --runs-dir {runs} --name first")
+    given = {
+        "data": data,
+        "model": MODEL,
+        "runs_dir": runs,
+        "name": "first",
+        "seed": config.seed,
+        "steps": config.steps,
+    }
+    trained = train_retrieval(
+        resolve_train_retrieval({key: value for key, value in given.items() if value is not None})
+    )
+    _step(4, f"the untouched model and the trained one: vlkit eval --run {runs / 'first'}")
+    results = evaluate(EvalConfig(run=runs / "first"))
+
+    console.say(f"\ndone in {time.perf_counter() - began:.0f} s. The run is {runs / 'first'}. Next:")
+    console.hint(f"CLIP instead: vlkit train-retrieval --data {data} --model tiny-clip --runs-dir {runs} --name second")
+    console.hint(
+        "your own pictures, one folder a class: vlkit prep --domain agriculture --source my-folder --out data/mine"
+    )
+    console.hint("a real model on them: vlkit train-retrieval --data data/mine --model google/siglip-base-patch16-224")
+    return {"run": trained["run"], "data": str(data), "results": results}
+
+
+def _step(number: int, what: str) -> None:
+    console.say(f"\n[{number}/4] {what}")

@@ -1,0 +1,1 @@
+"""The one loop, its losses, and the commands that drive it."""

@@ -1,0 +1,146 @@
+"""The training loop, all of it.
+
+`steps` is a generator. It owns autocast, loss scaling, accumulation, clipping, the optimizer step and the schedule, and
+hands control back after each step: evaluating, saving and logging are plain statements in the caller's `for`. It
+knows no model and no data: `loss_of(batch)` gives the mean loss over the batch's items, `items_of(batch)` their
+number. Every model in vlkit is trained by it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
+
+import torch
+
+from vlkit.errors import NonFiniteError
+from vlkit.models.device import Precision, autocast
+
+B = TypeVar("B")
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step did. `step` counts from 1. `skipped`: the weights were not touched."""
+
+    step: int
+    loss: float
+    grad_norm: float
+    lr: float
+    items: int
+    skipped: bool
+
+
+def steps(
+    batches: Iterable[B],
+    loss_of: Callable[[B], torch.Tensor],
+    items_of: Callable[[B], int],
+    optimizer: torch.optim.Optimizer,
+    *,
+    total: int,
+    start: int = 0,
+    accumulate: int = 1,
+    schedule: Callable[[int], float] = lambda step: 1.0,
+    max_grad_norm: float = 1.0,
+    precision: Precision = "fp32",
+    seed: int = 0,
+    scaler: torch.amp.GradScaler | None = None,
+    max_bad_steps: int = 3,
+    names_of: Callable[[B], str] = repr,
+) -> Iterator[Step]:
+    """Train from step `start` to step `total`, yielding after each.
+
+    Args:
+        batches: endless, beginning with the batch that step `start` begins with.
+        accumulate: batches a step. Each weighs by its items: 1 x 16 equals 4 x 4 where the loss is a mean over items.
+        schedule: step (from 0) -> factor on each group's peak rate, `group["peak_lr"]`.
+        seed: dropout's randomness is a function of (seed, step, batch within the step) and of nothing before it.
+        scaler: for fp16; `new_scaler` makes one. Its state belongs in the checkpoint.
+        max_bad_steps: this many steps in a row without a finite loss and gradient, and NonFiniteError is raised.
+        names_of: names a batch for that message.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    device = parameters[0].device
+    scaler = scaler or new_scaler(device, precision)
+    stream, bad = iter(batches), 0
+    for number in range(start, total):
+        window = list(islice(stream, accumulate))
+        items = sum(map(items_of, window))
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * schedule(number)
+        loss = torch.zeros((), device=device)
+        for position, batch in enumerate(window):
+            torch.manual_seed(_mixed(seed, number, position))
+            with autocast(device, precision):
+                share = loss_of(batch) * (items_of(batch) / items)
+            scaler.scale(share).backward()
+            loss += share.detach()
+        if number == start:
+            _refuse_unreached(optimizer)
+        scaler.unscale_(optimizer)
+        grad_norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+        finite = bool(torch.isfinite(loss) & torch.isfinite(grad_norm))
+        if finite:
+            scaler.step(optimizer)
+        # An overflow under a loss scale is the scaler's everyday business: it halves the scale and goes on.
+        bad = 0 if finite or (scaler.is_enabled() and math.isfinite(loss)) else bad + 1
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        if bad >= max_bad_steps:
+            told = f"loss {loss.item()}, gradient norm {grad_norm.item()}, {bad} steps in a row"
+            raise NonFiniteError(
+                f"step {number + 1}: {told}; its batch: {'; '.join(map(names_of, window))}",
+                hint="no weight was touched by it; a lower --lr, a longer --warmup or --precision fp32 may help",
+            )
+        yield Step(
+            number + 1, loss.item(), grad_norm.item(), optimizer.param_groups[0]["lr"], items, skipped=not finite
+        )
+
+
+def _refuse_unreached(optimizer: torch.optim.Optimizer) -> None:
+    """A parameter that the loss does not reach would stay as it is without a word, and hang distributed training."""
+    for group in optimizer.param_groups:
+        unreached = [name for name, p in zip(group["param_names"], group["params"], strict=True) if p.grad is None]
+        if unreached:
+            raise RuntimeError(f"{len(unreached)} trained parameters get no gradient, for example {unreached[0]}")
+
+
+def new_scaler(device: torch.device, precision: Precision) -> torch.amp.GradScaler:
+    """A loss scaler; at work for fp16 only, elsewhere it passes everything through."""
+    return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+
+
+def cosine_schedule(total: int, warmup: float) -> Callable[[int], float]:
+    """Linear warm-up, then a half cosine to zero: step (from 0) -> factor, with no state.
+
+    Args:
+        warmup: steps; below 1, a share of `total`.
+    """
+    rising = round(warmup * total) if warmup < 1 else int(warmup)
+
+    def factor(step: int) -> float:
+        if step < rising:
+            return (step + 1) / rising
+        return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, total - rising)))
+
+    return factor
+
+
+def adamw(named: Mapping[str, torch.nn.Parameter], *, lr: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW that decays matrices, and neither biases, norms nor logit parameters (all have at most one dimension).
+
+    Its second moment remembers 50 steps (beta 0.98, as CLIP was trained): contrastive gradients change quickly.
+    """
+    decayed = [(name, p) for name, p in named.items() if p.ndim > 1]
+    spared = [(name, p) for name, p in named.items() if p.ndim <= 1]
+    groups = [{"params": p, "weight_decay": w, "peak_lr": lr} for p, w in ((decayed, weight_decay), (spared, 0.0)) if p]
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=True)
+
+
+def _mixed(*numbers: int) -> int:
+    """One seed from several numbers."""
+    return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()) >> 1

@@ -1,0 +1,183 @@
+"""Before the first step: the rows, the complete settings, what the run will cost and what the user should hear."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlkit import console
+from vlkit.config import TINY_MODELS, TrainRetrievalConfig
+from vlkit.data.batches import BatchOrder, PairDataset
+from vlkit.data.pairs import Pairs, read_pairs
+from vlkit.errors import DataError, ResourceError, UsageError
+from vlkit.models import adapters
+from vlkit.models import towers as towers_module
+from vlkit.models.device import best_device, best_precision
+from vlkit.models.tiny import fresh, write_tiny
+from vlkit.models.towers import FAMILIES, Towers
+from vlkit.runs import default_name
+
+FORECAST_BATCHES = 20
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a run trains on and selects by."""
+
+    pairs: Pairs
+    train: Pairs
+    val: Pairs
+
+    @classmethod
+    def of(cls, config: TrainRetrievalConfig) -> Rows:
+        """Read the prepared folder; test rows are not even looked at."""
+        pairs = read_pairs(config.data)
+        train, val = (pairs.of(split, limit=config.limit, seed=config.seed).positives() for split in ("train", "val"))
+        if len(train) < 2:
+            raise DataError(f"{pairs.folder}: {len(train)} training pairs; contrast needs at least 2")
+        return cls(pairs, train, val)
+
+    def facts(self) -> dict[str, Any]:
+        """What environment.yaml remembers of the data."""
+        path, fingerprint = str(self.pairs.folder.resolve()), self.pairs.fingerprint
+        return {"path": path, "fingerprint": fingerprint, "train": len(self.train), "val": len(self.val)}
+
+
+def complete(config: TrainRetrievalConfig, train: Pairs) -> TrainRetrievalConfig:
+    """Fill in what depends on the data and the model, so that the snapshot repeats the run.
+
+    Raises:
+        UsageError: a batch larger than the data, or an unknown model.
+    """
+    rows = len(train)
+    batch_size = config.batch_size or 32
+    if batch_size > rows:
+        if config.was_given("batch_size"):
+            raise UsageError(
+                f"--batch-size {batch_size} is larger than the {rows} training pairs",
+                hint=f"at most --batch-size {rows}",
+            )
+        batch_size = rows
+    family, parameters = _family_and_size(config.model)
+    per_epoch = BatchOrder.of(train.frame["pair_id"], batch_size, config.seed).per_epoch
+    total = config.steps or max(1, round((config.epochs or 3) * per_epoch / config.grad_accum))
+    eval_every = config.eval_every or math.ceil(total / 10)
+    return dataclasses.replace(
+        config,
+        name=config.name or default_name("train-retrieval", config.data),
+        steps=total,
+        epochs=None,
+        batch_size=batch_size,
+        lr=config.lr or (1e-4 if config.tune == "lora" else 1e-5),
+        loss=config.loss or FAMILIES[family].loss,
+        precision=config.precision or best_precision(best_device(), parameters),
+        eval_every=eval_every,
+        save_every=config.save_every or eval_every,
+    )
+
+
+def _family_and_size(model: str) -> tuple[str, int]:
+    if model in TINY_MODELS:
+        return model.removeprefix("tiny-"), 0
+    config = towers_module.load_config(model)
+    return config.model_type, adapters.count(towers_module.from_config(config)).total
+
+
+def tiny_towers(config: TrainRetrievalConfig, rows: Rows, folder: Path) -> Towers:
+    """The tiny model, from `folder`; made there first where it is not yet."""
+    if not (folder / "preprocessor_config.json").is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        write_tiny(config.model, list(rows.train.frame["text"]), folder, seed=config.seed)
+    return towers_module.load(str(folder))
+
+
+def dataset_of(pairs: Pairs, towers: Towers, config: TrainRetrievalConfig) -> PairDataset:
+    """The training rows as this model wants them."""
+    return PairDataset(pairs, towers.pixel_spec, towers.tokenize, towers.pad, labels=config.labels)
+
+
+def false_negatives(dataset: PairDataset, order: BatchOrder) -> float:
+    """Texts of a batch, other than its own, that match a row's picture: what `eye` labels would push away from it.
+
+    Returns:
+        Their mean number over the rows of the first batches.
+    """
+    batches = [rows for rows, _ in zip(order, range(min(FORECAST_BATCHES, order.per_epoch)), strict=False)]
+    matches = sum(float((dataset.labels_of(rows, "multi-positive") > 0).sum()) - len(rows) for rows in batches)
+    return matches / sum(map(len, batches))
+
+
+def forecast(dataset: PairDataset, config: TrainRetrievalConfig, towers: Towers) -> list[str]:
+    """What the user should hear before the first step."""
+    order = BatchOrder.of(dataset.pair_ids, config.batch_size, config.seed)
+    wrong = false_negatives(dataset, order)
+    treated = {"eye": "push apart", "mask": "leave alone", "multi-positive": "pull together"}[config.labels]
+    told = f"{config.labels} labels {treated} such pairs"
+    lines = [f"eye labels would make {wrong:.2f} false negatives a row at this batch size; {told}"]
+    if config.grad_accum > 1:
+        batch, step = config.batch_size - 1, config.batch_size * config.grad_accum - 1
+        lines.append(f"accumulation shares no negatives: a pair is contrasted with {batch} others, not with {step}")
+    if dataset.truncated:
+        lines.append(
+            f"{dataset.truncated} of {len(dataset.tokens)} texts are longer than {towers.text_limit} tokens and are cut"
+        )
+    return lines
+
+
+def dry_run_of(config: TrainRetrievalConfig, rows: Rows) -> dict[str, Any]:
+    """Resolved settings, counts and estimates; nothing is written where the user would find it.
+
+    Raises:
+        ResourceError: the checkpoints would not fit on the disk.
+    """
+    if config.model in TINY_MODELS:
+        towers = fresh(config.model, list(rows.train.frame["text"]), seed=config.seed)
+    else:
+        towers = towers_module.from_config(towers_module.load_config(config.model))
+    counts = adapters.adapt(towers, config, seed=config.seed)
+    facts = {
+        "settings": config.to_dict(),
+        "rows": {"train": len(rows.train), "val": len(rows.val)},
+        "steps_per_epoch": _per_epoch(config, rows.train) / config.grad_accum,
+        "trainable_parameters": counts.trainable,
+        "total_parameters": counts.total,
+        **_estimate(config, counts, towers),
+        "dry_run": True,
+    }
+    console.table("settings", ("", "value"), [(key, str(value)) for key, value in facts["settings"].items()])
+    steps = f"{facts['steps_per_epoch']:.1f} steps an epoch"
+    console.result(f"{len(rows.train)} training and {len(rows.val)} validation pairs, {steps}")
+    console.result(str(counts))
+    console.result(f"memory about {facts['memory_gb']:.2f} GB, disk about {facts['disk_gb']:.2f} GB")
+    free = shutil.disk_usage(_existing(config.runs_dir)).free / 2**30
+    if facts["disk_gb"] > free:
+        told = f"the checkpoints need about {facts['disk_gb']:.1f} GB, {free:.1f} GB are free"
+        raise ResourceError(told, hint="a smaller --keep, or another --runs-dir")
+    return facts
+
+
+def _per_epoch(config: TrainRetrievalConfig, train: Pairs) -> int:
+    return BatchOrder.of(train.frame["pair_id"], config.batch_size, config.seed).per_epoch
+
+
+def _estimate(config: TrainRetrievalConfig, counts: adapters.Counts, towers: Towers) -> dict[str, float]:
+    """Gigabytes, rough. Activations: s b h (34 + 5 a s / h) bytes a layer at 16 bit (arXiv 2205.05198, equation 2)."""
+    wide = 2.0 if config.precision == "fp32" else 1.0
+    activations = 0.0
+    vision, text = towers.model.config.vision_config, towers.model.config.text_config
+    for part, tokens in ((vision, (vision.image_size // vision.patch_size) ** 2), (text, text.max_position_embeddings)):
+        width, layers, heads = part.hidden_size, part.num_hidden_layers, part.num_attention_heads
+        activations += wide * layers * tokens * config.batch_size * width * (34 + 5 * heads * tokens / width)
+    # Weights, their gradients and two moments, all float32.
+    memory = 4 * counts.total + 12 * counts.trainable + activations
+    exported = 4 * (counts.trainable if config.tune == "lora" else counts.total)
+    disk = 12 * counts.trainable * (config.keep + 2) + exported
+    return {"memory_gb": memory / 2**30, "disk_gb": disk / 2**30}
+
+
+def _existing(path: Path) -> Path:
+    return path if path.exists() else _existing(path.parent) if path.parent != path else Path()

@@ -1,0 +1,190 @@
+"""train-retrieval: adapt a dual encoder to a prepared folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from vlkit import checkpoints, console
+from vlkit.config import TINY_MODELS, TrainRetrievalConfig
+from vlkit.data.batches import Batch, BatchOrder, stream
+from vlkit.evaluation.scoring import Task, pixel_store, score
+from vlkit.models import adapters
+from vlkit.models import towers as towers_module
+from vlkit.models.device import best_device, use_deterministic_algorithms
+from vlkit.models.towers import Towers
+from vlkit.runs import Run, open_run
+from vlkit.training.loop import Step, adamw, cosine_schedule, new_scaler, steps
+from vlkit.training.losses import LOSSES
+from vlkit.training.planning import Rows, complete, dataset_of, dry_run_of, forecast, tiny_towers
+
+
+def train_retrieval(config: TrainRetrievalConfig, *, dry_run: bool = False) -> dict[str, Any]:
+    """Run `vlkit train-retrieval`.
+
+    Returns:
+        The run's folder, steps, best validation scores and parameter counts, as --json prints them.
+    """
+    rows = Rows.of(config)
+    config = complete(config, rows.train)
+    if dry_run:
+        return dry_run_of(config, rows)
+    loaded = None if config.model in TINY_MODELS else towers_module.load(config.model)
+    run = open_run(config.runs_dir, config.name, config)
+    with run.locked():
+        if not run.begun:
+            run.write_snapshot(config, {"data": rows.facts()})
+        towers = loaded or tiny_towers(config, rows, run.base)
+        return Training(config, run, rows, towers).run_to_the_end()
+
+
+class Training:
+    """One training run: the model, its data, its optimizer, and where they are written."""
+
+    def __init__(self, config: TrainRetrievalConfig, run: Run, rows: Rows, towers: Towers) -> None:
+        self.config, self.run, self.towers = config, run, towers
+        if config.deterministic:
+            use_deterministic_algorithms()
+        self.counts = adapters.adapt(towers, config, seed=config.seed)
+        towers.to(best_device())
+        self.dataset = dataset_of(rows.train, towers, config)
+        self.trainable = adapters.trainable(towers)
+        self.optimizer = adamw(self.trainable, lr=config.lr, weight_decay=config.weight_decay)
+        self.scaler = new_scaler(towers.device, config.precision)
+        self.validation = Task.of(rows.val) if len(rows.val) else None
+        self.validation_pixels = pixel_store(self.validation, towers) if self.validation else None
+        self.best: dict[str, Any] = {}
+        self.began, self.seconds_before = time.perf_counter(), 0.0
+
+    def run_to_the_end(self) -> dict[str, Any]:
+        """Train from the newest checkpoint, or from the start; then write what other tools load."""
+        config, start = self.config, self._resume()
+        self._tell()
+        adapters.train_mode(self.towers)
+        with console.progress("training", config.steps) as bar:
+            for step in self._steps(start):
+                self.towers.clamp_scale()
+                self.run.log({**asdict(step), **self._logit_values()})
+                bar.update(step.step, loss=step.loss, lr=step.lr, grad_norm=step.grad_norm)
+                last = step.step == config.steps
+                if self.validation and (last or step.step % config.eval_every == 0):
+                    self._evaluate(step.step)
+                if last or step.step % config.save_every == 0:
+                    self._save(step.step)
+        return self._finish()
+
+    def loss_of(self, batch: Batch) -> torch.Tensor:
+        """The contrastive loss of a batch: its mean over the pairs."""
+        images = self.towers.embed_images(batch.pixels)
+        texts = self.towers.embed_texts(batch.input_ids)[batch.text_index.to(images.device)]
+        return LOSSES[self.config.loss](self.towers.logits(images, texts), batch.labels)
+
+    def _steps(self, start: int) -> Iterator[Step]:
+        config = self.config
+        order = BatchOrder.of(self.dataset.pair_ids, config.batch_size, config.seed, first=start * config.grad_accum)
+        return steps(
+            stream(self.dataset, order, workers=config.workers),
+            self.loss_of,
+            len,
+            self.optimizer,
+            total=config.steps,
+            start=start,
+            accumulate=config.grad_accum,
+            schedule=cosine_schedule(config.steps, config.warmup),
+            max_grad_norm=config.max_grad_norm,
+            precision=config.precision,
+            seed=config.seed,
+            scaler=self.scaler,
+            names_of=lambda batch: ", ".join(batch.pair_ids),
+        )
+
+    def _resume(self) -> int:
+        """Restore the newest whole checkpoint. Returns the number of steps that are done."""
+        checkpoint = checkpoints.newest(self.run.checkpoints)
+        self.run.forget_after(checkpoint.step if checkpoint else 0)
+        if checkpoint is None:
+            return 0
+        checkpoint.restore(self.trainable, self.optimizer)
+        self.scaler.load_state_dict(checkpoint.state["scaler"])
+        self.seconds_before = checkpoint.state["train_seconds"]
+        for line in self.run.metrics():
+            if "val" in line:
+                self._remember(line["step"], line["val"])
+        console.say(f"going on from step {checkpoint.step}")
+        return checkpoint.step
+
+    def _evaluate(self, step: int) -> None:
+        """Score validation, log it, and keep the checkpoint if it is the best so far."""
+        config = self.config
+        scores = score(
+            self.towers,
+            self.validation,
+            batch_size=config.batch_size,
+            precision=config.precision,
+            store=self.validation_pixels,
+        ).metrics()
+        adapters.train_mode(self.towers)
+        self.run.log({"step": step, "val": scores})
+        if self._remember(step, scores):
+            self._save(step)
+        told = (
+            f"{direction.replace('_to_', ' -> ')} {metrics['recall@1']:.3f}" for direction, metrics in scores.items()
+        )
+        console.say(f"step {step}: validation recall@1 {', '.join(told)}")
+
+    def _remember(self, step: int, scores: dict[str, Any]) -> bool:
+        """Whether this step is the best so far: by recall@1 of both directions, MRR deciding ties."""
+        key = [sum(metrics[name] for metrics in scores.values()) for name in ("recall@1", "mrr")]
+        if self.best and key <= self.best["key"]:
+            return False
+        self.best = {"step": step, "key": key, "val": scores}
+        return True
+
+    def _save(self, step: int) -> None:
+        """Write the checkpoint of this step, if it is not yet there, and the pointers to it."""
+        name = checkpoints.name_of(step)
+        if not (self.run.checkpoints / name).is_dir():
+            state = {"scaler": self.scaler.state_dict(), "train_seconds": self._train_seconds()}
+            checkpoints.save(self.run.checkpoints, step, self.trainable, self.optimizer, state)
+        self.run.write_json("last.json", {"step": step, "checkpoint": f"checkpoints/{name}"})
+        if self.best:
+            best = checkpoints.name_of(self.best["step"])
+            self.run.write_json("best.json", {"checkpoint": f"checkpoints/{best}", **self.best})
+        checkpoints.prune(self.run.checkpoints, keep=self.config.keep, best=self.best.get("step"))
+
+    def _finish(self) -> dict[str, Any]:
+        """Export the best step (the last where there is no validation) and mark the run as finished."""
+        step = self.best.get("step", self.config.steps)
+        checkpoints.verified(self.run.checkpoints / checkpoints.name_of(step)).restore(self.trainable)
+        exported = adapters.export(self.towers, self.run.folder)
+        facts = {
+            "steps": self.config.steps,
+            "exported_step": step,
+            "train_seconds": round(self._train_seconds(), 2),
+            "trainable_parameters": self.counts.trainable,
+            "total_parameters": self.counts.total,
+        }
+        self.run.finish(facts)
+        console.say(
+            f"{self.config.steps} steps in {facts['train_seconds']:.0f} s; {exported} holds the best one, {step}"
+        )
+        console.hint(f"vlkit eval --run {self.run.folder}")
+        return {"run": str(self.run.folder), **facts, "exported": str(exported), "validation": self.best.get("val", {})}
+
+    def _train_seconds(self) -> float:
+        return self.seconds_before + time.perf_counter() - self.began
+
+    def _logit_values(self) -> dict[str, float]:
+        return {name: p.detach().float().item() for name, p in self.towers.logit_parameters().items()}
+
+    def _tell(self) -> None:
+        config, batch = self.config, self.config.batch_size
+        work = f"{config.steps} steps of {batch} x {config.grad_accum}"
+        console.say(f"{self.run.folder}: {len(self.dataset)} pairs, {work}, {config.precision} on {self.towers.device}")
+        console.say(f"{config.model}, {config.tune}: {self.counts}")
+        for line in forecast(self.dataset, config, self.towers):
+            console.say(line)
