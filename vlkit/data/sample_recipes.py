@@ -229,7 +229,7 @@ def _draw_recipe(recipe: _Recipe, rng: Generator) -> Array:
     draw_clutter(draw, rng)
     if rng.uniform() < 0.6:
         _draw_spoon(draw, rng)
-    centre, size = SIDE / 2 + rng.uniform(-3.0, 3.0, 2), rng.uniform(24.0, 29.0)
+    centre, size = SIDE / 2 + rng.uniform(-2.0, 2.0, 2), rng.uniform(25.0, 28.5)
 
     china = np.array(_PLATES[recipe.plate][1]) + rng.uniform(-10.0, 10.0, 3)
     fill(draw, place(_DISC, centre + 1.2, size, 0.0), _SHADOW)

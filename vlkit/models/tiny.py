@@ -30,7 +30,7 @@ VISION = {
     "image_size": IMAGE_SIZE,
     "patch_size": 16,
 }
-TEXT = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+TEXT = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
 VOCABULARY = 1000
 
 
