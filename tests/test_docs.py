@@ -119,3 +119,16 @@ def test_the_smoke_example_runs(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "recall@1" in done.stdout.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_the_lines_of_readme_run_as_they_stand(tmp_path):
+    """The four lines by hand, then the one that repeats the run: the same weights to the byte."""
+    readme = README.read_text(encoding="utf-8")
+    by_hand = re.search(r"## By hand\n\n```sh\n(.*?)```", readme, re.DOTALL)[1]
+    repeat = re.search(r"repeated to the byte:\n\n```sh\n(.*?)```", readme, re.DOTALL)[1]
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    subprocess.run(["bash", "-euc", by_hand + repeat], cwd=tmp_path, env=env, check=True, capture_output=True)
+    first, second = (tmp_path / "runs" / name / "model/model.safetensors" for name in ("first", "second"))
+    assert first.read_bytes() == second.read_bytes()
+    assert (tmp_path / "runs/first/results.json").is_file()

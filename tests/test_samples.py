@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 
 import numpy as np
 import pandas as pd
@@ -130,3 +131,17 @@ def test_the_tiny_model_goes_from_chance_to_most(seed, at_least, sampled, tmp_pa
     assert results["baseline"]["text_to_image"]["recall@1"] < 0.03
     assert results["metrics"]["text_to_image"]["recall@1"] >= at_least
     assert results["verdict"]["text_to_image"].startswith("better")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.isdir("../shared/data/recipes"), reason="the published recipes are not here")
+def test_136_real_photos_teach_nothing_and_eval_says_so(tmp_path, vlkit):
+    data = tmp_path / "data"
+    assert vlkit("prep", "--domain", "recipes", "--source", "../shared/data/recipes", "--out", data).code == 0
+    train = ("train-retrieval", "--data", data, "--model", "tiny-siglip", "--runs-dir", tmp_path, "--name", "r")
+    assert vlkit(*train).code == 0
+    results = vlkit("eval", "--run", tmp_path / "r", "--json").json()
+    for direction in ("text_to_image", "image_to_text"):
+        difference = results["difference"][direction]["recall@1"]
+        assert difference["low"] <= 0 <= difference["high"]
+        assert results["verdict"][direction].startswith("no difference that this test set can show")

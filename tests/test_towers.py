@@ -1,6 +1,10 @@
 """The dual encoders: real configurations on the meta device, save_pretrained folders, transformers as the reference."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -198,3 +202,52 @@ def test_damaged_weights_are_refused(tiny_folder, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"not safetensors")
     with pytest.raises(ArtifactError, match="cannot be loaded"):
         towers_module.load(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("hub", "name"), [("google/siglip-base-patch16-224", "tiny-siglip"), ("openai/clip-vit-base-patch32", "tiny-clip")]
+)
+def test_a_hub_name_loads_from_the_cache_by_the_same_code(hub, name, tiny, tiny_folder, tmp_path):
+    """The hub's cache as huggingface_hub lays it out, under the published name; weights tiny, files in their format."""
+    program = f"""
+from vlkit.models.towers import load
+towers = load({hub!r})
+print(sum(p.numel() for p in towers.parameters()), type(towers.tokenizer).__name__, towers.pixel_spec.fit)
+"""
+    cache = tmp_path / "hub" / f"models--{hub.replace('/', '--')}"
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs/main").write_text("0" * 40)
+    shutil.copytree(tiny_folder(name), cache / "snapshots" / ("0" * 40))
+    env = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    out = subprocess.run(
+        [sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True
+    ).stdout.split()
+    expected = tiny(name)
+    assert out == [
+        str(sum(p.numel() for p in expected.parameters())),
+        type(expected.tokenizer).__name__,
+        expected.pixel_spec.fit,
+    ]
+
+
+def test_preprocessing_is_read_from_either_file_and_guessed_from_neither(tiny_folder, tmp_path):
+    from transformers import CLIPImageProcessorPil
+
+    shutil.copytree(tiny_folder("tiny-clip"), tmp_path / "m")
+    expected = towers_module.load(str(tmp_path / "m")).pixel_spec
+    settings = json.loads((tmp_path / "m/preprocessor_config.json").read_text())
+    (tmp_path / "m/preprocessor_config.json").unlink()
+    (tmp_path / "m/processor_config.json").write_text(
+        json.dumps({"image_processor": settings, "processor_class": "CLIPProcessor"})
+    )
+    assert towers_module.load(str(tmp_path / "m")).pixel_spec == expected
+    (tmp_path / "m/processor_config.json").unlink()
+    published = CLIPImageProcessorPil()
+    guessed = towers_module.load(str(tmp_path / "m")).pixel_spec
+    assert (list(guessed.mean), list(guessed.std)) == (list(published.image_mean), list(published.image_std))
+    # openai/clip-vit-base-patch32 writes plain numbers where newer folders have mappings.
+    (tmp_path / "m/preprocessor_config.json").write_text(json.dumps({**settings, "size": 64, "crop_size": 64}))
+    assert towers_module.load(str(tmp_path / "m")).pixel_spec == expected
+    (tmp_path / "m/preprocessor_config.json").write_text(json.dumps({**settings, "size": 224, "crop_size": 224}))
+    with pytest.raises(ArtifactError, match="224 pixels"):
+        towers_module.load(str(tmp_path / "m"))

@@ -64,9 +64,8 @@ def main() -> None:
         return
     print(f"{platform.platform()}, Python {platform.python_version()}, {options.runs} runs each")
     for name, median in medians.items():
-        print(
-            f"{name:32} {median:.3f} s   {ratios[name]:.2f} x   spread {min(taken[name][1:]):.3f} to {max(taken[name][1:]):.3f}"
-        )
+        spread = f"{min(taken[name][1:]):.3f} to {max(taken[name][1:]):.3f}"
+        print(f"{name:32} {median:.3f} s   {ratios[name]:.2f} x   spread {spread}")
 
 
 if __name__ == "__main__":

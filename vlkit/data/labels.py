@@ -22,8 +22,9 @@ LabelMode = Literal["eye", "multi-positive", "mask"]
 
 
 def as_set(groups: Groups) -> frozenset[str]:
-    """One id or a collection of them, as a set."""
-    return frozenset((groups,)) if isinstance(groups, str) else frozenset(map(str, groups))
+    """One id or a collection of them, as a set of strings."""
+    several = isinstance(groups, Collection) and not isinstance(groups, str)
+    return frozenset(map(str, groups)) if several else frozenset((str(groups),))
 
 
 def matching_pairs(image_groups: Sequence[Groups], text_groups: Sequence[Groups]) -> tuple[np.ndarray, np.ndarray]:

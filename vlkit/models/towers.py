@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from vlkit.config import TINY_MODELS
-from vlkit.data.images import PixelSpec
+from vlkit.data.images import RESAMPLING, PixelSpec
 from vlkit.errors import ArtifactError, NetworkError, UsageError, nearest
 from vlkit.storage import json_text
 
@@ -47,6 +47,8 @@ FAMILIES = {
     "siglip": Family("SiglipModel", pad_to_limit=True, loss="sigmoid", max_scale=None),
     "clip": Family("CLIPModel", pad_to_limit=False, loss="softmax", max_scale=100.0),
 }
+
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 class Towers(torch.nn.Module):
@@ -92,7 +94,8 @@ class Towers(torch.nn.Module):
     def pad(self, ids: Sequence[Sequence[int]]) -> torch.Tensor:
         """Token ids as one int64 tensor [texts, length]: the limit for SigLIP, the longest of these texts for CLIP."""
         length = self.text_limit if self.family.pad_to_limit else max(map(len, ids))
-        padded = torch.full((len(ids), length), self.tokenizer.pad_token_id, dtype=torch.long)
+        pad = self.tokenizer.pad_token_id
+        padded = torch.full((len(ids), length), self.tokenizer.eos_token_id if pad is None else pad, dtype=torch.long)
         for row, tokens in enumerate(ids):
             padded[row, : len(tokens)] = torch.tensor(tokens)
         return padded
@@ -166,7 +169,7 @@ def load(name: str) -> Towers:
         model_class = getattr(transformers, FAMILIES[config.model_type].model_class)
         model, report = model_class.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-        pixel_spec = _pixel_spec(_image_processor(name), config)
+        pixel_spec = _pixel_spec(_image_processor(name), config, name)
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise ArtifactError(f"{name}: {len(missing)} weights are missing, for example {missing[0]}")
@@ -244,39 +247,36 @@ class _explained:
 
 
 def _image_processor(name: str) -> dict[str, Any]:
-    if Path(name).is_dir():
-        path = Path(name) / "preprocessor_config.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    from transformers import AutoImageProcessor
+    """The preprocessing's settings, from the file that older versions of transformers write or the newer ones'."""
+    from transformers.utils import cached_file
 
-    return AutoImageProcessor.from_pretrained(name, use_fast=False).to_dict()
+    for file, section in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
+        found = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
+        if found is not None:
+            settings = json.loads(Path(found).read_text(encoding="utf-8"))
+            if section is None or section in settings:
+                return settings if section is None else settings[section]
+    return {}
 
 
-def _pixel_spec(processor: dict[str, Any], config: Any) -> PixelSpec:
-    """preprocessor_config.json as a PixelSpec. Without one, what the family was published with."""
+def _pixel_spec(processor: dict[str, Any], config: Any, name: str) -> PixelSpec:
+    """The settings as a PixelSpec. What they do not say is what the family was published with."""
     size, crop = processor.get("size"), processor.get("crop_size")
     target = config.vision_config.image_size
     crops = processor.get("do_center_crop", config.model_type == "clip")
-    mean, std = processor.get("image_mean"), processor.get("image_std")
-    if crops and mean is None:
-        mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-    short = size.get("shortest_edge") if isinstance(size, dict) else size
-    wanted = (
-        (crop.get("height") if isinstance(crop, dict) else crop)
-        if crops
-        else size.get("height")
-        if isinstance(size, dict)
-        else size
-    )
+    published = (CLIP_MEAN, CLIP_STD) if config.model_type == "clip" else ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    short = size.get("shortest_edge", size.get("height")) if isinstance(size, dict) else size
+    wanted = (crop.get("height") if isinstance(crop, dict) else crop) if crops else short
     if wanted not in (None, target):
-        raise ArtifactError(f"preprocessor_config.json makes pictures of {wanted} pixels, config.json wants {target}")
+        told = f"its preprocessing makes pictures of {wanted} pixels, its config.json wants {target}"
+        raise ArtifactError(f"{name}: {told}")
     return PixelSpec(
         size=target,
         fit="crop" if crops else "squash",
         resize=(short or target) if crops else None,
-        resample=processor.get("resample", 3),
-        mean=tuple(mean or (0.5, 0.5, 0.5)),
-        std=tuple(std or (0.5, 0.5, 0.5)),
+        resample=processor.get("resample", RESAMPLING["bicubic"]),
+        mean=tuple(processor.get("image_mean") or published[0]),
+        std=tuple(processor.get("image_std") or published[1]),
     )
 
 

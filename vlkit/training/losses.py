@@ -1,4 +1,4 @@
-"""Contrastive losses: (logits, labels) -> scalar, in float32.
+"""Contrastive losses: (logits, labels) -> scalar, in float32 at least.
 
 Labels are those of `vlkit.data.labels.label_matrix`: +1 pulls, -1 pushes, 0 is left alone.
 """
@@ -19,7 +19,7 @@ def sigmoid_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     Returns:
         Scalar: sum of -logsigmoid(label * logit) over non-zero labels, divided by the number of image rows.
     """
-    logits, labels = logits.float(), labels.to(logits.device, torch.float32)
+    logits, labels = _wide(logits, labels)
     return -(F.logsigmoid(labels * logits) * labels.abs()).sum() / len(logits)
 
 
@@ -34,8 +34,14 @@ def softmax_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     Returns:
         Scalar: mean of the two directions, each a mean over the rows that have a positive.
     """
-    logits, labels = logits.float(), labels.to(logits.device, torch.float32)
+    logits, labels = _wide(logits, labels)
     return (_spread_cross_entropy(logits, labels) + _spread_cross_entropy(logits.T, labels.T)) / 2
+
+
+def _wide(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both in float32 (float64 stays): a half-precision sum over thousands of pairs is no loss."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits, labels.to(logits)
 
 
 def _spread_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

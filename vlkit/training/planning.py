@@ -65,6 +65,10 @@ def complete(config: TrainRetrievalConfig, train: Pairs) -> TrainRetrievalConfig
     family, parameters = _family_and_size(config.model)
     per_epoch = BatchOrder.of(train.frame["pair_id"], batch_size, config.seed).per_epoch
     total = config.steps or max(1, round((config.epochs or 3) * per_epoch / config.grad_accum))
+    if config.warmup >= total:
+        raise UsageError(
+            f"--warmup {config.warmup:g} is not below the {total} steps", hint="below 1 it is a share of them"
+        )
     eval_every = config.eval_every or math.ceil(total / 10)
     return dataclasses.replace(
         config,
