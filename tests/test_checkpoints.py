@@ -1,6 +1,8 @@
 """Checkpoints: what is saved comes back, what is damaged is passed over, nothing is half there."""
 
 import json
+import os
+import threading
 
 import pytest
 import torch
@@ -101,3 +103,44 @@ def test_a_failed_write_leaves_the_old_state(tmp_path):
     assert (tmp_path / "file").read_text() == "old"
     assert (tmp_path / "folder" / "x").read_text() == "old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_a_reader_meets_a_whole_folder_at_every_moment(tmp_path):
+    """While a folder is replaced over and over, every look finds it there, its two files of the same version."""
+    from vlkit.storage import folder_written_whole
+
+    def write(version):
+        with folder_written_whole(tmp_path / "folder") as aside:
+            (aside / "a").write_text(str(version))
+            (aside / "b").write_text(str(version))
+
+    write(0)
+    torn, done = [], threading.Event()
+
+    def look():
+        while not done.is_set():
+            try:
+                handle = os.open(tmp_path / "folder", os.O_RDONLY)
+            except FileNotFoundError:
+                torn.append("gone")
+                return
+            try:
+                names = [os.open(name, os.O_RDONLY, dir_fd=handle) for name in ("a", "b")]
+                if len({os.read(name, 10) for name in names}) != 1:
+                    torn.append("mixed")
+                for name in names:
+                    os.close(name)
+            except FileNotFoundError:
+                pass  # The folder that was opened has been replaced and is being removed: a reader opens it again.
+            finally:
+                os.close(handle)
+
+    reader = threading.Thread(target=look)
+    reader.start()
+    for version in range(1, 60):
+        write(version)
+        assert (tmp_path / "folder/a").read_text() == str(version)
+    done.set()
+    reader.join()
+    assert torn == []
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]

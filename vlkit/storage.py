@@ -6,6 +6,7 @@ renamed into place, so that a reader, or a process that is killed, meets the old
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 import os
@@ -37,11 +38,10 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def folder_written_whole(path: Path) -> Iterator[Path]:
-    """The same for a folder. An older folder at `path` stays until the new one is complete, then makes room for it."""
+    """The same for a folder. An older folder at `path` stays until the new one is complete, then they change places."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
-    old = aside.with_suffix(".old")
     try:
         yield aside
         aside.chmod(0o777 & ~_umask())
@@ -49,14 +49,24 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
             flush(written)
         flush(aside)
         if path.exists():
-            os.rename(path, old)
-        os.rename(aside, path)
+            _exchange(aside, path)
+        else:
+            os.rename(aside, path)
         flush(path.parent)
     finally:
-        if old.exists() and not path.exists():
-            os.rename(old, path)
-        shutil.rmtree(old, ignore_errors=True)
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Two folders change names: at once where the system can (Linux' renameat2), else by three renames."""
+    here, both = -100, 2  # AT_FDCWD and RENAME_EXCHANGE
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), both) == 0:
+        return
+    old = one.with_suffix(".old")
+    os.rename(other, old)
+    os.rename(one, other)
+    os.rename(old, one)
 
 
 def write_text(path: Path, text: str) -> None:
