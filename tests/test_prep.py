@@ -249,7 +249,7 @@ def test_tables_in_csv_and_jsonl_read_the_same(prepared, tmp_path):
     [
         ("drop", "no column 'text'"),
         ("blank", "row 3 has no text"),
-        ("split", "unknown split 'dev'"),
+        ("split", "row 3 has the unknown split 'dev'"),
         ("none", "has no rows"),
     ],
 )

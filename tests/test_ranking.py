@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlkit.errors import DataError
+from vlkit.errors import NonFiniteError
 from vlkit.evaluation.ranking import metric_values, rank
 
 CHECK = [
@@ -96,7 +96,7 @@ def test_k_is_clamped_to_the_gallery():
 
 
 def test_embeddings_that_are_not_finite_are_refused():
-    with pytest.raises(DataError, match="not finite"):
+    with pytest.raises(NonFiniteError, match="not finite"):
         rank(torch.tensor([[float("nan"), 1.0]]), torch.eye(2), ["a"], ["a", "b"])
 
 

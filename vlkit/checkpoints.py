@@ -140,6 +140,13 @@ def listed(folder: Path) -> list[Path]:
     )
 
 
+def forget_after(folder: Path, step: int) -> None:
+    """Remove what stands for later steps, damaged or not: those steps will be taken, and saved, again."""
+    for path in listed(folder):
+        if int(path.name[5:]) > step:
+            shutil.rmtree(path)
+
+
 def prune(folder: Path, *, keep: int, best: int | None) -> None:
     """Remove all but the newest `keep` checkpoints and the best."""
     for path in listed(folder)[:-keep]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Annotated, Any
 
 import typer
 
-from vlkit import __version__
+from vlkit import __version__, console
 from vlkit.config import (
     EvalConfig,
     PrepConfig,
@@ -82,4 +83,20 @@ def main() -> None:
     # On cores that are shared with other work, OpenMP's busy waiting makes a step several times slower; a short wait
     # before sleeping costs nothing where they are not. It must be set before torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    app()
+    try:
+        status = app(standalone_mode=False)
+    except typer.Abort:
+        status = 130
+    except Exception as error:
+        # Typer's own usage errors are told in vlkit's voice, and under --json as its one object.
+        if not hasattr(error, "format_message"):
+            raise
+        console.json_mode("--json" in sys.argv)
+        console.fail(error.format_message(), f"see: {_help_of(error)}", 2)
+        status = 2
+    sys.exit(status or 0)
+
+
+def _help_of(error: Exception) -> str:
+    context = getattr(error, "ctx", None)
+    return f"{context.command_path if context else 'vlkit'} --help"

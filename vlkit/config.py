@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from vlkit.errors import UsageError
-from vlkit.settings import POSITIONAL, Settings
+from vlkit.settings import POSITIONAL, REPEATED, Settings
 
 TINY_MODELS = ("tiny-siglip", "tiny-clip")
 
@@ -48,9 +48,9 @@ class PrepConfig(Settings):
     group_column: Annotated[str, "field whose equal values are matches; also the group's name in the CSV views"] = (
         "class_name"
     )
-    templates: Annotated[tuple[str, ...], "captions of a class folder; {class_name} is its readable name"] = (
-        "a photo of {class_name}",
-    )
+    templates: Annotated[
+        tuple[str, ...], "caption of a class folder, with {class_name}; give it again for more", REPEATED
+    ] = ("a photo of {class_name}",)
     test_share: Annotated[float, "share of the units held out for the test"] = 0.1
     val_share: Annotated[float, "share of the units that remain after the test, held out for validation"] = 0.1
     stratify: Annotated[bool, "split every class in the same shares"] = False
@@ -62,6 +62,10 @@ class PrepConfig(Settings):
         _at_least(self, 1, "limit")
         if not (self.templates if self.layout == "class-folders" else self.text_column):
             raise UsageError("nothing to make texts from: --templates or --text-column is empty")
+        for template in self.templates:
+            if "{class_name}" not in template:
+                told = f"the template {template!r} would caption every class alike: it has no {{class_name}}"
+                raise UsageError(told, hint='for example: --templates "a photo of {class_name}, a type of leaf"')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +174,10 @@ class QuickstartConfig(Settings):
     out: Annotated[Path, "folder for the tour"] = Path("quickstart")
     steps: Annotated[int | None, "optimizer steps (default: the tiny model's)"] = None
     seed: Annotated[int, "decides split, initial weights and order"] = 42
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "steps")
+        _at_least(self, 0, "seed")
 
 
 def model_preset(model: str) -> dict[str, Any]:

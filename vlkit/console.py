@@ -86,14 +86,27 @@ def json_result(value: dict[str, Any]) -> None:
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a small table as a result. The first column is left-aligned, the others hold numbers."""
     from rich import box
+    from rich.console import Console
     from rich.table import Table
 
-    drawn = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    style = {
+        "box": box.SIMPLE_HEAD,
+        "show_edge": False,
+        "pad_edge": False,
+        "title_justify": "left",
+        "title_style": "bold",
+    }
+    drawn = Table(title=title, **style)
     for position, column in enumerate(columns):
         drawn.add_column(column, justify="left" if position == 0 else "right", no_wrap=True)
     for row in rows:
         drawn.add_row(*row)
-    result(drawn)
+    if not _json_mode:
+        # On a terminal that is too narrow the lines break; a number is never cut.
+        needed = stdout().measure(drawn, options=stdout().options.update(width=200)).maximum
+        wide = stdout() if needed <= stdout().width else Console(highlight=False, width=needed)
+        wide.print(drawn)
+        wide.print()
 
 
 class Progress:

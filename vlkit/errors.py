@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class VlkitError(Exception):
@@ -19,6 +20,10 @@ class VlkitError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled with its hint: it may be raised in a loader's process."""
+        return _rebuilt, (type(self), self.message, self.hint)
 
 
 class UsageError(VlkitError):
@@ -51,10 +56,20 @@ class ArtifactError(VlkitError):
     exit_code = 6
 
 
+class Stopped(VlkitError):
+    """Asked to end by a signal, with a checkpoint saved: the same command goes on."""
+
+    exit_code = 75
+
+
 class NetworkError(VlkitError):
     """Something that had to be fetched was not to be had."""
 
     exit_code = 7
+
+
+def _rebuilt(kind: type[VlkitError], message: str, hint: str | None) -> VlkitError:
+    return kind(message, hint=hint)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

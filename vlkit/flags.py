@@ -20,6 +20,12 @@ from vlkit import console
 from vlkit.errors import ResourceError, UsageError, VlkitError
 from vlkit.settings import ALTERNATIVES, Field, Settings, read_yaml
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+REFUSED = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL),
+)
+
 C = TypeVar("C", bound=Settings)
 Body = Callable[..., dict[str, Any] | None]
 
@@ -72,23 +78,30 @@ def _given(config_class: type[Settings], config_file: Path | None, flags: Mappin
         config_class.check_keys(layers, str(config_file))
         fields = config_class.fields()
         layers = {key: fields[key].read(value, str(config_file)) for key, value in layers.items()}
-    said = {key: value for key, value in flags.items() if value is not None}
+    # A flag that may be repeated and was not given is an empty list.
+    said = {key: value for key, value in flags.items() if value is not None and value != []}
     for pair in ALTERNATIVES:
         if pair & said.keys():
             layers = {key: value for key, value in layers.items() if key not in pair}
-        if pair <= said.keys():
-            raise UsageError("--steps and --epochs say the same thing twice", hint="give one of them")
+        if pair <= said.keys() or pair <= {key for key, value in layers.items() if value is not None}:
+            raise UsageError("steps and epochs say the same thing twice", hint="give one of them")
     return {**layers, **said}
 
 
 def _parameter(field: Field) -> inspect.Parameter:
     is_list = get_origin(field.kind) is tuple
-    kind = str if field.choices or is_list else field.kind
-    shown = ",".join(field.default) if is_list and field.default else field.default
+    kind = list[str] if field.repeated else str if field.choices or is_list else field.kind
+    shown = (
+        "; ".join(field.default)
+        if field.repeated
+        else ",".join(field.default)
+        if is_list and field.default
+        else field.default
+    )
     text = f"{field.help} [dim]\\[{'|'.join(field.choices)}][/dim]" if field.choices else field.help
     if shown is not None and not isinstance(shown, bool):
         text += f" [dim]\\[default: {shown}][/dim]"
-    metavar = {int: "N", float: "X", Path: "PATH"}.get(kind, "A,B,..." if is_list else "TEXT")
+    metavar = {int: "N", float: "X", Path: "PATH"}.get(kind, "A,B,..." if is_list and not field.repeated else "TEXT")
     flag = "--" + field.name.replace("_", "-")
     if field.positional:
         annotation: Any = Annotated[kind, typer.Argument(help=text, metavar=field.name.upper(), show_default=False)]
@@ -150,7 +163,7 @@ def guarded(work: Callable[[], Any]) -> Any:
     except VlkitError as error:
         failure = error
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
+        if error.errno not in (*FULL, *REFUSED):
             _bug(error)
         failure = _disk(error)
     except MemoryError:
@@ -165,9 +178,9 @@ def guarded(work: Callable[[], Any]) -> Any:
 
 
 def _disk(error: OSError) -> VlkitError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in FULL:
         return ResourceError(f"the disk is full: {error}", hint="free some space and run the same command again")
-    return UsageError(f"not allowed: {error}", hint="choose a folder that you may write to")
+    return UsageError(f"the system refuses: {error}", hint="choose another file or folder, or change its permissions")
 
 
 def _bug(error: BaseException) -> None:

@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -66,16 +67,44 @@ class Run:
     def config(self) -> dict[str, Any]:
         """The snapshot of the settings."""
         if not self.begun:
-            raise ArtifactError(
-                f"{self.folder} is no run folder: it has no config.yaml", hint=_known_runs(self.folder.parent)
-            )
-        return read_yaml(self.folder / "config.yaml")
+            what = "is no run folder: it has no config.yaml" if self.folder.exists() else "does not exist"
+            raise ArtifactError(f"the run {self.folder} {what}", hint=_known_runs(self.folder.parent))
+        settings = read_yaml(self.folder / "config.yaml")
+        if not all(settings.get(key) for key in ("data", "model")):
+            raise ArtifactError(f"{self.folder / 'config.yaml'} is damaged: it names no data or no model")
+        return settings
 
-    def write_snapshot(self, config: Settings, facts: dict[str, Any]) -> None:
-        """config.yaml, which repeats the run, and environment.yaml, which says what it ran on."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(self.folder / "environment.yaml", yaml_text({**_environment(), **facts}))
+    def begin(self, config: Settings, data: dict[str, Any]) -> None:
+        """Write the snapshot, or find that what is there says the same. Call it under the lock.
+
+        config.yaml repeats the run, environment.yaml says what it ran on. Until there is a checkpoint the settings may
+        still change; after that they, and the data's fingerprint, are the run.
+
+        Raises:
+            UsageError: names what differs.
+        """
+        if any(self.checkpoints.glob("step-*")):
+            self._refuse_other(config, data)
+            return
+        shutil.rmtree(self.base, ignore_errors=True)
+        write_text(self.folder / "environment.yaml", yaml_text({**_environment(), "data": data}))
         write_text(self.folder / "config.yaml", config.to_yaml())
+
+    def _refuse_other(self, config: Settings, data: dict[str, Any]) -> None:
+        before, now = self.config(), config.to_dict()
+        trained_on = self.environment().get("data", {}).get("fingerprint")
+        changed = {key: (before.get(key), now.get(key)) for key in {*before, *now} if before.get(key) != now.get(key)}
+        if trained_on != data["fingerprint"]:
+            changed["data fingerprint"] = (trained_on, data["fingerprint"])
+        if changed:
+            told = ", ".join(f"{key} was {was!r}, is {now!r}" for key, (was, now) in sorted(changed.items())[:4])
+            hint = "the same settings and data go on with it; others need another --name"
+            raise UsageError(f"the unfinished run {self.folder} is another one: {told}", hint=hint)
+
+    def environment(self) -> dict[str, Any]:
+        """What it ran on; empty where that was not written down."""
+        path = self.folder / "environment.yaml"
+        return read_yaml(path) if path.is_file() else {}
 
     def log(self, line: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
@@ -85,8 +114,9 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; a torn last line, left by a kill, is passed over."""
         path = self.folder / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
-        return [json.loads(line) for line in lines if line.endswith("}")]
+        # What follows the last line break was torn by a kill, whatever it looks like.
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
+        return [json.loads(line) for line in lines]
 
     def forget_after(self, step: int) -> None:
         """Drop what metrics.jsonl says of later steps: they will be taken again."""
@@ -100,7 +130,12 @@ class Run:
     def read_json(self, name: str) -> dict[str, Any]:
         """Read one of them back; empty where it is not there."""
         path = self.folder / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        try:
+            return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        except ValueError as error:
+            raise ArtifactError(
+                f"{path} is damaged: {error}", hint="remove it and run the same command again"
+            ) from None
 
     def finish(self, facts: dict[str, Any]) -> None:
         """The run is done; nothing trains into it again."""
@@ -125,34 +160,23 @@ class Run:
             yield
 
 
-def open_run(runs_dir: Path, name: str, config: Settings) -> Run:
-    """The run to train into: a new folder, or an unfinished run of the same settings.
+def open_run(runs_dir: Path, name: str) -> Run:
+    """The run folder to train into: a new one, or one that was begun and not finished.
 
     Raises:
-        UsageError: the name is taken by a finished run, by other settings, or by something that is no run.
+        UsageError: the name is taken by a finished run or by something that is no run.
     """
     run = Run(Path(runs_dir) / name)
     if run.folder.exists() and not run.folder.is_dir():
         raise UsageError(f"{run.folder} is a file", hint="choose another --name")
-    if not run.folder.exists() or {path.name for path in run.folder.iterdir() if not path.name.startswith(".")} <= {
-        "environment.yaml"
-    }:
-        return run
-    if not run.begun:
+    held = (
+        {path.name for path in run.folder.iterdir() if not path.name.startswith(".")} if run.folder.exists() else set()
+    )
+    if not run.begun and held - {"environment.yaml"}:
         raise UsageError(f"{run.folder} exists and is no run", hint="choose another --name")
     if run.finished:
-        raise UsageError(
-            f"the run {run.folder} is finished",
-            hint=f"choose another --name, or measure it: vlkit eval --run {run.folder}",
-        )
-    before, now = run.config(), config.to_dict()
-    changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
-    if changed:
-        told = ", ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in changed[:4])
-        raise UsageError(
-            f"the unfinished run {run.folder} has other settings: {told}",
-            hint="the same settings go on with it; others need another --name",
-        )
+        hint = f"choose another --name, or measure it: vlkit eval --run {run.folder}"
+        raise UsageError(f"the run {run.folder} is finished", hint=hint)
     return run
 
 
@@ -162,7 +186,9 @@ def default_name(command: str, data: Path) -> str:
 
 
 def _known_runs(runs_dir: Path) -> str:
-    known = sorted(path.parent.name for path in runs_dir.glob("*/config.yaml")) if runs_dir.is_dir() else []
+    if not any(runs_dir.glob("*/config.yaml")):
+        runs_dir = Path("runs")
+    known = sorted(path.parent.name for path in runs_dir.glob("*/config.yaml"))
     return (
         f"runs in {runs_dir}: {', '.join(known[-8:])}"
         if known
@@ -185,7 +211,7 @@ def _environment() -> dict[str, Any]:
         "host": socket.gethostname(),
         "python": platform.python_version(),
         "versions": versions,
-        "commit": _commit(),
+        "commit_of_the_working_directory": _commit(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name()
         if torch.cuda.is_available()

@@ -17,7 +17,10 @@ from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin, g
 
 from vlkit.errors import UsageError, nearest
 
-POSITIONAL = "positional"
+# Marks a field is annotated with: an argument without a flag's name; a flag that is given once for each of its texts.
+POSITIONAL, REPEATED = "positional", "repeated"
+
+WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path"}
 
 # Two names for one wish: the more specific layer's choice wins over the other's.
 ALTERNATIVES = ({"steps", "epochs"},)
@@ -33,7 +36,13 @@ class Field:
     default: Any
     required: bool
     positional: bool
+    repeated: bool
     optional: bool
+
+    @property
+    def flag(self) -> str:
+        """Its name on the command line."""
+        return self.name.upper() if self.positional else "--" + self.name.replace("_", "-")
 
     @property
     def choices(self) -> tuple[str, ...]:
@@ -45,18 +54,17 @@ class Field:
         if value is None:
             if self.optional:
                 return None
-            raise UsageError(f"{where}: {self.name} is empty")
+            raise UsageError(f"{where}: {self.flag} is empty")
         if self.choices:
             if value not in self.choices:
-                raise UsageError(
-                    f"{where}: {self.name} {value!r} is not a choice", hint=nearest(str(value), self.choices)
-                )
+                told = f"{where}: {self.flag} {value!r} is none of {', '.join(self.choices)}"
+                raise UsageError(told, hint=nearest(str(value), self.choices))
             return value
         try:
-            return _converted(self.kind, value)
+            return _converted(self.kind, [value] if self.repeated and isinstance(value, str) else value)
         except (TypeError, ValueError):
-            wanted = "a list of texts" if get_origin(self.kind) is tuple else f"a {self.kind.__name__}"
-            raise UsageError(f"{where}: {self.name} {value!r} is not {wanted}") from None
+            wanted = WORDS.get(self.kind, "a list of texts")
+            raise UsageError(f"{where}: {self.flag} {value!r} is not {wanted}") from None
 
 
 def _converted(kind: Any, value: Any) -> Any:
@@ -112,7 +120,7 @@ class Settings:
         fields = cls.fields()
         for name, field in fields.items():
             if field.required and merged.get(name) is None:
-                raise UsageError(f"missing --{name.replace('_', '-')}: {field.help}")
+                raise UsageError(f"missing {field.flag}: {field.help}")
         config = cls(**{name: fields[name].read(value, where) for name, value in merged.items()})
         object.__setattr__(config, "_given", frozenset(layers[-1]) if layers else frozenset())
         return config
@@ -152,6 +160,7 @@ def _fields(cls: type[Settings]) -> dict[str, Field]:
             default=None if field.default is dataclasses.MISSING else field.default,
             required=field.default is dataclasses.MISSING,
             positional=POSITIONAL in notes[1:],
+            repeated=REPEATED in notes[1:],
             optional=optional,
         )
     return found

@@ -1,7 +1,7 @@
 """Files and folders that appear whole or not at all.
 
-Everything vlkit writes goes through one of the two doors here: the content is written aside, flushed to the disk, and
-renamed into place, so that a reader, or a process that is killed, meets the old state or the new one, never half of it.
+The content is written aside, flushed to the disk, and renamed into place, so that a reader meets the old state or the
+new one, never half of it, also after a kill. What a kill leaves aside begins with a dot and ends in `.part`.
 """
 
 from __future__ import annotations

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from vlkit.data import images
 from vlkit.data.images import PixelSpec
 from vlkit.data.labels import LabelMode, label_matrix
 from vlkit.data.pairs import Pairs
+from vlkit.errors import VlkitError
 
 # Decoded pictures are kept in memory up to this many bytes in all; beyond it they are read again each epoch.
 KEEP_PIXELS = 512 * 2**20
@@ -58,8 +60,11 @@ class PixelStore:
     spec: PixelSpec
     _kept: dict[int, np.ndarray] = field(default_factory=dict)
 
-    def __getitem__(self, position: int) -> np.ndarray:
-        """uint8 [3, size, size] of the picture at `position`."""
+    def __getitem__(self, positions: Sequence[int]) -> torch.Tensor:
+        """uint8 [pictures, 3, size, size] of the pictures at `positions`."""
+        return torch.from_numpy(np.stack([self._one(int(position)) for position in positions]))
+
+    def _one(self, position: int) -> np.ndarray:
         if position in self._kept:
             return self._kept[position]
         pixels = images.pixels(self.paths[position], self.spec)
@@ -74,6 +79,33 @@ class PixelStore:
     def small(self) -> bool:
         """All of them fit in memory at ease."""
         return len(self.paths) * 3 * self.spec.size**2 <= KEEP_PIXELS
+
+
+class Carried(Dataset[Any]):
+    """A dataset whose own errors come back as items: a loader's worker would turn them into a traceback.
+
+    `unpacked` raises them again where the user's process can tell them.
+    """
+
+    def __init__(self, items: PairDataset | PixelStore) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, key: Any) -> Any:
+        try:
+            return self.items[key]
+        except VlkitError as error:
+            return error
+
+
+def unpacked(loader: Iterable[Any]) -> Iterator[Any]:
+    """What a loader over `Carried` gives, its errors raised."""
+    for item in loader:
+        if isinstance(item, VlkitError):
+            raise item
+        yield item
 
 
 class PairDataset(Dataset[Batch]):
@@ -103,9 +135,8 @@ class PairDataset(Dataset[Batch]):
 
     def __getitem__(self, rows: Sequence[int]) -> Batch:
         texts, text_index = np.unique(self.text_of[rows], return_inverse=True)
-        pixels = np.stack([self.store[self.image_of[row]] for row in rows])
         return Batch(
-            pixels=torch.from_numpy(pixels),
+            pixels=self.store[self.image_of[rows]],
             input_ids=self.pad([self.tokens[text] for text in texts]),
             text_index=torch.from_numpy(text_index),
             labels=self.labels_of(rows, self.label_mode),
@@ -158,8 +189,8 @@ def loader_workers(store: PixelStore) -> int:
 def stream(dataset: PairDataset, order: BatchOrder, *, workers: int | None = None) -> Iterator[Batch]:
     """Batches in `order`, without end; loaded by `workers` processes (0: by this one; None: as many as pay)."""
     workers = loader_workers(dataset.store) if workers is None else workers
-    loader: DataLoader[Batch] = DataLoader(dataset, sampler=order, batch_size=None, num_workers=workers)  # type: ignore[arg-type]
-    return iter(loader)
+    loader: DataLoader[Any] = DataLoader(Carried(dataset), sampler=order, batch_size=None, num_workers=workers)  # type: ignore[arg-type]
+    return unpacked(loader)
 
 
 def _positions(values: Sequence[str], unique: Sequence[str]) -> np.ndarray:

@@ -89,19 +89,22 @@ def _opened(path: Path) -> Image.Image:
 
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             picture = Image.open(path)
             picture.load()
-        upright = ImageOps.exif_transpose(picture)
+            return _as_rgb(ImageOps.exif_transpose(picture))
     except UnidentifiedImageError:
         raise DataError(f"not a picture ({_what_it_is(path)})") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise DataError("more pixels than is safe to decode") from None
     except FileNotFoundError:
         raise DataError("no such picture") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise DataError(f"does not decode: {error}") from None
-    return _as_rgb(upright)
+    except MemoryError:
+        raise
+    except Exception as error:
+        # A damaged header can make a decoder raise anything at all; none of it is a bug of ours.
+        raise DataError(f"does not decode: {error or type(error).__name__}") from None
 
 
 def _as_rgb(picture: Image.Image) -> Image.Image:

@@ -39,11 +39,12 @@ def matching_pairs(image_groups: Sequence[Groups], text_groups: Sequence[Groups]
     for position, groups in enumerate(text_groups):
         for group in as_set(groups):
             members[group].append(position)
+    positions_of = {group: np.array(positions, np.int64) for group, positions in members.items()}
     images, texts = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for position, groups in enumerate(image_groups):
-        found = [members[group] for group in as_set(groups) if group in members]
+        found = [positions_of[group] for group in as_set(groups) if group in positions_of]
         if found:
-            hits = np.unique(np.concatenate([np.asarray(part, np.int64) for part in found]))
+            hits = np.unique(np.concatenate(found))
             texts.append(hits)
             images.append(np.full(len(hits), position, np.int64))
     return np.concatenate(images), np.concatenate(texts)

@@ -7,6 +7,7 @@ not pixels: whether a picture decodes is `prepare.py`'s question.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,7 @@ def recipes(config: PrepConfig) -> Iterator[RawRow | Reject]:
     """`recipes.jsonl` (or documents/recipes.jsonl): one JSON object a line, several pictures and texts each."""
     table = _table(config)
     root = config.image_root or config.source
-    for number, line in enumerate(table.read_text(encoding="utf-8-sig").split("\n"), start=1):
+    for number, line in enumerate(_text_of(table).split("\n"), start=1):
         where = f"{table.name}:{number}"
         if not line.strip():
             continue
@@ -94,10 +95,14 @@ def _texts(value: Any) -> list[str]:
 def class_folders(config: PrepConfig) -> Iterator[RawRow | Reject]:
     """`class/picture.jpg`, also nested (`rice/blast/x.jpg` is the class rice/blast); captions from the templates."""
     root = config.image_root or config.source
-    for path in sorted(root.rglob("*")):
-        if not path.is_file() or path.name.startswith("."):
-            continue
+    closed: list[OSError] = []
+    files = [Path(folder) / name for folder, _, names in os.walk(root, onerror=closed.append) for name in names]
+    for error in closed:
+        yield Reject(str(error.filename), str(error.filename), f"the folder cannot be read: {error.strerror}")
+    for path in sorted(files):
         key = path.relative_to(root).as_posix()
+        if any(part.startswith(".") for part in key.split("/")):
+            continue
         if path.suffix.lower() not in images.SUFFIXES:
             yield Reject(key, key, "not a picture by its name")
             continue
@@ -120,6 +125,16 @@ def _table(config: PrepConfig) -> Path:
         f"{config.source}: no {config.table}, and none under documents/",
         hint=f"found: {', '.join(sorted(p.name for p in config.source.iterdir())[:8]) or 'nothing'}",
     )
+
+
+def _text_of(table: Path) -> str:
+    content = table.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        hint = "save it as UTF-8, for example: iconv -f latin1 -t utf-8"
+        raise DataError(f"{table}, line {line}: not UTF-8 ({error.reason})", hint=hint) from None
 
 
 def _inside(root: Path, key: str) -> Path | None:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlkit.data import captions, labels, splits
+from vlkit.data.labels import Groups
 from vlkit.errors import DataError, nearest
 from vlkit.settings import read_yaml
 
@@ -50,7 +52,7 @@ class Pairs:
         return self.described.get("fingerprint") or fingerprint(self.frame)
 
     def of(self, split: str, *, limit: int | None = None, seed: int = 42) -> Pairs:
-        """The rows of one split; with `limit`, about that many: whole units, drawn by the seed."""
+        """The rows of one split; with `limit`, that many: units drawn by the seed, the last one cut."""
         rows = self.frame[self.frame["split"] == split]
         if limit is not None and len(rows) > limit:
             drawn = sorted(set(rows["unit"]), key=lambda unit: (splits.draw(seed, unit), unit))
@@ -127,10 +129,19 @@ def _read_csv(path: Path) -> pd.DataFrame:
 
     frame = pd.read_csv(path, dtype=str, keep_default_na=False)
     if "match" in frame:
-        frame["match"] = frame["match"].astype(int)
+        frame["match"] = [int(value) if value in ("0", "1") else value for value in frame["match"]]
     for column in {"image_group", "text_group"} & set(frame):
-        frame[column] = [json.loads(value) if value.startswith("[") else value for value in frame[column]]
+        frame[column] = [_listed(value) for value in frame[column]]
     return frame
+
+
+def _listed(cell: str) -> str | list[str]:
+    """A CSV cell that holds a JSON list is one; any other text, also one that begins with a bracket, is itself."""
+    try:
+        value = json.loads(cell) if cell.startswith("[") else cell
+    except json.JSONDecodeError:
+        return cell
+    return value
 
 
 def validated(frame: pd.DataFrame, where: str) -> pd.DataFrame:
@@ -148,23 +159,44 @@ def validated(frame: pd.DataFrame, where: str) -> pd.DataFrame:
         if empty.any():
             raise DataError(f"{where}: row {int(empty.to_numpy().argmax()) + 1} has no {column}")
         frame[column] = frame[column].astype(str)
-    unknown = set(frame["split"]) - set(splits.SPLITS)
-    if unknown:
-        raise DataError(f"{where}: unknown split {sorted(unknown)[0]!r}", hint=f"known: {', '.join(splits.SPLITS)}")
+    unknown = ~frame["split"].isin(splits.SPLITS)
+    if unknown.any():
+        row = int(unknown.to_numpy().argmax())
+        told = f"{where}: row {row + 1} has the unknown split {frame['split'].iloc[row]!r}"
+        raise DataError(told, hint=f"known: {', '.join(splits.SPLITS)}")
     for column, default in (("class_name", None), ("origin", "original"), ("match", 1)):
         if column not in frame:
             frame[column] = default
+    odd = ~frame["match"].isin([0, 1])
+    if odd.any():
+        row = int(odd.to_numpy().argmax())
+        raise DataError(f"{where}: row {row + 1} has match {frame['match'].iloc[row]!r}; it is 1, or 0 for a negative")
+    frame["match"] = frame["match"].astype(int)
+    for column in ("image_group", "text_group"):
+        frame[column] = [_groups(value, where, row, column) for row, value in enumerate(frame[column], start=1)]
     if "pair_id" not in frame:
-        frame["pair_id"] = [
-            pair_id(*row) for row in zip(frame["image_id"], frame["text_id"], frame["unit"], strict=True)
-        ]
+        named = ("image_id", "text_id", "image_group", "text_group", "unit")
+        frame["pair_id"] = [pair_id(*row) for row in zip(*(frame[name] for name in named), strict=True)]
+    if frame["pair_id"].duplicated().any():
+        row = int(frame["pair_id"].duplicated().to_numpy().argmax()) + 1
+        raise DataError(f"{where}: row {row} has the pair_id of an earlier row", hint="drop the repeated rows")
     splits.refuse_leaks(frame, where)
     return frame[[*PAIR_COLUMNS, *(column for column in frame if column not in PAIR_COLUMNS)]]
 
 
-def pair_id(image_id: str, text_id: str, unit: str) -> str:
+def pair_id(image_id: str, text_id: str, image_group: Groups, text_group: Groups, unit: str) -> str:
     """Identity of a row: 20 hex digits."""
-    return hashlib.sha256(f"{image_id}\0{text_id}\0{unit}".encode()).hexdigest()[:20]
+    parts = [image_id, text_id, sorted(labels.as_set(image_group)), sorted(labels.as_set(text_group)), unit]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
+
+
+def _groups(value: Any, where: str, row: int, column: str) -> str | list[str]:
+    """A group cell as one id or a list of them, whatever table it came from."""
+    several = isinstance(value, list | tuple | set | frozenset) or hasattr(value, "tolist")
+    ids = [str(item) for item in value] if several else [] if value is None or value != value else [str(value)]
+    if not ids or not all(ids):
+        raise DataError(f"{where}: row {row} has no {column}")
+    return ids if several else ids[0]
 
 
 def fingerprint(frame: pd.DataFrame) -> str:
@@ -179,8 +211,17 @@ def fingerprint(frame: pd.DataFrame) -> str:
 
 
 def docstore(frame: pd.DataFrame) -> pd.DataFrame:
-    """Every unique text once, in order of first appearance: text_id, text, text_group, class_name."""
-    return frame.drop_duplicates("text_id")[["text_id", "text", "text_group", "class_name"]].reset_index(drop=True)
+    """Every unique text once, in order of first appearance: text_id, text, text_group, class_name.
+
+    A text that stands in several groups has them all, as a list.
+    """
+    groups: dict[str, set[str]] = defaultdict(set)
+    for text_id, group in zip(frame["text_id"], frame["text_group"], strict=True):
+        groups[text_id] |= labels.as_set(group)
+    texts = frame.drop_duplicates("text_id")[["text_id", "text", "text_group", "class_name"]].reset_index(drop=True)
+    if any(len(found) > 1 for found in groups.values()):
+        texts["text_group"] = [sorted(groups[text_id]) for text_id in texts["text_id"]]
+    return texts
 
 
 def make_frame(records: list[dict[str, Any]]) -> pd.DataFrame:

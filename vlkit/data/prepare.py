@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from vlkit import console
@@ -21,6 +22,16 @@ from vlkit.storage import folder_written_whole
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+# What prep writes; a folder with anything else in it is somebody's, and is not replaced.
+WRITTEN = {
+    "pairs.parquet",
+    "docstore.parquet",
+    "rejects.csv",
+    "data.yaml",
+    *(f"{split}_pairs_positive.csv" for split in splits.SPLITS),
+}
 
 
 @dataclass
@@ -46,11 +57,10 @@ def prepare(config: PrepConfig, *, dry_run: bool = False) -> dict[str, Any]:
     _refuse_foreign(out, config.source)
     gathered = gather(config)
     frame = table(gathered, config)
-    frame = pairs.validated(frame, "the prepared rows")
     described = describe(frame, gathered, config)
     if not dry_run:
         write(out, frame, gathered, described, config)
-        splits.refuse_leaks(pairs.read_pairs(out).frame, str(out))
+        pairs.read_pairs(out)  # Refuses a leak in what was really written.
     _summary(described, out, dry_run)
     return {
         "data": str(out),
@@ -69,8 +79,12 @@ def _refuse_foreign(out: Path, source: Path) -> None:
         raise DataError(f"{source} is a file; --source wants the folder it lies in")
     if not any(source.iterdir()):
         raise DataError(f"{source} is empty")
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "data.yaml").is_file())):
-        raise UsageError(f"{out} exists and is no prepared folder", hint="choose another --out, or move it away")
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file", hint="choose another --out")
+    held = {path.name for path in out.iterdir()} if out.exists() else set()
+    if foreign := sorted(held - WRITTEN):
+        told = f"{out} holds {foreign[0]}, which prep did not write and would remove"
+        raise UsageError(told, hint="choose another --out, or move it away")
     if out.resolve() == source.resolve() or out.resolve() in source.resolve().parents:
         raise UsageError(f"--out {out} would replace the source {source}", hint="choose another --out")
 
@@ -166,6 +180,14 @@ def describe(frame: pd.DataFrame, gathered: Gathered, config: PrepConfig) -> dic
             warnings.append(f"the test split has {of_split['units']} units: expect wide intervals")
     if small := _missing_classes(frame):
         warnings.append(f"{len(small)} classes do not stand in every split, for example {small[0]}: too few pictures")
+    if config.layout == "class-folders" and frame["class_name"].nunique() == 1:
+        warnings.append(
+            f"there is one class, {frame['class_name'].iloc[0]}: is {config.source} laid out in class folders?"
+        )
+    if shared := _shared_texts(frame):
+        warnings.append(
+            f"{shared} texts of the test split also stand in training rows: known words, not known pictures"
+        )
     if gathered.rejects:
         warnings.append(f"{len(gathered.rejects)} rows or files were left out: see rejects.csv")
     return {
@@ -188,6 +210,14 @@ def _counts(frame: pd.DataFrame) -> dict[str, int]:
         "units": int(frame["unit"].nunique()),
         "classes": int(frame["class_name"].nunique()),
     }
+
+
+def _shared_texts(frame: pd.DataFrame) -> int:
+    """Texts of the test that training has too; none are counted where classes share captions by design."""
+    if frame["class_name"].notna().any():
+        return 0
+    in_split = {split: set(frame.loc[frame["split"] == split, "text_id"]) for split in ("train", "test")}
+    return len(in_split["train"] & in_split["test"])
 
 
 def _missing_classes(frame: pd.DataFrame) -> list[str]:
@@ -220,5 +250,5 @@ def _summary(described: dict[str, Any], out: Path, dry_run: bool) -> None:
         console.warn(warning)
     for reason, count in list(described["rejects"].items())[:5]:
         console.say(f"         {count} x {reason}")
-    if not dry_run:
-        console.hint(f"vlkit train-retrieval --data {out}")
+    if not dry_run and described["splits"]["train"]["pairs"] > 1:
+        console.hint(f"vlkit train-retrieval --data {quote(str(out))}")

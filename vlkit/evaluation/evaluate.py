@@ -12,19 +12,19 @@ import numpy as np
 import torch
 
 from vlkit import console
-from vlkit.config import TINY_MODELS, EvalConfig
+from vlkit.config import EvalConfig
 from vlkit.data.pairs import Pairs, read_pairs
 from vlkit.data.splits import draw
 from vlkit.errors import DataError
-from vlkit.evaluation.intervals import interval, p_value, resample
+from vlkit.evaluation.intervals import interval, p_value, resample, units_that_differ
 from vlkit.evaluation.scoring import DIRECTIONS, Scores, Task, score, summary
-from vlkit.models import adapters, tiny
+from vlkit.models import adapters
 from vlkit.models import towers as towers_module
 from vlkit.models.device import Precision, best_device, best_precision
 from vlkit.models.encode import encode_texts
+from vlkit.models.opening import open_model
 from vlkit.models.towers import Towers
 from vlkit.runs import Run
-from vlkit.settings import read_yaml
 
 SCHEMA = 1
 EXAMPLES = 20
@@ -35,7 +35,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     """Run `vlkit eval`: print a table, write results.json and examples_top5.json, return the results."""
     run = Run(config.run) if config.run else None
     settings = run.config() if run else {}
-    data = config.data or Path(settings["data"])
+    data = config.data or _data_of(run, settings)
     pairs = read_pairs(data)
     task = Task.of(pairs.of(config.split, limit=config.limit, seed=config.seed))
     if not len(task.pairs):
@@ -43,7 +43,10 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
             f"{data}: the {config.split} split has no pairs",
             hint="choose another --split, or prep with a larger --test-share",
         )
-    tuned = adapters.load_adapted(run.folder, base_of(run)) if run else _as_it_is(config, pairs)
+    texts = list(pairs.of("train").frame["text"])
+    tuned = (
+        adapters.load_adapted(run.folder, base_of(run)) if run else open_model(config.model, texts, seed=config.seed)
+    )
     device = best_device()
     precision = config.precision or settings.get("precision") or best_precision(device, adapters.count(tuned).total)
     tuned_scores = _measured(tuned, task, config, precision)
@@ -70,11 +73,10 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     return results
 
 
-def _as_it_is(config: EvalConfig, pairs: Pairs) -> Towers:
-    """The model of --model; a tiny one has its tokenizer from the training texts, as in a run."""
-    if config.model in TINY_MODELS:
-        return tiny.fresh(config.model, list(pairs.of("train").frame["text"]), seed=config.seed)
-    return towers_module.load(config.model)
+def _data_of(run: Run, settings: dict[str, Any]) -> Path:
+    """The run's prepared folder: as the command named it, or, called from elsewhere, where it was."""
+    named = Path(settings["data"])
+    return named if named.exists() else Path(run.environment().get("data", {}).get("path", named))
 
 
 def base_of(run: Run) -> str:
@@ -92,42 +94,53 @@ def _compared(tuned: Scores, base: Scores | None, task: Task, config: EvalConfig
         "metrics": tuned.metrics(),
         "intervals": {},
         "baseline": base.metrics() if base else {},
+        "baseline_intervals": {},
         "difference": {},
         "verdict": {},
     }
+    of_tuned, of_base = tuned.values(), base.values() if base else {}
     for direction in DIRECTIONS:
         units = task.queries(direction)["unit"].to_numpy()[tuned.ranks[direction].query]
-        values = {("tuned", metric): v for (d, metric), v in tuned.values().items() if d == direction}
-        if base:
-            values |= {("base", metric): v for (d, metric), v in base.values().items() if d == direction}
+        values = {("tuned", metric): v for (d, metric), v in of_tuned.items() if d == direction}
+        values |= {("base", metric): v for (d, metric), v in of_base.items() if d == direction}
         medians = {key: v for key, v in values.items() if key[1] == "median_rank"}
         means = {key: v for key, v in values.items() if key not in medians}
         draws = resample(means, medians, units, draws=config.draws, seed=config.seed)
-        names = [metric for who, metric in values if who == "tuned"]
-        compared["intervals"][direction] = {metric: interval(draws["tuned", metric]) for metric in names}
+        count = len(np.unique(units))
+        for who, place in (("tuned", "intervals"), ("base", "baseline_intervals")):
+            found = {m: interval(draws[w, m], units=count, bounds=_bounds(m, 0)) for w, m in values if w == who}
+            if found:
+                compared[place][direction] = found
         if base:
-            compared["difference"][direction] = {metric: _difference(metric, values, draws) for metric in names}
-            compared["verdict"][direction] = verdict(
-                compared["difference"][direction]["recall@1"], len(np.unique(units))
-            )
+            names = [metric for who, metric in values if who == "tuned"]
+            compared["difference"][direction] = {name: _difference(name, values, draws, units) for name in names}
+            compared["verdict"][direction] = verdict(compared["difference"][direction]["recall@1"], count)
     return compared
 
 
+def _bounds(metric: str, low: int) -> tuple[float, float] | None:
+    """Between which numbers a metric (low 0) or its difference (low -1) must lie; ranks have no upper end."""
+    return None if metric.endswith("rank") else (low, 1)
+
+
 def _difference(
-    metric: str, values: dict[tuple[str, str], np.ndarray], draws: dict[tuple[str, str], np.ndarray]
+    metric: str, values: dict[tuple[str, str], np.ndarray], draws: dict[tuple[str, str], np.ndarray], units: np.ndarray
 ) -> dict[str, float]:
+    """Tuned less untouched: value, interval and p-value of one metric."""
     drawn = draws["tuned", metric] - draws["base", metric]
-    low, high = interval(drawn)
+    low, high = interval(drawn, units=len(np.unique(units)), bounds=_bounds(metric, -1))
     value = summary(metric, values["tuned", metric]) - summary(metric, values["base", metric])
-    return {"value": value, "low": low, "high": high, "p_value": p_value(drawn)}
+    changed = units_that_differ(values["tuned", metric], values["base", metric], units)
+    return {"value": value, "low": low, "high": high, "p_value": p_value(drawn, changed)}
 
 
 def verdict(difference: dict[str, float], units: int) -> str:
-    """One plain sentence about recall@1."""
-    told = f"{difference['value']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}] over {units} units"
-    if difference["low"] > 0:
+    """One plain sentence about recall@1: a difference is one where the interval and the p-value agree."""
+    told = f"{difference['value']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]"
+    told += f", p {_p(difference['p_value'])}, over {units} units"
+    if difference["p_value"] < 0.05 and difference["low"] > 0:
         return f"better: recall@1 {told}"
-    if difference["high"] < 0:
+    if difference["p_value"] < 0.05 and difference["high"] < 0:
         return f"worse: recall@1 {told}"
     return f"no difference that this test set can show: recall@1 {told}"
 
@@ -162,18 +175,27 @@ def _query_latency(towers: Towers, text: str, precision: Precision) -> float:
 def _place(config: EvalConfig, run: Run | None, pairs: Pairs) -> tuple[Path, str]:
     """Folder and file suffix: another split, or other data than the run's, gets files of its own beside the first."""
     suffix = "" if config.split == "test" else f"-{config.split}"
+    suffix += f"-limit{config.limit}" if config.limit else ""
     if config.out is not None or run is None:
         return config.out or Path(), suffix
-    trained_on = (
-        read_yaml(run.folder / "environment.yaml").get("data", {})
-        if (run.folder / "environment.yaml").is_file()
-        else {}
-    )
+    trained_on = run.environment().get("data", {})
     if trained_on.get("fingerprint") == pairs.fingerprint:
         return run.folder, suffix
+    if seen := _trained_on(run, pairs):
+        console.warn(f"{seen} of these pictures or texts stood in {run.name}'s training rows: such scores flatter it")
     if config.data is None:
         console.warn(f"{pairs.folder} has changed since {run.name} was trained: test rows may have been trained on")
     return run.folder, f"{suffix}-{pairs.folder.name}"
+
+
+def _trained_on(run: Run, pairs: Pairs) -> int:
+    """Pictures and texts of these rows that the run was trained on, as far as its data is still there."""
+    described = run.environment().get("data", {})
+    where = Path(described.get("path", ""))
+    if not where.is_dir() or where.resolve() == pairs.folder.resolve():
+        return 0
+    trained, asked = read_pairs(where).of("train").frame, pairs.of("test").frame
+    return sum(len(set(trained[key]) & set(asked[key])) for key in ("image_id", "text_id"))
 
 
 def _examples(tuned: Scores, base: Scores | None, task: Task, seed: int) -> dict[str, Any]:
@@ -220,25 +242,30 @@ def _example(
 
 def _tell(results: dict[str, Any], path: Path) -> None:
     """The table that people read."""
-    tuned, base = results["metrics"], results["baseline"]
+    tuned, base, compared = results["metrics"], results["baseline"], bool(results["baseline"])
     for direction in DIRECTIONS:
         rows = []
         for metric in SHOWN:
-            low, high = results["intervals"][direction][metric]
-            row = [metric.replace("_", " "), f"{tuned[direction][metric]:.3f} [{low:.3f}, {high:.3f}]"]
-            if base:
+            row = [metric.replace("_", " ")]
+            if compared:
+                row.append(_cell(metric, base[direction][metric], *results["baseline_intervals"][direction][metric]))
+            row.append(_cell(metric, tuned[direction][metric], *results["intervals"][direction][metric]))
+            if compared:
                 change = results["difference"][direction][metric]
-                row[1:1] = [f"{base[direction][metric]:.3f}"]
-                row.append(
-                    f"{change['value']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}]  p {_p(change['p_value'])}"
-                )
+                row.append(_cell(metric, change["value"], change["low"], change["high"], sign="+"))
             rows.append(row)
         asked = tuned[direction]
         title = f"{direction.replace('_to_', ' -> ')}: {asked['queries']} queries, {asked['gallery']} in the gallery"
-        console.table(title, ("", "untouched", "tuned", "difference") if base else ("", "value"), rows)
+        console.table(title, ("", "untouched", "tuned", "difference") if compared else ("", "value"), rows)
     for direction, sentence in results["verdict"].items():
         console.result(f"{direction.replace('_to_', ' -> ')}: {sentence}")
     console.hint(f"all numbers: {path}")
+
+
+def _cell(metric: str, value: float, low: float, high: float, *, sign: str = "") -> str:
+    """A number with its interval: ranks with one decimal, shares with three."""
+    form = f"{sign}.1f" if metric.endswith("rank") else f"{sign}.3f"
+    return f"{value:{form}} [{low:{form}}, {high:{form}}]"
 
 
 def _p(value: float) -> str:

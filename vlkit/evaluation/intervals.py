@@ -66,13 +66,34 @@ def _weighted_medians(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return (ascending[low] + ascending[high]) / 2
 
 
-def interval(draws: np.ndarray) -> tuple[float, float]:
-    """The middle 95 % of the draws."""
+def interval(draws: np.ndarray, *, units: int, bounds: tuple[float, float] | None = None) -> tuple[float, float]:
+    """The middle 95 % of the draws.
+
+    Where all draws are equal (no hit at all, or nothing but hits) resampling knows no doubt, but a few units leave
+    much: the interval is then as wide as `units` trials without an exception allow, 1 - 0.025^(1/units) to either side.
+
+    Args:
+        units: how many units were drawn from.
+        bounds: of a metric that has them: (0, 1) for recall and MRR, (-1, 1) for their differences.
+    """
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    if bounds is not None and np.ptp(draws) == 0:
+        doubt = 1 - ((1 - LEVEL) / 2) ** (1 / units)
+        low, high = max(bounds[0], low - doubt), min(bounds[1], high + doubt)
     return float(low), float(high)
 
 
-def p_value(differences: np.ndarray) -> float:
-    """Two-sided: twice the share of draws on the other side of 0, the observed one counted among them."""
+def units_that_differ(one: np.ndarray, other: np.ndarray, units: Sequence[str]) -> int:
+    """How many units have a query whose value is not the same in both, float64 [queries] each."""
+    return len(set(np.asarray(units, dtype=str)[one != other]))
+
+
+def p_value(differences: np.ndarray, changed: int) -> float:
+    """Two-sided probability of such a difference between equal models.
+
+    Twice the share of draws on the other side of 0, the observed one counted among them; but never less than what a
+    sign test could say of the `changed` units that differ at all: were the models equal, each would have fallen either
+    way with even odds, so three units that all improved do so by luck one time in four.
+    """
     tail = min((differences <= 0).sum(), (differences >= 0).sum())
-    return float(min(1.0, 2 * (tail + 1) / (len(differences) + 1)))
+    return float(min(1.0, max(2 * (tail + 1) / (len(differences) + 1), 2.0 * 0.5**changed)))

@@ -1,7 +1,7 @@
 """Scores -> ranks -> recall@k, MRR, median and mean rank; exact, tied scores and all, without the full score matrix.
 
 A query's rank is that of its first hit. Where scores tie, the order within the tie is nobody's merit: every metric is
-its expectation over random orders of the tied items.
+its expectation over random orders of the tied items (the median rank: the median of the expected ranks).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from vlkit.data.labels import Groups, matching_pairs
-from vlkit.errors import DataError
+from vlkit.errors import NonFiniteError
 
 KS = (1, 5, 10)
 # Scores held at a time, by device.
@@ -103,12 +103,12 @@ def rank(
         keep: how many of the first items to remember.
 
     Raises:
-        DataError: an embedding that is not finite.
+        NonFiniteError: an embedding that is not finite.
     """
     if not (torch.isfinite(queries).all() and torch.isfinite(gallery).all()):
-        raise DataError(
+        raise NonFiniteError(
             "the model gives embeddings that are not finite numbers",
-            hint="its weights are damaged, or --precision fp16 overflows: try fp32",
+            hint="a lower --lr or a longer --warmup keeps training finite; --precision fp32 where fp16 overflows",
         )
     right_query, right_item = matching_pairs(query_groups, gallery_groups)
     asked, keep = np.unique(right_query), min(keep, len(gallery))

@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from vlkit.errors import ArtifactError, UsageError
@@ -85,16 +86,21 @@ def train_mode(towers: Towers) -> None:
     visit(towers.model, False)
 
 
+def check_depth(config: Any, unfreeze: int) -> dict[str, int]:
+    """Encoder layers of each tower, by the name of its module.
+
+    Raises:
+        UsageError: fewer than are to be unfrozen.
+    """
+    vision, text = config.vision_config.num_hidden_layers, config.text_config.num_hidden_layers
+    if unfreeze > min(vision, text):
+        raise UsageError(f"--unfreeze-layers {unfreeze}: the towers have {vision} and {text} layers")
+    return {"vision_model": vision, "text_model": text}
+
+
 def _freeze_lower_layers(towers: Towers, unfreeze: int) -> None:
     """Train the upper `unfreeze` layers of each tower and what comes after them: final norm, pooling, projection."""
-    depth = {
-        "vision_model": towers.model.config.vision_config.num_hidden_layers,
-        "text_model": towers.model.config.text_config.num_hidden_layers,
-    }
-    if unfreeze > min(depth.values()):
-        raise UsageError(
-            f"--unfreeze-layers {unfreeze}: the towers have {depth['vision_model']} and {depth['text_model']} layers"
-        )
+    depth = check_depth(towers.model.config, unfreeze)
     for name, parameter in towers.model.named_parameters():
         layer = LAYER.match(name)
         below = ".embeddings." in name or "pre_layrnorm" in name
@@ -130,7 +136,8 @@ def export(towers: Towers, folder: Path) -> Path:
             towers.save(aside)
         return folder / "model"
     with folder_written_whole(folder / "adapter") as aside:
-        towers.peft.save_pretrained(aside)
+        # Embeddings are never adapted; asked to find out by itself, PEFT would ask the hub.
+        towers.peft.save_pretrained(aside, save_embedding_layers=False)
         save_file(
             {name: p.detach().cpu().contiguous() for name, p in towers.logit_parameters().items()}, aside / LOGIT_FILE
         )
@@ -151,13 +158,13 @@ def load_adapted(folder: Path, base: str) -> Towers:
             f"{folder} holds no trained model",
             hint="train it to its end: run the same vlkit train-retrieval command again",
         )
+    towers = towers_module.load(base)
     from peft import PeftModel
 
-    towers = towers_module.load(base)
     try:
         towers.peft = PeftModel.from_pretrained(towers.model, adapter)
         saved = load_file(adapter / LOGIT_FILE)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise ArtifactError(f"{adapter} does not fit {base}: {str(error).splitlines()[0]}") from None
     logit_parameters = towers.logit_parameters()
     if {name: p.shape for name, p in logit_parameters.items()} != {name: t.shape for name, t in saved.items()}:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
 from vlkit import console
-from vlkit.data.batches import PixelStore, loader_workers
+from vlkit.data.batches import Carried, PixelStore, loader_workers, unpacked
 from vlkit.models.device import Precision, autocast
 from vlkit.models.towers import Towers
 
@@ -16,10 +17,14 @@ from vlkit.models.towers import Towers
 @torch.inference_mode()
 def encode_images(towers: Towers, store: PixelStore, *, batch_size: int, precision: Precision) -> torch.Tensor:
     """Embeddings of all pictures of a store: float32 [pictures, width], in its order, on the towers' device."""
-    loader: DataLoader[torch.Tensor] = DataLoader(store, batch_size=batch_size, num_workers=loader_workers(store))  # type: ignore[arg-type]
+    positions = range(len(store))
+    order = [positions[start : start + batch_size] for start in range(0, len(store), batch_size)]
+    loader: DataLoader[Any] = DataLoader(
+        Carried(store), sampler=order, batch_size=None, num_workers=loader_workers(store)
+    )
     blocks = []
     with console.progress("encoding pictures", len(store)) as bar:
-        for number, pixels in enumerate(loader, start=1):
+        for number, pixels in enumerate(unpacked(loader), start=1):
             with autocast(towers.device, precision):
                 blocks.append(towers.embed_images(pixels))
             bar.update(min(number * batch_size, len(store)))

@@ -10,7 +10,6 @@ import io
 import json
 import math
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,8 @@ import torch
 
 from vlkit.data.images import PixelSpec
 from vlkit.errors import UsageError, nearest
-from vlkit.models.towers import Towers, load, quiet_transformers
+from vlkit.models.towers import Towers, quiet_transformers
+from vlkit.storage import folder_written_whole
 
 IMAGE_SIZE = 64
 VISION = {
@@ -44,16 +44,16 @@ def write_tiny(name: str, texts: Sequence[str], folder: Path, *, seed: int) -> N
     if name not in MAKERS:
         raise UsageError(f"unknown tiny model {name!r}", hint=nearest(name, MAKERS))
     quiet_transformers()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), folder_written_whole(folder) as aside:
         torch.manual_seed(seed)
-        MAKERS[name](sorted(set(texts)), folder)
+        MAKERS[name](sorted(set(texts)), aside)
 
 
-def fresh(name: str, texts: Sequence[str], *, seed: int) -> Towers:
-    """The tiny model `name`, untouched, with no folder of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        write_tiny(name, texts, Path(folder), seed=seed)
-        return load(folder)
+def config_of(name: str) -> Any:
+    """The tiny model's configuration, with a vocabulary of the default size."""
+    transformers = quiet_transformers()
+    config_class = transformers.SiglipConfig if name == "tiny-siglip" else transformers.CLIPConfig
+    return config_class(text_config=TEXT, vision_config=VISION)
 
 
 def _write_siglip(texts: Sequence[str], folder: Path) -> None:
@@ -66,7 +66,11 @@ def _write_siglip(texts: Sequence[str], folder: Path) -> None:
         "max_position_embeddings": 64,
         "projection_size": VISION["hidden_size"],
     }
-    special = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id}
+    special = {
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.eos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
     model = SiglipModel(SiglipConfig(text_config={**text, **special}, vision_config=VISION))
     with torch.no_grad():
         # A fresh SiglipModel has 0 for both; these are the values that SigLIP starts from.
@@ -111,7 +115,6 @@ def _sentencepiece_tokenizer(texts: Sequence[str], folder: Path) -> Any:
         num_threads=1,
         minloglevel=2,
     )
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / "spiece.model").write_bytes(written.getvalue())
     return SiglipTokenizer(vocab_file=str(folder / "spiece.model"), model_max_length=64)
 

@@ -11,7 +11,8 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 
 from vlkit.config import TINY_MODELS
 from vlkit.data.images import RESAMPLING, PixelSpec
-from vlkit.errors import ArtifactError, NetworkError, UsageError, nearest
+from vlkit.errors import ArtifactError, NetworkError, UsageError, VlkitError, nearest
 from vlkit.storage import json_text
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -102,7 +103,7 @@ class Towers(torch.nn.Module):
 
     def embed_images(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 [pictures, 3, size, size] -> float32 [pictures, width], rows of length 1."""
-        scaled = (pixels.to(self.device, non_blocking=True).float() / 255 - self.mean) / self.std
+        scaled = (pixels.to(self.device).float() / 255 - self.mean) / self.std
         pooled = self.model.get_image_features(pixel_values=scaled).pooler_output
         return F.normalize(pooled.float(), dim=-1)
 
@@ -111,7 +112,7 @@ class Towers(torch.nn.Module):
 
         No attention mask: SigLIP was trained without, and a causal CLIP does not look behind the end of its text.
         """
-        pooled = self.model.get_text_features(input_ids=input_ids.to(self.device, non_blocking=True)).pooler_output
+        pooled = self.model.get_text_features(input_ids=input_ids.to(self.device)).pooler_output
         return F.normalize(pooled.float(), dim=-1)
 
     def logits(self, images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
@@ -170,6 +171,12 @@ def load(name: str) -> Towers:
         model, report = model_class.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
         pixel_spec = _pixel_spec(_image_processor(name), config, name)
+    known, wanted = len(tokenizer), config.text_config.vocab_size
+    if not wanted / 2 <= known <= wanted:
+        told = f"its tokenizer knows {known} tokens, its model {wanted}"
+        raise ArtifactError(
+            f"{name}: {told}", hint="the folder lacks its tokenizer's files: save the tokenizer there too"
+        )
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise ArtifactError(f"{name}: {len(missing)} weights are missing, for example {missing[0]}")
@@ -203,47 +210,35 @@ def from_config(config: Any) -> Towers:
     return Towers(model, None, PixelSpec(config.vision_config.image_size), "meta")
 
 
-class _explained:
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
     """Turns what transformers raises while loading into one message of ours."""
+    from huggingface_hub import errors as hub
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    try:
+        yield
+    except VlkitError:
+        raise
+    except Exception as error:
+        chain: list[BaseException] = [error]
+        while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and len(chain) < 10:
+            chain.append(cause)
 
-    def __enter__(self) -> None:
-        return None
+        def caused_by(*kinds: type[BaseException]) -> bool:
+            return any(isinstance(link, kinds) for link in chain)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        from huggingface_hub.errors import (
-            GatedRepoError,
-            HFValidationError,
-            LocalEntryNotFoundError,
-            OfflineModeIsEnabled,
-            RepositoryNotFoundError,
-        )
-
-        if error is None or isinstance(error, UsageError | ArtifactError | NetworkError):
-            return
-        chain = [error, error.__cause__, error.__context__]
-        if any(isinstance(e, GatedRepoError) for e in chain):
-            raise UsageError(f"{self.name} is gated", hint="accept its licence on the hub and set HF_TOKEN") from error
-        if any(isinstance(e, RepositoryNotFoundError | HFValidationError) for e in chain):
-            raise UsageError(f"the hub has no model {self.name!r}", hint="check the spelling: owner/name") from error
-        if (
-            any(isinstance(e, LocalEntryNotFoundError | OfflineModeIsEnabled) for e in chain)
-            or not Path(self.name).exists()
-        ):
+        if caused_by(hub.GatedRepoError):
+            raise UsageError(f"{name} is gated", hint="accept its licence on the hub and set HF_TOKEN") from error
+        if caused_by(hub.RepositoryNotFoundError, hub.HFValidationError):
+            raise UsageError(f"the hub has no model {name!r}", hint="check the spelling: owner/name") from error
+        if caused_by(hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, ConnectionError, TimeoutError):
             offline = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else "the hub cannot be reached"
-            raise NetworkError(
-                f"{self.name} is not in the local cache, and {offline}",
-                hint="fetch it once where there is a network, or give a local folder to --model",
-            ) from error
-        if (
-            isinstance(error, OSError | ValueError | RuntimeError | KeyError | TypeError)
-            or type(error).__name__ == "SafetensorError"
-        ):
-            raise ArtifactError(
-                f"{self.name} cannot be loaded: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-            ) from error
+            hint = "fetch it once where there is a network, or give a local folder to --model"
+            raise NetworkError(f"{name} is not in the local cache, and {offline}", hint=hint) from error
+        if isinstance(error, ImportError):
+            raise
+        told = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ArtifactError(f"{name} cannot be loaded: {told}", hint="save or fetch the model again") from error
 
 
 def _image_processor(name: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 `steps` is a generator. It owns autocast, loss scaling, accumulation, clipping, the optimizer step and the schedule, and
 hands control back after each step: evaluating, saving and logging are plain statements in the caller's `for`. It
 knows no model and no data: `loss_of(batch)` gives the mean loss over the batch's items, `items_of(batch)` their
-number. Every model in vlkit is trained by it.
+number. Every model in vlkit is trained by it, and nothing else calls backward.
 """
 
 from __future__ import annotations
@@ -56,6 +56,8 @@ def steps(
 
     Args:
         batches: endless, beginning with the batch that step `start` begins with.
+        loss_of, items_of: the mean loss over a batch's items, and their number; a step without items is skipped.
+        optimizer: its groups carry "peak_lr" and "param_names", as `adamw` makes them.
         accumulate: batches a step. Each weighs by its items: 1 x 16 equals 4 x 4 where the loss is a mean over items.
         schedule: step (from 0) -> factor on each group's peak rate, `group["peak_lr"]`.
         seed: dropout's randomness is a function of (seed, step, batch within the step) and of nothing before it.
@@ -69,9 +71,14 @@ def steps(
     stream, bad = iter(batches), 0
     for number in range(start, total):
         window = list(islice(stream, accumulate))
+        if len(window) < accumulate:
+            raise RuntimeError(f"the batches ended before step {number + 1} of {total}")
         items = sum(map(items_of, window))
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * schedule(number)
+        if items == 0:
+            yield Step(number + 1, 0.0, 0.0, optimizer.param_groups[0]["lr"], 0, skipped=True)
+            continue
         loss = torch.zeros((), device=device)
         for position, batch in enumerate(window):
             torch.manual_seed(_mixed(seed, number, position))
@@ -86,8 +93,9 @@ def steps(
         finite = bool(torch.isfinite(loss) & torch.isfinite(grad_norm))
         if finite:
             scaler.step(optimizer)
-        # An overflow under a loss scale is the scaler's everyday business: it halves the scale and goes on.
-        bad = 0 if finite or (scaler.is_enabled() and math.isfinite(loss)) else bad + 1
+        # A gradient that overflows under a loss scale is the scaler's everyday business, while there is scale to give.
+        overflow = scaler.is_enabled() and math.isfinite(loss) and scaler.get_scale() > 1
+        bad = 0 if finite or overflow else bad + 1
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
         if bad >= max_bad_steps:

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from vlkit import console
-from vlkit.config import TINY_MODELS, TrainRetrievalConfig
+from vlkit.config import TrainRetrievalConfig, model_preset
 from vlkit.data.batches import BatchOrder, PairDataset
 from vlkit.data.pairs import Pairs, read_pairs
 from vlkit.errors import DataError, ResourceError, UsageError
-from vlkit.models import adapters
+from vlkit.models import adapters, opening
 from vlkit.models import towers as towers_module
 from vlkit.models.device import best_device, best_precision
-from vlkit.models.tiny import fresh, write_tiny
 from vlkit.models.towers import FAMILIES, Towers
 from vlkit.runs import default_name
 
@@ -54,7 +53,8 @@ def complete(config: TrainRetrievalConfig, train: Pairs) -> TrainRetrievalConfig
         UsageError: a batch larger than the data, or an unknown model.
     """
     rows = len(train)
-    batch_size = config.batch_size or 32
+    preset = model_preset(config.model)
+    batch_size = config.batch_size or preset["batch_size"]
     if batch_size > rows:
         if config.was_given("batch_size"):
             raise UsageError(
@@ -62,41 +62,31 @@ def complete(config: TrainRetrievalConfig, train: Pairs) -> TrainRetrievalConfig
                 hint=f"at most --batch-size {rows}",
             )
         batch_size = rows
-    family, parameters = _family_and_size(config.model)
+    model = opening.config_of(config.model)
+    parameters = adapters.count(towers_module.from_config(model)).total
     per_epoch = BatchOrder.of(train.frame["pair_id"], batch_size, config.seed).per_epoch
-    total = config.steps or max(1, round((config.epochs or 3) * per_epoch / config.grad_accum))
+    total = config.steps or max(1, round((config.epochs or preset.get("epochs", 1)) * per_epoch / config.grad_accum))
     if config.warmup >= total:
         raise UsageError(
             f"--warmup {config.warmup:g} is not below the {total} steps", hint="below 1 it is a share of them"
         )
+    if config.tune == "last":
+        adapters.check_depth(model, config.unfreeze_layers)
     eval_every = config.eval_every or math.ceil(total / 10)
     return dataclasses.replace(
         config,
+        # A local folder is remembered by its whole path, so that the run is understood from anywhere.
+        model=str(Path(config.model).resolve()) if Path(config.model).exists() else config.model,
         name=config.name or default_name("train-retrieval", config.data),
         steps=total,
         epochs=None,
         batch_size=batch_size,
         lr=config.lr or (1e-4 if config.tune == "lora" else 1e-5),
-        loss=config.loss or FAMILIES[family].loss,
+        loss=config.loss or FAMILIES[model.model_type].loss,
         precision=config.precision or best_precision(best_device(), parameters),
         eval_every=eval_every,
         save_every=config.save_every or eval_every,
     )
-
-
-def _family_and_size(model: str) -> tuple[str, int]:
-    if model in TINY_MODELS:
-        return model.removeprefix("tiny-"), 0
-    config = towers_module.load_config(model)
-    return config.model_type, adapters.count(towers_module.from_config(config)).total
-
-
-def tiny_towers(config: TrainRetrievalConfig, rows: Rows, folder: Path) -> Towers:
-    """The tiny model, from `folder`; made there first where it is not yet."""
-    if not (folder / "preprocessor_config.json").is_file():
-        shutil.rmtree(folder, ignore_errors=True)
-        write_tiny(config.model, list(rows.train.frame["text"]), folder, seed=config.seed)
-    return towers_module.load(str(folder))
 
 
 def dataset_of(pairs: Pairs, towers: Towers, config: TrainRetrievalConfig) -> PairDataset:
@@ -138,10 +128,7 @@ def dry_run_of(config: TrainRetrievalConfig, rows: Rows) -> dict[str, Any]:
     Raises:
         ResourceError: the checkpoints would not fit on the disk.
     """
-    if config.model in TINY_MODELS:
-        towers = fresh(config.model, list(rows.train.frame["text"]), seed=config.seed)
-    else:
-        towers = towers_module.from_config(towers_module.load_config(config.model))
+    towers = towers_module.from_config(opening.config_of(config.model))
     counts = adapters.adapt(towers, config, seed=config.seed)
     facts = {
         "settings": config.to_dict(),

@@ -5,22 +5,24 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from shlex import quote
 from typing import Any
 
 import torch
 
 from vlkit import checkpoints, console
-from vlkit.config import TINY_MODELS, TrainRetrievalConfig
+from vlkit.config import TrainRetrievalConfig
 from vlkit.data.batches import Batch, BatchOrder, stream
+from vlkit.errors import NonFiniteError, Stopped
 from vlkit.evaluation.scoring import Task, pixel_store, score
-from vlkit.models import adapters
-from vlkit.models import towers as towers_module
+from vlkit.interrupts import stop_request
+from vlkit.models import adapters, opening
 from vlkit.models.device import best_device, use_deterministic_algorithms
 from vlkit.models.towers import Towers
 from vlkit.runs import Run, open_run
 from vlkit.training.loop import Step, adamw, cosine_schedule, new_scaler, steps
 from vlkit.training.losses import LOSSES
-from vlkit.training.planning import Rows, complete, dataset_of, dry_run_of, forecast, tiny_towers
+from vlkit.training.planning import Rows, complete, dataset_of, dry_run_of, forecast
 
 
 def train_retrieval(config: TrainRetrievalConfig, *, dry_run: bool = False) -> dict[str, Any]:
@@ -33,12 +35,11 @@ def train_retrieval(config: TrainRetrievalConfig, *, dry_run: bool = False) -> d
     config = complete(config, rows.train)
     if dry_run:
         return dry_run_of(config, rows)
-    loaded = None if config.model in TINY_MODELS else towers_module.load(config.model)
-    run = open_run(config.runs_dir, config.name, config)
+    run = open_run(config.runs_dir, config.name)
+    texts = list(rows.train.frame["text"])
     with run.locked():
-        if not run.begun:
-            run.write_snapshot(config, {"data": rows.facts()})
-        towers = loaded or tiny_towers(config, rows, run.base)
+        run.begin(config, rows.facts())
+        towers = opening.open_model(config.model, texts, seed=config.seed, keep_in=run.base)
         return Training(config, run, rows, towers).run_to_the_end()
 
 
@@ -65,7 +66,7 @@ class Training:
         config, start = self.config, self._resume()
         self._tell()
         adapters.train_mode(self.towers)
-        with console.progress("training", config.steps) as bar:
+        with stop_request() as asked, console.progress("training", config.steps) as bar:
             for step in self._steps(start):
                 self.towers.clamp_scale()
                 self.run.log({**asdict(step), **self._logit_values()})
@@ -73,8 +74,11 @@ class Training:
                 last = step.step == config.steps
                 if self.validation and (last or step.step % config.eval_every == 0):
                     self._evaluate(step.step)
-                if last or step.step % config.save_every == 0:
+                if asked or last or step.step % config.save_every == 0:
                     self._save(step.step)
+                if asked and not last:
+                    told = f"stopped by {asked.signal.name} after step {step.step} of {config.steps}, which is saved"
+                    raise Stopped(told, hint="the same command goes on from there")
         return self._finish()
 
     def loss_of(self, batch: Batch) -> torch.Tensor:
@@ -105,28 +109,30 @@ class Training:
     def _resume(self) -> int:
         """Restore the newest whole checkpoint. Returns the number of steps that are done."""
         checkpoint = checkpoints.newest(self.run.checkpoints)
-        self.run.forget_after(checkpoint.step if checkpoint else 0)
+        done = checkpoint.step if checkpoint else 0
+        checkpoints.forget_after(self.run.checkpoints, done)
+        self.run.forget_after(done)
         if checkpoint is None:
             return 0
         checkpoint.restore(self.trainable, self.optimizer)
         self.scaler.load_state_dict(checkpoint.state["scaler"])
-        self.seconds_before = checkpoint.state["train_seconds"]
-        for line in self.run.metrics():
-            if "val" in line:
-                self._remember(line["step"], line["val"])
+        self.seconds_before, self.best = checkpoint.state["train_seconds"], checkpoint.state["best"]
         console.say(f"going on from step {checkpoint.step}")
         return checkpoint.step
 
     def _evaluate(self, step: int) -> None:
         """Score validation, log it, and keep the checkpoint if it is the best so far."""
         config = self.config
-        scores = score(
-            self.towers,
-            self.validation,
-            batch_size=config.batch_size,
-            precision=config.precision,
-            store=self.validation_pixels,
-        ).metrics()
+        try:
+            scores = score(
+                self.towers,
+                self.validation,
+                batch_size=config.batch_size,
+                precision=config.precision,
+                store=self.validation_pixels,
+            ).metrics()
+        except NonFiniteError as error:
+            raise NonFiniteError(f"after step {step}: {error.message}", hint=error.hint) from None
         adapters.train_mode(self.towers)
         self.run.log({"step": step, "val": scores})
         if self._remember(step, scores):
@@ -139,7 +145,7 @@ class Training:
     def _remember(self, step: int, scores: dict[str, Any]) -> bool:
         """Whether this step is the best so far: by recall@1 of both directions, MRR deciding ties."""
         key = [sum(metrics[name] for metrics in scores.values()) for name in ("recall@1", "mrr")]
-        if self.best and key <= self.best["key"]:
+        if self.best and key < self.best["key"]:
             return False
         self.best = {"step": step, "key": key, "val": scores}
         return True
@@ -148,7 +154,7 @@ class Training:
         """Write the checkpoint of this step, if it is not yet there, and the pointers to it."""
         name = checkpoints.name_of(step)
         if not (self.run.checkpoints / name).is_dir():
-            state = {"scaler": self.scaler.state_dict(), "train_seconds": self._train_seconds()}
+            state = {"scaler": self.scaler.state_dict(), "train_seconds": self._train_seconds(), "best": self.best}
             checkpoints.save(self.run.checkpoints, step, self.trainable, self.optimizer, state)
         self.run.write_json("last.json", {"step": step, "checkpoint": f"checkpoints/{name}"})
         if self.best:
@@ -169,10 +175,9 @@ class Training:
             "total_parameters": self.counts.total,
         }
         self.run.finish(facts)
-        console.say(
-            f"{self.config.steps} steps in {facts['train_seconds']:.0f} s; {exported} holds the best one, {step}"
-        )
-        console.hint(f"vlkit eval --run {self.run.folder}")
+        chosen = f"step {step}, the best on validation" if self.best else "the last step: there is no validation split"
+        console.say(f"{self.config.steps} steps in {facts['train_seconds']:.0f} s; {exported} holds {chosen}")
+        console.hint(f"vlkit eval --run {quote(str(self.run.folder))}")
         return {"run": str(self.run.folder), **facts, "exported": str(exported), "validation": self.best.get("val", {})}
 
     def _train_seconds(self) -> float:
