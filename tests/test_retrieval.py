@@ -22,11 +22,16 @@ def train(vlkit, prepared, runs, name, *extra):
 
 
 def final_state(run):
-    """Everything the last step left: weights, moments, and the losses on the way."""
+    """Everything the last step left: weights, moments, the loss scaler, and the losses on the way."""
     folder = checkpoints.listed(run / "checkpoints")[-1]
+    scaler = checkpoints.verified(folder).state["scaler"]
     kept = {name: (folder / name).read_bytes() for name in ("trainable.safetensors", "optimizer.safetensors")}
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return folder.name, kept, [(line["step"], line["loss"], line["lr"]) for line in lines if "loss" in line]
+    return (
+        folder.name,
+        kept | {"scaler": scaler},
+        [(line["step"], line["loss"], line["lr"]) for line in lines if "loss" in line],
+    )
 
 
 def exported(run):

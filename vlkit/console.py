@@ -89,14 +89,8 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     from rich.console import Console
     from rich.table import Table
 
-    style = {
-        "box": box.SIMPLE_HEAD,
-        "show_edge": False,
-        "pad_edge": False,
-        "title_justify": "left",
-        "title_style": "bold",
-    }
-    drawn = Table(title=title, **style)
+    style = {"title_justify": "left", "title_style": "bold", "padding": (0, 1, 0, 0)}
+    drawn = Table(title=title, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, **style)
     for position, column in enumerate(columns):
         drawn.add_column(column, justify="left" if position == 0 else "right", no_wrap=True)
     for row in rows:
