@@ -183,7 +183,7 @@ class QuickstartConfig(Settings):
 def model_preset(model: str) -> dict[str, Any]:
     """Settings that go with a model: the tiny ones start from nothing and need other rates than pretrained ones."""
     if model in TINY_MODELS:
-        return {"tune": "full", "steps": 700, "batch_size": 64, "lr": 1.5e-3, "warmup": 0.3}
+        return {"tune": "full", "steps": 1000, "batch_size": 64, "lr": 1.5e-3, "warmup": 0.3}
     return {"epochs": 3.0, "batch_size": 32}
 
 
