@@ -1,6 +1,7 @@
 """The front door: flags, YAML, JSON, dry runs, exit codes, and how little is imported for a help text."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -223,3 +224,35 @@ def test_a_full_disk_is_exit_5(prepared, tmp_path, vlkit, monkeypatch):
     outcome = vlkit("prep", "--domain", "recipes", "--source", prepared, "--out", tmp_path / "o", "--json")
     assert outcome.code == 5
     assert json.loads(outcome.out)["error"]["hint"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [(("trian",), "train-retrieval"), (("train-retrieval", "--stps", "3"), "--steps"), (("sample", "recipes"), "OUT")],
+)
+def test_usage_errors_of_the_program_are_one_json_object_too(arguments, told):
+    done = subprocess.run([sys.executable, "-m", "vlkit", *arguments, "--json"], capture_output=True, text=True)
+    error = json.loads(done.stdout)["error"]
+    assert (done.returncode, error["exit_code"]) == (2, 2)
+    assert told in f"{error['message']} {error['hint']}"
+
+
+def test_a_model_that_cannot_be_loaded_leaves_no_run(prepared, tiny_folder, tmp_path, vlkit):
+    """A folder without its tokenizer: transformers would make an empty one and train on nothing."""
+    shutil.copytree(tiny_folder("tiny-clip"), tmp_path / "m")
+    for file in (tmp_path / "m").glob("tokenizer*"):
+        file.unlink()
+    outcome = vlkit(
+        "train-retrieval", "--data", prepared, "--model", tmp_path / "m", "--runs-dir", tmp_path / "runs", "--name", "x"
+    )
+    assert (outcome.code, "tokenizer" in outcome.err) == (6, True)
+    assert not (tmp_path / "runs/x").exists()
+
+
+def test_prep_does_not_replace_a_folder_that_holds_something_else(raw, tmp_path, vlkit):
+    """YOLO's folders have a data.yaml too."""
+    (tmp_path / "yolo/labels").mkdir(parents=True)
+    (tmp_path / "yolo/data.yaml").write_text("names: [a]")
+    outcome = vlkit("prep", "--domain", "recipes", "--source", raw, "--out", tmp_path / "yolo")
+    assert (outcome.code, "labels" in outcome.err) == (2, True)
+    assert (tmp_path / "yolo/labels").is_dir()

@@ -18,6 +18,7 @@ from vlkit.config import (
     resolve_prep,
     resolve_train_retrieval,
 )
+from vlkit.errors import nearest
 from vlkit.flags import command
 
 app = typer.Typer(
@@ -92,11 +93,14 @@ def main() -> None:
         if not hasattr(error, "format_message"):
             raise
         console.json_mode("--json" in sys.argv)
-        console.fail(error.format_message(), f"see: {_help_of(error)}", 2)
+        console.fail(error.format_message(), _way_out(error), 2)
         status = 2
     sys.exit(status or 0)
 
 
-def _help_of(error: Exception) -> str:
-    context = getattr(error, "ctx", None)
-    return f"{context.command_path if context else 'vlkit'} --help"
+def _way_out(error: Exception) -> str:
+    context, known = getattr(error, "ctx", None), [str(each.name) for each in app.registered_commands]
+    mistyped = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+    if mistyped and mistyped not in known:
+        return nearest(mistyped, known)
+    return f"see: {context.command_path if context else 'vlkit'} --help"

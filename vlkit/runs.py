@@ -90,6 +90,11 @@ class Run:
         write_text(self.folder / "environment.yaml", yaml_text({**_environment(), "data": data}))
         write_text(self.folder / "config.yaml", config.to_yaml())
 
+    def discard(self) -> None:
+        """Remove a run that could not begin; one that has a checkpoint stays."""
+        if not any(self.checkpoints.glob("step-*")):
+            shutil.rmtree(self.folder)
+
     def _refuse_other(self, config: Settings, data: dict[str, Any]) -> None:
         before, now = self.config(), config.to_dict()
         trained_on = self.environment().get("data", {}).get("fingerprint")

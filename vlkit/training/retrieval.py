@@ -13,7 +13,7 @@ import torch
 from vlkit import checkpoints, console
 from vlkit.config import TrainRetrievalConfig
 from vlkit.data.batches import Batch, BatchOrder, stream
-from vlkit.errors import NonFiniteError, Stopped
+from vlkit.errors import NonFiniteError, Stopped, VlkitError
 from vlkit.evaluation.scoring import Task, pixel_store, score
 from vlkit.interrupts import stop_request
 from vlkit.models import adapters, opening
@@ -39,7 +39,11 @@ def train_retrieval(config: TrainRetrievalConfig, *, dry_run: bool = False) -> d
     texts = list(rows.train.frame["text"])
     with run.locked():
         run.begin(config, rows.facts())
-        towers = opening.open_model(config.model, texts, seed=config.seed, keep_in=run.base)
+        try:
+            towers = opening.open_model(config.model, texts, seed=config.seed, keep_in=run.base)
+        except VlkitError:
+            run.discard()
+            raise
         return Training(config, run, rows, towers).run_to_the_end()
 
 
