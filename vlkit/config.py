@@ -260,10 +260,6 @@ def only_prepared_folder(root: Path = Path("data")) -> Path:
     )
 
 
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
 def _values(config: Settings, names: tuple[str, ...]) -> list[tuple[str, Any]]:
     return [(name, getattr(config, name)) for name in names if getattr(config, name) is not None]
 
@@ -271,16 +267,16 @@ def _values(config: Settings, names: tuple[str, ...]) -> list[tuple[str, Any]]:
 def _at_least(config: Settings, low: float, *names: str) -> None:
     for name, value in _values(config, names):
         if not value >= low:
-            raise UsageError(f"{_flag(name)} {value} must be at least {low}")
+            raise UsageError(f"{config.fields()[name].flag} {value} must be at least {low}")
 
 
 def _above(config: Settings, low: float, *names: str) -> None:
     for name, value in _values(config, names):
         if not value > low:
-            raise UsageError(f"{_flag(name)} {value} must be above {low}")
+            raise UsageError(f"{config.fields()[name].flag} {value} must be above {low}")
 
 
 def _between(config: Settings, low: float, high: float, *names: str) -> None:
     for name, value in _values(config, names):
         if not low <= value <= high:
-            raise UsageError(f"{_flag(name)} {value} must lie between {low} and {high}")
+            raise UsageError(f"{config.fields()[name].flag} {value} must lie between {low} and {high}")
