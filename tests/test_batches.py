@@ -78,11 +78,11 @@ def test_false_negatives_of_balanced_classes():
     """38 balanced captions at batch 64: (64 - 1) other rows, of which one in 38 has the same caption: 1.66."""
 
     class Classes:
-        def labels_of(self, rows, mode):
-            from vlkit.data.labels import label_matrix
+        def matches_beside_own(self, rows):
+            from vlkit.data.labels import matches_beside_own
 
             groups = [str(row % 38) for row in rows]
-            return label_matrix(groups, groups, mode)
+            return matches_beside_own(groups, groups)
 
     order = BatchOrder.of([str(number) for number in range(38 * 400)], 64, seed=0)
     assert false_negatives(Classes(), order) == pytest.approx(63 / 38, abs=0.15)

@@ -83,7 +83,7 @@ def test_modules_stay_small_and_import_downwards():
 def test_every_shipped_domain_loads(path, tmp_path):
     assert domain_preset(path.stem, "prep")
     prepared = resolve_prep({"domain": path.stem})
-    assert prepared.out == Path("data") / path.stem
+    assert prepared.out.path == Path("data") / path.stem
     (tmp_path / "data.yaml").write_text(f"settings: {{domain: {path.stem}}}\n")
     trained = resolve_train_retrieval({"data": tmp_path})
     assert trained.model == domain_preset(path.stem, "train-retrieval")["model"]

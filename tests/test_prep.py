@@ -121,7 +121,7 @@ def test_one_bad_row_or_picture_does_not_stop_the_rest(tmp_path, vlkit):
     assert "does not decode" in told["recipes.jsonl:3"]
     assert told["recipes.jsonl:4"] == "no such picture"
     assert told["recipes.jsonl:5"] == "the file is empty"
-    assert told["recipes.jsonl:9"] == "no pictures in images"
+    assert told["recipes.jsonl:9"] == "no picture in images"
     assert told["recipes.jsonl:10"] == "no text in title, description"
     assert told["recipes.jsonl:11"] == "no recipe_id"
     assert told["recipes.jsonl:12"] == "the path leads out of the source"

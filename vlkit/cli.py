@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,6 +20,9 @@ from vlkit.config import (
 )
 from vlkit.errors import nearest
 from vlkit.flags import command
+
+if TYPE_CHECKING:
+    from vlkit.data.preflight import CountTokens
 
 app = typer.Typer(
     help="Adapt vision-language models to a domain, and know whether it helped.",
@@ -60,7 +63,16 @@ def prep(config: PrepConfig, dry_run: bool) -> dict[str, Any]:
     """Turn a raw folder into a clean, leak-free table of pairs."""
     from vlkit.data.prepare import prepare
 
-    return prepare(config, dry_run=dry_run)
+    return prepare(config, dry_run=dry_run, tokens_of=_tokens_of)
+
+
+def _tokens_of(model: str) -> CountTokens | None:
+    """How `model` counts tokens, where its tokenizer is on this machine; hub names that never were cost no import."""
+    from vlkit.data.preflight import CountTokens
+    from vlkit.models.opening import tokenizer_at_hand
+
+    found = tokenizer_at_hand(model)
+    return CountTokens(lambda texts: [len(ids) for ids in found[0](texts)], found[1]) if found else None
 
 
 @command(app, "train-retrieval", TrainRetrievalConfig, resolve=resolve_train_retrieval, dry_run=True)

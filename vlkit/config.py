@@ -10,6 +10,7 @@ Precedence: default < model preset < domain preset < YAML < flag.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +18,21 @@ from typing import Annotated, Any, Literal
 
 from vlkit.errors import UsageError
 from vlkit.settings import POSITIONAL, REPEATED, Settings
+from vlkit.storage import Location
 
 TINY_MODELS = ("tiny-siglip", "tiny-clip")
+RAW, RUNS = Location("raw"), Location("runs")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig(Settings):
     """`vlkit sample`."""
 
-    layout: Annotated[Literal["recipes", "agriculture"], "raw layout to write", POSITIONAL]
+    layout: Annotated[
+        Literal["recipes", "agriculture", "dermatology", "persian-food", "coco"], "raw layout to write", POSITIONAL
+    ]
     out: Annotated[Path, "folder to write to", POSITIONAL]
+    ugly: Annotated[bool, "with what real folders have: broken, odd and misleading files and rows"] = False
     seed: Annotated[int, "same seed, same bytes"] = 42
 
     def __post_init__(self) -> None:
@@ -37,44 +43,80 @@ class SampleConfig(Settings):
 class PrepConfig(Settings):
     """`vlkit prep`."""
 
-    domain: Annotated[str, "a shipped domain (recipes, agriculture) or a YAML file of your own"]
-    source: Annotated[Path, "raw folder"] = Path("raw")
-    out: Annotated[Path | None, "prepared folder (default: data/<domain>)"] = None
-    layout: Annotated[Literal["recipes", "class-folders"], "how the raw folder is laid out"] = "class-folders"
-    table: Annotated[str, "name of the table in the raw folder (recipes)"] = "recipes.jsonl"
-    image_root: Annotated[Path | None, "folder that picture paths are relative to (default: the source)"] = None
-    image_column: Annotated[str, "field that names the pictures"] = "images"
-    text_column: Annotated[tuple[str, ...], "fields that become texts, each value a text of its own"] = ("title",)
-    group_column: Annotated[str, "field whose equal values are matches; also the group's name in the CSV views"] = (
-        "class_name"
-    )
+    domain: Annotated[
+        str | None,
+        "a shipped domain (recipes, agriculture, dermatology, persian-food, coco), or a YAML file of your own",
+    ] = None
+    source: Annotated[Location, "raw folder or its table; s3://bucket/prefix too"] = RAW
+    out: Annotated[Location | None, "prepared folder (default: data/<domain, else source>); s3:// too"] = None
+    layout: Annotated[
+        Literal["auto", "table", "class-folders", "json-folders", "text-files", "coco"],
+        "how the raw folder is laid out; auto: by what is in it",
+    ] = "auto"
+    table: Annotated[str | None, "name of the table in the raw folder (default: the only one)"] = None
+    image_root: Annotated[Location | None, "folder that picture names are relative to (default: the source)"] = None
+    image_column: Annotated[str | None, "column that names the pictures (default: image, file_name, ...)"] = None
+    text_column: Annotated[
+        tuple[str, ...], "columns that become texts, each value a text of its own (default: caption, text, ...)"
+    ] = ()
+    group_column: Annotated[str | None, "column whose equal values match: recipe, product (default: classes)"] = None
+    label_column: Annotated[
+        tuple[str, ...], "column of classes, a|b for several; or several columns of 0 and 1 (default: label, ...)"
+    ] = ()
+    unit_column: Annotated[
+        str | None, "column whose equal values stay in one split: patient, plant (default: the group, else picture)"
+    ] = None
     templates: Annotated[
-        tuple[str, ...], "caption of a class folder, with {class_name}; give it again for more", REPEATED
+        tuple[str, ...], "captions made from {class_name} and other columns; give it again for more", REPEATED
     ] = ("a photo of {class_name}",)
+    templates_for: Annotated[Literal["missing", "all"], "which rows get them: those without a text, or all"] = "missing"
+    script: Annotated[Literal["any", "persian"], "persian: unify letters that are written in two ways"] = "any"
+    min_words: Annotated[int | None, "leave out texts of fewer words"] = None
+    max_words: Annotated[int | None, "leave out texts of more words"] = None
+    min_side: Annotated[int, "leave out pictures whose shorter side has fewer pixels"] = 8
+    near_duplicates: Annotated[
+        int, "pictures whose perceptual hashes differ in at most this many of 256 bits stay in one split; -1: off"
+    ] = 20
+    on_conflict: Annotated[
+        Literal["keep", "drop", "first"], "one picture under two classes: has both, is left out, or has the first"
+    ] = "keep"
+    split_by: Annotated[Literal["seed", "source"], "draw the splits, or keep the source's own"] = "seed"
     test_share: Annotated[float, "share of the units held out for the test"] = 0.1
     val_share: Annotated[float, "share of the units that remain after the test, held out for validation"] = 0.1
-    stratify: Annotated[bool, "split every class in the same shares"] = False
+    stratify: Annotated[bool, "split every class in the same shares; without classes, every repeated text"] = True
+    oversample_below: Annotated[int | None, "classes of fewer training pictures get a weight that lifts them"] = None
+    check_images: Annotated[bool, "read every picture; without, ids are hashes of names, and copies are not found"] = (
+        True
+    )
+    rehash: Annotated[bool, "read pictures again that have not changed since the last time"] = False
+    copy_images: Annotated[bool | None, "copy the pictures into the prepared folder (default: into a bucket only)"] = (
+        None
+    )
+    training_view: Annotated[str | None, "name of one more CSV, of the training rows only"] = None
+    model: Annotated[str | None, "whose tokenizer counts texts that are too long (default: the domain's model)"] = None
+    workers: Annotated[int | None, "processes that read pictures (default: one a core)"] = None
     limit: Annotated[int | None, "keep about this many pairs (whole units, drawn by the seed)"] = None
     seed: Annotated[int, "decides the split"] = 42
 
     def __post_init__(self) -> None:
         _between(self, 0.0, 0.9, "test_share", "val_share")
-        _at_least(self, 1, "limit")
-        if not (self.templates if self.layout == "class-folders" else self.text_column):
-            raise UsageError("nothing to make texts from: --templates or --text-column is empty")
+        _between(self, -1, 31, "near_duplicates")
+        _at_least(self, 1, "limit", "min_words", "max_words", "min_side", "oversample_below", "workers")
         for template in self.templates:
-            if "{class_name}" not in template:
+            if not re.search(r"\{\w+\}", template):
                 told = f"the template {template!r} would caption every class alike: it has no {{class_name}}"
                 raise UsageError(told, hint='for example: --templates "a photo of {class_name}, a type of leaf"')
+        if self.training_view is not None and Path(self.training_view).name != self.training_view:
+            raise UsageError(f"--training-view {self.training_view!r} is not the name of a file")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig(Settings):
     """What every trainer has."""
 
-    data: Annotated[Path | None, "prepared folder (default: the only one under data/)"] = None
+    data: Annotated[Location | None, "prepared folder (default: the only one under data/); s3:// too"] = None
     name: Annotated[str | None, "name of the run (default: date, time, command and data)"] = None
-    runs_dir: Annotated[Path, "folder of the runs"] = Path("runs")
+    runs_dir: Annotated[Location, "folder of the runs; s3:// gets a copy of what is kept under runs/"] = RUNS
     steps: Annotated[int | None, "optimizer steps"] = None
     epochs: Annotated[float | None, "passes over the training rows, instead of --steps"] = None
     batch_size: Annotated[
@@ -149,8 +191,8 @@ class EvalConfig(Settings):
 
     run: Annotated[Path | None, "run folder to measure"] = None
     model: Annotated[str | None, "instead of --run: a model as it is, with --data and --out"] = None
-    data: Annotated[Path | None, "prepared folder (default: the run's)"] = None
-    out: Annotated[Path | None, "folder for the results (default: the run's)"] = None
+    data: Annotated[Location | None, "prepared folder (default: the run's); s3:// too"] = None
+    out: Annotated[Location | None, "folder for the results (default: the run's); s3:// too"] = None
     split: Annotated[Literal["train", "val", "test"], "rows to measure on"] = "test"
     limit: Annotated[int | None, "measure on about this many rows, drawn by the seed"] = None
     batch_size: Annotated[int, "pictures or texts encoded at a time"] = 64
@@ -210,12 +252,15 @@ def domain_preset(domain: str, command: str) -> dict[str, Any]:
 
 
 def resolve_prep(given: Mapping[str, Any]) -> PrepConfig:
-    """PrepConfig from what was given on the command line and in YAML, over the domain's preset."""
-    if not given.get("domain"):
-        raise UsageError("prep needs --domain NAME", hint="for example: vlkit prep --domain recipes --source raw/")
-    domain = str(given["domain"])
-    config = PrepConfig.from_layers(domain_preset(domain, "prep"), given)
-    return config if config.out else dataclasses.replace(config, out=Path("data") / Path(domain).stem)
+    """PrepConfig from what was given on the command line and in YAML, over the domain's preset, if there is one."""
+    domain = str(given["domain"]) if given.get("domain") else None
+    if domain is None and not given.get("source"):
+        hint = "for example: vlkit prep --domain recipes --source raw/; or --source alone, and the layout is found out"
+        raise UsageError("prep needs --domain NAME or --source DIR", hint=hint)
+    config = PrepConfig.from_layers(domain_preset(domain, "prep") if domain else {}, given)
+    model = config.model or (domain_preset(domain, "train-retrieval").get("model") if domain else None)
+    name = Path(domain).stem if domain else Path(config.source.name).stem
+    return dataclasses.replace(config, out=config.out or Location(Path("data") / name), model=model).given_as(config)
 
 
 def resolve_train_retrieval(given: Mapping[str, Any]) -> TrainRetrievalConfig:
@@ -224,7 +269,7 @@ def resolve_train_retrieval(given: Mapping[str, Any]) -> TrainRetrievalConfig:
     A domain's preset belongs to the model it names: with another --model its rates would be wrong, and it stays out.
     """
     given = dict(given)
-    data = Path(given["data"]) if given.get("data") else only_prepared_folder()
+    data = Location(given["data"] if given.get("data") else only_prepared_folder())
     given["data"] = data
     preset = _preset_of_data(data)
     model = str(given.get("model") or preset.get("model") or TrainRetrievalConfig.model)
@@ -233,12 +278,13 @@ def resolve_train_retrieval(given: Mapping[str, Any]) -> TrainRetrievalConfig:
     return TrainRetrievalConfig.from_layers(model_preset(model), preset, given)
 
 
-def _preset_of_data(data: Path) -> dict[str, Any]:
+def _preset_of_data(data: Location) -> dict[str, Any]:
+    from vlkit.remote import ZONE_TABLES, local_folder
     from vlkit.settings import read_yaml
 
-    described = data / "data.yaml"
-    settings = read_yaml(described).get("settings", {}) if described.is_file() else {}
-    domain = settings.get("domain")
+    places = [local_folder(data) / "data.yaml", local_folder(data) / ZONE_TABLES / "data.yaml"]
+    described = next((path for path in places if path.is_file()), None)
+    domain = read_yaml(described).get("settings", {}).get("domain") if described else None
     if not domain or (str(domain).endswith((".yaml", ".yml")) and not Path(domain).is_file()):
         return {}
     return domain_preset(str(domain), "train-retrieval")

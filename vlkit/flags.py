@@ -19,6 +19,7 @@ import typer
 from vlkit import console
 from vlkit.errors import ResourceError, UsageError, VlkitError
 from vlkit.settings import ALTERNATIVES, Field, Settings, read_yaml
+from vlkit.storage import Location
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 REFUSED = (
@@ -90,7 +91,7 @@ def _given(config_class: type[Settings], config_file: Path | None, flags: Mappin
 
 def _parameter(field: Field) -> inspect.Parameter:
     is_list = get_origin(field.kind) is tuple
-    kind = list[str] if field.repeated else str if field.choices or is_list else field.kind
+    kind = list[str] if field.repeated else str if field.choices or is_list or field.kind is Location else field.kind
     shown = (
         "; ".join(field.default)
         if field.repeated
@@ -101,7 +102,9 @@ def _parameter(field: Field) -> inspect.Parameter:
     text = f"{field.help} [dim]\\[{'|'.join(field.choices)}][/dim]" if field.choices else field.help
     if shown is not None and not isinstance(shown, bool):
         text += f" [dim]\\[default: {shown}][/dim]"
-    metavar = {int: "N", float: "X", Path: "PATH"}.get(kind, "A,B,..." if is_list and not field.repeated else "TEXT")
+    metavar = {int: "N", float: "X", Path: "PATH", Location: "PATH"}.get(
+        field.kind, "A,B,..." if is_list and not field.repeated else "TEXT"
+    )
     flag = "--" + field.name.replace("_", "-")
     if field.positional:
         annotation: Any = Annotated[kind, typer.Argument(help=text, metavar=field.name.upper(), show_default=False)]

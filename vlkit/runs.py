@@ -26,9 +26,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from vlkit.errors import ArtifactError, UsageError
+from vlkit import console
+from vlkit.errors import ArtifactError, NetworkError, UsageError
+from vlkit.remote import Remote
 from vlkit.settings import Settings, read_yaml, yaml_text
-from vlkit.storage import json_text, write_text
+from vlkit.storage import Location, json_text, write_text
 
 PACKAGES = ("vlkit", "torch", "transformers", "peft", "tokenizers", "numpy", "pandas", "pillow")
 
@@ -146,6 +148,35 @@ class Run:
         """The run is done; nothing trains into it again."""
         self.write_json("finished.json", facts)
 
+    def mirror(self, *, must: bool = False) -> None:
+        """Copy what is new to where a remote --runs-dir points; without one, nothing happens.
+
+        Args:
+            must: the network's failure is raised; otherwise it is told, and the next call tries again.
+        """
+        runs_dir = Location(self.config().get("runs_dir", ""))
+        if not runs_dir.is_remote:
+            return
+        try:
+            self._mirror(Remote(mirror_of(runs_dir, self.name, str(self.config().get("tune", "run")))))
+        except NetworkError as error:
+            if must:
+                hint = f"the run is whole in {self.folder}; vlkit eval --run {self.folder} uploads it again"
+                raise NetworkError(error.message, hint=hint) from None
+            console.warn(f"not yet uploaded: {error.message}")
+
+    def _mirror(self, remote: Remote) -> None:
+        here = {path.relative_to(self.folder).as_posix(): path for path in sorted(self.folder.rglob("*"))}
+        here = {name: path for name, path in here.items() if path.is_file() and not name.startswith(".")}
+        zone = "/experiments/" in remote.location and remote.location.name.startswith("run_")
+        here = {(in_zone(name) if zone else name): path for name, path in here.items()}
+        there = remote.listing()
+        # Weights never change under their name; what is small may, and goes each time.
+        weights = [name for name, path in here.items() if name.endswith(".safetensors")]
+        known = {name for name in weights if name in there and there[name].size == here[name].stat().st_size}
+        remote.upload({name: path for name, path in here.items() if name not in known})
+        remote.remove([name for name in there if name.startswith("checkpoints/") and name not in here])
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep a second process out for as long as the block runs. The lock dies with the process that holds it."""
@@ -165,13 +196,18 @@ class Run:
             yield
 
 
-def open_run(runs_dir: Path, name: str) -> Run:
+def local_runs(runs_dir: Location) -> Path:
+    """Where runs are written: a remote --runs-dir gets copies of what is under runs/."""
+    return Path("runs") if runs_dir.is_remote else runs_dir.path
+
+
+def open_run(runs_dir: Location, name: str) -> Run:
     """The run folder to train into: a new one, or one that was begun and not finished.
 
     Raises:
         UsageError: the name is taken by a finished run or by something that is no run.
     """
-    run = Run(Path(runs_dir) / name)
+    run = Run(local_runs(Location(runs_dir)) / name)
     if run.folder.exists() and not run.folder.is_dir():
         raise UsageError(f"{run.folder} is a file", hint="choose another --name")
     held = (
@@ -185,9 +221,21 @@ def open_run(runs_dir: Path, name: str) -> Run:
     return run
 
 
-def default_name(command: str, data: Path) -> str:
+def default_name(command: str, data: Location) -> str:
     """A name for a run that was given none: date, time, command and data."""
-    return f"{datetime.now():%Y%m%d-%H%M%S}-{command}-{data.resolve().name}"
+    return f"{datetime.now():%Y%m%d-%H%M%S}-{command}-{data.name}"
+
+
+def mirror_of(runs_dir: Location, name: str, kind: str) -> Location:
+    """Where a run's copy lies: in a lake's zone, a whole bucket, under experiments/ by its kind."""
+    return runs_dir / "experiments" / kind / f"run_{name}" if runs_dir.is_bucket else runs_dir / name
+
+
+def in_zone(name: str) -> str:
+    """A run's file under the names of the lake's zones."""
+    folders = {"metrics.jsonl": "logs", "environment.yaml": "logs", "finished.json": "logs"}
+    kind = "results" if name.startswith("results") else "examples" if name.startswith("examples") else folders.get(name)
+    return f"{kind}/{name}" if kind else name
 
 
 def _known_runs(runs_dir: Path) -> str:

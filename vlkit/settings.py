@@ -16,11 +16,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 from vlkit.errors import UsageError, nearest
+from vlkit.storage import Location
 
 # Marks a field is annotated with: an argument without a flag's name; a flag that is given once for each of its texts.
 POSITIONAL, REPEATED = "positional", "repeated"
 
-WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path"}
+WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    Path: "a path",
+    Location: "a path",
+}
 
 # Two names for one wish: the more specific layer's choice wins over the other's.
 ALTERNATIVES = ({"steps", "epochs"},)
@@ -125,6 +133,11 @@ class Settings:
         object.__setattr__(config, "_given", frozenset(layers[-1]) if layers else frozenset())
         return config
 
+    def given_as(self, other: Settings) -> Self:
+        """This config, remembering what the user chose in `other`, which it was made from."""
+        object.__setattr__(self, "_given", getattr(other, "_given", None))
+        return self
+
     def was_given(self, name: str) -> bool:
         """The user chose this value (by flag, YAML or in code), no preset or default did."""
         given = getattr(self, "_given", None)
@@ -134,7 +147,7 @@ class Settings:
         """Plain values for YAML and JSON: paths as strings, tuples as lists."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {
-            name: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v
+            name: str(v) if isinstance(v, Path | Location) else list(v) if isinstance(v, tuple) else v
             for name, v in values.items()
         }
 

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all.
+"""Files and folders that appear whole or not at all, and where they lie.
 
 The content is written aside, flushed to the disk, and renamed into place, so that a reader meets the old state or the
 new one, never half of it, also after a kill. What a kill leaves aside begins with a dot and ends in `.part`.
@@ -10,12 +10,51 @@ import ctypes
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+
+class Location(str):
+    """Where a folder lies: a local path, or a URL such as s3://bucket/prefix."""
+
+    @property
+    def is_remote(self) -> bool:
+        """A URL; `remote.py` reads and writes it."""
+        return re.match(r"[a-z0-9+.]+://", self) is not None
+
+    @property
+    def path(self) -> Path:
+        """The local path."""
+        assert not self.is_remote, self
+        return Path(self)
+
+    @property
+    def name(self) -> str:
+        """The last part: of a bucket without a prefix, the bucket."""
+        return self.rstrip("/").rpartition("/")[2] if self.is_remote else self.path.resolve().name
+
+    @property
+    def absolute(self) -> Location:
+        """The same from any working directory."""
+        return self if self.is_remote else Location(self.path.resolve())
+
+    @property
+    def is_bucket(self) -> bool:
+        """A whole bucket, as a lake's zones are."""
+        return self.is_remote and "/" not in self.split("://", 1)[1].strip("/")
+
+    def __truediv__(self, name: str) -> Location:
+        return Location(f"{self.rstrip('/')}/{name}" if self.is_remote else self.path / name)
+
+
+def cache_dir() -> Path:
+    """Where vlkit keeps what it can make or fetch again; it may be removed at any time."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vlkit"
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vlkit.data import images
 from vlkit.data.images import PixelSpec
-from vlkit.data.labels import LabelMode, label_matrix
+from vlkit.data.labels import LabelMode, label_matrix, matches_beside_own
 from vlkit.data.pairs import Pairs
 from vlkit.errors import VlkitError
 
@@ -117,7 +117,7 @@ class PairDataset(Dataset[Batch]):
         unique_images, unique_texts = pairs.unique_images(), pairs.unique_texts()
         self.image_of = _positions(frame["image_id"], unique_images["image_id"])
         self.text_of = _positions(frame["text_id"], unique_texts["text_id"])
-        self.store = PixelStore([pairs.image_path(image) for image in unique_images["image"]], spec)
+        self.store = PixelStore(pairs.image_paths(unique_images), spec)
         self.tokens, self.truncated = tokenize(list(unique_texts["text"]))
         image_sets, text_sets = pairs.match_sets()
         self.image_sets = [image_sets[key] for key in unique_images["image_id"]]
@@ -127,11 +127,12 @@ class PairDataset(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.pair_ids)
 
-    def labels_of(self, rows: Sequence[int], mode: LabelMode) -> torch.Tensor:
-        """float32 [rows, rows]: the label matrix of a batch of these rows."""
-        return label_matrix(
-            [self.image_sets[self.image_of[r]] for r in rows], [self.text_sets[self.text_of[r]] for r in rows], mode
-        )
+    def matches_beside_own(self, rows: Sequence[int]) -> int:
+        """Pairs of a picture and another row's text in a batch of these rows that match all the same."""
+        return matches_beside_own(*self._sets(rows))
+
+    def _sets(self, rows: Sequence[int]) -> tuple[list[frozenset[str]], list[frozenset[str]]]:
+        return [self.image_sets[self.image_of[r]] for r in rows], [self.text_sets[self.text_of[r]] for r in rows]
 
     def __getitem__(self, rows: Sequence[int]) -> Batch:
         texts, text_index = np.unique(self.text_of[rows], return_inverse=True)
@@ -139,7 +140,7 @@ class PairDataset(Dataset[Batch]):
             pixels=self.store[self.image_of[rows]],
             input_ids=self.pad([self.tokens[text] for text in texts]),
             text_index=torch.from_numpy(text_index),
-            labels=self.labels_of(rows, self.label_mode),
+            labels=label_matrix(*self._sets(rows), self.label_mode),
             pair_ids=[self.pair_ids[row] for row in rows],
         )
 

@@ -5,25 +5,82 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping
+from html import unescape
+from html.parser import HTMLParser
 
 _SPACE = re.compile(r"\s+")
+_PLAIN = re.compile(r"[ !-%\'-;=?-~]*")  # ASCII that is no markup, no entity and no control character
+_MARKUP = re.compile(r"</?[a-zA-Z][^<>]*>|<!--|&(?:#\d+|#x[\da-fA-F]+|[a-zA-Z][a-zA-Z\d]*);")
+_UNSEEN = frozenset(["script", "style"])
+_BLOCKS = frozenset(["br", "p", "div", "li", "ul", "ol", "tr", "td", "th", "table", "h1", "h2", "h3", "h4", "h5", "h6"])
+_FIELD = re.compile(r"\{(\w+)\}")
+
+# Arabic letters that Persian keyboards and sites mix with its own.
+_PERSIAN = str.maketrans({"\u064a": "\u06cc", "\u0649": "\u06cc", "\u0643": "\u06a9", "\u0640": None})
 
 
-def clean(text: object) -> str:
-    """NFC, control characters removed, white space collapsed; zero-width joiners carry meaning and stay.
+def clean(text: object, *, persian: bool = False) -> str:
+    """NFC, without markup and control characters, white space collapsed; zero-width joiners carry meaning and stay.
 
-    What is not a text (None, NaN, a number) becomes an empty string or its digits.
+    What is not a text (None, NaN, a number) becomes an empty string or its digits. Cleaning twice changes nothing.
+
+    Args:
+        persian: unify what Persian texts write in two ways (Arabic ye and kaf), and drop the stretching tatweel.
     """
     if text is None or (isinstance(text, float) and text != text):
         return ""
-    printable = "".join(c for c in str(text) if c.isspace() or (unicodedata.category(c) != "Cc" and c != "\ufeff"))
-    return _SPACE.sub(" ", unicodedata.normalize("NFC", printable)).strip()
+    cleaned = str(text)
+    if not _PLAIN.fullmatch(cleaned):
+        cleaned = _unmarked(cleaned)
+        cleaned = "".join(c for c in cleaned if c.isspace() or (unicodedata.category(c) != "Cc" and c != "\ufeff"))
+        cleaned = unicodedata.normalize("NFC", cleaned)
+        if persian:
+            cleaned = cleaned.translate(_PERSIAN)
+    return _SPACE.sub(" ", cleaned).strip()
+
+
+def _unmarked(text: str) -> str:
+    """Without tags, comments and entities, however often they were escaped; `a < b` stays."""
+    while _MARKUP.search(text):
+        reader = _Text()
+        reader.feed(text)
+        reader.close()
+        shown = "".join(reader.parts)
+        if shown == text:
+            shown = unescape(text)
+        if shown == text:
+            break
+        text = shown
+    return text
+
+
+class _Text(HTMLParser):
+    """Collects what a page would show; a block's end is a space."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.parts: list[str] = []
+        self._unseen = 0
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self._unseen += tag in _UNSEEN
+        if tag in _BLOCKS:
+            self.parts.append(" ")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._unseen -= tag in _UNSEEN and self._unseen > 0
+        if tag in _BLOCKS:
+            self.parts.append(" ")
+
+    def handle_data(self, data: str) -> None:
+        if not self._unseen:
+            self.parts.append(data)
 
 
 def text_id(text: str) -> str:
     """Identity of a cleaned text: 20 hex digits of its SHA-256."""
-    return hashlib.sha256(clean(text).encode("utf-8")).hexdigest()[:20]
+    return hashlib.sha256(clean(text).encode("utf-8", "surrogatepass")).hexdigest()[:20]
 
 
 def readable_class(name: str) -> str:
@@ -33,6 +90,9 @@ def readable_class(name: str) -> str:
     return clean(words).lower()
 
 
-def from_templates(templates: Sequence[str], class_name: str) -> list[str]:
-    """Captions of a class: every template filled with its readable name."""
-    return [clean(template.replace("{class_name}", readable_class(class_name))) for template in templates]
+def from_template(template: str, fields: Mapping[str, str]) -> str | None:
+    """A template with its {fields} filled in, cleaned; None where one of them is empty or missing."""
+    wanted = _FIELD.findall(template)
+    if not all(fields.get(name) for name in wanted):
+        return None
+    return clean(_FIELD.sub(lambda found: fields[found[1]], template))

@@ -7,13 +7,15 @@ floats and normalising happen on the device, in `models/towers.py`.
 from __future__ import annotations
 
 import hashlib
+import io
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import IO, TYPE_CHECKING, Literal
 
 import numpy as np
 
+from vlkit.data.perceptual import looks
 from vlkit.errors import DataError
 
 if TYPE_CHECKING:
@@ -41,11 +43,18 @@ class PixelSpec:
 
 @dataclass(frozen=True)
 class Checked:
-    """A picture that was read and decoded. `image_id` is the hash of its bytes."""
+    """A picture that was read and decoded.
+
+    Attributes:
+        image_id: hash of the bytes, 20 hex digits.
+        width, height: upright, in pixels.
+        looks: `perceptual.looks` of the picture; empty where it has too little detail to be compared.
+    """
 
     image_id: str
     width: int
     height: int
+    looks: bytes = b""
 
 
 def check(path: Path) -> Checked:
@@ -62,9 +71,9 @@ def check(path: Path) -> Checked:
         raise DataError(f"cannot be read: {error.strerror}") from None
     if not content:
         raise DataError("the file is empty")
-    with _opened(path) as picture:
+    with _opened(io.BytesIO(content)) as picture:
         width, height = picture.size
-    return Checked(hashlib.sha256(content).hexdigest()[:20], width, height)
+        return Checked(hashlib.sha256(content).hexdigest()[:20], width, height, looks(picture))
 
 
 def pixels(path: Path, spec: PixelSpec) -> np.ndarray:
@@ -83,24 +92,25 @@ def pixels(path: Path, spec: PixelSpec) -> np.ndarray:
     return np.ascontiguousarray(np.asarray(fitted).transpose(2, 0, 1))
 
 
-def _opened(path: Path) -> Image.Image:
-    """Decoded, upright, RGB; transparent parts on white."""
+def _opened(file: Path | IO[bytes]) -> Image.Image:
+    """Decoded, upright, RGB; transparent parts on white; of an animation the first frame."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            picture = Image.open(path)
+            picture = Image.open(file)
             picture.load()
-            return _as_rgb(ImageOps.exif_transpose(picture))
+            ImageOps.exif_transpose(picture, in_place=True)
+            return _as_rgb(picture)
     except UnidentifiedImageError:
-        raise DataError(f"not a picture ({_what_it_is(path)})") from None
+        raise DataError(f"not a picture ({_what_it_is(file)})") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise DataError("more pixels than is safe to decode") from None
     except FileNotFoundError:
         raise DataError("no such picture") from None
-    except MemoryError:
+    except (DataError, MemoryError):
         raise
     except Exception as error:
         # A damaged header can make a decoder raise anything at all; none of it is a bug of ours.
@@ -110,6 +120,10 @@ def _opened(path: Path) -> Image.Image:
 def _as_rgb(picture: Image.Image) -> Image.Image:
     from PIL import Image
 
+    if picture.mode == "F":
+        raise DataError("pixels are floating-point numbers: save it with 8 or 16 bits")
+    if picture.mode == "LAB":
+        return _from_lab(picture)
     if picture.mode.startswith("I;16") or picture.mode == "I":
         # convert("RGB") clips 16-bit values at 255; scale them instead.
         return Image.fromarray((np.asarray(picture).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)).convert(
@@ -118,11 +132,23 @@ def _as_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         layered = picture.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
-    return picture.convert("RGB")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
-def _what_it_is(path: Path) -> str:
-    head = path.open("rb").read(200).lstrip().lower()
+def _from_lab(picture: Image.Image) -> Image.Image:
+    from PIL import ImageCms
+
+    lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    converted = ImageCms.profileToProfile(picture, lab, srgb, outputMode="RGB")
+    assert converted is not None
+    return converted
+
+
+def _what_it_is(file: Path | IO[bytes]) -> str:
+    if isinstance(file, Path):
+        file = file.open("rb")
+    file.seek(0)
+    head = file.read(200).lstrip().lower()
     if head.startswith(b"version https://git-lfs"):
         return "a Git-LFS pointer: run git lfs pull"
     if head.startswith((b"<!doctype", b"<html")):

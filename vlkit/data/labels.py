@@ -50,6 +50,12 @@ def matching_pairs(image_groups: Sequence[Groups], text_groups: Sequence[Groups]
     return np.concatenate(images), np.concatenate(texts)
 
 
+def matches_beside_own(image_groups: Sequence[Groups], text_groups: Sequence[Groups]) -> int:
+    """Matching pairs off the diagonal, where pair i is picture i with text i: what `eye` labels would push apart."""
+    images, texts = matching_pairs(image_groups, text_groups)
+    return int((images != texts).sum())
+
+
 def label_matrix(
     image_groups: Sequence[Groups], text_groups: Sequence[Groups], mode: LabelMode = "multi-positive"
 ) -> torch.Tensor:

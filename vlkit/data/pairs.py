@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 from vlkit.data import captions, labels, splits
 from vlkit.data.labels import Groups
 from vlkit.errors import DataError, nearest
+from vlkit.remote import ZONE_TABLES, fetch_by_hash, local_folder
 from vlkit.settings import read_yaml
+from vlkit.storage import Location
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,10 +43,15 @@ FILES = ("pairs.parquet", "pairs.csv", "pairs.jsonl")
 
 @dataclass(frozen=True)
 class Pairs:
-    """A pairs table in memory, with the folder it came from."""
+    """A pairs table in memory.
+
+    Attributes:
+        folder: the prepared folder; pictures that prep wrote are relative to it.
+        described: the content of data.yaml.
+    """
 
     frame: pd.DataFrame
-    folder: Path
+    folder: Location
     described: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -55,14 +63,7 @@ class Pairs:
         """The rows of one split; with `limit`, that many: units drawn by the seed, the last one cut."""
         rows = self.frame[self.frame["split"] == split]
         if limit is not None and len(rows) > limit:
-            drawn = sorted(set(rows["unit"]), key=lambda unit: (splits.draw(seed, unit), unit))
-            sizes = rows.groupby("unit").size()
-            kept, total = set(), 0
-            for unit in drawn:
-                if total >= limit:
-                    break
-                kept.add(unit)
-                total += int(sizes[unit])
+            kept = splits.limited(rows.groupby("unit").size().to_dict(), limit, seed)
             rows = rows[rows["unit"].isin(kept)].head(limit)
         return Pairs(rows.reset_index(drop=True), self.folder, self.described)
 
@@ -82,15 +83,20 @@ class Pairs:
         """image id -> set and text id -> set; they intersect where the two match (see `labels.py`)."""
         return labels.match_sets(self.frame)
 
-    def image_path(self, image: str) -> Path:
-        """Where a row's picture lies: relative to the prepared folder where prep wrote it, else absolute."""
-        return self.folder / image
+    def image_paths(self, rows: pd.DataFrame) -> list[Path]:
+        """Where the pictures of these rows lie; remote ones are fetched first, each once."""
+        places = [Location(image) for image in rows["image"]]
+        places = [place if place.is_remote or place.startswith("/") else self.folder / place for place in places]
+        hashed = self.described.get("image_ids", "bytes") == "bytes"
+        remote = {p: i if hashed else "" for p, i in zip(places, rows["image_id"], strict=True) if p.is_remote}
+        fetched = fetch_by_hash(remote) if remote else {}
+        return [fetched[place] if place.is_remote else place.path for place in places]
 
     def __len__(self) -> int:
         return len(self.frame)
 
 
-def read_pairs(path: Path) -> Pairs:
+def read_pairs(path: Location | Path | str) -> Pairs:
     """Read and validate a prepared folder, or a table of the same columns (parquet, CSV or JSONL).
 
     Raises:
@@ -98,16 +104,19 @@ def read_pairs(path: Path) -> Pairs:
     """
     import pandas as pd
 
-    path = Path(path)
-    table = next((path / name for name in FILES if (path / name).is_file()), None) if path.is_dir() else path
+    location = Location(path)
+    path = local_folder(location)
+    places = (path, path / ZONE_TABLES)
+    table = next((p / name for p in places for name in FILES if (p / name).is_file()), None) if path.is_dir() else path
     if not path.exists():
         raise DataError(
             f"no such prepared folder: {path}",
-            hint="make one: vlkit prep --domain recipes --source raw/ --out " + str(path),
+            hint=f"make one: vlkit prep --domain recipes --source raw/ --out {location}",
         )
     if table is None:
         raise DataError(
-            f"{path} holds no {' or '.join(FILES)}", hint="a raw folder is turned into a prepared one by vlkit prep"
+            f"{location} holds no {' or '.join(FILES)}",
+            hint="a raw folder is turned into a prepared one by vlkit prep",
         )
     readers = {
         ".parquet": pd.read_parquet,
@@ -121,7 +130,10 @@ def read_pairs(path: Path) -> Pairs:
     except (ValueError, OSError) as error:
         raise DataError(f"{table} cannot be read: {error}", hint="run prep again") from None
     described = read_yaml(table.parent / "data.yaml") if (table.parent / "data.yaml").is_file() else {}
-    return Pairs(validated(frame, str(table)), table.parent, described)
+    folder = location if path.is_dir() else Location(table.parent)
+    pairs = Pairs(validated(frame, str(table)), folder, described)
+    splits.refuse_leaks(pairs.frame, str(table), near=described.get("settings", {}).get("near_duplicates", -1))
+    return pairs
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
@@ -173,14 +185,16 @@ def validated(frame: pd.DataFrame, where: str) -> pd.DataFrame:
         raise DataError(f"{where}: row {row + 1} has match {frame['match'].iloc[row]!r}; it is 1, or 0 for a negative")
     frame["match"] = frame["match"].astype(int)
     for column in ("image_group", "text_group"):
-        frame[column] = [_groups(value, where, row, column) for row, value in enumerate(frame[column], start=1)]
+        frame[column] = [
+            _groups(value, where, row, column)
+            for row, value in enumerate((value for (value,) in _rows(frame, (column,))), start=1)
+        ]
     if "pair_id" not in frame:
         named = ("image_id", "text_id", "image_group", "text_group", "unit")
-        frame["pair_id"] = [pair_id(*row) for row in zip(*(frame[name] for name in named), strict=True)]
+        frame["pair_id"] = [pair_id(*row) for row in _rows(frame, named)]
     if frame["pair_id"].duplicated().any():
         row = int(frame["pair_id"].duplicated().to_numpy().argmax()) + 1
         raise DataError(f"{where}: row {row} has the pair_id of an earlier row", hint="drop the repeated rows")
-    splits.refuse_leaks(frame, where)
     return frame[[*PAIR_COLUMNS, *(column for column in frame if column not in PAIR_COLUMNS)]]
 
 
@@ -188,6 +202,13 @@ def pair_id(image_id: str, text_id: str, image_group: Groups, text_group: Groups
     """Identity of a row: 20 hex digits."""
     parts = [image_id, text_id, sorted(labels.as_set(image_group)), sorted(labels.as_set(text_group)), unit]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
+
+
+def _rows(frame: pd.DataFrame, columns: Sequence[str], chunk: int = 50_000) -> Iterator[tuple[Any, ...]]:
+    """The rows of some columns as plain values: by chunks, because a million of them at once is gigabytes."""
+    for start in range(0, len(frame), chunk):
+        some = frame.iloc[start : start + chunk]
+        yield from zip(*(some[column].tolist() for column in columns), strict=True)
 
 
 def _groups(value: Any, where: str, row: int, column: str) -> str | list[str]:
@@ -203,7 +224,7 @@ def fingerprint(frame: pd.DataFrame) -> str:
     """Hash of the rows and, through image_id, of the pictures' bytes. Where the pictures lie does not enter."""
     digest = hashlib.sha256()
     columns = ["pair_id", "image_id", "text_id", "image_group", "text_group", "unit", "split", "match"]
-    for row in zip(*(frame[column] for column in columns), strict=True):
+    for row in _rows(frame, columns):
         digest.update(
             json.dumps([sorted(labels.as_set(v)) if i in (3, 4) else str(v) for i, v in enumerate(row)]).encode()
         )
@@ -224,12 +245,12 @@ def docstore(frame: pd.DataFrame) -> pd.DataFrame:
     return texts
 
 
-def make_frame(records: list[dict[str, Any]]) -> pd.DataFrame:
-    """Rows (image, image_id, text, image_group, unit, class_name, split, ...) to a validated table."""
+def make_frame(columns: Mapping[str, list[Any]]) -> pd.DataFrame:
+    """Columns (image, image_id, text, image_group, unit, class_name, split, ...) to a validated table."""
     import pandas as pd
 
-    frame = pd.DataFrame(records)
-    frame["text_id"] = [captions.text_id(text) for text in frame["text"]]
+    frame = pd.DataFrame(dict(columns))
+    frame["text_id"] = [captions.text_id(text) for text in columns["text"]]
     if "text_group" not in frame:
         frame["text_group"] = frame["image_group"]
     return validated(frame, "the prepared rows")

@@ -97,7 +97,7 @@ _SHADOW = np.array([70.0, 70.0, 70.0])
 
 
 @dataclass(frozen=True)
-class _Recipe:
+class Recipe:
     """One combination of attribute values, each a key of the table of its attribute."""
 
     form: str
@@ -108,7 +108,7 @@ class _Recipe:
     cloth: str
 
 
-def _pick(rng: Generator, options: tuple[T, ...]) -> T:
+def pick(rng: Generator, options: tuple[T, ...]) -> T:
     """One of the options, each equally likely."""
     return options[int(rng.integers(len(options)))]
 
@@ -118,7 +118,7 @@ def write_recipes(out: Path, seed: int) -> dict[str, int]:
     (out / "images").mkdir()
     n_pictures = 0
     with (out / "recipes.jsonl").open("w", encoding="utf-8", newline="\n") as lines:
-        for i, recipe in enumerate(_choose_recipes(seed)):
+        for i, recipe in enumerate(choose_recipes(seed, _N_RECIPES)):
             rng = generator_of(seed, 1, i)
             images = [f"images/{i:05d}_{k}.jpg" for k in range(int(rng.integers(1, 4)))]
             title, description = _texts(recipe, rng)
@@ -131,39 +131,39 @@ def write_recipes(out: Path, seed: int) -> dict[str, int]:
             }
             lines.write(json.dumps(record, ensure_ascii=False) + "\n")
             for k, name in enumerate(images):
-                save(_draw_recipe(recipe, generator_of(seed, 2, i, k)), out / name)
+                save(draw_recipe(recipe, generator_of(seed, 2, i, k)), out / name)
             n_pictures += len(images)
     return {"recipes": _N_RECIPES, "pictures": n_pictures}
 
 
-def _choose_recipes(seed: int) -> list[_Recipe]:
-    """Distinct combinations of attribute values, drawn without replacement."""
+def choose_recipes(seed: int, count: int) -> list[Recipe]:
+    """`count` distinct combinations of attribute values, drawn without replacement."""
     combinations = list(product(_FORMS, _FLAVOURS, _GARNISHES, _COUNTS, _PLATES, _CLOTHS))
-    chosen = generator_of(seed, 0).choice(len(combinations), size=_N_RECIPES, replace=False)
-    return [_Recipe(*combinations[index]) for index in chosen]
+    chosen = generator_of(seed, 0).choice(len(combinations), size=count, replace=False)
+    return [Recipe(*combinations[index]) for index in chosen]
 
 
-def _ingredients(recipe: _Recipe) -> list[str]:
+def _ingredients(recipe: Recipe) -> list[str]:
     """Ingredients of a recipe, the flavour first."""
     return [recipe.flavour, *_FORMS[recipe.form][1], _GARNISHES[recipe.garnish][1]]
 
 
-def _texts(recipe: _Recipe, rng: Generator) -> tuple[str, str]:
+def _texts(recipe: Recipe, rng: Generator) -> tuple[str, str]:
     """Title and description; each names all attributes, so no other recipe can share it."""
-    title = _pick(rng, _TITLES).format(**_wording(recipe, rng))
-    description = _pick(rng, _DESCRIPTIONS).format(**_wording(recipe, rng), mood=_pick(rng, _MOODS))
+    title = pick(rng, _TITLES).format(**_wording(recipe, rng))
+    description = pick(rng, _DESCRIPTIONS).format(**_wording(recipe, rng), mood=pick(rng, _MOODS))
     return title[0].upper() + title[1:], description
 
 
-def _wording(recipe: _Recipe, rng: Generator) -> dict[str, str]:
+def _wording(recipe: Recipe, rng: Generator) -> dict[str, str]:
     """Fresh wordings of the attribute values for one text."""
-    plate, cloth = _pick(rng, _PLATES[recipe.plate][0]), _pick(rng, _CLOTHS[recipe.cloth])
+    plate, cloth = pick(rng, _PLATES[recipe.plate][0]), pick(rng, _CLOTHS[recipe.cloth])
     garnish = _GARNISHES[recipe.garnish][0 if recipe.count == 1 else 1]
     return {
-        "dish": f"{recipe.flavour} {_pick(rng, _FORMS[recipe.form][0])}",
-        "garnish": f"{_pick(rng, _COUNTS[recipe.count])} {garnish}",
-        "plate": f"{_article(plate)} {plate} {_pick(rng, ('plate', 'platter'))}",
-        "cloth": f"{_article(cloth)} {cloth} {_pick(rng, ('cloth', 'tablecloth'))}",
+        "dish": f"{recipe.flavour} {pick(rng, _FORMS[recipe.form][0])}",
+        "garnish": f"{pick(rng, _COUNTS[recipe.count])} {garnish}",
+        "plate": f"{_article(plate)} {plate} {pick(rng, ('plate', 'platter'))}",
+        "cloth": f"{_article(cloth)} {cloth} {pick(rng, ('cloth', 'tablecloth'))}",
     }
 
 
@@ -222,7 +222,7 @@ def _garnish_spots(count: int, rng: Generator) -> Array:
     return np.asarray(spots + rng.uniform(-0.03, 0.03, spots.shape))
 
 
-def _draw_recipe(recipe: _Recipe, rng: Generator) -> Array:
+def draw_recipe(recipe: Recipe, rng: Generator) -> Array:
     """One picture of a recipe, pixels [H, W, 3]; all but its six attributes is drawn anew."""
     canvas = _draw_cloth(recipe.cloth, rng)
     draw = ImageDraw.Draw(canvas)

@@ -10,11 +10,21 @@ from typing import Any
 
 from vlkit import console
 from vlkit.config import SampleConfig
+from vlkit.data.sample_dishes import write_dishes
 from vlkit.data.sample_leaves import write_leaves
 from vlkit.data.sample_recipes import write_recipes
+from vlkit.data.sample_scenes import write_scenes
+from vlkit.data.sample_skin import write_skin
+from vlkit.data.sample_ugly import add_ugly
 from vlkit.errors import UsageError
 
-WRITERS = {"recipes": write_recipes, "agriculture": write_leaves}
+WRITERS = {
+    "recipes": write_recipes,
+    "agriculture": write_leaves,
+    "dermatology": write_skin,
+    "persian-food": write_dishes,
+    "coco": write_scenes,
+}
 
 
 def sample(config: SampleConfig) -> dict[str, Any]:
@@ -31,6 +41,8 @@ def sample(config: SampleConfig) -> dict[str, Any]:
         raise UsageError(f"{out} exists and is not empty", hint="give a new folder for the sample data")
     out.mkdir(parents=True, exist_ok=True)
     counts = WRITERS[config.layout](out, config.seed)
+    if config.ugly:
+        counts |= add_ugly(config.layout, out)
     console.result(f"{out}: {', '.join(f'{count} {what}' for what, count in counts.items())}")
     console.hint(f"vlkit prep --domain {config.layout} --source {out}")
     return {"out": str(out), **counts}

@@ -7,8 +7,9 @@ A unit is what must not be torn apart: all pairs of a recipe, every copy of a pi
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from vlkit.errors import DataError
@@ -43,28 +44,67 @@ def connected(links: Iterable[tuple[str, Hashable]]) -> dict[str, str]:
     return {unit: root(unit) for unit in parent}
 
 
-def split_units(units: Mapping[str, str | None], *, test_share: float, val_share: float, seed: int) -> dict[str, str]:
+def named_split(name: str) -> str | None:
+    """The split that a folder, a file or a cell means: train2017 -> train, valid -> val; None for any other name."""
+    word = re.sub(r"[\W\d_]+$", "", name.strip().lower())
+    return {
+        **dict.fromkeys(("train", "training", "restval"), "train"),
+        **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+        **dict.fromkeys(("test", "testing", "holdout"), "test"),
+    }.get(word)
+
+
+def split_units(
+    units: Mapping[str, Collection[str]], *, test_share: float, val_share: float, seed: int
+) -> dict[str, str]:
     """unit -> "train", "val" or "test".
 
     Args:
-        units: each unit with its class, or None; every class is split in the same shares, and so are those of none.
+        units: each unit with its classes: none, one or several. Every class is split in the same shares, and so are
+            the units of none.
         test_share: of all units.
         val_share: of the units that remain after the test.
 
-    A share above zero takes at least one unit of a class while one is left for training, so a class of one
-    trains, a class of two trains and tests.
+    A share above zero takes at least one unit of a class while one is left for training, so a class of one trains, a
+    class of two trains and tests, and a class of three stands in all splits. Where units have several classes the
+    rarest class is served first (Sechidis and others, 2011); a commoner one takes what those units leave.
     """
-    classes: dict[str | None, list[str]] = defaultdict(list)
-    for unit, class_name in units.items():
-        classes[class_name].append(unit)
+    members: dict[str | None, list[str]] = defaultdict(list)
+    for unit, classes in units.items():
+        for class_name in dict.fromkeys(classes) if classes else (None,):
+            members[class_name].append(unit)
     split: dict[str, str] = {}
-    for members in classes.values():
-        members.sort(key=lambda unit: (draw(seed, unit), unit))
-        test = _count(test_share, len(members))
-        val = _count(val_share, len(members) - test)
-        for position, unit in enumerate(members):
-            split[unit] = "test" if position < test else "val" if position < test + val else "train"
+    for class_name in sorted(members, key=lambda name: (len(members[name]), name or "")):
+        of_class = members[class_name]
+        test = _count(test_share, len(of_class))
+        wanted = {"test": test, "val": _count(val_share, len(of_class) - test)}
+        placed = [split[unit] for unit in of_class if unit in split]
+        free = sorted((unit for unit in of_class if unit not in split), key=lambda unit: (draw(seed, unit), unit))
+        if free and "train" not in placed:
+            split[free.pop()] = "train"
+        given = 0
+        for name, count in wanted.items():
+            more = max(0, count - placed.count(name))
+            split |= dict.fromkeys(free[given : given + more], name)
+            given += more
+        split |= dict.fromkeys(free[given:], "train")
     return split
+
+
+def as_in_source(units: Mapping[str, Collection[str]]) -> tuple[dict[str, str], list[str]]:
+    """unit -> split as the source has it. A unit that stands in several goes wholly to the one that is held out most.
+
+    Returns:
+        The splits, without the units that the source puts nowhere; and the units that stood in several.
+    """
+    split, torn = {}, []
+    for unit, named in units.items():
+        found = [name for name in reversed(SPLITS) if name in named]
+        if found:
+            split[unit] = found[0]
+        if len(found) > 1:
+            torn.append(unit)
+    return split, torn
 
 
 def _count(share: float, members: int) -> int:
@@ -73,8 +113,23 @@ def _count(share: float, members: int) -> int:
     return min(max(1, round(share * members)), members - 1)
 
 
-def refuse_leaks(pairs: pd.DataFrame, where: str) -> None:
-    """Refuse a table in which a unit or a picture stands in two splits.
+def limited(sizes: Mapping[str, int], limit: int, seed: int) -> list[str]:
+    """Whole units in the order of their draw until they have `limit` rows or more."""
+    kept: list[str] = []
+    total = 0
+    for unit in sorted(sizes, key=lambda unit: (draw(seed, unit), unit)):
+        if total >= limit:
+            break
+        kept.append(unit)
+        total += sizes[unit]
+    return kept
+
+
+def refuse_leaks(pairs: pd.DataFrame, where: str, near: int = -1) -> None:
+    """Refuse a table in which a unit or a picture stands in two splits, or two that look the same stand in two.
+
+    Args:
+        near: bits in which perceptual hashes (the column image_looks, where there is one) may differ; -1: not asked.
 
     Raises:
         DataError: names the first offender and its splits.
@@ -86,7 +141,27 @@ def refuse_leaks(pairs: pd.DataFrame, where: str) -> None:
             rows = pairs[pairs[column] == torn.index[0]]
             both = " and ".join(sorted(set(rows["split"])))
             more = f", and {len(torn) - 1} more" if len(torn) > 1 else ""
-            raise DataError(
-                f"{where}: {what} {torn.index[0]} ({rows['image'].iloc[0]}) stands in {both}{more}",
-                hint="a test that was trained on measures nothing: run prep again, or repair the split column",
+            told = f"{where}: {what} {torn.index[0]} ({rows['image'].iloc[0]}) stands in {both}{more}"
+            raise DataError(told, hint=LEAK_HINT)
+    if near >= 0 and "image_looks" in pairs:
+        _refuse_lookalikes(pairs.drop_duplicates("image_id"), where, near)
+
+
+def _refuse_lookalikes(pictures: pd.DataFrame, where: str, near: int) -> None:
+    from vlkit.data import perceptual
+
+    looks = [bytes.fromhex(each) if isinstance(each, str) else b"" for each in pictures["image_looks"]]
+    split = pictures["split"].to_numpy()
+    seen: list[int] = []
+    for name in SPLITS:
+        here = [int(i) for i in (split == name).nonzero()[0]]
+        for one, other in perceptual.near([looks[i] for i in here], near, [looks[i] for i in seen]):
+            first, second = pictures.iloc[here[one]], pictures.iloc[seen[other]]
+            told = (
+                f"{where}: {first['image']} ({first['split']}) and {second['image']} ({second['split']}) look the same"
             )
+            raise DataError(told, hint=LEAK_HINT)
+        seen += here
+
+
+LEAK_HINT = "a test that was trained on measures nothing: run prep again, or repair the split column"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import resource
 import statistics
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,9 @@ from vlkit.models.device import Precision, best_device, best_precision
 from vlkit.models.encode import encode_texts
 from vlkit.models.opening import open_model
 from vlkit.models.towers import Towers
-from vlkit.runs import Run
+from vlkit.remote import Remote
+from vlkit.runs import Run, in_zone, mirror_of
+from vlkit.storage import Location
 
 SCHEMA = 1
 EXAMPLES = 20
@@ -33,6 +37,8 @@ SHOWN = ("recall@1", "recall@5", "recall@10", "mrr", "median_rank")
 
 def evaluate(config: EvalConfig) -> dict[str, Any]:
     """Run `vlkit eval`: print a table, write results.json and examples_top5.json, return the results."""
+    if config.out is not None and config.out.is_remote:
+        return _evaluated_to_remote(config, config.out)
     run = Run(config.run) if config.run else None
     settings = run.config() if run else {}
     data = config.data or _data_of(run, settings)
@@ -69,14 +75,29 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     target.write_json(f"results{suffix}.json", results)
     target.write_json(f"examples_top5{suffix}.json", _examples(tuned_scores, base_scores, task, config.seed))
+    if run and config.out is None:
+        run.mirror(must=True)
     _tell(results, folder / f"results{suffix}.json")
     return results
 
 
-def _data_of(run: Run, settings: dict[str, Any]) -> Path:
+def _evaluated_to_remote(config: EvalConfig, out: Location) -> dict[str, Any]:
+    """The same into a folder that is then uploaded; in a lake's zone, the untouched model's is a run of its own."""
+    kind, name = ("run", Path(config.run).name) if config.run else ("baseline", str(config.model).replace("/", "--"))
+    with tempfile.TemporaryDirectory() as aside:
+        results = evaluate(dataclasses.replace(config, out=Location(aside)))
+        files = {path.name: path for path in sorted(Path(aside).iterdir())}
+        remote = Remote(mirror_of(out, name, kind) if out.is_bucket else out)
+        remote.upload({(in_zone(file) if out.is_bucket else file): path for file, path in files.items()})
+    console.say(f"uploaded to {remote.location}")
+    return results
+
+
+def _data_of(run: Run, settings: dict[str, Any]) -> Location:
     """The run's prepared folder: as the command named it, or, called from elsewhere, where it was."""
-    named = Path(settings["data"])
-    return named if named.exists() else Path(run.environment().get("data", {}).get("path", named))
+    named = Location(settings["data"])
+    there = named.is_remote or named.path.exists()
+    return named if there else Location(run.environment().get("data", {}).get("path", named))
 
 
 def base_of(run: Run) -> str:
@@ -176,8 +197,9 @@ def _place(config: EvalConfig, run: Run | None, pairs: Pairs) -> tuple[Path, str
     """Folder and file suffix: another split, or other data than the run's, gets files of its own beside the first."""
     suffix = "" if config.split == "test" else f"-{config.split}"
     suffix += f"-limit{config.limit}" if config.limit else ""
-    if config.out is not None or run is None:
-        return config.out or Path(), suffix
+    if config.out is not None:
+        return config.out.path, suffix
+    assert run is not None
     trained_on = run.environment().get("data", {})
     if trained_on.get("fingerprint") == pairs.fingerprint:
         return run.folder, suffix
@@ -191,8 +213,8 @@ def _place(config: EvalConfig, run: Run | None, pairs: Pairs) -> tuple[Path, str
 def _trained_on(run: Run, pairs: Pairs) -> int:
     """Pictures and texts of these rows that the run was trained on, as far as its data is still there."""
     described = run.environment().get("data", {})
-    where = Path(described.get("path", ""))
-    if not where.is_dir() or where.resolve() == pairs.folder.resolve():
+    where = Location(described.get("path", ""))
+    if where == pairs.folder.absolute or not (where.is_remote or where.path.is_dir()):
         return 0
     trained, asked = read_pairs(where).of("train").frame, pairs.of("test").frame
     return sum(len(set(trained[key]) & set(asked[key])) for key in ("image_id", "text_id"))

@@ -96,4 +96,4 @@ def score(
 
 def pixel_store(task: Task, towers: Towers) -> PixelStore:
     """The task's pictures as this model wants them."""
-    return PixelStore([task.pairs.image_path(image) for image in task.pictures["image"]], towers.pixel_spec)
+    return PixelStore(task.pairs.image_paths(task.pictures), towers.pixel_spec)

@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,9 +84,7 @@ class Towers(torch.nn.Module):
         """Token ids of each text, unpadded, cut to the limit with the end-of-text token kept; and how many were cut."""
         if not texts:
             return [], 0
-        whole = self.tokenizer(list(texts), add_special_tokens=True, padding=False, truncation=False, verbose=False)[
-            "input_ids"
-        ]
+        whole = _token_ids(self.tokenizer, texts)
         limit = self.text_limit
         return [ids if len(ids) <= limit else ids[: limit - 1] + ids[-1:] for ids in whole], sum(
             len(ids) > limit for ids in whole
@@ -181,6 +179,32 @@ def load(name: str) -> Towers:
         missing = sorted(report["missing_keys"])
         raise ArtifactError(f"{name}: {len(missing)} weights are missing, for example {missing[0]}")
     return Towers(model.eval(), tokenizer, pixel_spec, name)
+
+
+def in_hub_cache(name: str) -> bool:
+    """The hub's cache holds this model's configuration and a tokenizer."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = [try_to_load_from_cache(name, file) for file in ("config.json", "tokenizer_config.json")]
+    except HFValidationError:
+        return False
+    return all(isinstance(path, str) for path in found)
+
+
+def load_tokenizer(name: str) -> tuple[Callable[[Sequence[str]], list[list[int]]], int]:
+    """How a model cuts texts into tokens, special ones included and nothing cut off; and how many tokens it takes."""
+    transformers = quiet_transformers()
+    config = load_config(name)
+    with _explained(name):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, local_files_only=True)
+    return lambda texts: _token_ids(tokenizer, texts), config.text_config.max_position_embeddings
+
+
+def _token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    options = {"add_special_tokens": True, "padding": False, "truncation": False, "verbose": False}
+    return tokenizer(list(texts), **options)["input_ids"]
 
 
 def load_config(name: str) -> Any:

@@ -18,7 +18,7 @@ from vlkit.models import adapters, opening
 from vlkit.models import towers as towers_module
 from vlkit.models.device import best_device, best_precision
 from vlkit.models.towers import FAMILIES, Towers
-from vlkit.runs import default_name
+from vlkit.runs import default_name, local_runs
 
 FORECAST_BATCHES = 20
 
@@ -42,7 +42,7 @@ class Rows:
 
     def facts(self) -> dict[str, Any]:
         """What environment.yaml remembers of the data."""
-        path, fingerprint = str(self.pairs.folder.resolve()), self.pairs.fingerprint
+        path, fingerprint = str(self.pairs.folder.absolute), self.pairs.fingerprint
         return {"path": path, "fingerprint": fingerprint, "train": len(self.train), "val": len(self.val)}
 
 
@@ -101,8 +101,7 @@ def false_negatives(dataset: PairDataset, order: BatchOrder) -> float:
         Their mean number over the rows of the first batches.
     """
     batches = [rows for rows, _ in zip(order, range(min(FORECAST_BATCHES, order.per_epoch)), strict=False)]
-    matches = sum(float((dataset.labels_of(rows, "multi-positive") > 0).sum()) - len(rows) for rows in batches)
-    return matches / sum(map(len, batches))
+    return sum(map(dataset.matches_beside_own, batches)) / sum(map(len, batches))
 
 
 def forecast(dataset: PairDataset, config: TrainRetrievalConfig, towers: Towers) -> list[str]:
@@ -144,7 +143,7 @@ def dry_run_of(config: TrainRetrievalConfig, rows: Rows) -> dict[str, Any]:
     console.result(f"{len(rows.train)} training and {len(rows.val)} validation pairs, {steps}")
     console.result(str(counts))
     console.result(f"memory about {facts['memory_gb']:.2f} GB, disk about {facts['disk_gb']:.2f} GB")
-    free = shutil.disk_usage(_existing(config.runs_dir)).free / 2**30
+    free = shutil.disk_usage(_existing(local_runs(config.runs_dir))).free / 2**30
     if facts["disk_gb"] > free:
         told = f"the checkpoints need about {facts['disk_gb']:.1f} GB, {free:.1f} GB are free"
         raise ResourceError(told, hint="a smaller --keep, or another --runs-dir")

@@ -165,6 +165,7 @@ class Training:
             best = checkpoints.name_of(self.best["step"])
             self.run.write_json("best.json", {"checkpoint": f"checkpoints/{best}", **self.best})
         checkpoints.prune(self.run.checkpoints, keep=self.config.keep, best=self.best.get("step"))
+        self.run.mirror()
 
     def _finish(self) -> dict[str, Any]:
         """Export the best step (the last where there is no validation) and mark the run as finished."""
@@ -179,6 +180,7 @@ class Training:
             "total_parameters": self.counts.total,
         }
         self.run.finish(facts)
+        self.run.mirror(must=True)
         chosen = f"step {step}, the best on validation" if self.best else "the last step: there is no validation split"
         console.say(f"{self.config.steps} steps in {facts['train_seconds']:.0f} s; {exported} holds {chosen}")
         console.hint(f"vlkit eval --run {quote(str(self.run.folder))}")
