@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="vlkit-test-cache-")
 os.environ.pop("VLKIT_DEBUG", None)
 
 import numpy as np
@@ -57,6 +59,14 @@ def picture(path: Path, colour: tuple[int, int, int], seed: int, size: int = 40)
     noise = np.random.default_rng(seed).integers(-20, 20, (size, size, 3))
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8)).save(path)
+
+
+def patterned(path: Path, seed: int, size: tuple[int, int] = (96, 72), **save: object) -> Path:
+    """A picture with large forms of its own, so that perceptual hashes tell it from others."""
+    small = np.random.default_rng(seed).integers(0, 255, (12, 16, 3)).astype(np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(path, **save)
+    return path
 
 
 def write_recipes(folder: Path, recipes: int = 30, pictures: int = 2) -> Path:

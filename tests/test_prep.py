@@ -10,11 +10,8 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import COLOURS, picture, write_class_folders, write_recipes
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
-from vlkit.data import captions, splits
 from vlkit.data.images import PixelSpec, check, pixels
 from vlkit.data.pairs import PAIR_COLUMNS, read_pairs
 from vlkit.errors import DataError
@@ -196,43 +193,6 @@ def test_a_planted_leak_is_refused(prepared, tmp_path, vlkit):
         read_pairs(tmp_path / "leaky")
 
 
-units_and_classes = st.dictionaries(
-    st.text(min_size=1, max_size=4), st.one_of(st.none(), st.sampled_from("abc")), max_size=40
-)
-
-
-@settings(max_examples=100, deadline=None)
-@given(units_and_classes, st.integers(0, 9), st.sampled_from([0.0, 0.1, 0.2]), st.sampled_from([0.0, 0.1, 0.125]))
-def test_every_class_is_split_in_its_shares(units, seed, test_share, val_share):
-    split = splits.split_units(units, test_share=test_share, val_share=val_share, seed=seed)
-    assert set(split) == set(units)
-    for class_name in set(units.values()):
-        members = [split[unit] for unit, of in units.items() if of == class_name]
-        test, val = members.count("test"), members.count("val")
-        assert members.count("train") >= 1
-        assert test == (
-            0
-            if not test_share or len(members) == 1
-            else min(max(1, round(test_share * len(members))), len(members) - 1)
-        )
-        rest = len(members) - test
-        assert val == (0 if not val_share or rest == 1 else min(max(1, round(val_share * rest)), rest - 1))
-    shuffled = dict(sorted(units.items(), reverse=True))
-    assert splits.split_units(shuffled, test_share=test_share, val_share=val_share, seed=seed) == split
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.integers(0, 6)), max_size=20))
-def test_what_shares_a_picture_is_one_unit(links):
-    together = splits.connected(links)
-    neighbours = {unit: {u for u, p in links for v, q in links if p == q and v == unit} for unit, _ in links}
-    for unit in neighbours:
-        reached, frontier = {unit}, {unit}
-        while frontier := {n for f in frontier for n in neighbours[f]} - reached:
-            reached |= frontier
-        assert {other for other in together if together[other] == together[unit]} == reached
-
-
 def test_tables_in_csv_and_jsonl_read_the_same(prepared, tmp_path):
     frame = pd.read_parquet(prepared / "pairs.parquet")
     frame.to_csv(tmp_path / "pairs.csv", index=False)
@@ -275,20 +235,6 @@ def test_limit_draws_whole_units_by_the_seed(prepared):
     assert few.frame["unit"].nunique() == 2
     assert few.frame["pair_id"].tolist() == pairs.of("train", limit=8, seed=1).frame["pair_id"].tolist()
     assert set(few.frame["unit"]) != set(pairs.of("train", limit=8, seed=2).frame["unit"])
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.text(max_size=30))
-def test_cleaning_is_idempotent_and_keeps_joiners(text):
-    once = captions.clean(text)
-    assert captions.clean(once) == once
-    assert "  " not in once
-    assert once.count("\u200c") == text.count("\u200c")
-
-
-def test_class_names_become_words():
-    assert captions.readable_class("Tomato___Early_blight") == "tomato early blight"
-    assert captions.readable_class("rice/leafBlast") == "rice leaf blast"
 
 
 def test_pictures_of_every_kind_become_upright_rgb(tmp_path):

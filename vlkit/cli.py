@@ -69,7 +69,7 @@ def prep(config: PrepConfig, dry_run: bool) -> dict[str, Any]:
 def _tokens_of(model: str) -> CountTokens | None:
     """How `model` counts tokens, where its tokenizer is on this machine; hub names that never were cost no import."""
     from vlkit.data.preflight import CountTokens
-    from vlkit.models.opening import tokenizer_at_hand
+    from vlkit.models.at_hand import tokenizer_at_hand
 
     found = tokenizer_at_hand(model)
     return CountTokens(lambda texts: [len(ids) for ids in found[0](texts)], found[1]) if found else None

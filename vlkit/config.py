@@ -76,7 +76,7 @@ class PrepConfig(Settings):
     min_side: Annotated[int, "leave out pictures whose shorter side has fewer pixels"] = 8
     near_duplicates: Annotated[
         int, "pictures whose perceptual hashes differ in at most this many of 256 bits stay in one split; -1: off"
-    ] = 20
+    ] = 28
     on_conflict: Annotated[
         Literal["keep", "drop", "first"], "one picture under two classes: has both, is left out, or has the first"
     ] = "keep"
@@ -100,7 +100,7 @@ class PrepConfig(Settings):
 
     def __post_init__(self) -> None:
         _between(self, 0.0, 0.9, "test_share", "val_share")
-        _between(self, -1, 31, "near_duplicates")
+        _between(self, -1, 64, "near_duplicates")
         _at_least(self, 1, "limit", "min_words", "max_words", "min_side", "oversample_below", "workers")
         for template in self.templates:
             if not re.search(r"\{\w+\}", template):

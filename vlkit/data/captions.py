@@ -32,27 +32,28 @@ def clean(text: object, *, persian: bool = False) -> str:
         return ""
     cleaned = str(text)
     if not _PLAIN.fullmatch(cleaned):
-        cleaned = _unmarked(cleaned)
-        cleaned = "".join(c for c in cleaned if c.isspace() or (unicodedata.category(c) != "Cc" and c != "\ufeff"))
+        while (shown := _shown(_printable(cleaned))) != cleaned:
+            cleaned = shown
         cleaned = unicodedata.normalize("NFC", cleaned)
         if persian:
             cleaned = cleaned.translate(_PERSIAN)
     return _SPACE.sub(" ", cleaned).strip()
 
 
-def _unmarked(text: str) -> str:
-    """Without tags, comments and entities, however often they were escaped; `a < b` stays."""
-    while _MARKUP.search(text):
-        reader = _Text()
-        reader.feed(text)
-        reader.close()
-        shown = "".join(reader.parts)
-        if shown == text:
-            shown = unescape(text)
-        if shown == text:
-            break
-        text = shown
-    return text
+def _printable(text: str) -> str:
+    return "".join(c for c in text if c.isspace() or (unicodedata.category(c) != "Cc" and c != "\ufeff"))
+
+
+def _shown(text: str) -> str:
+    """What a browser would show: without tags, comments and entities; `a < b` stays."""
+    if not _MARKUP.search(text):
+        return text
+    reader = _Text()
+    reader.feed(text)
+    reader.close()
+    shown = "".join(reader.parts)
+    # A lone `<` makes the parser wait for what never comes; entities are then all there is to undo.
+    return shown if shown != text else unescape(text)
 
 
 class _Text(HTMLParser):

@@ -29,6 +29,7 @@ class Gathered:
         read: pictures that were read now, not taken from the cache.
         classes: image id -> the classes of a picture that stands under several, in the order met.
         alike: image ids of near-identical pictures, as pairs.
+        alike_across_classes: how many of those pairs have no class in common.
         source_splits: the splits that the source names.
         subjects: a further column that looks like who is on the pictures, with several pictures each.
     """
@@ -42,6 +43,7 @@ class Gathered:
     alike: list[tuple[str, str]] = field(default_factory=list)
     source_splits: set[str] = field(default_factory=set)
     subjects: str | None = None
+    alike_across_classes: int = 0
 
     def image_id(self, name: str) -> str:
         """Hash of the picture's bytes; where pictures are not looked at, of its name."""
@@ -83,6 +85,12 @@ def gather(config: PrepConfig) -> Gathered:
     _refuse_nothing(found, config)
     if config.near_duplicates >= 0 and found.checked:
         found.alike = _alike(found, config.near_duplicates)
+        classes: dict[str, set[str]] = defaultdict(set)
+        for row in found.rows:
+            classes[found.image_id(row.image)] |= set(row.classes)
+        found.alike_across_classes = sum(
+            classes[one].isdisjoint(classes[other]) for one, other in found.alike if classes[one]
+        )
     return found
 
 

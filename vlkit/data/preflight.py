@@ -119,6 +119,7 @@ def _copies(gathered: Gathered) -> dict[str, int]:
         "identical": sum(count - 1 for count in ids.values()),
         "near_identical": len(clusters),
         "under_several_classes": len(gathered.classes),
+        "near_identical_across_classes": gathered.alike_across_classes,
         "largest_cluster": max(Counter(clusters.values()).values(), default=0),
     }
 
@@ -190,6 +191,11 @@ def _about_copies(gathered: Gathered, copies: dict[str, int], config: PrepConfig
         what_stands = "1 picture stands" if count == 1 else f"{count} pictures stand"
         told = f"{what_stands} under several classes, such as {' and '.join(some)}"
         found.append(f"{told}: {what[config.on_conflict]} (--on-conflict)")
+    if copies["near_identical_across_classes"]:
+        count = copies["near_identical_across_classes"]
+        found.append(
+            f"{count} near-identical pairs of pictures stand under different classes: is one of the two wrong?"
+        )
     if copies["near_identical"] and copies["largest_cluster"] > max(20, len(gathered.checked) // 20):
         told = f"{copies['largest_cluster']} pictures look alike and went to one split together"
         found.append(f"{told}: a smaller --near-duplicates than {config.near_duplicates} tells more of them apart")

@@ -2,7 +2,7 @@
 
 The pictures are those of the sample recipes; the passage names what is to be seen: kind, flavour, garnish and its
 number, plate and cloth. As in real folders the JSON is an object, a list or JSON lines; it names one picture, or the
-folder; pictures of ingredients lie beside those of the dish; and Arabic letters stand in some passages for Persian ones.
+folder; pictures of ingredients lie beside those of the dish; some passages have Arabic letters for the Persian ones.
 """
 
 from __future__ import annotations

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vlkit.errors import VlkitError
 from vlkit.models import tiny, towers
 from vlkit.models.towers import Towers
 
@@ -36,16 +35,3 @@ def open_model(name: str, texts: Sequence[str], *, seed: int, keep_in: Path | No
     if not keep_in.is_dir():
         tiny.write_tiny(name, texts, keep_in, seed=seed)
     return towers.load(str(keep_in))
-
-
-def tokenizer_at_hand(name: str) -> tuple[Callable[[Sequence[str]], list[list[int]]], int] | None:
-    """How a model cuts texts into tokens, and how many it takes; None where that would need the network.
-
-    A tiny model's tokenizer is made from the training texts and is not known before.
-    """
-    if name in tiny.MAKERS or not (Path(name).exists() or towers.in_hub_cache(name)):
-        return None
-    try:
-        return towers.load_tokenizer(name)
-    except VlkitError:
-        return None

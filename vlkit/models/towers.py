@@ -181,18 +181,6 @@ def load(name: str) -> Towers:
     return Towers(model.eval(), tokenizer, pixel_spec, name)
 
 
-def in_hub_cache(name: str) -> bool:
-    """The hub's cache holds this model's configuration and a tokenizer."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        found = [try_to_load_from_cache(name, file) for file in ("config.json", "tokenizer_config.json")]
-    except HFValidationError:
-        return False
-    return all(isinstance(path, str) for path in found)
-
-
 def load_tokenizer(name: str) -> tuple[Callable[[Sequence[str]], list[list[int]]], int]:
     """How a model cuts texts into tokens, special ones included and nothing cut off; and how many tokens it takes."""
     transformers = quiet_transformers()
