@@ -91,7 +91,32 @@ def test_every_shipped_domain_loads(path, tmp_path):
         assert set(domain_preset(path.stem, section)) <= set(config.fields())
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_example_domain_prepares_what_its_comments_say(tmp_path, vlkit):
+    import pandas as pd
+    from conftest import patterned
+
+    rows = []
+    for number in range(30):
+        patterned(tmp_path / f"raw/{number}.png", number)
+        species = ("Daisy", "Rose", "Daisy|Rose")[number % 3]
+        rows.append(
+            (str(number), "" if number % 2 else f"flower number {number}", "", species, f"p{number // 2}", "May")
+        )
+    columns = ["file", "caption", "notes", "species", "plant", "month"]
+    pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "raw/labels.csv", index=False)
+    domain = ROOT / "examples/own-domain.yaml"
+    outcome = vlkit("prep", "--domain", domain, "--source", tmp_path / "raw", "--out", tmp_path / "out")
+    assert outcome.code == 0, outcome.err
+    frame = pd.read_parquet(tmp_path / "out/pairs.parquet")
+    assert {"flower number 2", "a photo of rose", "daisy, photographed in May"} <= set(frame["text"])
+    assert set(frame["unit"]) == {f"p{number}" for number in range(15)}
+    assert resolve_train_retrieval({"data": tmp_path / "out"}).tune == "lora"
+
+
+RUN_YAMLS = [path for path in sorted((ROOT / "examples").glob("*.yaml")) if path.stem != "own-domain"]
+
+
+@pytest.mark.parametrize("path", RUN_YAMLS, ids=lambda path: path.stem)
 def test_every_example_yaml_loads(path, tmp_path):
     config = resolve_train_retrieval({"data": tmp_path, **read_yaml(path)})
     assert all(getattr(config, key) is not None for key in read_yaml(path))
