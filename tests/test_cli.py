@@ -9,8 +9,9 @@ import pytest
 import yaml
 from conftest import write_recipes
 
-from vlkit.config import PrepConfig, TrainRetrievalConfig, resolve_train_retrieval
+from vlkit.config import PrepConfig, TrainRetrievalConfig
 from vlkit.errors import UsageError
+from vlkit.presets import resolve_train_retrieval
 
 COMMANDS = ("quickstart", "sample", "prep", "train-retrieval", "eval")
 HEAVY = ("torch", "transformers", "pandas", "PIL", "numpy", "faiss", "pyarrow", "peft")

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from vlkit.config import PrepConfig, TrainRetrievalConfig, domain_preset, resolve_prep, resolve_train_retrieval
+from vlkit.config import PrepConfig, TrainRetrievalConfig
+from vlkit.presets import domain_preset, resolve_prep, resolve_train_retrieval
 from vlkit.settings import read_yaml
 
 ROOT = Path(__file__).parent.parent

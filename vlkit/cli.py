@@ -9,17 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlkit import __version__, console
-from vlkit.config import (
-    EvalConfig,
-    PrepConfig,
-    QuickstartConfig,
-    SampleConfig,
-    TrainRetrievalConfig,
-    resolve_prep,
-    resolve_train_retrieval,
-)
+from vlkit.config import EvalConfig, PrepConfig, QuickstartConfig, SampleConfig, TrainRetrievalConfig
 from vlkit.errors import nearest
 from vlkit.flags import command
+from vlkit.presets import resolve_prep, resolve_train_retrieval
 
 if TYPE_CHECKING:
     from vlkit.data.preflight import CountTokens

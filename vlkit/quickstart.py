@@ -9,8 +9,9 @@ import time
 from typing import Any
 
 from vlkit import console
-from vlkit.config import EvalConfig, QuickstartConfig, SampleConfig, resolve_prep, resolve_train_retrieval
+from vlkit.config import EvalConfig, QuickstartConfig, SampleConfig
 from vlkit.errors import UsageError
+from vlkit.presets import resolve_prep, resolve_train_retrieval
 
 MODEL = "tiny-siglip"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vlkit import console
-from vlkit.config import TrainRetrievalConfig, model_preset
+from vlkit.config import TrainRetrievalConfig
 from vlkit.data.batches import BatchOrder, PairDataset
 from vlkit.data.pairs import Pairs, read_pairs
 from vlkit.errors import DataError, ResourceError, UsageError
@@ -18,6 +18,7 @@ from vlkit.models import adapters, opening
 from vlkit.models import towers as towers_module
 from vlkit.models.device import best_device, best_precision
 from vlkit.models.towers import FAMILIES, Towers
+from vlkit.presets import model_preset
 from vlkit.runs import default_name, local_runs
 
 FORECAST_BATCHES = 20

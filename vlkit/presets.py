@@ -1,0 +1,99 @@
+"""What goes with a model or a domain, and how it is laid under what the user said.
+
+Precedence: default < model preset < domain preset < YAML < flag.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vlkit.config import TINY_MODELS, PrepConfig, TrainRetrievalConfig
+from vlkit.errors import UsageError
+from vlkit.storage import Location
+
+
+def model_preset(model: str) -> dict[str, Any]:
+    """Settings that go with a model: the tiny ones start from nothing and need other rates than pretrained ones."""
+    if model in TINY_MODELS:
+        return {"tune": "full", "steps": 1000, "batch_size": 64, "lr": 1.5e-3, "warmup": 0.3}
+    return {"epochs": 3.0, "batch_size": 32}
+
+
+def domain_preset(domain: str, command: str) -> dict[str, Any]:
+    """The part of a domain's YAML that is about `command` ("prep" or "train-retrieval").
+
+    Raises:
+        UsageError: no such domain, or the YAML has a section that no command reads.
+    """
+    from vlkit.settings import read_yaml
+
+    shipped = {path.stem: path for path in (Path(__file__).parent / "domains").glob("*.yaml")}
+    path = Path(domain) if domain.endswith((".yaml", ".yml")) else shipped.get(domain)
+    if path is None:
+        from vlkit.errors import nearest
+
+        raise UsageError(f"unknown domain {domain!r}", hint=nearest(domain, sorted(shipped)))
+    sections = read_yaml(path)
+    for section, config in (("prep", PrepConfig), ("train-retrieval", TrainRetrievalConfig)):
+        config.check_keys(sections.get(section) or {}, f"{path}, section {section}")
+    if unknown := set(sections) - {"prep", "train-retrieval"}:
+        raise UsageError(f"{path}: unknown section {sorted(unknown)[0]!r}", hint="known: prep, train-retrieval")
+    return dict(sections.get(command) or {})
+
+
+def resolve_prep(given: Mapping[str, Any]) -> PrepConfig:
+    """PrepConfig from what was given on the command line and in YAML, over the domain's preset, if there is one."""
+    domain = str(given["domain"]) if given.get("domain") else None
+    if domain is None and not given.get("source"):
+        hint = "for example: vlkit prep --domain recipes --source raw/; or --source alone, and the layout is found out"
+        raise UsageError("prep needs --domain NAME or --source DIR", hint=hint)
+    config = PrepConfig.from_layers(domain_preset(domain, "prep") if domain else {}, given)
+    model = config.model or (domain_preset(domain, "train-retrieval").get("model") if domain else None)
+    name = Path(domain).stem if domain else Path(config.source.name).stem
+    return dataclasses.replace(config, out=config.out or Location(Path("data") / name), model=model).given_as(config)
+
+
+def resolve_train_retrieval(given: Mapping[str, Any]) -> TrainRetrievalConfig:
+    """TrainRetrievalConfig over the presets of the data's domain and of the model.
+
+    A domain's preset belongs to the model it names: with another --model its rates would be wrong, and it stays out.
+    """
+    given = dict(given)
+    data = Location(given["data"] if given.get("data") else only_prepared_folder())
+    given["data"] = data
+    preset = _preset_of_data(data)
+    model = str(given.get("model") or preset.get("model") or TrainRetrievalConfig.model)
+    if preset.get("model", model) != model:
+        preset = {}
+    return TrainRetrievalConfig.from_layers(model_preset(model), preset, given)
+
+
+def _preset_of_data(data: Location) -> dict[str, Any]:
+    from vlkit.remote import ZONE_TABLES, local_folder
+    from vlkit.settings import read_yaml
+
+    places = [local_folder(data) / "data.yaml", local_folder(data) / ZONE_TABLES / "data.yaml"]
+    described = next((path for path in places if path.is_file()), None)
+    domain = read_yaml(described).get("settings", {}).get("domain") if described else None
+    if not domain or (str(domain).endswith((".yaml", ".yml")) and not Path(domain).is_file()):
+        return {}
+    return domain_preset(str(domain), "train-retrieval")
+
+
+def only_prepared_folder(root: Path = Path("data")) -> Path:
+    """The one prepared folder under data/, for commands called without --data."""
+    found = sorted(path.parent for path in root.glob("*/pairs.*"))
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise UsageError(
+            f"no --data, and no prepared folder under {root}/",
+            hint="prepare one: vlkit prep --domain recipes --source raw/",
+        )
+    raise UsageError(
+        f"no --data, and {len(found)} prepared folders under {root}/: {', '.join(map(str, found))}",
+        hint=f"say which: --data {found[0]}",
+    )
