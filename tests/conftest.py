@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import tempfile
@@ -13,6 +14,7 @@ os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="vlkit-test-cache-")
 os.environ.pop("VLKIT_DEBUG", None)
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -92,6 +94,30 @@ def write_class_folders(folder: Path, per_class: int = 10) -> Path:
         for number in range(per_class):
             picture(folder / f"Leaf___{colour}_spot" / f"{number}.png", value, seed=position * 1000 + number)
     return folder
+
+
+def rejects(tmp_path):
+    table = pd.read_csv(tmp_path / "out/rejects.csv")
+    return dict(zip(table["item"], table["reason"], strict=True))
+
+
+def write_table(folder, rows, name="table.csv"):
+    with (folder / name).open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@pytest.fixture
+def prep(vlkit, tmp_path):
+    """Run prep on tmp_path/raw; the table, or the outcome where it is refused."""
+
+    def run(*flags, code=0):
+        outcome = vlkit("prep", "--source", tmp_path / "raw", "--out", tmp_path / "out", *flags)
+        assert outcome.code == code, outcome.err
+        return pd.read_parquet(tmp_path / "out/pairs.parquet") if code == 0 else outcome
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -86,3 +86,18 @@ def test_false_negatives_of_balanced_classes():
 
     order = BatchOrder.of([str(number) for number in range(38 * 400)], 64, seed=0)
     assert false_negatives(Classes(), order) == pytest.approx(63 / 38, abs=0.15)
+
+
+def test_a_row_of_weight_w_is_drawn_w_times_an_epoch():
+    weights = [1.0] * 20 + [2.5] * 20 + [3.0] * 10
+    order = BatchOrder.of([f"p{n}" for n in range(50)], 8, seed=3, weights=weights)
+    for epoch in (0, 1):
+        times = np.bincount(order.epoch(epoch), minlength=50)
+        assert set(times[:20]) == {1} and set(times[20:40]) == {2, 3} and set(times[40:]) == {3}
+    assert order.epoch(0).tolist() != order.epoch(1).tolist()
+    assert len(set(order.keys.tolist())) == len(order.keys)
+    plain = BatchOrder.of([f"p{n}" for n in range(50)], 8, seed=3)
+    assert (
+        BatchOrder.of([f"p{n}" for n in range(50)], 8, seed=3, weights=[1.0] * 50).epoch(0).tolist()
+        == plain.epoch(0).tolist()
+    )

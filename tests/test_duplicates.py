@@ -14,11 +14,13 @@ import pytest
 from conftest import patterned, picture, write_class_folders, write_recipes
 from PIL import Image, ImageEnhance
 
+from vlkit.config import PrepConfig
 from vlkit.data import checking, perceptual
 from vlkit.data.images import check
 from vlkit.data.pairs import read_pairs
 from vlkit.data.sources import Source
 from vlkit.errors import DataError
+from vlkit.storage import Location
 
 COPIES = {
     "jpeg": lambda p: p,
@@ -35,39 +37,43 @@ def test_copies_look_alike_and_others_do_not(name, tmp_path):
     paths = [patterned(tmp_path / f"{seed}.png", seed, size=(160, 120)) for seed in range(12)]
     COPIES[name](Image.open(paths[5])).save(tmp_path / "copy.jpg", quality=70)
     looks = [check(path).looks for path in [*paths, tmp_path / "copy.jpg"]]
-    assert list(perceptual.near(looks, 20)) == [(5, 12)]
+    found = perceptual.clusters(looks, PrepConfig.near_duplicates).tolist()
+    assert found == [*range(12), 5]
 
 
-def test_near_is_every_pair_within_the_distance(tmp_path):
-    """Against a loop over imagehash's own distance, all 8 ways to turn; in a crowd with many near misses."""
+@pytest.mark.parametrize("bits", [8, 20, 28, 64])
+def test_clusters_are_what_hangs_together_within_the_distance(bits, tmp_path):
+    """Against a loop over imagehash's own distance and all 8 ways to turn, in a crowd with many near misses."""
     rng = np.random.default_rng(0)
     paths = []
     for number in range(14):
         base = patterned(tmp_path / f"{number}.png", number % 5, size=(64, 64))
-        noisy = np.asarray(Image.open(base)).astype(int) + rng.integers(-60, 60, (64, 64, 3))
-        turned = Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).rotate(90 * (number % 4))
-        turned.save(base)
+        noisy = np.asarray(Image.open(base)).astype(int) + rng.integers(-90, 90, (64, 64, 3))
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).rotate(90 * (number % 4)).save(base)
         paths.append(base)
-    looks = [check(path).looks for path in paths]
 
     def hashes(path):
         grey = Image.open(path).convert("RGB").resize((64, 64), Image.Resampling.BOX).convert("L")
         return [imagehash.phash(each, hash_size=16) for each in (grey, *(grey.transpose(t) for t in Image.Transpose))]
 
     hashed = [hashes(path) for path in paths]
-    for bits in (8, 20, 31):
-        expected = {
-            (i, j)
-            for i in range(14)
-            for j in range(i + 1, 14)
-            if min(one - hashed[j][0] for one in hashed[i]) <= bits
-            or min(one - hashed[i][0] for one in hashed[j]) <= bits
-        }
-        found = set(perceptual.near(looks, bits))
-        # A mirror or turn back is another hash of the same pair, up to rounding at the edge.
-        assert found <= expected
-        assert {pair for pair in expected if min(o - hashed[pair[1]][0] for o in hashed[pair[0]]) <= bits} <= found
-    assert found
+    near = {(i, j) for i in range(14) for j in range(14) if min(one - hashed[j][0] for one in hashed[i]) <= bits}
+    expected = []
+    for start in range(14):
+        reached, frontier = {start}, {start}
+        while frontier := {j for i in frontier for j in range(14) if (i, j) in near or (j, i) in near} - reached:
+            reached |= frontier
+        expected.append(min(reached))
+    looks = [check(path).looks for path in paths]
+    assert perceptual.clusters(looks, bits).tolist() == expected
+    assert 5 <= len(set(expected)) <= 14
+    assert perceptual.first_alike(looks[:1], looks[1:], 256) == (0, 0)
+
+
+def test_thousands_of_lookalikes_cost_little(tmp_path):
+    looks = check(patterned(tmp_path / "a.png", 1)).looks
+    nearly = [looks[:3] + bytes([n % 256 & 3, n >> 8 & 3]) + looks[5:] for n in range(6000)]
+    assert set(perceptual.clusters([*nearly, b"", b""], 28).tolist()) == {0, 6000, 6001}
 
 
 def test_colour_and_detail_decide_too(tmp_path):
@@ -75,11 +81,11 @@ def test_colour_and_detail_decide_too(tmp_path):
     for name, tint in (("warm", (1.0, 0.7, 0.4)), ("cold", (0.4, 0.7, 1.0))):
         Image.fromarray((grey[:, :, None] * tint).astype(np.uint8)).save(tmp_path / f"{name}.png")
     looks = [check(tmp_path / f"{name}.png").looks for name in ("warm", "cold")]
-    assert list(perceptual.near(looks, 31)) == []
+    assert perceptual.clusters(looks, 31).tolist() == [0, 1]
     for shade in (250, 252):
         Image.new("RGB", (50, 50), (shade,) * 3).save(tmp_path / f"{shade}.png")
     blank = [check(tmp_path / f"{shade}.png").looks for shade in (250, 252)]
-    assert blank == [b"", b""] and list(perceptual.near(blank, 31)) == []
+    assert blank == [b"", b""] and perceptual.clusters(blank, 31).tolist() == [0, 1]
 
 
 @pytest.fixture
@@ -126,6 +132,14 @@ def test_a_planted_lookalike_across_splits_is_refused(tmp_path, vlkit):
     pd.concat([frame, pd.DataFrame([stolen])]).to_parquet(tmp_path / "out/pairs.parquet")
     with pytest.raises(DataError, match="look the same"):
         read_pairs(tmp_path / "out")
+    # A mirrored copy, between val and test, in a table without its data.yaml.
+    val = frame[frame["split"] == "val"].iloc[0]
+    mirrored = Image.open(val["image"]).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    mirrored.save(tmp_path / "mirrored.png")
+    stolen["image_looks"] = perceptual.kept(check(tmp_path / "mirrored.png").looks)
+    pd.concat([frame, pd.DataFrame([stolen])]).to_parquet(tmp_path / "alone.parquet")
+    with pytest.raises(DataError, match="look the same"):
+        read_pairs(tmp_path / "alone.parquet")
 
 
 def test_one_picture_and_text_in_two_groups_is_one_row_of_both(tmp_path, vlkit):
@@ -171,7 +185,7 @@ def test_a_second_prep_reads_only_what_is_new(tmp_path, vlkit):
 def test_processes_find_what_one_finds(tmp_path):
     raw = write_class_folders(tmp_path / "raw", per_class=30)
     (raw / "broken.png").write_bytes(b"no")
-    source = Source(str(raw))
+    source = Source(Location(raw))
     one = checking.check_all(source, list(source.files), workers=1, rehash=True).of
     assert len(one) == 151
     assert checking.check_all(source, list(source.files), workers=2, rehash=True).of == one
@@ -183,7 +197,7 @@ def test_a_cache_that_is_damaged_is_told_and_not_used(tmp_path, monkeypatch, vlk
     (tmp_path / "cache/vlkit/pictures.sqlite").write_bytes(b"garbage" * 400)
     raw = write_class_folders(tmp_path / "raw", per_class=2)
     outcome = vlkit("prep", "--domain", "agriculture", "--source", raw, "--out", tmp_path / "out")
-    assert outcome.code == 0 and "every picture is read anew" in outcome.err
+    assert outcome.code == 0 and "read anew" in outcome.err
 
 
 def test_killed_at_any_moment_the_old_folder_is_whole(tmp_path, vlkit):

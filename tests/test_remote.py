@@ -8,6 +8,9 @@ import pytest
 import yaml
 from conftest import patterned, write_recipes
 
+from vlkit.data.pairs import read_pairs
+from vlkit.remote import Remote
+
 s3fs = pytest.importorskip("s3fs", reason="needs vlkit[s3]")
 moto_server = pytest.importorskip("moto.server", reason="needs moto[server]")
 
@@ -17,10 +20,13 @@ class Failing:
 
     def __init__(self, app):
         self.app, self.share, self.random, self.failed, self.asked = app, 0.0, random.Random(0), 0, []
+        self.puts_left: int | None = None
 
     def __call__(self, environ, start_response):
         self.asked.append(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}")
-        if self.random.random() < self.share:
+        if self.puts_left is not None and environ["REQUEST_METHOD"] == "PUT":
+            self.puts_left -= 1
+        if self.random.random() < self.share or (self.puts_left is not None and self.puts_left < 0):
             self.failed += 1
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             start_response("500 Internal Server Error", [("Content-Type", "text/plain"), ("Content-Length", "0")])
@@ -83,7 +89,7 @@ def test_from_zone_to_zone(lake, tmp_path, vlkit):
     outcome = vlkit(*zone, "--json")
     assert outcome.code == 0, outcome.err
     assert outcome.json()["fingerprint"] == local["fingerprint"]
-    tables = {path.rpartition("/")[2] for path in lake.ls("fine-tuning-zone/datasets")}
+    tables = {path.rpartition("/")[2] for path in lake.ls("fine-tuning-zone/datasets")} - {".versions"}
     assert tables == {path.name for path in (tmp_path / "local").iterdir()} | {"MANIFEST.json"}
     there = pd.read_parquet(lake.open("fine-tuning-zone/datasets/pairs.parquet"))
     here = pd.read_parquet(tmp_path / "local/pairs.parquet")
@@ -179,13 +185,99 @@ def test_a_half_written_folder_is_refused(lake, tmp_path, vlkit):
     out = "s3://fine-tuning-zone/data"
     assert vlkit("prep", "--domain", "recipes", "--source", "s3://trusted-zone", "--out", out).code == 0
     evaluate = ("eval", "--model", "tiny-siglip", "--data", out, "--out", tmp_path / "e")
-    whole = lake.cat("fine-tuning-zone/data/pairs.parquet")
-    lake.pipe("fine-tuning-zone/data/pairs.parquet", whole[:-10])
+    name = next(path for path in lake.find("fine-tuning-zone/data/.versions") if path.endswith("pairs.parquet"))
+    lake.pipe(name, lake.cat(name)[:-10])
     outcome = vlkit(*evaluate)
     assert outcome.code == 6 and "MANIFEST.json" in outcome.err
+    for content in (b"{", b'{"files": {"../../x": {"sha256": "0"}}}', b"[]"):
+        lake.pipe("fine-tuning-zone/data/MANIFEST.json", content)
+        assert vlkit(*evaluate).code == 6
     lake.rm("fine-tuning-zone/data/MANIFEST.json")
     outcome = vlkit(*evaluate)
     assert outcome.code == 3 and "MANIFEST.json" in outcome.err
+
+
+@pytest.mark.parametrize("after", [0, 3, 9, 14])
+def test_an_upload_that_breaks_leaves_the_old_folder_whole(after, lake, server, tmp_path, vlkit, monkeypatch):
+    """From some PUT on every request fails: readers still have the old rows; the next prep has the new ones."""
+    monkeypatch.setattr("vlkit.remote.ATTEMPTS", 1)
+    out = "s3://fine-tuning-zone/data"
+    line = ("prep", "--domain", "recipes", "--source", tmp_path / "raw", "--out", out)
+    write_recipes(tmp_path / "raw", recipes=8)
+    assert vlkit(*line).code == 0
+    write_recipes(tmp_path / "raw", recipes=20)
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.puts_left = after
+    outcome = vlkit(*line)
+    server.puts_left = None
+    s3fs.S3FileSystem.clear_instance_cache()
+    assert outcome.code == 7
+    assert len(read_pairs(out)) == 32
+    assert vlkit(*line).code == 0 and len(read_pairs(out)) == 80
+    versions = {path.split("/")[3] for path in lake.find("fine-tuning-zone/data/.versions")}
+    assert len(versions) == 1
+
+
+def test_copies_in_the_bucket_follow_the_table(lake, tmp_path, vlkit):
+    put_raw(lake, write_recipes(tmp_path / "raw", recipes=12))
+    zone = ("prep", "--domain", "recipes", "--source", "s3://trusted-zone", "--out", "s3://fine-tuning-zone")
+    assert vlkit(*zone).code == 0
+    assert vlkit(*zone, "--limit", 8).code == 0
+    kept = pd.read_parquet(lake.open("fine-tuning-zone/datasets/pairs.parquet"))["image"]
+    assert {path.removeprefix("fine-tuning-zone/") for path in lake.find("fine-tuning-zone/images")} == set(kept)
+
+
+def test_names_in_a_bucket_that_lead_out_are_not_followed(lake, tmp_path):
+    lake.pipe("trusted-zone/a/../../../escaped.txt", b"x")
+    lake.pipe("trusted-zone/a/fine.txt", b"y")
+    assert list(Remote("s3://trusted-zone/a").listing()) == ["fine.txt"]
+
+
+def test_one_picture_under_two_names_can_be_trained_on(lake, tmp_path, vlkit, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    raw = write_recipes(tmp_path / "raw", recipes=12)
+    (raw / "images/1-0.png").write_bytes((raw / "images/0-0.png").read_bytes())
+    put_raw(lake, raw)
+    assert vlkit("prep", "--domain", "recipes", "--source", "s3://trusted-zone", "--out", "data").code == 0
+    train = ("train-retrieval", "--data", "data", "--model", "tiny-siglip", "--steps", 1, "--batch-size", 4)
+    outcome = vlkit(*train)
+    assert outcome.code == 0, outcome.err
+
+
+def test_a_run_trained_anew_under_its_name_is_mirrored_anew(lake, tmp_path, vlkit, monkeypatch):
+    import shutil
+
+    monkeypatch.chdir(tmp_path)
+    raw = write_recipes(tmp_path / "raw", recipes=12)
+    assert vlkit("prep", "--domain", "recipes", "--source", raw, "--out", "data").code == 0
+    train = ("train-retrieval", "--data", "data", "--model", "tiny-siglip", "--steps", 1, "--batch-size", 4)
+    for seed in (1, 2):
+        shutil.rmtree("runs", ignore_errors=True)
+        outcome = vlkit(*train, "--seed", seed, "--runs-dir", "s3://fine-tuning-zone/runs", "--name", "x")
+        assert outcome.code == 0, outcome.err
+    there = lake.cat("fine-tuning-zone/runs/x/model/model.safetensors")
+    assert there == (tmp_path / "runs/x/model/model.safetensors").read_bytes()
+
+
+def test_the_source_may_be_a_table_or_hold_the_output(lake, tmp_path, vlkit):
+    put_raw(lake, write_recipes(tmp_path / "raw", recipes=12), "trusted-zone/here")
+    table = "s3://trusted-zone/here/documents/recipes.jsonl"
+    lake.put(str(tmp_path / "raw/images"), "trusted-zone/here/documents/images", recursive=True)
+    line = (
+        "prep",
+        "--domain",
+        "recipes",
+        "--source",
+        table,
+        "--out",
+        "s3://trusted-zone/here/documents/out",
+        "--copy-images",
+    )
+    first = vlkit(*line, "--json")
+    assert first.code == 0, first.err
+    second = vlkit(*line, "--json")
+    assert second.json()["fingerprint"] == first.json()["fingerprint"]
+    assert second.json()["counts"] == first.json()["counts"]
 
 
 def test_what_is_not_there_is_said(lake, tmp_path, vlkit, monkeypatch):

@@ -76,7 +76,6 @@ def test_whatever_csv_writes_is_read_back(tmp_path_factory, cells):
 
 
 def test_a_file_that_ends_inside_a_quote_is_refused_with_the_row(tmp_path):
-    whole = as_csv()
     (tmp_path / "cut.csv").write_text('image,caption\na.jpg,fine\nb.jpg,"begins here\nc.jpg,and swallows\n', newline="")
     with pytest.raises(DataError, match=r"cut\.csv, line 3: a quote that opens in this row is never closed"):
         list(records(tmp_path / "cut.csv"))
@@ -84,7 +83,6 @@ def test_a_file_that_ends_inside_a_quote_is_refused_with_the_row(tmp_path):
     with pytest.raises(DataError, match=r"stray\.csv, line 2") as caught:
         list(records(tmp_path / "stray.csv"))
     assert "doubled" in caught.value.hint
-    assert whole
 
 
 def test_what_is_no_text_is_refused_with_the_line(tmp_path):

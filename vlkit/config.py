@@ -98,14 +98,18 @@ class PrepConfig(Settings):
 
     def __post_init__(self) -> None:
         _between(self, 0.0, 0.9, "test_share", "val_share")
+        _at_least(self, 0, "seed")
         _between(self, -1, 64, "near_duplicates")
         _at_least(self, 1, "limit", "min_words", "max_words", "min_side", "oversample_below", "workers")
         for template in self.templates:
             if not re.search(r"\{\w+\}", template):
                 told = f"the template {template!r} would caption every class alike: it has no {{class_name}}"
                 raise UsageError(told, hint='for example: --templates "a photo of {class_name}, a type of leaf"')
-        if self.training_view is not None and Path(self.training_view).name != self.training_view:
-            raise UsageError(f"--training-view {self.training_view!r} is not the name of a file")
+        if self.min_words and self.max_words and self.min_words > self.max_words:
+            raise UsageError(f"--min-words {self.min_words} is more than --max-words {self.max_words}")
+        view = self.training_view
+        if view is not None and (Path(view).name != view or not view.endswith(".csv") or "pairs_positive" in view):
+            raise UsageError(f"--training-view {view!r}: give the name of a CSV file of its own, such as mine.csv")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,7 +72,7 @@ def fail(message: str, hint_text: str | None, exit_code: int) -> None:
 def result(renderable: Any) -> None:
     """Print a table or a line on stdout; under --json on nothing."""
     if not _json_mode:
-        stdout().print(renderable)
+        stdout().print(renderable, markup=False)
 
 
 def json_result(value: dict[str, Any]) -> None:
@@ -88,13 +88,15 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    style = {"title_justify": "left", "title_style": "bold", "padding": (0, 1, 0, 0)}
-    drawn = Table(title=title, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, **style)
+    style = {"title_justify": "left", "padding": (0, 1, 0, 0)}
+    # Names of folders and classes are no markup, whatever brackets they have.
+    drawn = Table(title=Text(title, style="bold"), box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, **style)
     for position, column in enumerate(columns):
-        drawn.add_column(column, justify="left" if position == 0 else "right", no_wrap=True)
+        drawn.add_column(Text(column), justify="left" if position == 0 else "right", no_wrap=True)
     for row in rows:
-        drawn.add_row(*row)
+        drawn.add_row(*map(Text, row))
     if not _json_mode:
         # On a terminal that is too narrow the lines break; a number is never cut.
         needed = stdout().measure(drawn, options=stdout().options.update(width=200)).maximum

@@ -99,7 +99,7 @@ def _parameter(field: Field) -> inspect.Parameter:
         if is_list and field.default
         else field.default
     )
-    text = f"{field.help} [dim]\\[{'|'.join(field.choices)}][/dim]" if field.choices else field.help
+    text = f"{field.help} [dim]\\[{' | '.join(field.choices)}][/dim]" if field.choices else field.help
     if shown is not None and not isinstance(shown, bool):
         text += f" [dim]\\[default: {shown}][/dim]"
     metavar = {int: "N", float: "X", Path: "PATH", Location: "PATH"}.get(

@@ -75,7 +75,8 @@ def _preset_of_data(data: Location) -> dict[str, Any]:
     from vlkit.remote import ZONE_TABLES, local_folder
     from vlkit.settings import read_yaml
 
-    places = [local_folder(data) / "data.yaml", local_folder(data) / ZONE_TABLES / "data.yaml"]
+    folder = local_folder(data)
+    places = (folder / "data.yaml", folder / ZONE_TABLES / "data.yaml")
     described = next((path for path in places if path.is_file()), None)
     domain = read_yaml(described).get("settings", {}).get("domain") if described else None
     if not domain or (str(domain).endswith((".yaml", ".yml")) and not Path(domain).is_file()):
@@ -85,7 +86,7 @@ def _preset_of_data(data: Location) -> dict[str, Any]:
 
 def only_prepared_folder(root: Path = Path("data")) -> Path:
     """The one prepared folder under data/, for commands called without --data."""
-    found = sorted(path.parent for path in root.glob("*/pairs.*"))
+    found = sorted(path.parent for path in root.glob("*/pairs.*") if not path.parent.name.startswith("."))
     if len(found) == 1:
         return found[0]
     if not found:

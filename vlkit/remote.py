@@ -7,6 +7,7 @@ is told so and never reads half.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -14,17 +15,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NoReturn
 
 from vlkit import console
 from vlkit.errors import ArtifactError, DataError, NetworkError, UsageError
 from vlkit.storage import Location, cache_dir, json_text, written_whole
 
-MANIFEST = "MANIFEST.json"
+MANIFEST, VERSIONS = "MANIFEST.json", ".versions"
 # Where a lake's zone, a whole bucket, keeps tables; pictures lie under images/ beside it.
 ZONE_TABLES = "datasets"
 AT_ONCE = 32
-ATTEMPTS = 6
+ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Remote:
         return {
             path.removeprefix(prefix): Entry(int(info["size"] or 0), _stamp(info))
             for path, info in sorted(found.items())
-            if path.startswith(prefix)
+            if path.startswith(prefix) and not path.endswith("/") and _stays_inside(path.removeprefix(prefix))
         }
 
     def fetch(self, entries: Mapping[str, Entry]) -> dict[str, Path]:
@@ -87,25 +88,56 @@ class Remote:
                         hint="run the same command again: what was fetched stays",
                     )
 
-    def upload(self, files: Mapping[str, Path], *, manifest: str | None = None) -> None:
-        """Write local files under their names, then the manifest of their hashes under `manifest`.
+    def upload(self, files: Mapping[str, Path]) -> None:
+        """Write local files under their names, many at a time.
 
         Raises:
-            NetworkError: one cannot be written; the manifest is then missing, and readers refuse the folder.
+            NetworkError: one cannot be written.
         """
-        entries = {name: {"bytes": path.stat().st_size, "sha256": _hash(path)} for name, path in files.items()}
         names = list(files)
+        with _told(self.location), console.progress(f"uploading to {self.location}", len(names)) as bar:
+            for start in range(0, len(names), AT_ONCE):
+                some = names[start : start + AT_ONCE]
+                self.fs.put([str(files[name]) for name in some], [f"{self.root}/{name}" for name in some])
+                bar.update(min(start + AT_ONCE, len(names)))
+
+    def replace(self, files: Mapping[str, Path], manifest: str) -> None:
+        """Put a set of files in the place of an older one; readers of the manifest have the old set until the end.
+
+        Each set lies under a name of its own, which the manifest gives; the plain names beside it are for people and
+        other tools. The manifest changes last, then the old set goes.
+        """
+        hashes = {name: hash_of(path) for name, path in files.items()}
+        version = f"{VERSIONS}/{hashlib.sha256(json_text(hashes).encode()).hexdigest()[:20]}"
+        self.upload({f"{version}/{name}": path for name, path in files.items()})
+        self.upload(files)
+        self.write_manifest(manifest, {f"{version}/{name}": digits for name, digits in hashes.items()})
+        there = self.listing()
+        self.remove([each for each in there if each.startswith(f"{VERSIONS}/") and not each.startswith(version)])
+
+    def write_manifest(self, name: str, hashes: Mapping[str, str]) -> None:
+        """Say which files belong together: name -> SHA-256."""
+        content = (
+            json_text({"schema": 1, "files": {each: {"sha256": hashes[each]} for each in hashes}}, indent=1) + "\n"
+        )
         with _told(self.location):
-            if manifest and self.fs.exists(f"{self.root}/{manifest}"):
-                self.fs.rm(f"{self.root}/{manifest}")
-            with console.progress(f"uploading to {self.location}", len(names)) as bar:
-                for start in range(0, len(names), AT_ONCE):
-                    some = names[start : start + AT_ONCE]
-                    self.fs.put([str(files[name]) for name in some], [f"{self.root}/{name}" for name in some])
-                    bar.update(min(start + AT_ONCE, len(names)))
-            if manifest:
-                content = json_text({"schema": 1, "files": entries}, indent=1) + "\n"
-                self.fs.pipe_file(f"{self.root}/{manifest}", content.encode())
+            self.fs.pipe_file(f"{self.root}/{name}", content.encode())
+
+    def read_manifest(self, name: str, listing: Mapping[str, Entry]) -> dict[str, str]:
+        """name -> SHA-256 of the files that belong together.
+
+        Raises:
+            ArtifactError: it is damaged, or names a file outside its folder.
+        """
+        path = self.fetch({name: listing[name]})[name]
+        try:
+            files = json.loads(path.read_text(encoding="utf-8"))["files"]
+            hashes = {str(each): str(files[each]["sha256"]) for each in files}
+        except (ValueError, KeyError, TypeError):
+            raise ArtifactError(f"{self.location}/{name} is damaged", hint="write the folder again") from None
+        if odd := [each for each in hashes if not _stays_inside(each)]:
+            raise ArtifactError(f"{self.location}/{name} names {odd[0]!r}, which leads out of the folder")
+        return hashes
 
     def remove(self, names: Sequence[str]) -> None:
         """Delete files below this folder."""
@@ -114,7 +146,7 @@ class Remote:
                 self.fs.rm([f"{self.root}/{name}" for name in names])
 
     def mirrored(self, manifest: str) -> Path:
-        """A local folder with the files that `manifest` lists, each verified by its hash, at its place beside it.
+        """A local folder with the files that `manifest` lists, each verified by its hash, under its plain name.
 
         Raises:
             DataError: there is no manifest.
@@ -124,20 +156,21 @@ class Remote:
         if manifest not in listing:
             hint = "a prepared folder is uploaded with its manifest last: was it interrupted? Run prep again"
             raise DataError(f"{self.location} holds no {manifest}", hint=hint)
-        head = self.fetch({manifest: listing[manifest]})[manifest]
-        wanted = json.loads(head.read_text(encoding="utf-8"))["files"]
+        wanted = self.read_manifest(manifest, listing)
         prefix = manifest.rpartition("/")[0]
         names = {name: f"{prefix}/{name}" if prefix else name for name in wanted}
         if gone := [name for name in names.values() if name not in listing]:
             raise ArtifactError(f"{self.location}: {gone[0]} is missing", hint="write the folder again")
         fetched = self.fetch({name: listing[name] for name in names.values()})
-        folder = cache_dir() / "folders" / hashlib.sha256(f"{self.location}{_hash(head)}".encode()).hexdigest()[:32]
+        key = json_text([self.location, wanted])
+        folder = cache_dir() / "folders" / hashlib.sha256(key.encode()).hexdigest()[:32]
         for name, full in names.items():
-            if _hash(fetched[full]) != wanted[name]["sha256"]:
+            if hash_of(fetched[full]) != wanted[name]:
                 told = f"{self.location}/{full} is not the file that {manifest} names"
                 raise ArtifactError(told, hint="it is being written, or was half written: write the folder again")
-            if not (folder / full).is_file():
-                with written_whole(folder / full) as aside:
+            plain = folder / prefix / name.rpartition("/")[2]
+            if not plain.is_file():
+                with written_whole(plain) as aside:
                     aside.write_bytes(fetched[full].read_bytes())
         return folder
 
@@ -166,17 +199,18 @@ def fetch_by_hash(urls: Mapping[str, str]) -> dict[str, Path]:
     """
     keys = {url: digits or f"url-{hashlib.sha256(url.encode()).hexdigest()[:32]}" for url, digits in urls.items()}
     places = {url: cache_dir() / "pictures" / key[:2] / key for url, key in keys.items()}
-    missing = [url for url, place in places.items() if not place.is_file()]
+    # Copies under several URLs are fetched once.
+    missing = list({place: url for url, place in places.items() if not place.is_file()}.values())
     with console.progress("fetching pictures", len(missing)) as bar:
         for start in range(0, len(missing), AT_ONCE):
             some = missing[start : start + AT_ONCE]
             location = Location(some[0])
-            fs, _ = _opened(location)
+            opened = [_opened(Location(url)) for url in some]
             with _aside({url: places[url] for url in some}) as parts:
                 with _told(location):
-                    fs.get([fs._strip_protocol(url) for url in parts], [str(part) for part in parts.values()])
+                    opened[0][0].get([path for _, path in opened], [str(part) for part in parts.values()])
                 for url, part in parts.items():
-                    if not _hash(part).startswith(urls[url]):
+                    if not hash_of(part).startswith(urls[url]):
                         told = f"{url} is not the picture that prep read"
                         raise DataError(told, hint="it has changed since: run prep again")
             bar.update(min(start + AT_ONCE, len(missing)))
@@ -205,7 +239,13 @@ def _stamp(info: Mapping[str, Any]) -> str:
     return str(known).strip('"')
 
 
-def _hash(path: Path) -> str:
+def _stays_inside(name: str) -> bool:
+    """A name below its folder, as a local path too."""
+    return bool(name) and not any(part in ("", ".", "..") for part in name.split("/"))
+
+
+def hash_of(path: Path) -> str:
+    """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -216,7 +256,10 @@ def _opened(location: Location) -> tuple[Any, str]:
 
     protocol = location.split("://", 1)[0]
     try:
-        return fsspec.core.url_to_fs(location, **(_s3_options() if protocol == "s3" else {}))
+        fs, root = fsspec.core.url_to_fs(location, **(_s3_options() if protocol == "s3" else {}))
+        if protocol == "s3":
+            fs.retries = 1  # Its client tries again already; both together would take minutes to give up.
+        return fs, root
     except ImportError:
         hint = "pip install 'vlkit[s3]'" if protocol == "s3" else f"install what fsspec needs for {protocol}://"
         raise UsageError(f"{location}: {protocol}:// needs another package", hint=hint) from None
@@ -228,10 +271,15 @@ def _s3_options() -> dict[str, Any]:
     """AWS' own variables are read by its client; those of MinIO are translated here."""
     options: dict[str, Any] = {
         "use_listings_cache": False,
-        "config_kwargs": {"retries": {"max_attempts": ATTEMPTS, "mode": "standard"}},
+        "config_kwargs": {
+            "retries": {"max_attempts": ATTEMPTS, "mode": "standard"},
+            "connect_timeout": 5,
+            "read_timeout": 20,
+        },
     }
-    endpoint = os.environ.get("MINIO_ENDPOINT")
-    if endpoint and not (os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT_URL_S3")):
+    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "MINIO_ENDPOINT")
+    endpoint = next((os.environ[name] for name in names if os.environ.get(name)), None)
+    if endpoint:
         options["endpoint_url"] = endpoint if "://" in endpoint else f"http://{endpoint}"
     if os.environ.get("MINIO_USER") and not os.environ.get("AWS_ACCESS_KEY_ID"):
         options |= {"key": os.environ["MINIO_USER"], "secret": os.environ.get("MINIO_PASSWORD", "")}
@@ -243,22 +291,22 @@ def _told(location: Location) -> Iterator[None]:
     """What the storage's client raises, as one of ours."""
     try:
         yield
-    except FileNotFoundError as error:
+    except OSError as error:
+        # A local file's error has its name; the client's have none.
+        if error.filename is not None or error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _raise_told(location, error)
+    except Exception as error:
+        if type(error).__module__.split(".")[0] not in ("botocore", "aiobotocore", "aiohttp", "s3fs"):
+            raise
+        _raise_told(location, error)
+
+
+def _raise_told(location: Location, error: Exception) -> NoReturn:
+    if isinstance(error, FileNotFoundError):
         raise DataError(f"{location}: no such bucket or file: {error}") from None
-    except PermissionError as error:
+    if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
         hint = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or MINIO_USER and MINIO_PASSWORD, say who you are"
         raise NetworkError(f"{location}: access denied: {error}", hint=hint) from None
-    except Exception as error:
-        if not _of_the_network(error):
-            raise
-        hint = "AWS_ENDPOINT_URL or MINIO_ENDPOINT names another server than Amazon's; run the same command again"
-        raise NetworkError(f"{location}: {type(error).__name__}: {error}", hint=hint) from None
-
-
-def _of_the_network(error: Exception) -> bool:
-    return isinstance(error, OSError | TimeoutError) or type(error).__module__.split(".")[0] in (
-        "botocore",
-        "aiobotocore",
-        "aiohttp",
-        "s3fs",
-    )
+    hint = "AWS_ENDPOINT_URL or MINIO_ENDPOINT names another server than Amazon's; run the same command again"
+    raise NetworkError(f"{location}: {type(error).__name__}: {error}", hint=hint) from None

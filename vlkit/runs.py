@@ -28,7 +28,7 @@ from typing import Any
 
 from vlkit import console
 from vlkit.errors import ArtifactError, NetworkError, UsageError
-from vlkit.remote import Remote
+from vlkit.remote import MANIFEST, Remote, hash_of
 from vlkit.settings import Settings, read_yaml, yaml_text
 from vlkit.storage import Location, json_text, write_text
 
@@ -166,15 +166,17 @@ class Run:
             console.warn(f"not yet uploaded: {error.message}")
 
     def _mirror(self, remote: Remote) -> None:
-        here = {path.relative_to(self.folder).as_posix(): path for path in sorted(self.folder.rglob("*"))}
-        here = {name: path for name, path in here.items() if path.is_file() and not name.startswith(".")}
         zone = "/experiments/" in remote.location and remote.location.name.startswith("run_")
+        here = {path.relative_to(self.folder).as_posix(): path for path in sorted(self.folder.rglob("*"))}
+        here = {name: path for name, path in here.items() if path.is_file() and not _hidden(name)}
         here = {(in_zone(name) if zone else name): path for name, path in here.items()}
+        hashes = {name: hash_of(path) for name, path in here.items()}
         there = remote.listing()
-        # Weights never change under their name; what is small may, and goes each time.
-        weights = [name for name, path in here.items() if name.endswith(".safetensors")]
-        known = {name for name in weights if name in there and there[name].size == here[name].stat().st_size}
-        remote.upload({name: path for name, path in here.items() if name not in known})
+        known = remote.read_manifest(MANIFEST, there) if MANIFEST in there else {}
+        remote.upload(
+            {name: path for name, path in here.items() if known.get(name) != hashes[name] or name not in there}
+        )
+        remote.write_manifest(MANIFEST, hashes)
         remote.remove([name for name in there if name.startswith("checkpoints/") and name not in here])
 
     @contextmanager
@@ -229,6 +231,10 @@ def default_name(command: str, data: Location) -> str:
 def mirror_of(runs_dir: Location, name: str, kind: str) -> Location:
     """Where a run's copy lies: in a lake's zone, a whole bucket, under experiments/ by its kind."""
     return runs_dir / "experiments" / kind / f"run_{name}" if runs_dir.is_bucket else runs_dir / name
+
+
+def _hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in name.split("/"))
 
 
 def in_zone(name: str) -> str:

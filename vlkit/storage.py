@@ -7,11 +7,13 @@ new one, never half of it, also after a kill. What a kill leaves aside begins wi
 from __future__ import annotations
 
 import ctypes
+import glob
 import json
 import math
 import os
 import re
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,6 +50,11 @@ class Location(str):
         """A whole bucket, as a lake's zones are."""
         return self.is_remote and "/" not in self.split("://", 1)[1].strip("/")
 
+    @property
+    def parent(self) -> Location:
+        """What it lies in."""
+        return Location(self.rstrip("/").rpartition("/")[0] if self.is_remote else self.path.parent)
+
     def __truediv__(self, name: str) -> Location:
         return Location(f"{self.rstrip('/')}/{name}" if self.is_remote else self.path / name)
 
@@ -78,9 +85,11 @@ def written_whole(path: Path) -> Iterator[Path]:
 @contextmanager
 def folder_written_whole(path: Path) -> Iterator[Path]:
     """The same for a folder. An older folder at `path` stays until the new one is complete, then they change places."""
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    owner = f".{path.name}.{socket.gethostname()}-"
+    _remove_abandoned(path.parent, owner)
+    aside = Path(tempfile.mkdtemp(prefix=f"{owner}{os.getpid()}.", suffix=".part", dir=path.parent))
     try:
         yield aside
         aside.chmod(0o777 & ~_umask())
@@ -96,11 +105,32 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def _remove_abandoned(parent: Path, owner: str) -> None:
+    """Remove what killed processes of this machine left aside."""
+    for left in parent.glob(f"{glob.escape(owner)}*.part"):
+        process = left.name.removeprefix(owner).split(".")[0]
+        if process.isdigit() and not _alive(int(process)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
 def _exchange(one: Path, other: Path) -> None:
-    """Two folders change names: at once where the system can (Linux' renameat2), else by three renames."""
-    here, both = -100, 2  # AT_FDCWD and RENAME_EXCHANGE
-    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), both) == 0:
+    """Two folders change names: at once where the system can (Linux, macOS), else by three renames."""
+    here, swap = -100, 2  # AT_FDCWD; RENAME_EXCHANGE, which macOS calls RENAME_SWAP
+    names = (os.fsencode(one), os.fsencode(other))
+    system = ctypes.CDLL(None, use_errno=True)
+    if hasattr(system, "renameat2") and system.renameat2(here, names[0], here, names[1], swap) == 0:
+        return
+    if hasattr(system, "renamex_np") and system.renamex_np(*names, swap) == 0:
         return
     old = one.with_suffix(".old")
     os.rename(other, old)

@@ -80,8 +80,9 @@ def _checking(raw: Path) -> dict[str, float]:
     """The checking alone, without starting Python, reading the folder and writing: seconds, medians of three."""
     from vlkit.data.checking import check_all
     from vlkit.data.sources import Source
+    from vlkit.storage import Location
 
-    source = Source(str(raw))
+    source = Source(Location(raw))
     names = list(source.files)
     taken: dict[str, list[float]] = {"one process": [], "all cores": []}
     for _ in range(3):

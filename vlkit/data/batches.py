@@ -114,6 +114,7 @@ class PairDataset(Dataset[Batch]):
     def __init__(self, pairs: Pairs, spec: PixelSpec, tokenize: Tokenize, pad: Pad, *, labels: LabelMode) -> None:
         frame = pairs.frame
         self.pair_ids = frame["pair_id"].to_numpy(dtype=object)
+        self.weights = pairs.weights
         unique_images, unique_texts = pairs.unique_images(), pairs.unique_texts()
         self.image_of = _positions(frame["image_id"], unique_images["image_id"])
         self.text_of = _positions(frame["text_id"], unique_texts["text_id"])
@@ -149,19 +150,42 @@ class PairDataset(Dataset[Batch]):
 class BatchOrder:
     """Which rows make which batch, from any batch on and without end.
 
-    An epoch goes once through the rows, ordered by a hash of (seed, epoch, pair id); its last batch may be smaller. A
-    last batch of one row is left out: it would contrast a pair with nothing.
+    An epoch goes through the rows, ordered by a hash of (seed, epoch, pair id); its last batch may be smaller. A
+    last batch of one row is left out: it would contrast a pair with nothing. A row of weight w stands w times in an
+    epoch, the share of a whole left over being rounded, by its hash, to the one or the other side.
     """
 
     keys: np.ndarray
+    rows: np.ndarray
     batch_size: int
     seed: int
     first: int = 0
 
     @classmethod
-    def of(cls, pair_ids: Sequence[str], batch_size: int, seed: int, first: int = 0) -> BatchOrder:
+    def of(
+        cls,
+        pair_ids: Sequence[str],
+        batch_size: int,
+        seed: int,
+        first: int = 0,
+        weights: Sequence[float] | None = None,
+    ) -> BatchOrder:
         """The order for these rows, beginning with batch number `first`."""
-        return cls(np.array([_hashed(str(pair_id)) for pair_id in pair_ids], np.uint64), batch_size, seed, first)
+        keys = np.array([_hashed(str(pair_id)) for pair_id in pair_ids], np.uint64)
+        rows = np.arange(len(keys))
+        if weights is not None:
+            whole, share = np.divmod(np.asarray(weights, np.float64), 1.0)
+            times = whole.astype(np.int64) + (_scrambled(keys, seed, -1) / 2.0**64 < share)
+            rows = np.repeat(rows, np.maximum(times, 1))
+            copy = np.arange(len(rows)) - np.searchsorted(rows, rows)
+            keys = np.where(copy > 0, _scrambled(keys[rows] ^ copy.astype(np.uint64), seed, -2), keys[rows])
+        return cls(keys, rows, batch_size, seed, first)
+
+    @classmethod
+    def over(cls, rows: Pairs | PairDataset, batch_size: int, seed: int, first: int = 0) -> BatchOrder:
+        """The order for a table's rows, their weights obeyed."""
+        pair_ids = rows.pair_ids if isinstance(rows, PairDataset) else rows.frame["pair_id"]
+        return cls.of(pair_ids, batch_size, seed, first, rows.weights)
 
     @property
     def per_epoch(self) -> int:
@@ -171,7 +195,7 @@ class BatchOrder:
 
     def epoch(self, number: int) -> np.ndarray:
         """Rows in the order of epoch `number`."""
-        return np.argsort(_scrambled(self.keys, self.seed, number), kind="stable")
+        return self.rows[np.argsort(_scrambled(self.keys, self.seed, number), kind="stable")]
 
     def __iter__(self) -> Iterator[list[int]]:
         epoch, skip = divmod(self.first, self.per_epoch)

@@ -12,7 +12,10 @@ from html.parser import HTMLParser
 _SPACE = re.compile(r"\s+")
 _PLAIN = re.compile(r"[ !-%\'-;=?-~]*")  # ASCII that is no markup, no entity and no control character
 _MARKUP = re.compile(r"</?[a-zA-Z][^<>]*>|<!--|&(?:#\d+|#x[\da-fA-F]+|[a-zA-Z][a-zA-Z\d]*);")
-_UNSEEN = frozenset(["script", "style"])
+_COMMENT, _ESCAPED = re.compile(r"<!--(?:(?!-->)[^<]|<(?!!--))*(?:-->)?"), re.compile(r"&(?:amp;)+(?=[#a-zA-Z])")
+_UNREAD = frozenset(["script", "style"])
+# Characters that show nothing and mean nothing here; zero-width joiners and non-joiners are not among them.
+_UNSEEN = frozenset("\ufeff\u200b\u2060\u00ad\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _BLOCKS = frozenset(["br", "p", "div", "li", "ul", "ol", "tr", "td", "th", "table", "h1", "h2", "h3", "h4", "h5", "h6"])
 _FIELD = re.compile(r"\{(\w+)\}")
 
@@ -32,20 +35,21 @@ def clean(text: object, *, persian: bool = False) -> str:
         return ""
     cleaned = str(text)
     if not _PLAIN.fullmatch(cleaned):
-        while (shown := _shown(_printable(cleaned))) != cleaned:
+        while (shown := _normalised(_shown(cleaned), persian)) != cleaned:
             cleaned = shown
-        cleaned = unicodedata.normalize("NFC", cleaned)
-        if persian:
-            cleaned = cleaned.translate(_PERSIAN)
     return _SPACE.sub(" ", cleaned).strip()
 
 
-def _printable(text: str) -> str:
-    return "".join(c for c in text if c.isspace() or (unicodedata.category(c) != "Cc" and c != "\ufeff"))
+def _normalised(text: str, persian: bool) -> str:
+    seen = "".join(c for c in text if c.isspace() or (unicodedata.category(c) not in ("Cc", "Cs") and c not in _UNSEEN))
+    normal = unicodedata.normalize("NFC", seen)
+    return normal.translate(_PERSIAN) if persian else normal
 
 
 def _shown(text: str) -> str:
     """What a browser would show: without tags, comments and entities; `a < b` stays."""
+    # An entity may have been escaped many times over, and a comment may never end: both cost the parser dearly.
+    text = _COMMENT.sub(" ", _ESCAPED.sub("&", text))
     if not _MARKUP.search(text):
         return text
     reader = _Text()
@@ -65,12 +69,12 @@ class _Text(HTMLParser):
         self._unseen = 0
 
     def handle_starttag(self, tag: str, attrs: object) -> None:
-        self._unseen += tag in _UNSEEN
+        self._unseen += tag in _UNREAD
         if tag in _BLOCKS:
             self.parts.append(" ")
 
     def handle_endtag(self, tag: str) -> None:
-        self._unseen -= tag in _UNSEEN and self._unseen > 0
+        self._unseen -= tag in _UNREAD and self._unseen > 0
         if tag in _BLOCKS:
             self.parts.append(" ")
 
@@ -91,9 +95,13 @@ def readable_class(name: str) -> str:
     return clean(words).lower()
 
 
+def template_fields(template: str) -> list[str]:
+    """The names in {braces}."""
+    return _FIELD.findall(template)
+
+
 def from_template(template: str, fields: Mapping[str, str]) -> str | None:
     """A template with its {fields} filled in, cleaned; None where one of them is empty or missing."""
-    wanted = _FIELD.findall(template)
-    if not all(fields.get(name) for name in wanted):
+    if not all(fields.get(name) for name in template_fields(template)):
         return None
     return clean(_FIELD.sub(lambda found: fields[found[1]], template))

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from vlkit import console
-from vlkit.data.images import Checked, check
+from vlkit.data.images import Checked, UnreadError, check
 from vlkit.data.sources import Source
 from vlkit.errors import DataError
 from vlkit.storage import cache_dir
@@ -34,7 +34,20 @@ SETTLED_NS = 50_000_000
 # Part of every key: what this program, or the library that decodes, makes of a picture may change with them.
 RULES = f"1 pillow {metadata.version('pillow')}"
 
-Finding = Checked | str
+
+class Problem(str):
+    """Why a picture cannot be used. `passing`: it may be usable the next time, and nothing is remembered of it."""
+
+    passing = False
+
+
+class PassingProblem(Problem):
+    """A file that could not be read."""
+
+    passing = True
+
+
+Finding = Checked | Problem
 
 
 class Findings:
@@ -43,10 +56,6 @@ class Findings:
     def __init__(self) -> None:
         self.of: dict[str, Finding] = {}
         self.read = 0
-
-    def usable(self, name: str) -> bool:
-        """It was read and decoded."""
-        return isinstance(self.of[name], Checked)
 
 
 def check_all(source: Source, names: Sequence[str], *, workers: int | None = None, rehash: bool = False) -> Findings:
@@ -72,7 +81,7 @@ def check_all(source: Source, names: Sequence[str], *, workers: int | None = Non
 
 def _checked(source: Source, names: Sequence[str], workers: int | None) -> Iterator[dict[str, Finding]]:
     chunks = [names[start : start + CHUNK] for start in range(0, len(names), CHUNK)]
-    wanted = (os.cpu_count() or 1) if workers is None else workers
+    wanted = cores() if workers is None else workers
     if wanted < 2 or (workers is None and len(names) < WORTH_PROCESSES):
         for chunk in chunks:
             yield dict(zip(chunk, map(_finding, _paths(source, chunk)), strict=True))
@@ -87,6 +96,11 @@ def _checked(source: Source, names: Sequence[str], workers: int | None) -> Itera
                 yield dict(zip(names_of, future.result(), strict=True))
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _paths(source: Source, names: Sequence[str]) -> list[Path]:
     source.fetch(names)
     return [source.path(name) for name in names]
@@ -95,8 +109,10 @@ def _paths(source: Source, names: Sequence[str]) -> list[Path]:
 def _finding(path: Path) -> Finding:
     try:
         return check(path)
+    except UnreadError as error:
+        return PassingProblem(error.message)
     except DataError as error:
-        return error.message
+        return Problem(error.message)
 
 
 def _findings(paths: Sequence[Path]) -> list[Finding]:
@@ -137,34 +153,45 @@ class _Cache:
 
     def __init__(self, path: Path | str) -> None:
         self.base = sqlite3.connect(path, timeout=30)
+        self.told = False
         self.base.execute(
-            "create table if not exists findings (place text primary key, stamp text, image_id text, width integer,"
+            "create table if not exists findings_1 (place text primary key, stamp text, image_id text, width integer,"
             " height integer, looks blob, problem text) without rowid"
         )
 
     def known(self, source: Source, names: Sequence[str]) -> dict[str, Finding]:
         found: dict[str, Finding] = {}
-        for name in names:
-            place, stamp = _key(source, name)
-            row = self.base.execute("select * from findings where place = ? and stamp = ?", (place, stamp)).fetchone()
-            if row is not None:
-                _, _, image_id, width, height, looks, problem = row
-                found[name] = problem if image_id is None else Checked(image_id, width, height, looks)
+        query = "select image_id, width, height, looks, problem from findings_1 where place = ? and stamp = ?"
+        try:
+            for name in names:
+                row = self.base.execute(query, _key(source, name)).fetchone()
+                if row is not None:
+                    *checked, problem = row
+                    found[name] = Checked(*checked) if problem is None else Problem(problem)
+        except sqlite3.Error as error:
+            self._tell(error)
         return found
 
     def keep(self, source: Source, findings: dict[str, Finding]) -> None:
         rows = []
         for name, finding in findings.items():
-            place, stamp = _key(source, name)
-            if source.remote is None and not _settled(source, name):
+            if (source.remote is None and not _settled(source, name)) or getattr(finding, "passing", False):
                 continue
             if isinstance(finding, Checked):
                 what = (finding.image_id, finding.width, finding.height, finding.looks, None)
             else:
-                what = (None, None, None, None, finding)
-            rows.append((place, stamp, *what))
-        with self.base:
-            self.base.executemany("insert or replace into findings values (?, ?, ?, ?, ?, ?, ?)", rows)
+                what = (None, None, None, None, str(finding))
+            rows.append((*_key(source, name), *what))
+        try:
+            with self.base:
+                self.base.executemany("insert or replace into findings_1 values (?, ?, ?, ?, ?, ?, ?)", rows)
+        except sqlite3.Error as error:
+            self._tell(error)
+
+    def _tell(self, error: sqlite3.Error) -> None:
+        if not self.told:
+            console.warn(f"the cache of pictures cannot be used ({error}): they are read anew")
+        self.told = True
 
 
 @contextmanager

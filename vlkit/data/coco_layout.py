@@ -23,15 +23,11 @@ def coco(raw: RawFolder) -> Iterator[RawRow | Reject]:
         found = ", ".join(sorted({name.split("/")[0] for name in raw.source.files})[:8])
         raise DataError(told, hint=f"found: {found}; vlkit sample coco raw/ shows the layout")
     named: set[str] = set()
-    file_of: dict[str, str] = {}
+    picture_of: dict[str, str] = {}
     for split, name in files.items():
         data = _read(raw, name)
         for image_id, image in data.imgs.items():
             where, file_name = f"{name} image {image_id}", str(image.get("file_name") or "")
-            # Ids are unique in COCO; files of one's own may both count from 1.
-            group = str(image_id)
-            if file_of.setdefault(group, file_name) != file_name:
-                group = f"{split}/{image_id}"
             texts = [str(each.get("caption") or "") for each in data.imgToAnns.get(image_id, [])]
             try:
                 found = raw.locate(file_name, f"images/{split}") if file_name else ""
@@ -39,6 +35,10 @@ def coco(raw: RawFolder) -> Iterator[RawRow | Reject]:
                 yield reject_of(error, where, file_name)
                 continue
             named.add(found)
+            # Ids are unique in COCO; files of one's own may both count from 1.
+            group = str(image_id)
+            if picture_of.setdefault(group, found) != found:
+                group = f"{split}/{image_id}"
             if not found or not any(text.strip() for text in texts):
                 yield Reject(where, file_name, "no caption" if found else "no file_name")
                 continue

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
 from vlkit import console
 from vlkit.data import captions, tables
 from vlkit.data.images import SUFFIXES
-from vlkit.data.raw import Item, RawFolder, RawRow, Reject, mask_of, reject_of
+from vlkit.data.raw import MASK_FOLDERS, Item, RawFolder, RawRow, Reject, mask_of, reject_of
 from vlkit.data.sources import Source
 from vlkit.data.splits import named_split
 from vlkit.errors import DataError
@@ -20,52 +20,87 @@ ORIGINALS = frozenset(
     ["orig", "original", "originals", "raw", "image", "images", "img", "imgs", "picture", "pictures", "photos"]
 )
 AUGMENTED = frozenset(["aug", "augmented", "augmentation", "augmentations"])
+PLACES = ORIGINALS | AUGMENTED
+# Folders that hold a whole data set and say nothing of it.
+WRAPPERS = ORIGINALS | {"data", "dataset", "datasets"}
 JSON_SUFFIXES = (".json", ".jsonl")
 
 
 def class_folders(raw: RawFolder) -> Iterator[RawRow | Reject]:
-    """`class/picture.jpg`, nested too (`rice/blast/orig/x.jpg` is of rice/blast), also below train/ and test/."""
+    """`class/picture.jpg`, nested too (`rice/blast/orig/x.jpg` is of rice/blast), below or above train/ and test/."""
     source = raw.pictures
-    official = _split_folders(source)
-    with_originals = {folder.rpartition("/")[0] for folder in source.folders if _last(folder) in ORIGINALS}
+    raw.check_templates(())
+    tree = _Tree(source)
     for name in source.files:
         path = PurePosixPath(name)
         if path.suffix.lower() not in {*SUFFIXES, ""}:
             yield Reject(name, name, "not a picture by its name")
             continue
-        folders = list(path.parts[:-1])
-        split = named_split(folders.pop(0)) if official and folders else None
-        told = mask_of(name, source) or _augmented_copy(path, with_originals)
-        while folders and folders[-1].lower() in ORIGINALS | AUGMENTED:
-            folders.pop()
+        folders, split, told = tree.read(path.parts[:-1])
+        told = told or mask_of(name, source)
         class_name = captions.clean("/".join(folders))
         if told or not class_name:
             yield Reject(name, name, told or "lies in no class folder")
             continue
         item = Item(name, (), name, name, classes=(class_name,), split=split, fields={"class_name": class_name})
         yield from raw.rows_of(item)
-    for name in sorted(source.outside):
-        yield Reject(name, name, "the link leads out of the source")
 
 
-def _split_folders(source: Source) -> bool:
-    """The top folders are named after splits, all of them."""
-    tops = {folder.split("/")[0] for folder in source.folders if folder}
-    found = len(tops) > 1 and all(named_split(top) for top in tops)
-    if found:
-        console.say(f"the folders {', '.join(sorted(tops))} are splits, not classes (--split-by source keeps them)")
-    return found
+class _Tree:
+    """What the folders of a tree mean: classes, splits above or below them, wrappers, places of originals."""
 
+    def __init__(self, source: Source) -> None:
+        with_pictures = [
+            tuple(folder.split("/"))
+            for folder, names in source.folders.items()
+            if folder and any(PurePosixPath(name).suffix for name in names)
+        ]
+        self.wrappers = self._wrapped(with_pictures)
+        inner = [folders[self.wrappers :] for folders in with_pictures if len(folders) > self.wrappers]
+        self.children: dict[tuple[str, ...], set[str]] = defaultdict(set)
+        for folders in inner:
+            for depth in range(len(folders)):
+                self.children[folders[:depth]].add(folders[depth].lower())
+        tops = {folders[0] for folders in inner}
+        above = {top for top in tops if named_split(top)}
+        self.split_above = {"train"} < {named_split(top) for top in above}
+        below = bool(inner) and all(len(folders) > 1 and named_split(folders[-1]) for folders in inner)
+        self.split_below = below and not self.split_above
+        if self.split_above or self.split_below:
+            names = sorted(above if self.split_above else {folders[-1] for folders in inner})
+            console.say(f"the folders {', '.join(names)} are splits, not classes (--split-by source keeps them)")
 
-def _augmented_copy(path: PurePosixPath, with_originals: Collection[str]) -> str | None:
-    """Made by a program from an original that lies beside: not a sample, and a leak if the split tears them apart."""
-    if path.parent.name.lower() not in AUGMENTED or str(path.parent.parent) not in with_originals:
-        return None
-    return "an augmented copy, by its folder: vlkit augments the training split alone"
+    def _wrapped(self, all_folders: list[tuple[str, ...]]) -> int:
+        """How many folders at the top only hold the rest: each alone, with a name that says nothing or splits in it."""
+        depth = 0
+        while all_folders and len({folders[:1] for folders in all_folders}) == 1 and min(map(len, all_folders)) > 1:
+            inside = {folders[1] for folders in all_folders}
+            if all_folders[0][0].lower() not in WRAPPERS and not all(map(named_split, inside)):
+                break
+            all_folders = [folders[1:] for folders in all_folders]
+            depth += 1
+        return depth
 
-
-def _last(folder: str) -> str:
-    return folder.rpartition("/")[2].lower()
+    def read(self, folders: tuple[str, ...]) -> tuple[list[str], str | None, str | None]:
+        """The parts of the class, the split, and why pictures here are left out."""
+        left, split, told = list(folders[self.wrappers :]), None, None
+        if self.split_above and left:
+            split = named_split(left[0])
+            told = None if split else "lies beside the folders of the splits"
+            at = tuple(left)
+            left = left[1:]
+        else:
+            if self.split_below and left:
+                split = named_split(left.pop())
+            at = tuple(left)
+        if left and left[-1].lower() in AUGMENTED and ORIGINALS & self.children[at[:-1]]:
+            told = "an augmented copy, by its folder: vlkit augments the training split alone"
+        while (
+            len(left) > 1 and left[-1].lower() in PLACES and self.children[at[:-1]] <= PLACES | MASK_FOLDERS | {"mask"}
+        ):
+            left.pop()
+            at = at[:-1]
+        return left, split, told
 
 
 def text_files(raw: RawFolder) -> Iterator[RawRow | Reject]:
@@ -77,12 +112,18 @@ def text_files(raw: RawFolder) -> Iterator[RawRow | Reject]:
     texts = {name[:-4]: name for name in source.files if name.lower().endswith(".txt")}
     for stem, names in pictures.items():
         for name in names:
+            if not PurePosixPath(name).suffix:
+                continue
             if told := mask_of(name, source):
                 yield Reject(name, name, told)
             elif stem not in texts:
                 yield Reject(name, name, "no .txt of this name beside the picture")
             else:
-                lines = "".join(tables.lines(source.path(texts[stem]), texts[stem])).splitlines()
+                try:
+                    lines = list(tables.lines(source.path(texts[stem]), texts[stem]))
+                except DataError as error:
+                    yield reject_of(error, texts[stem], name)
+                    continue
                 yield from raw.rows_of(Item(name, lines, name, name))
     for stem, name in texts.items():
         if stem not in pictures:
@@ -101,7 +142,12 @@ def json_folders(raw: RawFolder) -> Iterator[RawRow | Reject]:
         if PurePosixPath(name).suffix.lower() not in JSON_SUFFIXES:
             continue
         folder = str(PurePosixPath(name).parent).removeprefix(".")
-        for where, record in tables.records(source.path(name), name):
+        try:
+            records = list(tables.records(source.path(name), name))
+        except DataError as error:
+            yield reject_of(error, name, name)
+            continue
+        for where, record in records:
             if isinstance(record, tables.BadLine):
                 yield Reject(where, record.what, record.reason)
                 continue
@@ -162,4 +208,5 @@ def _folder(raw: RawFolder, path: str, folder: str) -> str | None:
     for candidate in (path, f"{folder}/{path}", f"{above}/{path}".strip("/")):
         if candidate.strip("/") in raw.source.folders:
             return candidate.strip("/")
+    # Paths of another machine are known by their last part, which the JSON's own folder bears.
     return folder if PurePosixPath(path).name == PurePosixPath(folder).name or path in ("", ".") else None

@@ -12,7 +12,7 @@ from vlkit.data import layouts, perceptual
 from vlkit.data.checking import Findings, check_all
 from vlkit.data.images import Checked
 from vlkit.data.raw import RawFolder, RawRow, Reject
-from vlkit.data.sources import path_id
+from vlkit.data.sources import LINK_LEADS_OUT, path_id
 from vlkit.errors import DataError
 
 SUBJECT = re.compile(r"(?i)(^|_)(patient|lesion|subject|person|participant|plant|animal|case)(_?id)?$")
@@ -27,9 +27,11 @@ class Gathered:
         rejects: what was left out.
         checked: picture name -> what was found of it; empty where pictures were not looked at.
         read: pictures that were read now, not taken from the cache.
-        classes: image id -> the classes of a picture that stands under several, in the order met.
-        alike: image ids of near-identical pictures, as pairs.
-        alike_across_classes: how many of those pairs have no class in common.
+        classes: image id -> every class of a picture that has any, in the order met.
+        torn: image ids of pictures that stand under different classes in different places.
+        cluster: image id -> number of its cluster of lookalikes, for those that have any.
+        alike_across_classes: clusters of lookalikes that have no class in common.
+        notes: what the split did otherwise than the user may expect.
         source_splits: the splits that the source names.
         subjects: a further column that looks like who is on the pictures, with several pictures each.
     """
@@ -40,14 +42,16 @@ class Gathered:
     checked: dict[str, Checked] = field(default_factory=dict)
     read: int = 0
     classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    alike: list[tuple[str, str]] = field(default_factory=list)
+    torn: set[str] = field(default_factory=set)
+    cluster: dict[str, int] = field(default_factory=dict)
+    alike_across_classes: int = 0
+    notes: list[str] = field(default_factory=list)
     source_splits: set[str] = field(default_factory=set)
     subjects: str | None = None
-    alike_across_classes: int = 0
 
     def image_id(self, name: str) -> str:
         """Hash of the picture's bytes; where pictures are not looked at, of its name."""
-        return self.checked[name].image_id if self.checked else path_id(name)
+        return self.checked[name].image_id if self.raw.config.check_images else path_id(name)
 
     @property
     def reasons(self) -> Counter[str]:
@@ -55,20 +59,16 @@ class Gathered:
         return Counter(reject.reason for reject in self.rejects)
 
     def links(self) -> Iterator[tuple[str, Hashable]]:
-        """What ties units together: identical pictures, and near-identical ones."""
-        alike: dict[str, list[int]] = defaultdict(list)
-        for number, pair in enumerate(self.alike):
-            for image_id in pair:
-                alike[image_id].append(number)
+        """What ties units together: identical pictures, and lookalikes."""
         for row in self.rows:
             image_id = self.image_id(row.image)
             yield row.unit, image_id
-            for number in alike.get(image_id, ()):
-                yield row.unit, number
+            if image_id in self.cluster:
+                yield row.unit, self.cluster[image_id]
 
 
 def gather(config: PrepConfig) -> Gathered:
-    """Read the layout, check each picture once, settle conflicts, find near-identical pictures.
+    """Read the layout, check each picture once, settle conflicts, find lookalikes.
 
     Raises:
         DataError: not one pair of a picture and a text is left.
@@ -77,20 +77,13 @@ def gather(config: PrepConfig) -> Gathered:
     for item in layouts.read(found.raw):
         (found.rows if isinstance(item, RawRow) else found.rejects).append(item)
     if config.check_images:
-        findings = _check(found, config)
-        found.read = findings.read
+        found.read = _check(found, config).read
     found.source_splits = {row.split for row in found.rows if row.split}
     found.subjects = _subjects(found.rows)
     _settle_conflicts(found, config)
     _refuse_nothing(found, config)
     if config.near_duplicates >= 0 and found.checked:
-        found.alike = _alike(found, config.near_duplicates)
-        classes: dict[str, set[str]] = defaultdict(set)
-        for row in found.rows:
-            classes[found.image_id(row.image)] |= set(row.classes)
-        found.alike_across_classes = sum(
-            classes[one].isdisjoint(classes[other]) for one, other in found.alike if classes[one]
-        )
+        _find_lookalikes(found, config.near_duplicates)
     return found
 
 
@@ -100,8 +93,8 @@ def _check(found: Gathered, config: PrepConfig) -> Findings:
     broken: dict[str, str] = {}
     for name in names:
         finding = findings.of[name]
-        if isinstance(finding, str):
-            broken[name] = finding
+        if not isinstance(finding, Checked):
+            broken[name] = str(finding)
         elif min(finding.width, finding.height) < config.min_side:
             broken[name] = f"a picture of fewer than {config.min_side} pixels"
         else:
@@ -124,27 +117,26 @@ def _drop(found: Gathered, reason_of: Callable[[RawRow], str | None], *, once: b
 
 
 def _settle_conflicts(found: Gathered, config: PrepConfig) -> None:
-    """One picture under two classes: has both, is left out, or keeps the first, as --on-conflict says."""
+    """One picture under different classes: has all, is left out, or keeps the first, as --on-conflict says."""
     met: dict[str, dict[tuple[str, ...], str]] = defaultdict(dict)
     for row in found.rows:
         if row.classes:
-            met[found.image_id(row.image)].setdefault(row.classes, row.where)
-    torn = {image_id: classes for image_id, classes in met.items() if len({frozenset(c) for c in classes}) > 1}
-    found.classes = {
-        image_id: tuple(dict.fromkeys(name for names in classes for name in names))
-        for image_id, classes in torn.items()
-    }
-    if config.on_conflict == "keep" or not torn:
-        return
+            met[found.image_id(row.image)].setdefault(tuple(sorted(row.classes)), row.where)
+    torn = {image_id: classes for image_id, classes in met.items() if len(classes) > 1}
+    found.torn = set(torn)
 
     def reason(row: RawRow) -> str | None:
-        classes = torn.get(found.image_id(row.image))
-        if classes is None or (config.on_conflict == "first" and row.classes == next(iter(classes))):
+        classes = torn.get(found.image_id(row.image), {})
+        if not classes or (config.on_conflict == "first" and tuple(sorted(row.classes)) == next(iter(classes))):
             return None
-        others = "; ".join(sorted("|".join(names) for names in classes if names != row.classes))
-        return f"the same picture stands under other classes too: {others}"
+        return "the same picture stands under other classes too"
 
-    _drop(found, reason, once=False)
+    if config.on_conflict != "keep" and torn:
+        _drop(found, reason, once=False)
+    for row in found.rows:
+        if row.classes:
+            image_id = found.image_id(row.image)
+            found.classes[image_id] = tuple(dict.fromkeys((*found.classes.get(image_id, ()), *row.classes)))
 
 
 def _refuse_nothing(found: Gathered, config: PrepConfig) -> None:
@@ -152,10 +144,24 @@ def _refuse_nothing(found: Gathered, config: PrepConfig) -> None:
         return
     reasons = "; ".join(f"{count} x {reason}" for reason, count in found.reasons.most_common(3))
     examples = ", ".join(dict.fromkeys(reject.item for reject in found.rejects[:50] if reject.item))
-    told = f"{config.source}: no pair of a picture and a text; expected {layouts.expected(config.layout)}"
-    raise DataError(
-        told, hint=f"found: {reasons} (such as {examples[:120]})" if reasons else "found: nothing of the kind"
-    )
+    told = f"{config.source}: no pair of a picture and a text; expected {layouts.expected(found.raw.layout)}"
+    hint = f"found: {reasons} (such as {examples[:120]})" if reasons else "found: nothing of the kind"
+    if found.rejects and all(reject.reason == LINK_LEADS_OUT for reject in found.rejects):
+        hint = "every file is a link that leads out: name the folder that they lead to, or copy them with cp -rL"
+    raise DataError(told, hint=hint)
+
+
+def _find_lookalikes(found: Gathered, bits: int) -> None:
+    looks = {each.image_id: each.looks for each in found.checked.values()}
+    ids = sorted(looks)
+    members: dict[int, list[str]] = defaultdict(list)
+    for image_id, cluster in zip(ids, perceptual.clusters([looks[each] for each in ids], bits).tolist(), strict=True):
+        members[cluster].append(image_id)
+    for cluster, alike in members.items():
+        if len(alike) > 1:
+            found.cluster |= dict.fromkeys(alike, cluster)
+            classes = [set(found.classes[image_id]) for image_id in alike if image_id in found.classes]
+            found.alike_across_classes += len(classes) > 1 and not set.intersection(*classes)
 
 
 def _subjects(rows: list[RawRow]) -> str | None:
@@ -169,9 +175,3 @@ def _subjects(rows: list[RawRow]) -> str | None:
         if several and len(first) > 1:
             return column
     return None
-
-
-def _alike(found: Gathered, bits: int) -> list[tuple[str, str]]:
-    looks = {each.image_id: each.looks for each in found.checked.values()}
-    ids = sorted(looks)
-    return [(ids[one], ids[other]) for one, other in perceptual.near([looks[each] for each in ids], bits)]

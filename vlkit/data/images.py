@@ -6,6 +6,7 @@ floats and normalising happen on the device, in `models/towers.py`.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import warnings
@@ -21,7 +22,24 @@ from vlkit.errors import DataError
 if TYPE_CHECKING:
     from PIL import Image
 
-SUFFIXES = frozenset([".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".mpo"])
+SUFFIXES = frozenset(
+    [
+        ".jpg",
+        ".jpeg",
+        ".jfif",
+        ".png",
+        ".webp",
+        ".gif",
+        ".bmp",
+        ".tif",
+        ".tiff",
+        ".mpo",
+        ".avif",
+        ".jp2",
+        ".heic",
+        ".heif",
+    ]
+)
 RESAMPLING = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
 
 
@@ -57,6 +75,10 @@ class Checked:
     looks: bytes = b""
 
 
+class UnreadError(DataError):
+    """The file could not even be read; that may pass, so it is not remembered of the picture."""
+
+
 def check(path: Path) -> Checked:
     """Read and decode a picture once.
 
@@ -65,10 +87,9 @@ def check(path: Path) -> Checked:
     """
     try:
         content = path.read_bytes()
-    except FileNotFoundError:
-        raise DataError("no such picture") from None
     except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}") from None
+        told = "no such picture" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
+        raise UnreadError(told) from None
     if not content:
         raise DataError("the file is empty")
     with _opened(io.BytesIO(content)) as picture:
@@ -102,8 +123,10 @@ def _opened(file: Path | IO[bytes]) -> Image.Image:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             picture = Image.open(file)
             picture.load()
+        # EXIF that cannot be read says nothing of how the picture stands.
+        with contextlib.suppress(Exception):
             ImageOps.exif_transpose(picture, in_place=True)
-            return _as_rgb(picture)
+        return _as_rgb(picture)
     except UnidentifiedImageError:
         raise DataError(f"not a picture ({_what_it_is(file)})") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -125,14 +148,20 @@ def _as_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode == "LAB":
         return _from_lab(picture)
     if picture.mode.startswith("I;16") or picture.mode == "I":
-        # convert("RGB") clips 16-bit values at 255; scale them instead.
-        return Image.fromarray((np.asarray(picture).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)).convert(
-            "RGB"
-        )
+        return _from_deep(np.asarray(picture).astype(np.int64)).convert("RGB")
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         layered = picture.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
     return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+def _from_deep(values: np.ndarray) -> Image.Image:
+    """16-bit values by the bits that are in use: 8, 12 or 16 of them. convert("RGB") would clip them at 255."""
+    from PIL import Image
+
+    most = int(values.max(initial=0))
+    shift = 0 if most < 2**8 else 4 if most < 2**12 else 8 if most < 2**16 else most.bit_length() - 8
+    return Image.fromarray((values.clip(0) >> shift).clip(0, 255).astype(np.uint8))
 
 
 def _from_lab(picture: Image.Image) -> Image.Image:
@@ -146,7 +175,7 @@ def _from_lab(picture: Image.Image) -> Image.Image:
 
 def _what_it_is(file: Path | IO[bytes]) -> str:
     if isinstance(file, Path):
-        file = file.open("rb")
+        file = io.BytesIO(file.read_bytes()[:200])
     file.seek(0)
     head = file.read(200).lstrip().lower()
     if head.startswith(b"version https://git-lfs"):

@@ -12,38 +12,48 @@ from pathlib import PurePosixPath
 from vlkit import console
 from vlkit.data import tables
 from vlkit.data.coco_layout import coco
-from vlkit.data.folder_layouts import class_folders, json_folders, text_files
+from vlkit.data.folder_layouts import JSON_SUFFIXES, class_folders, json_folders, text_files
 from vlkit.data.raw import RawFolder, RawRow, Reject
-from vlkit.data.table_layout import find_tables, table
+from vlkit.data.table_layout import find_tables, names_pictures, table
+from vlkit.errors import DataError
 
 Layout = Callable[[RawFolder], Iterator[RawRow | Reject]]
 
 
 def read(raw: RawFolder) -> Iterator[RawRow | Reject]:
     """The rows of a raw folder in the layout that its settings name, or the one that it looks like."""
-    name = raw.config.layout if raw.config.layout != "auto" else guess(raw)
-    if raw.config.layout == "auto":
-        console.say(f"{raw.config.source}: read as {name} (--layout says otherwise)")
-    yield from LAYOUTS[name](raw)
+    if raw.layout == "auto":
+        raw.layout = guess(raw)
+        console.say(f"{raw.config.source}: read as {raw.layout} (--layout says otherwise)")
+    try:
+        yield from LAYOUTS[raw.layout](raw)
+    except DataError as error:
+        # The layouts name files from the source on; the user may have several sources.
+        where = "" if str(raw.config.source) in error.message else f"{raw.config.source}: "
+        raise DataError(where + error.message, hint=error.hint) from None
     yield from raw.closed()
 
 
 def guess(raw: RawFolder) -> str:
-    """The layout that a raw folder looks like."""
+    """The layout that most of a raw folder looks like: one stray file does not make it another."""
     names = raw.source.files
     if any(re.fullmatch(r"annotations/captions_[^/]+\.json", name) for name in names):
         return "coco"
-    if raw.table or find_tables(raw.source):
+    found = find_tables(raw.source)
+    if raw.table or any(names_pictures(raw, name) for name in found):
         return "table"
-    pictures = {str(PurePosixPath(name).with_suffix("")) for name in raw.source.pictures}
-    if any(name.endswith(".txt") and name[:-4] in pictures for name in names):
+    pictures = [name for name in raw.source.pictures if PurePosixPath(name).suffix]
+    stems = {str(PurePosixPath(name).with_suffix("")) for name in pictures}
+    if 2 * sum(f"{stem}.txt" in names for stem in stems) > len(stems):
         return "text-files"
-    folders = {str(PurePosixPath(name).parent) for name in raw.source.pictures}
-    if any(
-        PurePosixPath(name).suffix in (".json", ".jsonl") and str(PurePosixPath(name).parent) in folders
-        for name in names
-    ):
+    folders = {name.rpartition("/")[0] for name in pictures}
+    told = {name.rpartition("/")[0] for name in names if PurePosixPath(name).suffix.lower() in JSON_SUFFIXES}
+    if folders and 2 * len(folders & told) > len(folders):
         return "json-folders"
+    if found and not any(folders):
+        return "table"
+    for name in found:
+        console.say(f"{name} is not read: it has no column of pictures (--table {name} reads it all the same)")
     return "class-folders"
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlkit.config import PrepConfig
 from vlkit.data import captions, labels, splits
 from vlkit.data.labels import Groups
 from vlkit.errors import DataError, nearest
@@ -37,6 +38,8 @@ PAIR_COLUMNS = (
     "origin",
     "match",
 )
+# Columns that prep fills; a source's own of the same name are kept as source_<name>.
+RESERVED = (*PAIR_COLUMNS, "image_key", "width", "height", "image_looks", "weight", "source_pair_id")
 NEEDED = ("image", "image_id", "text", "text_id", "image_group", "text_group", "unit", "split")
 FILES = ("pairs.parquet", "pairs.csv", "pairs.jsonl")
 
@@ -66,6 +69,11 @@ class Pairs:
             kept = splits.limited(rows.groupby("unit").size().to_dict(), limit, seed)
             rows = rows[rows["unit"].isin(kept)].head(limit)
         return Pairs(rows.reset_index(drop=True), self.folder, self.described)
+
+    @property
+    def weights(self) -> list[float] | None:
+        """How often each row is drawn, where prep said so (--oversample-below)."""
+        return [float(weight) for weight in self.frame["weight"]] if "weight" in self.frame else None
 
     def positives(self) -> Pairs:
         """Without the rows of mismatched pairs."""
@@ -132,7 +140,9 @@ def read_pairs(path: Location | Path | str) -> Pairs:
     described = read_yaml(table.parent / "data.yaml") if (table.parent / "data.yaml").is_file() else {}
     folder = location if path.is_dir() else Location(table.parent)
     pairs = Pairs(validated(frame, str(table)), folder, described)
-    splits.refuse_leaks(pairs.frame, str(table), near=described.get("settings", {}).get("near_duplicates", -1))
+    splits.refuse_leaks(
+        pairs.frame, str(table), near=described.get("settings", {}).get("near_duplicates", PrepConfig.near_duplicates)
+    )
     return pairs
 
 
@@ -225,9 +235,9 @@ def fingerprint(frame: pd.DataFrame) -> str:
     digest = hashlib.sha256()
     columns = ["pair_id", "image_id", "text_id", "image_group", "text_group", "unit", "split", "match"]
     for row in _rows(frame, columns):
-        digest.update(
-            json.dumps([sorted(labels.as_set(v)) if i in (3, 4) else str(v) for i, v in enumerate(row)]).encode()
-        )
+        named = zip(columns, row, strict=True)
+        parts = [sorted(labels.as_set(v)) if name.endswith("_group") else str(v) for name, v in named]
+        digest.update(json.dumps(parts).encode())
     return digest.hexdigest()[:20]
 
 

@@ -34,53 +34,54 @@ def describe(
     frame: pd.DataFrame, gathered: Gathered, config: PrepConfig, count_tokens: CountTokens | None
 ) -> dict[str, Any]:
     """The content of data.yaml."""
-    counts = {split: _counts(frame[frame["split"] == split]) for split in splits.SPLITS}
-    sizes = class_sizes(frame)
+    counts = {split: _counts(frame[frame["split"] == split], gathered) for split in splits.SPLITS}
     facts = {
         "texts_a_picture": _spread(frame.groupby("image_id")["text_id"].nunique()),
         "pictures_a_text": _spread(frame.groupby("text_id")["image_id"].nunique()),
         "eye_false_negatives": _false_negatives(frame, config.seed),
         "one_to_one_ceiling": _ceiling(frame[frame["split"] == "test"]),
-        "copies": _copies(gathered),
+        "copies": _copies(frame, gathered),
         "tokens": _tokens(frame, config, count_tokens),
     }
+    classes = class_sizes(frame, gathered)
+    looked_at = "bytes" if config.check_images else "names: the pictures were not looked at (--no-check-images)"
+    # The output's place, and how the work was done, are left out: the same input gives the same bytes.
+    settings = {name: value for name, value in config.to_dict().items() if name not in ("out", "workers", "rehash")}
+    for name in ("source", "image_root"):
+        place = getattr(config, name)
+        settings[name] = None if place is None else str(place.absolute)
     return {
         "domain": config.domain,
-        "counts": {**_counts(frame), "rejects": len(gathered.rejects)},
+        "counts": {**_counts(frame, gathered), "rejects": len(gathered.rejects)},
         "splits": counts,
-        "classes": sizes,
+        "classes": classes,
         **facts,
-        "image_ids": "bytes" if gathered.checked else "names: the pictures were not looked at (--no-check-images)",
+        "image_ids": looked_at,
         "fingerprint": pairs.fingerprint(frame),
-        "warnings": _warnings(frame, gathered, config, counts, facts),
+        "warnings": _warnings(frame, gathered, config, {**facts, "splits": counts, "classes": classes}),
         "rejects": dict(gathered.reasons.most_common()),
-        # The folder's own place, and how the work was done, are left out: the same input gives the same bytes anywhere.
-        "settings": {k: v for k, v in config.to_dict().items() if k not in ("out", "workers", "rehash")},
+        "settings": settings,
     }
 
 
-def _counts(frame: pd.DataFrame) -> dict[str, int]:
+def _counts(frame: pd.DataFrame, gathered: Gathered) -> dict[str, int]:
+    pictures = set(frame["image_id"])
     return {
         "pairs": len(frame),
-        "pictures": int(frame["image_id"].nunique()),
+        "pictures": len(pictures),
         "texts": int(frame["text_id"].nunique()),
         "units": int(frame["unit"].nunique()),
-        "classes": int(frame["class_name"].nunique()),
+        "classes": len({name for image_id in pictures for name in gathered.classes.get(image_id, ())}),
     }
 
 
-def class_sizes(frame: pd.DataFrame) -> dict[str, dict[str, int]]:
-    """class -> split -> pictures. A picture with several conditions counts for each of them."""
-    with_class = frame[frame["class_name"].notna()]
+def class_sizes(frame: pd.DataFrame, gathered: Gathered) -> dict[str, dict[str, int]]:
+    """class -> split -> pictures. A picture with several classes counts for each of them."""
     sizes: dict[str, Counter[str]] = {}
-    seen: set[tuple[str, str]] = set()
-    for image_id, name, groups, split in zip(
-        *(with_class[column] for column in ("image_id", "class_name", "image_group", "split")), strict=True
-    ):
-        for each in {name} | labels.as_set(groups) if len(labels.as_set(groups)) > 1 else {name}:
-            if (image_id, each) not in seen:
-                seen.add((image_id, each))
-                sizes.setdefault(each, Counter())[split] += 1
+    first = frame.drop_duplicates("image_id")
+    for image_id, split in zip(first["image_id"], first["split"], strict=True):
+        for name in gathered.classes.get(image_id, ()):
+            sizes.setdefault(name, Counter())[split] += 1
     return {name: {split: sizes[name][split] for split in splits.SPLITS} for name in sorted(sizes)}
 
 
@@ -107,20 +108,24 @@ def _false_negatives(frame: pd.DataFrame, seed: int) -> dict[str, float]:
 
 
 def _ceiling(test: pd.DataFrame) -> float | None:
-    """Best text -> image recall@1 under one-to-one scoring: K distinct texts over N pictures allow K / N."""
-    pictures = test["image_id"].nunique()
-    return round(min(1.0, test["text_id"].nunique() / pictures), 3) if pictures else None
+    """Best recall@1 where only a row's own partner counts: K distinct texts over N rows allow K / N."""
+    return round(test["text_id"].nunique() / len(test), 3) if len(test) else None
 
 
-def _copies(gathered: Gathered) -> dict[str, int]:
+def _copies(frame: pd.DataFrame, gathered: Gathered) -> dict[str, int]:
     ids = Counter(each.image_id for each in gathered.checked.values())
-    clusters = splits.connected((image_id, number) for number, pair in enumerate(gathered.alike) for image_id in pair)
+    clusters = Counter(gathered.cluster.values())
+    groups: dict[str, frozenset[str]] = {}
+    for image_id, group in zip(frame["image_id"], frame["image_group"], strict=True):
+        groups[image_id] = groups.get(image_id, frozenset()) | labels.as_set(group)
+    without_class = (image_id for image_id in groups if image_id not in gathered.classes)
     return {
         "identical": sum(count - 1 for count in ids.values()),
-        "near_identical": len(clusters),
-        "under_several_classes": len(gathered.classes),
-        "near_identical_across_classes": gathered.alike_across_classes,
-        "largest_cluster": max(Counter(clusters.values()).values(), default=0),
+        "near_identical": len(gathered.cluster),
+        "under_several_classes": len(gathered.torn),
+        "under_several_groups": sum(len(groups[image_id]) > 1 for image_id in without_class),
+        "lookalikes_across_classes": gathered.alike_across_classes,
+        "largest_cluster": max(clusters.values(), default=0),
     }
 
 
@@ -141,78 +146,82 @@ def _tokens(frame: pd.DataFrame, config: PrepConfig, count: CountTokens | None) 
     return {"model": config.model, "limit": limit, "over": over, "texts": len(texts), "counted_by": "words"}
 
 
-def _warnings(
-    frame: pd.DataFrame, gathered: Gathered, config: PrepConfig, counts: dict[str, Any], facts: dict[str, Any]
-) -> list[str]:
-    found = []
-    for split, of_split in counts.items():
-        if not of_split["pairs"]:
-            found.append(f"the {split} split is empty: there are too few units to share")
-        elif split == "test" and of_split["units"] < FEW_TEST_UNITS:
-            found.append(f"the test split has {of_split['units']} units: expect wide intervals")
-    found += _about_classes(frame, config)
+def _warnings(frame: pd.DataFrame, gathered: Gathered, config: PrepConfig, facts: dict[str, Any]) -> list[str]:
+    found = [*gathered.notes]
+    for split, of_split in facts["splits"].items():
+        units = of_split["units"]
+        if not units:
+            found.append(f"the {split} split is empty: there are too few units, or classes, to share")
+        elif split == "test" and units < FEW_TEST_UNITS:
+            found.append(f"the test split has {counted(units, 'unit')}: expect wide intervals")
+    found += _about_classes(facts, config)
     found += _about_copies(gathered, facts["copies"], config)
-    found += _about_source_splits(gathered, config)
+    if config.split_by == "seed" and len(gathered.source_splits) > 1:
+        found.append("the source has splits of its own; these are drawn anew (--split-by source keeps them)")
     if gathered.subjects and not config.unit_column:
         column = gathered.subjects
         found.append(f"the same {column} is on several pictures: --unit-column {column} keeps each in one split")
     if shared := _shared_texts(frame):
-        found.append(f"{shared} texts of the test split also stand in training rows: known words, not known pictures")
+        stand = "text of the test split also stands" if shared == 1 else "texts of the test split also stand"
+        found.append(f"{shared} {stand} in training rows: known words, not known pictures")
     tokens = facts["tokens"]
     if tokens["over"]:
         least = "" if tokens["counted_by"] == "tokenizer" else "at least "
         many = f"{least}{tokens['over']} of {tokens['texts']} texts"
         found.append(f"{many} have more than {tokens['limit']} tokens and will be cut")
     if gathered.rejects:
-        found.append(f"{len(gathered.rejects)} rows or files were left out: see rejects.csv")
+        were = "was" if len(gathered.rejects) == 1 else "were"
+        found.append(
+            f"{counted(len(gathered.rejects), 'row or file', 'rows or files')} {were} left out: see rejects.csv"
+        )
     return found
 
 
-def _about_classes(frame: pd.DataFrame, config: PrepConfig) -> list[str]:
+def counted(number: int, one: str, several: str | None = None) -> str:
+    """`1 row`, `2 rows`."""
+    return f"{number} {one if number == 1 else several or one + 's'}"
+
+
+def _about_classes(facts: dict[str, Any], config: PrepConfig) -> list[str]:
     found = []
-    sizes = class_sizes(frame)
-    present = [split for split in splits.SPLITS if (frame["split"] == split).any()]
+    sizes = facts["classes"]
+    present = [split for split in splits.SPLITS if facts["splits"][split]["pairs"]]
     missing = sorted((sum(of.values()), name) for name, of in sizes.items() if any(not of[split] for split in present))
     if missing:
         size, name = missing[0]
-        what = "1 class does" if len(missing) == 1 else f"{len(missing)} classes do"
-        found.append(f"{what} not stand in every split, such as {name} of {size}: too few pictures")
+        does = "does" if len(missing) == 1 else "do"
+        what = f"{counted(len(missing), 'class', 'classes')} {does} not stand in every split"
+        found.append(f"{what}, such as {name} of {counted(size, 'picture')}: too few pictures, or units")
     if len(sizes) == 1:
         found.append(f"there is one class, {next(iter(sizes))}: is {config.source} laid out as you think?")
+    spelt: dict[str, list[str]] = {}
+    for name in sizes:
+        spelt.setdefault(name.casefold(), []).append(name)
+    if twice := [names for names in spelt.values() if len(names) > 1]:
+        found.append(f"classes that differ in capitals alone are counted apart: {', '.join(twice[0])}")
     return found
 
 
 def _about_copies(gathered: Gathered, copies: dict[str, int], config: PrepConfig) -> list[str]:
     found = []
-    if copies["under_several_classes"]:
-        what = {"keep": "they have all of them", "drop": "they were left out", "first": "they keep the first"}
-        some = next(iter(gathered.classes.values()))
-        count = copies["under_several_classes"]
-        what_stands = "1 picture stands" if count == 1 else f"{count} pictures stand"
-        told = f"{what_stands} under several classes, such as {' and '.join(some)}"
-        found.append(f"{told}: {what[config.on_conflict]} (--on-conflict)")
-    if copies["near_identical_across_classes"]:
-        count = copies["near_identical_across_classes"]
-        found.append(
-            f"{count} near-identical pairs of pictures stand under different classes: is one of the two wrong?"
+    if number := copies["under_several_classes"]:
+        what = {"keep": "all of them count", "drop": "left out", "first": "the first by name or row counts"}
+        stands = "picture stands" if number == 1 else "pictures stand"
+        some = next(
+            (gathered.classes[each] for each in sorted(gathered.torn) if len(gathered.classes.get(each, ())) > 1), ()
         )
-    if copies["near_identical"] and copies["largest_cluster"] > max(20, len(gathered.checked) // 20):
+        example = f", such as {' and '.join(some[:2])}" if some else ""
+        found.append(f"{number} {stands} under several classes{example}: {what[config.on_conflict]} (--on-conflict)")
+    if number := copies["under_several_groups"]:
+        stands = "picture stands" if number == 1 else "pictures stand"
+        found.append(f"{number} {stands} in several groups and match the texts of all of them")
+    if number := copies["lookalikes_across_classes"]:
+        stand = "group of lookalikes stands" if number == 1 else "groups of lookalikes stand"
+        found.append(f"{number} {stand} under different classes: is one of them wrong?")
+    if copies["largest_cluster"] > max(20, len(gathered.checked) // 20):
         told = f"{copies['largest_cluster']} pictures look alike and went to one split together"
         found.append(f"{told}: a smaller --near-duplicates than {config.near_duplicates} tells more of them apart")
     return found
-
-
-def _about_source_splits(gathered: Gathered, config: PrepConfig) -> list[str]:
-    named = gathered.source_splits
-    if config.split_by == "seed" or not named:
-        if len(named) > 1:
-            return ["the source has splits of its own; these are drawn anew (--split-by source keeps them)"]
-        return [] if config.split_by == "seed" else ["the source has no splits of its own: they are drawn"]
-    if "train" not in named:
-        return [f"the source has no training split, only {', '.join(sorted(map(str, named)))}: splits are drawn"]
-    if "test" not in named:
-        return ["the source has no test split: its val is the test, and validation is drawn from its training units"]
-    return []
 
 
 def _shared_texts(frame: pd.DataFrame) -> int:
@@ -245,13 +254,15 @@ def tell(described: dict[str, Any], config: PrepConfig, dry_run: bool) -> None:
         )
     copies = described["copies"]
     if copies["identical"] or copies["near_identical"]:
-        told = f"{copies['identical']} identical and {copies['near_identical']} near-identical pictures"
+        told = f"{copies['identical']} identical and {counted(copies['near_identical'], 'near-identical picture')}"
         console.say(f"{told}: each stays in one split with its like")
     for warning in described["warnings"]:
         console.warn(warning)
     for reason, count in list(described["rejects"].items())[:5]:
         console.say(f"         {count} x {reason}")
-    if not dry_run and described["splits"]["train"]["pairs"] > 1:
+    if dry_run:
+        _tell_settings(described["settings"])
+    elif described["splits"]["train"]["pairs"] > 1:
         console.hint(f"vlkit train-retrieval --data {quote(str(config.out))}")
 
 
@@ -268,3 +279,8 @@ def _tell_classes(sizes: dict[str, dict[str, int]]) -> None:
         for name in shown
     ]
     console.table("pictures a class", ("class", *splits.SPLITS), rows)
+
+
+def _tell_settings(settings: dict[str, Any]) -> None:
+    shown = [(name, str(value)) for name, value in settings.items() if value not in (None, [], False)]
+    console.table("settings", ("", "value"), shown)

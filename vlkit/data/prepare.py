@@ -6,22 +6,24 @@ prepared folder appears whole; what was left out stands in rejects.csv with its 
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from vlkit.config import PrepConfig
-from vlkit.data import labels, pairs, preflight, splits
+from vlkit.data import labels, pairs, perceptual, preflight, splits
 from vlkit.data.gathering import Gathered, gather
 from vlkit.data.preflight import CountTokens
 from vlkit.data.raw import Reject
-from vlkit.errors import UsageError
-from vlkit.remote import MANIFEST, ZONE_TABLES, Remote
-from vlkit.settings import yaml_text
-from vlkit.storage import folder_written_whole
+from vlkit.errors import DataError, UsageError
+from vlkit.remote import MANIFEST, VERSIONS, ZONE_TABLES, Remote
+from vlkit.settings import read_yaml, yaml_text
+from vlkit.storage import Location, folder_written_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,9 +36,10 @@ WRITTEN = {
     "rejects.csv",
     "data.yaml",
     "images",
+    "augmented_images",
     *(f"{split}_pairs_positive.csv" for split in splits.SPLITS),
 }
-NOTHING: frozenset[str] = frozenset()
+COPY = re.compile(r"images/[0-9a-f]{20}\.?\w*")
 
 
 def prepare(
@@ -65,33 +68,48 @@ def prepare(
     preflight.tell(described, config, dry_run)
     return {
         "data": str(config.out),
-        **{key: value for key, value in described.items() if key != "settings"},
+        **{key: value for key, value in described.items() if key != "settings" or dry_run},
         "pictures_read": gathered.read,
         "dry_run": dry_run,
     }
 
 
 def _refuse_foreign(config: PrepConfig) -> None:
-    source, out = config.source, config.out
+    """What would be lost or cannot be written is refused before a picture is read."""
+    out = config.out
     assert out is not None
-    if out.is_remote:
-        if out.rstrip("/") == source.rstrip("/"):
-            raise UsageError(f"--out {out} is the source", hint="choose another --out")
-        return
-    path = out.path
-    if path.exists() and not path.is_dir():
-        raise UsageError(f"{out} is a file", hint="choose another --out")
-    if not source.is_remote and (
-        path.resolve() == source.path.resolve() or path.resolve() in source.path.resolve().parents
-    ):
-        raise UsageError(f"--out {out} would replace the source {source}", hint="choose another --out")
-    held = {each.name for each in path.iterdir()} if path.exists() else set()
+    read = [each for each in (config.source, config.image_root) if each is not None]
+    for source in read:
+        above = str(source.absolute).rstrip("/") + "/"
+        if above.startswith(str(out.absolute).rstrip("/") + "/"):
+            raise UsageError(f"--out {out} would replace {source}, which is read", hint="choose another --out")
     written = WRITTEN | ({config.training_view} if config.training_view else set())
+    if out.is_remote:
+        tables_at = out / ZONE_TABLES if out.is_bucket else out
+        held = {name.split("/")[0] for name in Remote(tables_at).listing()} - {MANIFEST, VERSIONS}
+    else:
+        _refuse_unwritable(out)
+        path = out.path
+        held = {each.name for each in path.iterdir()} - {".DS_Store"} if path.exists() else set()
+        before = read_yaml(path / "data.yaml") if "data.yaml" in held else {}
+        written |= {(before.get("settings") or {}).get("training_view")}
+        if "augmented_images" in held and "augmentation" not in before:
+            written -= {"augmented_images"}
     if foreign := sorted(held - written):
         told = f"{out} holds {foreign[0]}, which prep did not write and would remove"
         raise UsageError(told, hint="choose another --out, or move it away")
-    if "images" in held and not (path / "data.yaml").is_file():
+    if "images" in held and "data.yaml" not in held:
         raise UsageError(f"{out} holds images/ but no data.yaml: prep did not write it", hint="choose another --out")
+
+
+def _refuse_unwritable(out: Location) -> None:
+    if out.path.exists() and not out.path.is_dir():
+        raise UsageError(f"{out} is a file", hint="choose another --out")
+    existing = out.path.resolve()
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise UsageError(f"{out} cannot be written: {existing} refuses", hint="choose another --out")
 
 
 def table(gathered: Gathered, config: PrepConfig) -> pd.DataFrame:
@@ -107,24 +125,21 @@ def table(gathered: Gathered, config: PrepConfig) -> pd.DataFrame:
             continue
         at = place.setdefault((image_id, row.text), len(groups))
         if at < len(groups):
-            same = set(row.groups) <= set(groups[at])
-            reason = f"the same picture and text as {columns['image_key'][at]}"
-            gathered.rejects.append(
-                Reject(row.where, row.image, reason if same else f"{reason}: their groups are one row")
-            )
+            more = "" if set(row.groups) <= set(groups[at]) else ": they are one row of both groups"
+            reason = f"the same picture and text as an earlier row{more}"
+            gathered.rejects.append(Reject(row.where, row.image, reason, columns["image_key"][at]))
             groups[at] = tuple(dict.fromkeys((*groups[at], *row.groups)))
             continue
         groups.append(row.groups)
-        classes = gathered.classes.get(image_id, row.classes) if config.on_conflict == "keep" else row.classes
         columns["image"].append(gathered.raw.pictures.address(row.image))
         columns["image_id"].append(image_id)
         columns["text"].append(row.text)
         columns["unit"].append(unit)
-        columns["class_name"].append(classes[0] if classes else None)
+        columns["class_name"].append(row.classes[0] if row.classes else None)
         columns["split"].append(split[unit])
         columns["image_key"].append(row.image)
         for name, value in (row.extra or {}).items():
-            further = columns[name]
+            further = columns[f"source_{name}" if name in pairs.RESERVED else name]
             further.extend([None] * (len(groups) - 1 - len(further)))
             further.append(value)
     several = any(len(of) > 1 for of in groups)
@@ -132,10 +147,9 @@ def table(gathered: Gathered, config: PrepConfig) -> pd.DataFrame:
     for name in columns:
         columns[name].extend([None] * (len(groups) - len(columns[name])))
     _add_looks(columns, gathered)
-    frame = pairs.make_frame(columns)
     if config.oversample_below is not None:
-        frame["weight"] = _weights(frame, config.oversample_below)
-    return frame
+        columns["weight"] = _weights(columns, gathered.classes, config.oversample_below)
+    return pairs.make_frame(columns)
 
 
 def _add_looks(columns: dict[str, list[Any]], gathered: Gathered) -> None:
@@ -144,99 +158,123 @@ def _add_looks(columns: dict[str, list[Any]], gathered: Gathered) -> None:
         return
     found = [gathered.checked[name] for name in columns["image_key"]]
     columns["width"], columns["height"] = [each.width for each in found], [each.height for each in found]
-    columns["image_looks"] = [each.looks[:35].hex() for each in found]
+    columns["image_looks"] = [perceptual.kept(each.looks) for each in found]
+
+
+def _weights(columns: dict[str, list[Any]], classes: dict[str, tuple[str, ...]], below: int) -> list[float]:
+    """below / n for training rows of a picture whose rarest class has n < below training pictures, else 1."""
+    rows = list(zip(columns["image_id"], columns["split"], strict=True))
+    training = {image_id for image_id, split in rows if split == "train"}
+    sizes = Counter(name for image_id in training for name in classes.get(image_id, ()))
+    rarest = {image_id: min(sizes[name] for name in classes[image_id]) for image_id in training & classes.keys()}
+    return [
+        max(1.0, below / rarest[image_id]) if split == "train" and image_id in rarest else 1.0
+        for image_id, split in rows
+    ]
 
 
 def _split(gathered: Gathered, together: dict[str, str], config: PrepConfig) -> dict[str, str]:
     """unit -> split, for the units that stay under --limit and that the source puts somewhere, if it decides."""
     sizes = Counter(together[row.unit] for row in gathered.rows)
     kept = sizes.keys() if config.limit is None else set(splits.limited(sizes, config.limit, config.seed))
-    strata: dict[str, frozenset[str]] = dict.fromkeys((unit for unit in sizes if unit in kept), NOTHING)
-    named: dict[str, frozenset[str]] = {}
-    repeated = _repeated(gathered, together) if config.stratify else {}
-    for row in gathered.rows:
-        unit = together[row.unit]
-        if unit in kept:
-            if row.split:
-                named[unit] = named.get(unit, NOTHING) | {row.split}
-            classes = row.classes or ((row.text,) if row.text in repeated else ())
-            if config.stratify and classes:
-                strata[unit] = strata[unit].union(classes)
+    strata: dict[str, Collection[str]] = dict.fromkeys((unit for unit in sizes if unit in kept), ())
+    if config.stratify:
+        found: dict[str, set[str]] = defaultdict(set)
+        repeated = _repeated(gathered, together, config)
+        for row in gathered.rows:
+            found[together[row.unit]].update(row.classes or ((row.text,) if row.text in repeated else ()))
+        strata |= {unit: sorted(found[unit]) for unit in strata if found[unit]}
     drawn = splits.split_units(strata, test_share=config.test_share, val_share=config.val_share, seed=config.seed)
     if config.split_by == "seed":
         return drawn
-    return _as_in_source(named, strata, drawn, config)
-
-
-def _repeated(gathered: Gathered, together: dict[str, str]) -> set[str]:
-    """Texts that stand in several units: where there are no classes, they are what is stratified."""
-    first: dict[str, str] = {}
-    several: set[str] = set()
+    named: dict[str, set[str]] = defaultdict(set)
     for row in gathered.rows:
-        if first.setdefault(row.text, together[row.unit]) != together[row.unit]:
-            several.add(row.text)
-    return several
+        if row.split:
+            named[together[row.unit]].add(row.split)
+    named = {unit: found for unit, found in named.items() if unit in kept}
+    split = _as_in_source(gathered, named, strata, drawn, config)
+    told: set[str] = set()
+    for row in gathered.rows:
+        unit = together[row.unit]
+        if unit in kept and unit not in split and row.where not in told:
+            told.add(row.where)
+            gathered.rejects.append(Reject(row.where, row.image, "the source puts it in no split"))
+    return split
+
+
+def _repeated(gathered: Gathered, together: dict[str, str], config: PrepConfig) -> set[str]:
+    """Texts that stand in so many units that each can give a share of them: without classes, they are stratified."""
+    least = 1 / min((share for share in (config.test_share, config.val_share) if share > 0), default=1.0)
+    units: dict[str, set[str]] = defaultdict(set)
+    for row in gathered.rows:
+        if len(units[row.text]) < least:
+            units[row.text].add(together[row.unit])
+    return {text for text, of in units.items() if len(of) >= max(2, least)}
 
 
 def _as_in_source(
-    named: dict[str, frozenset[str]], strata: dict[str, frozenset[str]], drawn: dict[str, str], config: PrepConfig
+    gathered: Gathered,
+    named: Mapping[str, Collection[str]],
+    strata: Mapping[str, Collection[str]],
+    drawn: dict[str, str],
+    config: PrepConfig,
 ) -> dict[str, str]:
     """The source's own splits; what it lacks is drawn from its training units.
 
     Where it has no test but a val split, as COCO has, that is the test: what selects must not measure.
     """
-    split, _ = splits.as_in_source(named)
+    split, torn = splits.as_in_source(named)
     have = set(split.values())
     if "train" not in have:
+        lacking = f"only {', '.join(sorted(have))}" if have else "none at all"
+        gathered.notes.append(f"the source names no split to train on, {lacking}: splits are drawn")
         return drawn
-    if "test" not in have:
+    if torn:
+        told = f"{len(torn)} {'unit stands' if len(torn) == 1 else 'units stand'} in several of the source's splits"
+        gathered.notes.append(f"{told}, by copies: each went to the one that is held out most")
+    if "test" not in have and "val" in have:
+        gathered.notes.append("the source has no test split: its val is the test, and validation is drawn from train")
         split = {unit: "test" if name == "val" else name for unit, name in split.items()}
         have = set(split.values())
+    lacks = [name for name in ("test", "val") if name not in have]
+    if lacks == ["test", "val"]:
+        gathered.notes.append("the source has neither a test nor a validation split: both are drawn from train")
     training = {unit: strata[unit] for unit, name in split.items() if name == "train"}
-    shares = {
-        "test_share": 0.0 if "test" in have else config.test_share,
-        "val_share": 0.0 if "val" in have else config.val_share,
-    }
-    return split | splits.split_units(training, seed=config.seed, **shares)
-
-
-def _weights(frame: pd.DataFrame, below: int) -> list[float]:
-    """below / n for training rows of a class of n < below pictures, else 1: how often a row is drawn."""
-    training = frame[frame["split"] == "train"]
-    sizes: Counter[str] = Counter()
-    for _, picture in training.drop_duplicates("image_id").iterrows():
-        sizes.update(labels.as_set(picture["image_group"]))
-    rarest = (min((sizes[g] for g in labels.as_set(groups)), default=0) for groups in frame["image_group"])
-    return [
-        below / size if split == "train" and 0 < size < below else 1.0
-        for size, split in zip(rarest, frame["split"], strict=True)
-    ]
+    shares = {name: getattr(config, f"{name}_share") if name in lacks else 0.0 for name in ("test", "val")}
+    return split | splits.split_units(training, test_share=shares["test"], val_share=shares["val"], seed=config.seed)
 
 
 def write(frame: pd.DataFrame, gathered: Gathered, described: dict[str, Any], config: PrepConfig) -> None:
-    """The prepared folder, whole or not at all; to a bucket, with its manifest last.
+    """The prepared folder, whole or not at all; in a bucket the old one stays readable until the new manifest stands.
 
     Raises:
-        DataError: what was written holds a leak. It is not put in place.
+        DataError: what was written holds a leak, or a picture to copy is gone. It is not put in place.
     """
     out = config.out
     assert out is not None
+    copies = _copies(frame, gathered) if copies_pictures(config) else {}
     if not out.is_remote:
         with folder_written_whole(out.path) as folder:
             _write_tables(folder, frame, gathered, described, config)
-            if config.copy_images:
-                (folder / "images").mkdir()
-                for name, path in _copies(frame, gathered).items():
-                    shutil.copyfile(path, folder / name)
+            for name, path in copies.items():
+                (folder / name).parent.mkdir(exist_ok=True)
+                shutil.copyfile(path, folder / name)
         return
-    remote = Remote(out)
     with tempfile.TemporaryDirectory() as aside:
         _write_tables(Path(aside), frame, gathered, described, config)
-        if config.copy_images is not False and (config.copy_images or out.is_bucket):
-            remote.upload(_copies(frame, gathered))
-        prefix = f"{ZONE_TABLES}/" if out.is_bucket else ""
         files = {path.name: path for path in sorted(Path(aside).iterdir())}
-        Remote(out / ZONE_TABLES if prefix else out).upload(files, manifest=MANIFEST)
+        pictures = Remote(out)
+        pictures.upload(copies)
+        Remote(out / ZONE_TABLES if out.is_bucket else out).replace(files, MANIFEST)
+        # Pictures are named by their content, so the old table needed none that the new one has changed.
+        pictures.remove([name for name in pictures.listing() if COPY.fullmatch(name) and name not in copies])
+
+
+def copies_pictures(config: PrepConfig) -> bool:
+    """Whether pictures are copied: as told; else into a lake's zone, if they were looked at."""
+    if config.copy_images is not None:
+        return config.copy_images
+    return config.out is not None and config.out.is_bucket and config.check_images
 
 
 def copied_name(image_id: str, image_key: str) -> str:
@@ -245,13 +283,17 @@ def copied_name(image_id: str, image_key: str) -> str:
 
 
 def _copies(frame: pd.DataFrame, gathered: Gathered) -> dict[str, Path]:
+    """Name in the prepared folder -> the picture to copy there."""
     first = frame.drop_duplicates("image_id")
-    source = gathered.raw.pictures
-    source.fetch(list(first["image_key"]))
-    return {
-        copied_name(image_id, key): source.path(key)
-        for image_id, key in zip(first["image_id"], first["image_key"], strict=True)
-    }
+    source, found = gathered.raw.pictures, {}
+    if source.remote is not None:
+        source.fetch([key for key in first["image_key"] if key in source.files])
+    for image_id, key in zip(first["image_id"], first["image_key"], strict=True):
+        path = source.path(key)
+        if not path.is_file():
+            raise DataError(f"no such picture: {source.address(key)}", hint="without --no-check-images it is left out")
+        found[copied_name(image_id, key)] = path
+    return found
 
 
 def _write_tables(
@@ -259,10 +301,8 @@ def _write_tables(
 ) -> None:
     import pandas as pd
 
-    out = config.out
-    if config.copy_images or (config.copy_images is None and out is not None and out.is_bucket):
-        first = frame.drop_duplicates("image_id")
-        names = {i: copied_name(i, key) for i, key in zip(first["image_id"], first["image_key"], strict=True)}
+    if copies_pictures(config):
+        names = dict(zip(frame["image_id"], map(copied_name, frame["image_id"], frame["image_key"]), strict=True))
         frame = frame.assign(image=[names[image_id] for image_id in frame["image_id"]])
     frame.to_parquet(folder / "pairs.parquet", index=False)
     pairs.docstore(frame).to_parquet(folder / "docstore.parquet", index=False)
@@ -271,7 +311,7 @@ def _write_tables(
         _view(frame[frame["split"] == split], group).to_csv(folder / f"{split}_pairs_positive.csv", index=False)
     if config.training_view is not None:
         _view(frame[frame["split"] == "train"], group).to_csv(folder / config.training_view, index=False)
-    rejects = pd.DataFrame(gathered.rejects, columns=["where", "item", "reason"])
+    rejects = pd.DataFrame(gathered.rejects, columns=list(Reject._fields))
     rejects.to_csv(folder / "rejects.csv", index=False, errors="backslashreplace")
     (folder / "data.yaml").write_text(yaml_text(described), encoding="utf-8")
     pairs.read_pairs(folder)  # Refuses a leak in what was really written.

@@ -6,15 +6,17 @@ texts are cleaned, limited and, where there are none, made from templates is the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from vlkit.config import PrepConfig
-from vlkit.data import captions
+from vlkit.data import captions, tables
 from vlkit.data.sources import Source
-from vlkit.errors import DataError
+from vlkit.errors import DataError, UsageError, nearest
+from vlkit.storage import Location
 
 
 class RawRow(NamedTuple):
@@ -41,11 +43,12 @@ class RawRow(NamedTuple):
 
 
 class Reject(NamedTuple):
-    """Something left out, and why."""
+    """Something left out, and why: a reason that others share, and a detail of its own."""
 
     where: str
     item: str
     reason: str
+    detail: str = ""
 
 
 class Item(NamedTuple):
@@ -67,13 +70,32 @@ class RawFolder:
 
     def __init__(self, config: PrepConfig) -> None:
         self.config = config
+        self.layout = config.layout
         location, self.table = config.source, config.table
-        if not location.is_remote and location.path.is_file():
+        if is_table(location):
             # --source names the table itself.
-            self.table, location = location.path.name, type(location)(location.path.parent)
-        without = [] if config.out is None or config.out.is_remote else [config.out.path]
+            self.table, location = location.name, location.parent
+        without = [config.out] if config.out is not None else []
         self.source = Source(location, without)
-        self.pictures = Source(config.image_root, without) if config.image_root else self.source
+        prepared = (
+            {"pairs.parquet", "data.yaml"} <= set(os.listdir(self.source.root)) if self.source.remote is None else False
+        )
+        if prepared:
+            told = f"{location} is a prepared folder already"
+            raise DataError(told, hint=f"use it: vlkit train-retrieval --data {location}")
+        self.pictures = Source(config.image_root, without, "--image-root") if config.image_root else self.source
+
+    def check_templates(self, known: Collection[str]) -> None:
+        """Refuse a template that names what no row has.
+
+        Raises:
+            UsageError: names the field and those that there are.
+        """
+        for template in self.config.templates:
+            for name in captions.template_fields(template):
+                if name not in {*known, *self.class_fields}:
+                    told = f"the template {template!r} names {{{name}}}, which no row has"
+                    raise UsageError(told, hint=nearest(name, sorted({*known, *self.class_fields})))
 
     def rows_of(self, item: Item) -> Iterator[RawRow | Reject]:
         """An item's rows: its own texts, and the templates' where it has none of its own (or for all, if asked)."""
@@ -83,12 +105,14 @@ class RawFolder:
         if not own or self.config.templates_for == "all":
             captioned += self._from_templates(item, groups)
         if not captioned:
-            yield Reject(item.where, item.image, "no text")
+            yield Reject(item.where, item.image, "no text" if item.classes else "no text and no class")
         for text, of in dict(captioned).items():
             if (told := self._length(text)) is not None:
                 yield Reject(item.where, item.image, told)
                 continue
-            yield RawRow(item.image, text, of, item.unit, item.classes, item.where, item.split, item.extra)
+            # A template speaks of one class: its row is first of that one.
+            classes = (*of, *(c for c in item.classes if c not in of)) if set(of) <= set(item.classes) else item.classes
+            yield RawRow(item.image, text, of, item.unit, classes, item.where, item.split, item.extra)
 
     def _from_templates(self, item: Item, groups: tuple[str, ...]) -> list[tuple[str, tuple[str, ...]]]:
         made = []
@@ -143,32 +167,44 @@ class RawFolder:
         return Path(self.source.root.resolve()).is_relative_to(root.path.resolve())
 
     def closed(self) -> Iterator[Reject]:
-        """Folders that could not be read, and links that lead out."""
+        """Folders that could not be read, links that lead out or nowhere, what is no file."""
         for source in dict.fromkeys((self.source, self.pictures)):
-            for error in source.closed:
-                yield Reject(str(error.filename), str(error.filename), f"the folder cannot be read: {error.strerror}")
+            for name, reason in sorted(source.refused.items()):
+                shown = os.fsencode(name).decode("utf-8", "replace")
+                yield Reject(shown, shown, reason)
 
 
-MASK_FOLDERS = frozenset(
-    ["mask", "masks", "segmentation", "segmentations", "ground_truth", "groundtruth", "annotations"]
-)
+def is_table(location: Location) -> bool:
+    """The source names a table, not a folder."""
+    if location.is_remote:
+        return PurePosixPath(location).suffix.lower() in tables.SUFFIXES
+    return location.path.is_file()
+
+
+MASK_FOLDERS = frozenset(["masks", "segmentation", "segmentations", "ground_truth", "groundtruth", "annotations"])
 MASK_ENDS = ("mask", "masks", "seg", "segmentation", "superpixels", "groundtruth", "gt")
 
 
 def mask_of(name: str, source: Source) -> str | None:
-    """Why a picture is taken for a mask: its folder, or its name beside the picture that it masks; else None."""
+    """Why a picture is taken for a mask: its folder, or its name beside the picture that it masks; else None.
+
+    A class may be called mask: a folder `mask` holds masks only where its pictures' names stand above it too.
+    """
     path = PurePosixPath(name)
-    if any(part.lower() in MASK_FOLDERS for part in path.parts[:-1]):
+    folders = [part.lower() for part in path.parts[:-1]]
+    if len(folders) > 1 and MASK_FOLDERS.intersection(folders):
+        return "a mask, by its folder"
+    if len(folders) > 1 and folders[-1] == "mask" and source.has_stem(str(path.parent.parent / path.stem)):
         return "a mask, by its folder"
     stem = path.stem.lower().rstrip("0123456789").rstrip("_- ") or path.stem.lower()
     end = next((end for end in MASK_ENDS for mark in "_-. " if stem.endswith(mark + end)), None)
     if end is None:
         return None
     masked = path.stem[: len(stem) - len(end) - 1]
-    beside = (source.locate_stem(str(path.with_name(masked))) if masked else None) is not None
-    return "a mask, by its name beside the picture" if beside else None
+    there = bool(masked) and source.has_stem(str(path.with_name(masked)))
+    return "a mask, by its name beside the picture" if there else None
 
 
 def reject_of(error: DataError, where: str, item: str) -> Reject:
     """A DataError about one file as a reject."""
-    return Reject(where, item, error.message)
+    return Reject(where, item, error.message, error.hint or "")

@@ -30,66 +30,90 @@ class Source:
 
     Args:
         location: where it lies.
-        without: local folders inside it that are not part of it, such as prep's own output.
+        without: folders inside it that are not part of it, such as prep's own output.
+        what: the setting that names it, for messages.
+
+    Attributes:
+        refused: name -> why a file or folder below is not read: links that lead out or nowhere, closed folders.
 
     Raises:
         DataError: it is missing, a file, or empty.
     """
 
-    def __init__(self, location: str, without: Collection[Path] = ()) -> None:
-        self.location = Location(location)
+    def __init__(self, location: Location, without: Collection[Location] = (), what: str = "--source") -> None:
+        self.location = location if location.is_remote else location.absolute
         self.remote = Remote(self.location) if self.location.is_remote else None
-        self._without = [os.path.realpath(path) for path in without]
+        self._without = {str(each.absolute).rstrip("/") for each in without}
         self._fetched: dict[str, Path] = {}
-        self.outside: set[str] = set()
-        self.closed: list[OSError] = []
+        self.refused: dict[str, str] = {}
         if self.remote is None:
-            self._check_local()
+            self._check_local(location, what)
 
-    def _check_local(self) -> None:
+    def _check_local(self, given: Location, what: str) -> None:
         path = self.location.path
         if not path.exists():
-            hint = "--source DIR names the raw folder; vlkit sample recipes raw/ makes one to try"
-            raise DataError(f"no such folder: {path}", hint=hint)
-        if path.is_dir() and not any(path.iterdir()):
-            raise DataError(f"{path} is empty")
+            hint = f"{what} DIR names an existing folder"
+            hint += "; vlkit sample recipes raw/ makes one to try" if what == "--source" else ""
+            raise DataError(f"no such folder: {given}", hint=hint)
+        if not path.is_dir():
+            raise DataError(f"{given} is a file; {what} wants a folder")
+        if not any(path.iterdir()):
+            raise DataError(f"{given} is empty")
 
     @property
     def root(self) -> Path:
-        """The local folder."""
+        """The local folder, without links and dots."""
         return self.location.path
 
     @cached_property
     def files(self) -> dict[str, Entry]:
         """name -> size and stamp of every file, sorted by name; hidden ones are left out."""
-        if self.remote is not None:
-            found = self.remote.listing()
-            if not found:
-                raise DataError(f"{self.location} is empty")
-            return {name: entry for name, entry in found.items() if not _hidden(name)}
-        return dict(sorted(self._walk(self.root, "")))
+        if self.remote is None:
+            return dict(sorted(self._walk(self.root, "")))
+        found = self.remote.listing()
+        if not found:
+            raise DataError(f"{self.location} is empty")
+        return {
+            name: entry
+            for name, entry in found.items()
+            if not _hidden(name) and not any(f"{self.location}/{name}".startswith(out + "/") for out in self._without)
+        }
 
     def _walk(self, folder: Path, prefix: str) -> Iterator[tuple[str, Entry]]:
         try:
             entries = list(os.scandir(folder))
         except OSError as error:
-            self.closed.append(error)
+            self.refused[prefix.rstrip("/")] = f"the folder cannot be read: {error.strerror}"
             return
         for entry in entries:
             name = prefix + entry.name
             if _hidden(entry.name):
                 continue
-            if entry.is_symlink() and not self._within(entry.path):
-                self.outside.add(name)
+            if reason := self._not_read(entry):
+                self.refused[name] = reason
             elif entry.is_dir(follow_symlinks=False):
                 if os.path.realpath(entry.path) not in self._without:
                     yield from self._walk(Path(entry.path), name + "/")
-            elif entry.is_file():
+            else:
                 stat = entry.stat()
                 yield name, Entry(stat.st_size, str(stat.st_mtime_ns))
 
+    def _not_read(self, entry: os.DirEntry[str]) -> str | None:
+        """Why an entry of a folder is passed over."""
+        try:
+            entry.name.encode("utf-8")
+        except UnicodeEncodeError:
+            return "its name is not UTF-8"
+        if entry.is_symlink():
+            if not self._within(entry.path):
+                return LINK_LEADS_OUT
+            if not os.path.exists(entry.path):
+                return "the link leads nowhere"
+            return "a link to a folder inside the source: not followed" if entry.is_dir() else None
+        return None if entry.is_dir() or entry.is_file() else "neither a file nor a folder"
+
     def _within(self, path: str | Path) -> bool:
-        return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.root))
+        return Path(os.path.realpath(path)).is_relative_to(self.root)
 
     @cached_property
     def pictures(self) -> list[str]:
@@ -120,27 +144,35 @@ class Source:
         if not inside:
             raise DataError(LEADS_OUT)
         if not listed:
-            return inside[-1]
+            return inside[0]
         for candidate in inside:
             if candidate in self.files:
                 return candidate
         for candidate in inside:
-            if any(candidate == out or candidate.startswith(out + "/") for out in self.outside):
-                raise DataError(LINK_LEADS_OUT)
-            if self.remote is None and (self.root / candidate).is_file():
-                # Through a link that leads to another place inside.
-                return candidate
+            above = [candidate, *(str(parent) for parent in PurePosixPath(candidate).parents)]
+            reason = next((self.refused[each] for each in above if each in self.refused), None)
+            if self.remote is None and (self.root / candidate).is_file() and self._within(self.root / candidate):
+                # Through a link that leads to another place inside; where names have no case, by their own spelling.
+                return self._folded_name(candidate) or candidate
+            if reason is not None:
+                raise DataError(reason)
         return self._by_other_spelling(inside)
 
+    def _folded_name(self, candidate: str) -> str | None:
+        found = self._spellings[_folded.__name__].get(_folded(candidate), [])
+        return found[0] if len(found) == 1 else None
+
     def _relative(self, name: str) -> str:
-        if not name.startswith("/") or self.remote is not None:
-            if "://" in name:
+        if "://" in name:
+            if not name.startswith(f"{self.location}/"):
                 raise DataError("a URL: pictures are read from the source only")
+            return name.removeprefix(f"{self.location}/")
+        if not name.startswith("/") or self.remote is not None:
             return name
-        try:
-            return Path(os.path.normpath(name)).relative_to(os.path.abspath(self.root)).as_posix()
-        except ValueError:
-            raise DataError(LEADS_OUT) from None
+        for spelt in (os.path.normpath(name), os.path.realpath(name)):
+            if Path(spelt).is_relative_to(self.root):
+                return Path(spelt).relative_to(self.root).as_posix()
+        raise DataError(LEADS_OUT)
 
     def _by_other_spelling(self, candidates: Sequence[str]) -> str:
         for spelling in (_folded, _without_suffix, _last_part, _stem):
@@ -151,7 +183,7 @@ class Source:
                 if len(found) == 1:
                     return found[0]
                 if found:
-                    raise DataError(f"{len(found)} pictures have this name, for example {found[0]} and {found[1]}")
+                    raise DataError("several pictures have this name", hint=f"{found[0]}, {found[1]}")
         raise DataError("no such picture")
 
     @cached_property
@@ -163,15 +195,18 @@ class Source:
                 table[spelling(name)].append(name)
         return tables
 
-    def locate_stem(self, stem: str) -> str | None:
-        """The one picture of this name without its suffix, if there is one."""
-        found = self._spellings[_without_suffix.__name__].get(_folded(stem), [])
-        return found[0] if found else None
+    def has_stem(self, stem: str) -> bool:
+        """There is a picture of this name without its suffix."""
+        return bool(self._spellings[_without_suffix.__name__].get(_folded(stem)))
 
     def path(self, name: str) -> Path:
         """The local file: itself, or its copy in the cache."""
         if self.remote is None:
+            if name not in self.files and not self._within(self.root / name):
+                raise DataError(f"{name}: {LINK_LEADS_OUT}")
             return self.root / name
+        if name not in self.files:
+            raise DataError(f"no such picture: {self.location}/{name}")
         if name not in self._fetched:
             self.fetch([name])
         return self._fetched[name]
@@ -187,7 +222,7 @@ class Source:
 
     @cached_property
     def _absolute(self) -> str:
-        return self.root.absolute().as_posix().rstrip("/") + "/"
+        return self.root.as_posix().rstrip("/") + "/"
 
 
 def _hidden(name: str) -> bool:

@@ -65,19 +65,20 @@ def split_units(
         test_share: of all units.
         val_share: of the units that remain after the test.
 
-    A share above zero takes at least one unit of a class while one is left for training, so a class of one trains, a
-    class of two trains and tests, and a class of three stands in all splits. Where units have several classes the
-    rarest class is served first (Sechidis and others, 2011); a commoner one takes what those units leave.
+    A share above zero takes at least one unit of a class while one is left for training: a class of three stands in
+    all splits, a class of two trains and is tested or, for every other one, validated. A class of one trains, unless
+    most units are such: then they are split like units of no class. Where units have several classes the rarest class
+    is served first (Sechidis and others, 2011); a commoner one takes what those units leave.
     """
     members: dict[str | None, list[str]] = defaultdict(list)
     for unit, classes in units.items():
         for class_name in dict.fromkeys(classes) if classes else (None,):
             members[class_name].append(unit)
+    _pool_single(members, len(units))
     split: dict[str, str] = {}
     for class_name in sorted(members, key=lambda name: (len(members[name]), name or "")):
         of_class = members[class_name]
-        test = _count(test_share, len(of_class))
-        wanted = {"test": test, "val": _count(val_share, len(of_class) - test)}
+        wanted = _wanted(len(of_class), test_share, val_share, draw(seed, f"two of {class_name}") % 2 == 0)
         placed = [split[unit] for unit in of_class if unit in split]
         free = sorted((unit for unit in of_class if unit not in split), key=lambda unit: (draw(seed, unit), unit))
         if free and "train" not in placed:
@@ -89,6 +90,24 @@ def split_units(
             given += more
         split |= dict.fromkeys(free[given:], "train")
     return split
+
+
+def _pool_single(members: dict[str | None, list[str]], units: int) -> None:
+    """Classes of one unit become units of no class, where they are most."""
+    single = [name for name, of_class in members.items() if len(of_class) == 1 and name is not None]
+    if 2 * len(single) > units:
+        for name in single:
+            unit = members.pop(name)[0]
+            if unit not in members[None]:
+                members[None].append(unit)
+
+
+def _wanted(size: int, test_share: float, val_share: float, tested: bool) -> dict[str, int]:
+    """How many of a class' units go to the test and to validation."""
+    if size == 2 and test_share > 0 and val_share > 0:
+        return {"test": int(tested), "val": int(not tested)}
+    test = _count(test_share, size)
+    return {"test": test, "val": _count(val_share, size - test)}
 
 
 def as_in_source(units: Mapping[str, Collection[str]]) -> tuple[dict[str, str], list[str]]:
@@ -150,17 +169,16 @@ def refuse_leaks(pairs: pd.DataFrame, where: str, near: int = -1) -> None:
 def _refuse_lookalikes(pictures: pd.DataFrame, where: str, near: int) -> None:
     from vlkit.data import perceptual
 
-    looks = [bytes.fromhex(each) if isinstance(each, str) else b"" for each in pictures["image_looks"]]
+    looks = [perceptual.restored(each) for each in pictures["image_looks"]]
     split = pictures["split"].to_numpy()
     seen: list[int] = []
     for name in SPLITS:
         here = [int(i) for i in (split == name).nonzero()[0]]
-        for one, other in perceptual.near([looks[i] for i in here], near, [looks[i] for i in seen]):
-            first, second = pictures.iloc[here[one]], pictures.iloc[seen[other]]
-            told = (
-                f"{where}: {first['image']} ({first['split']}) and {second['image']} ({second['split']}) look the same"
-            )
-            raise DataError(told, hint=LEAK_HINT)
+        found = perceptual.first_alike([looks[i] for i in here], [looks[i] for i in seen], near)
+        if found is not None:
+            first, second = pictures.iloc[here[found[0]]], pictures.iloc[seen[found[1]]]
+            both = f"{first['image']} ({first['split']}) and {second['image']} ({second['split']})"
+            raise DataError(f"{where}: {both} look the same", hint=LEAK_HINT)
         seen += here
 
 

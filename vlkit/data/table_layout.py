@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,6 @@ from typing import Any
 from vlkit import console
 from vlkit.config import PrepConfig
 from vlkit.data import captions, tables
-from vlkit.data.pairs import PAIR_COLUMNS
 from vlkit.data.raw import Item, RawFolder, RawRow, Reject, reject_of
 from vlkit.data.sources import Source
 from vlkit.data.splits import named_split
@@ -26,7 +26,9 @@ IMAGE_COLUMNS = (
 TEXT_COLUMNS = ("caption", "captions", "text", "description", "sentence", "title")
 LABEL_COLUMNS = ("condition", "label", "class", "class_name", "category", "disease", "diagnosis", "dx", "species")
 SEPARATORS = "|;"
-PEEKED = 200
+PEEKED, TRIED = 200, 20
+# Kinds of tables whose records need not all have the same columns.
+OPEN_ENDED = (".jsonl", ".ndjson", ".json")
 
 
 @dataclass(frozen=True)
@@ -39,39 +41,43 @@ class Columns:
     group: str | None
     unit: str | None
     split: str | None
-    extra: tuple[str, ...]
 
     @classmethod
-    def of(cls, config: PrepConfig, names: Sequence[str], where: str) -> Columns:
+    def of(cls, config: PrepConfig, names: Sequence[str], image: str, where: str) -> Columns:
         """Choose by the settings, else by the usual names.
+
+        Args:
+            names: the columns that there are.
+            image: the one that names the pictures.
 
         Raises:
             DataError: a column is missing; names those that are there.
         """
-        image = _required("image", config.image_column, IMAGE_COLUMNS, names, where)
         texts = tuple(column for column in config.text_column if column in names)
         if not config.text_column:
-            texts = tuple(column for column in TEXT_COLUMNS if column in names and column != image)[:1]
+            texts = tuple(column for column in usual(TEXT_COLUMNS, names) if column != image)[:1]
         labels = tuple(column for column in config.label_column if column in names)
         if not config.label_column:
-            labels = tuple(column for column in LABEL_COLUMNS if column in names and column not in (image, *texts))[:1]
-        if config.was_given("text_column") or config.was_given("label_column"):
-            for column in (*config.text_column, *config.label_column):
-                if column not in names:
-                    raise _no_column(where, column, names)
+            labels = tuple(column for column in usual(LABEL_COLUMNS, names) if column not in (image, *texts))[:1]
+        asked = [config.group_column, config.unit_column]
+        asked += config.text_column if config.was_given("text_column") else ()
+        asked += config.label_column if config.was_given("label_column") else ()
+        for column in asked:
+            if column and column not in names:
+                raise _no_column(where, column, names)
         if not texts and not labels:
             wanted = config.text_column or TEXT_COLUMNS
             raise DataError(
                 f"{where}: no column with texts ({', '.join(wanted)}) and none with classes; it has {', '.join(names)}",
                 hint="name it: --text-column NAME, or --label-column NAME",
             )
-        for column in (config.group_column, config.unit_column):
-            if column and column not in names:
-                raise _no_column(where, column, names)
-        split = "split" if "split" in names else None
-        used = {image, *texts, *labels, config.group_column, config.unit_column, split}
-        extra = tuple(column for column in names if column not in used)
-        return cls(image, texts, labels, config.group_column, config.unit_column, split, extra)
+        split = next(iter(usual(("split",), names)), None)
+        return cls(image, texts, labels, config.group_column, config.unit_column, split)
+
+    @property
+    def used(self) -> set[str | None]:
+        """Columns whose content the table of pairs has under its own names."""
+        return {self.image, *self.texts, *self.labels, self.group, self.split}
 
     def told(self) -> str:
         """In words."""
@@ -81,15 +87,33 @@ class Columns:
         return ", ".join(parts)
 
 
-def _required(what: str, given: str | None, usual: Sequence[str], names: Sequence[str], where: str) -> str:
+def usual(known: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The columns that are called as such columns usually are, whatever their capitals."""
+    return [name for word in known for name in names if name.lower() == word]
+
+
+def _image_column(raw: RawFolder, names: Sequence[str], records: Sequence[Any], where: str) -> str:
+    """The column that names pictures: as told, else of the usual ones that whose names are found most often."""
+    given = raw.config.image_column
     if given:
         if given not in names:
             raise _no_column(where, given, names)
         return given
-    found = next((column for column in usual if column in names), None)
-    if found is None:
-        told = f"{where}: which column names the {what}s? It has {', '.join(names)}"
-        raise DataError(told, hint=f"say so: --{what}-column NAME")
+    candidates = usual(IMAGE_COLUMNS, names)
+    if not candidates:
+        told = f"{where}: which column names the images? It has {', '.join(names)}"
+        raise DataError(told, hint="say so: --image-column NAME")
+    return max(candidates, key=lambda column: _found(raw, column, records)) if len(candidates) > 1 else candidates[0]
+
+
+def _found(raw: RawFolder, column: str, records: Sequence[Any]) -> int:
+    """How many of these records name a picture in this column that is there."""
+    found = 0
+    for record in records[:TRIED]:
+        for name in tables.values(record.get(column))[:1]:
+            with contextlib.suppress(DataError):
+                raw.locate(name)
+                found += 1
     return found
 
 
@@ -107,6 +131,17 @@ def find_tables(source: Source) -> list[str]:
     ]
 
 
+def names_pictures(raw: RawFolder, name: str) -> bool:
+    """A table with a column of pictures, by its first records."""
+    try:
+        peeked = list(itertools.islice(tables.records(raw.source.path(name), name), TRIED))
+    except DataError:
+        # It is meant to be a table; what is wrong with it is told when it is read.
+        return PurePosixPath(name).suffix.lower() != ".json"
+    columns = [column for _, record in peeked if isinstance(record, dict) for column in record]
+    return raw.config.image_column in columns or bool(usual(IMAGE_COLUMNS, columns))
+
+
 def _the_table(raw: RawFolder) -> str:
     found = find_tables(raw.source)
     if raw.table:
@@ -119,6 +154,8 @@ def _the_table(raw: RawFolder) -> str:
     if not found:
         raise DataError(f"{raw.source.location}: no table ({', '.join(tables.SUFFIXES)}) in it or under documents/")
     if len(found) > 1:
+        found = [name for name in found if names_pictures(raw, name)] or found
+    if len(found) > 1:
         told = f"{raw.source.location} holds {len(found)} tables: {', '.join(found[:8])}"
         raise DataError(told, hint=f"say which: --table {found[0]}; or --layout class-folders to read none of them")
     return found[0]
@@ -129,20 +166,41 @@ def table(raw: RawFolder) -> Iterator[RawRow | Reject]:
     name = _the_table(raw)
     records = tables.records(raw.source.path(name), name)
     peeked = list(itertools.islice(records, PEEKED))
-    names = list(dict.fromkeys(c for _, each in peeked if isinstance(each, dict) for c in each if isinstance(c, str)))
+    good = [record for _, record in peeked if isinstance(record, dict)]
+    names = list(dict.fromkeys(column for record in good for column in record if isinstance(column, str)))
     if not names:
         first = next((each.reason for _, each in peeked if isinstance(each, tables.BadLine)), "no row under its header")
         raise DataError(f"{raw.source.location}/{name}: {first}", hint="expected one record a line")
-    columns = Columns.of(raw.config, names, name)
+    image = _image_column(raw, names, good, name)
+    if PurePosixPath(name).suffix.lower() in OPEN_ENDED:
+        # A column may begin further down than was looked.
+        names += [column for column in _configured(raw.config) if column not in names]
+    columns = Columns.of(raw.config, names, image, name)
+    raw.check_templates(names)
     console.say(f"{name}: {columns.told()}")
-    folder = str(PurePosixPath(name).parent).removeprefix(".")
+    # Where pictures are not looked for, their names are taken as relative to the source, as they are as a rule.
+    folder = str(PurePosixPath(name).parent).removeprefix(".") if raw.listed else ""
     named: set[str] = set()
+    seen: set[str] = set()
     for where, record in itertools.chain(peeked, records):
         if isinstance(record, tables.BadLine):
             yield Reject(where, record.what, record.reason)
             continue
+        seen.update(record)
         yield from _rows_of(raw, columns, record, where, folder, named)
+    for column in _configured(raw.config):
+        if column not in seen and (column in columns.used or column == columns.unit):
+            raise _no_column(name, column, sorted(seen))
     yield from raw.unnamed(named, "no row names this picture")
+
+
+def _configured(config: PrepConfig) -> list[str]:
+    """Columns that the user named; those of a preset alone may be missing."""
+    named = [config.group_column, config.unit_column]
+    for setting in ("text_column", "label_column"):
+        if config.was_given(setting):
+            named += getattr(config, setting)
+    return [column for column in named if column]
 
 
 def _rows_of(
@@ -156,15 +214,16 @@ def _rows_of(
         reason
         for reason, there in (
             (f"no {columns.group}", groups or not columns.group),
-            (f"no text in {', '.join(columns.texts) or '(no column)'}", texts or classes),
+            (_no_words(columns), texts or classes),
             (f"no picture in {columns.image}", images),
+            (f"a list that cannot be read in {', '.join(columns.labels)}", not any(map(tables.broken_list, classes))),
         )
         if not there
     ]
     fields = {key: text for key in record if (text := captions.clean(" ".join(tables.values(record[key]))))}
     units = _cleaned(record.get(columns.unit)) if columns.unit else groups
     split = named_split(str(record[columns.split])) if columns.split and record.get(columns.split) else None
-    extra = {_free(column): _plain(record.get(column)) for column in columns.extra} or None
+    extra = {column: _plain(record[column]) for column in record if column not in columns.used} or None
     for image in images:
         try:
             found = raw.locate(image, folder)
@@ -177,6 +236,12 @@ def _rows_of(
             yield from raw.rows_of(Item(found, texts, where, unit, groups, classes, split, fields, extra))
     if missing:
         yield Reject(where, groups[0] if groups else images[0] if images else where, "; ".join(missing))
+
+
+def _no_words(columns: Columns) -> str:
+    parts = [f"no text in {', '.join(columns.texts)}"] if columns.texts else []
+    parts += [f"no class in {', '.join(columns.labels)}"] if columns.labels else []
+    return ", ".join(parts)
 
 
 def _cleaned(cell: Any) -> tuple[str, ...]:
@@ -198,11 +263,8 @@ def _classes(columns: Sequence[str], record: tables.Record) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in found if name))
 
 
-def _free(column: str) -> str:
-    return f"source_{column}" if column in (*PAIR_COLUMNS, "image_key", "image_looks", "weight") else column
-
-
 def _plain(cell: Any) -> str | None:
     if cell is None or cell != cell:
         return None
-    return cell if isinstance(cell, str) else json.dumps(cell, ensure_ascii=False, default=str)
+    text = cell if isinstance(cell, str) else json.dumps(cell, ensure_ascii=False, default=str)
+    return text.encode("utf-8", "replace").decode()

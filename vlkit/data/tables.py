@@ -11,7 +11,8 @@ import csv
 import itertools
 import json
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ EMPTY = frozenset(
 )
 DELIMITERS = ",;\t|"
 LONGEST_CELL = 2**24
+SNIFFED = 20
+_NAN = re.compile(r"\bnan\b")
+_PRINTED = re.compile(r"""['"]\s+['"]""")
 
 Record = dict[str, Any]
 
@@ -65,12 +69,12 @@ def values(cell: Any) -> list[str]:
 
     Empty cells, and what spreadsheets write for them, give none.
     """
-    if isinstance(cell, str) and cell.startswith("[") and cell.endswith("]"):
+    if isinstance(cell, str) and cell[:1] + cell[-1:] in ("[]", "()", "{}") and (cell[0] == "[" or broken_list(cell)):
         cell = _literal(cell)
     if hasattr(cell, "tolist"):
         cell = cell.tolist()
     if isinstance(cell, list | tuple):
-        return [text for item in cell for text in values(item)] if not isinstance(cell, dict) else []
+        return [text for item in cell for text in values(item)]
     if cell is None or isinstance(cell, dict) or (isinstance(cell, float) and math.isnan(cell)):
         return []
     text = str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)
@@ -78,14 +82,24 @@ def values(cell: Any) -> list[str]:
 
 
 def _literal(cell: str) -> Any:
-    for read in (json.loads, ast.literal_eval):
+    if _PRINTED.search(cell):
+        # A printed numpy array: Python would glue its strings together.
+        return cell
+    for read in (json.loads, lambda text: ast.literal_eval(_NAN.sub("None", text))):
         try:
             value = read(cell)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
+        except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
             continue
         if isinstance(value, list | tuple):
             return list(value)
+        if isinstance(value, set):
+            return sorted(map(str, value))
     return cell
+
+
+def broken_list(text: str) -> bool:
+    """It begins like a list, a tuple or a mapping, and is none that `values` could read."""
+    return text[:1] in ("[", "(", "{") and any(quote in text[1:3] for quote in "'\"")
 
 
 def _encoding(path: Path) -> str:
@@ -118,11 +132,10 @@ def _line_of(path: Path) -> int:
 def _csv(path: Path, name: str, delimiter: str | None) -> Iterator[tuple[str, Record | BadLine]]:
     csv.field_size_limit(LONGEST_CELL)
     text = lines(path, name)
-    first = next((line for line in text if line.strip()), "")
-    if "\0" in first:
+    head = list(itertools.islice(text, SNIFFED))
+    if any("\0" in line for line in head):
         raise DataError(f"{name}: holds zero bytes; it is no text table")
-    delimiter = delimiter or max(DELIMITERS, key=first.count)
-    reader = csv.reader(itertools.chain([first], text), delimiter=delimiter, strict=True)
+    reader = csv.reader(itertools.chain(head, text), delimiter=delimiter or _delimiter(head), strict=True)
     header, started = None, 1
     try:
         for row in reader:
@@ -131,16 +144,25 @@ def _csv(path: Path, name: str, delimiter: str | None) -> Iterator[tuple[str, Re
                 continue
             if header is None:
                 header = _header(row, name)
-            elif len(row) > len(header):
-                yield where, BadLine(where, str(row)[:80], f"{len(row)} cells, {len(header)} columns")
-            elif len(row) < len(header):
-                yield where, BadLine(where, str(row)[:80], f"{len(row)} cells, {len(header)} columns: cut off?")
+            elif len(row) != len(header):
+                cut = ": cut off?" if len(row) < len(header) else ""
+                yield where, BadLine(where, str(row)[:80], f"{len(row)} cells, {len(header)} columns{cut}")
             else:
                 yield where, dict(zip(header, row, strict=True))
     except csv.Error as error:
         raise _csv_refused(name, started, error) from None
     if header is None:
         raise DataError(f"{name} is empty: it has no header line")
+
+
+def _delimiter(head: Sequence[str]) -> str:
+    """The one under which header and first row have the same number of cells, and most of them."""
+
+    def cells(delimiter: str) -> tuple[bool, int]:
+        rows = [row for row in csv.reader(head, delimiter=delimiter) if any(row)]
+        return len(rows) > 1 and len(rows[0]) == len(rows[1]) > 1, len(rows[0]) if rows else 0
+
+    return max(DELIMITERS, key=cells)
 
 
 def _csv_refused(name: str, line: int, error: csv.Error) -> DataError:
@@ -165,8 +187,8 @@ def _json_lines(text: Iterator[str], name: str) -> Iterator[tuple[str, Record | 
             continue
         try:
             value = json.loads(line)
-        except ValueError as error:
-            yield where, BadLine(where, line.strip()[:80], f"not JSON: {getattr(error, 'msg', error)}")
+        except (ValueError, RecursionError) as error:
+            yield where, BadLine(where, line.strip()[:80], f"not JSON: {getattr(error, 'msg', 'nested too deeply')}")
             continue
         yield where, value if isinstance(value, dict) else BadLine(where, line.strip()[:80], "not a JSON object")
 
@@ -179,11 +201,11 @@ def _json(path: Path, name: str) -> Iterator[tuple[str, Record | BadLine]]:
         return
     try:
         value = json.loads(text)
-    except ValueError as error:
-        if len(text.strip().splitlines()) > 1 and _is_object(text.strip().splitlines()[0]):
-            yield from _json_lines(iter(text.splitlines()), name)
+    except (ValueError, RecursionError) as error:
+        if "\n" in text.strip() and _is_object(text.strip().split("\n")[0]):
+            yield from _json_lines(iter(text.split("\n")), name)
         else:
-            yield name, BadLine(name, text.strip()[:80], f"not JSON: {getattr(error, 'msg', error)}")
+            yield name, BadLine(name, text.strip()[:80], f"not JSON: {getattr(error, 'msg', 'nested too deeply')}")
         return
     several = isinstance(value, list)
     for number, item in enumerate(value if several else [value], start=1):
@@ -194,7 +216,7 @@ def _json(path: Path, name: str) -> Iterator[tuple[str, Record | BadLine]]:
 def _is_object(line: str) -> bool:
     try:
         return isinstance(json.loads(line), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 
@@ -210,4 +232,5 @@ def _parquet(path: Path, name: str) -> Iterator[tuple[str, Record | BadLine]]:
                 number += 1
                 yield f"{name}:{number}", record
     except (pyarrow.ArrowInvalid, OSError) as error:
-        raise DataError(f"{name} cannot be read as Parquet: {error}") from None
+        hint = "write it again; it may have been cut off on its way"
+        raise DataError(f"{name} cannot be read as Parquet: {error}", hint=hint) from None

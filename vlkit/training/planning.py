@@ -65,7 +65,7 @@ def complete(config: TrainRetrievalConfig, train: Pairs) -> TrainRetrievalConfig
         batch_size = rows
     model = opening.config_of(config.model)
     parameters = adapters.count(towers_module.from_config(model)).total
-    per_epoch = BatchOrder.of(train.frame["pair_id"], batch_size, config.seed).per_epoch
+    per_epoch = BatchOrder.over(train, batch_size, config.seed).per_epoch
     total = config.steps or max(1, round((config.epochs or preset.get("epochs", 1)) * per_epoch / config.grad_accum))
     if config.warmup >= total:
         raise UsageError(
@@ -107,7 +107,7 @@ def false_negatives(dataset: PairDataset, order: BatchOrder) -> float:
 
 def forecast(dataset: PairDataset, config: TrainRetrievalConfig, towers: Towers) -> list[str]:
     """What the user should hear before the first step."""
-    order = BatchOrder.of(dataset.pair_ids, config.batch_size, config.seed)
+    order = BatchOrder.over(dataset, config.batch_size, config.seed)
     wrong = false_negatives(dataset, order)
     treated = {"eye": "push apart", "mask": "leave alone", "multi-positive": "pull together"}[config.labels]
     told = f"{config.labels} labels {treated} such pairs"
@@ -152,7 +152,7 @@ def dry_run_of(config: TrainRetrievalConfig, rows: Rows) -> dict[str, Any]:
 
 
 def _per_epoch(config: TrainRetrievalConfig, train: Pairs) -> int:
-    return BatchOrder.of(train.frame["pair_id"], config.batch_size, config.seed).per_epoch
+    return BatchOrder.over(train, config.batch_size, config.seed).per_epoch
 
 
 def _estimate(config: TrainRetrievalConfig, counts: adapters.Counts, towers: Towers) -> dict[str, float]:

@@ -93,7 +93,7 @@ class Training:
 
     def _steps(self, start: int) -> Iterator[Step]:
         config = self.config
-        order = BatchOrder.of(self.dataset.pair_ids, config.batch_size, config.seed, first=start * config.grad_accum)
+        order = BatchOrder.over(self.dataset, config.batch_size, config.seed, first=start * config.grad_accum)
         return steps(
             stream(self.dataset, order, workers=config.workers),
             self.loss_of,
