@@ -57,6 +57,7 @@ def test_what_html_escapes_comes_back(text):
         ("cafe\u0301", "café"),
         ("\ufeffsoup\t\n of  the\u00a0day ", "soup of the day"),
         ("&amp;lt;b&amp;gt;twice&amp;lt;/b&amp;gt;", "twice"),
+        ("so\u00adft \u200bspace\u202e", "soft space"),
         (None, ""),
         (float("nan"), ""),
         (7, "7"),
@@ -70,6 +71,7 @@ def test_persian_letters_are_unified_and_joiners_kept():
     arabic = "كيك مي\u200cخواهم"  # noqa: RUF001
     assert captions.clean(arabic, persian=True) == "کیک می\u200cخواهم"  # noqa: RUF001
     assert captions.clean(arabic) == arabic
+    assert captions.clean("کـــباب", persian=True) == "کباب"
 
 
 def test_class_names_become_words():

@@ -6,17 +6,19 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import imagehash
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from conftest import patterned, picture, write_class_folders, write_recipes
 from PIL import Image, ImageEnhance
 
 from vlkit.config import PrepConfig
 from vlkit.data import checking, perceptual
-from vlkit.data.images import check
+from vlkit.data.images import Checked, check
 from vlkit.data.pairs import read_pairs
 from vlkit.data.sources import Source
 from vlkit.errors import DataError
@@ -222,3 +224,110 @@ def test_killed_at_any_moment_the_old_folder_is_whole(tmp_path, vlkit):
         sizes.add(len(pairs))
     assert sizes <= {32, 240}
     assert vlkit(*line).code == 0 and len(read_pairs(out)) == 240
+
+
+def test_the_cache_knows_a_picture_by_size_and_by_time(tmp_path):
+    """Equal size at another time, and equal time with another size, are read again; nothing else is."""
+    path = tmp_path / "raw/a.bin.png"
+    patterned(path, 1)
+    content = path.read_bytes()
+
+    def read(size, mtime):
+        path.write_bytes(content + b" " * size)
+        os.utime(path, ns=(mtime, mtime))
+        source = Source(Location(tmp_path / "raw"))
+        return checking.check_all(source, list(source.files)).read
+
+    assert [read(0, 10**18), read(0, 10**18), read(0, 11 * 10**17), read(5, 11 * 10**17), read(5, 11 * 10**17)] == [
+        1,
+        0,
+        1,
+        1,
+        0,
+    ]
+
+
+def test_a_picture_written_this_moment_is_not_remembered(tmp_path):
+    """It may be written again before its time moves on."""
+    patterned(tmp_path / "raw/a.png", 1)
+    now = time.time_ns() + 10**10
+    os.utime(tmp_path / "raw/a.png", ns=(now, now))
+    source = Source(Location(tmp_path / "raw"))
+    assert [checking.check_all(source, ["a.png"]).read for _ in range(2)] == [1, 1]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_closed_picture_is_tried_again(tmp_path):
+    path = patterned(tmp_path / "raw/a.png", 1)
+    source = Source(Location(tmp_path / "raw"))
+    path.chmod(0)
+    assert checking.check_all(source, ["a.png"]).of["a.png"].passing
+    path.chmod(0o644)
+    assert isinstance(checking.check_all(source, ["a.png"]).of["a.png"], Checked)
+
+
+def test_what_could_not_be_read_is_not_remembered(tmp_path, monkeypatch):
+    """The same without permissions: the first reading fails, the second does not."""
+    patterned(tmp_path / "raw/a.png", 1)
+    os.utime(tmp_path / "raw/a.png", ns=(10**18, 10**18))
+    source = Source(Location(tmp_path / "raw"))
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "read_bytes", lambda self: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+        assert "Input/output error" in checking.check_all(source, ["a.png"]).of["a.png"]
+    assert isinstance(checking.check_all(source, ["a.png"]).of["a.png"], Checked)
+
+
+def test_what_killed_preps_left_aside_is_removed_by_the_next(tmp_path, vlkit):
+    import socket
+
+    raw = write_class_folders(tmp_path / "raw", per_class=2)
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    for owner, stays in (
+        (f"{socket.gethostname()}-{dead.pid}", False),
+        (f"{socket.gethostname()}-1", True),
+        ("other-7", True),
+    ):
+        (tmp_path / f".out.{owner}.x.part").mkdir()
+        assert vlkit("prep", "--source", raw, "--out", tmp_path / "out").code == 0
+        assert (tmp_path / f".out.{owner}.x.part").exists() == stays
+
+
+def test_an_output_that_is_a_link_stays_one(tmp_path, vlkit):
+    raw = write_class_folders(tmp_path / "raw", per_class=2)
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk/data")
+    for _ in range(2):
+        assert vlkit("prep", "--source", raw, "--out", tmp_path / "out").code == 0
+        assert (tmp_path / "out").is_symlink() and (tmp_path / "disk/data/pairs.parquet").is_file()
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["data"]
+
+
+def test_hidden_files_and_the_output_are_not_part_of_the_source(tmp_path, vlkit):
+    raw = write_class_folders(tmp_path / "raw", per_class=2)
+    patterned(raw / ".cache/a/1.png", 5)
+    patterned(raw / "__MACOSX/a/1.png", 6)
+    counts = []
+    for _ in range(2):
+        outcome = vlkit("prep", "--source", raw, "--out", raw / "out", "--copy-images", "--json")
+        counts.append(outcome.json()["counts"])
+    assert counts[0] == counts[1] and counts[0]["pictures"] == 10 and counts[0]["rejects"] == 0
+
+
+def test_lookalikes_of_two_classes_count_for_both_when_split(tmp_path, vlkit):
+    """A unit of two classes is one of each: neither class is split as if it had none of it."""
+    raw = tmp_path / "raw"
+    for name, start in (("a", 0), ("b", 50)):
+        for number in range(3):
+            patterned(raw / name / f"{number}.png", start + number, size=(160, 120))
+    Image.open(raw / "a/0.png").rotate(180).save(raw / "b/turned.jpg", quality=85)
+    outcome = vlkit("prep", "--source", raw, "--out", tmp_path / "out")
+    assert outcome.code == 0 and "1 group of lookalikes stands under different classes" in outcome.err
+    sizes = yaml.safe_load((tmp_path / "out/data.yaml").read_text())["classes"]
+    assert all(min(of.values()) >= 1 for of in sizes.values()), sizes
+
+
+def test_the_fingerprint_follows_the_splits(tmp_path, vlkit):
+    raw = write_class_folders(tmp_path / "raw", per_class=6)
+    line = ("prep", "--source", raw, "--out", tmp_path / "out", "--json")
+    assert vlkit(*line, "--seed", 1).json()["fingerprint"] != vlkit(*line, "--seed", 2).json()["fingerprint"]

@@ -346,3 +346,18 @@ def test_deep_and_strange_pixels_keep_what_they_show(tmp_path):
     Image.new("F", (20, 20), 0.5).save(tmp_path / "float.tif")
     with pytest.raises(DataError, match="floating-point"):
         check(tmp_path / "float.tif")
+
+
+def test_what_the_summary_forecasts(vlkit, tmp_path):
+    """Against counts by hand: false negatives of one-to-one labels, and the ceiling of one-to-one scoring."""
+    pictures(tmp_path / "raw", [f"{name}/{n}.png" for name in "abcd" for n in range(40)])
+    outcome = vlkit("prep", "--source", tmp_path / "raw", "--out", tmp_path / "out", "--json", "--near-duplicates", -1)
+    described = outcome.json()
+    frame = pd.read_parquet(tmp_path / "out/pairs.parquet")
+    test, train = frame[frame["split"] == "test"], frame[frame["split"] == "train"]
+    assert described["one_to_one_ceiling"] == round(4 / len(test), 3)
+    sizes = train["class_name"].value_counts()
+    same = sum(size * (size - 1) for size in sizes) / (len(train) * (len(train) - 1))
+    assert described["eye_false_negatives"]["batch_size"] == 32
+    assert described["eye_false_negatives"]["a_row"] == pytest.approx(31 * same, rel=0.1)
+    assert described["pictures_a_text"] == {"mean": 40.0, "most": 40}

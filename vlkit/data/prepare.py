@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from vlkit import console
 from vlkit.config import PrepConfig
 from vlkit.data import labels, pairs, perceptual, preflight, splits
 from vlkit.data.gathering import Gathered, gather
@@ -66,8 +67,12 @@ def prepare(
     if not dry_run:
         write(frame, gathered, described, config)
     preflight.tell(described, config, dry_run)
+    disk = _disk_gb(frame, gathered, config)
+    if dry_run:
+        console.say(f"disk about {disk:.2f} GB")
     return {
         "data": str(config.out),
+        "disk_gb": round(disk, 4),
         **{key: value for key, value in described.items() if key != "settings" or dry_run},
         "pictures_read": gathered.read,
         "dry_run": dry_run,
@@ -268,6 +273,13 @@ def write(frame: pd.DataFrame, gathered: Gathered, described: dict[str, Any], co
         Remote(out / ZONE_TABLES if out.is_bucket else out).replace(files, MANIFEST)
         # Pictures are named by their content, so the old table needed none that the new one has changed.
         pictures.remove([name for name in pictures.listing() if COPY.fullmatch(name) and name not in copies])
+
+
+def _disk_gb(frame: pd.DataFrame, gathered: Gathered, config: PrepConfig) -> float:
+    """What the prepared folder takes, about: the table three times over (its views, the docstore), and copies."""
+    files = gathered.raw.pictures.files if copies_pictures(config) else {}
+    copied = sum(files[key].size for key in set(frame["image_key"]) if key in files)
+    return (3 * int(frame.memory_usage(deep=False).sum()) + copied) / 2**30
 
 
 def copies_pictures(config: PrepConfig) -> bool:

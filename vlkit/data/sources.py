@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
+from vlkit import console
 from vlkit.data.images import SUFFIXES
 from vlkit.errors import DataError
 from vlkit.remote import Entry, Remote
@@ -70,6 +71,7 @@ class Source:
         """name -> size and stamp of every file, sorted by name; hidden ones are left out."""
         if self.remote is None:
             return dict(sorted(self._walk(self.root, "")))
+        console.say(f"listing {self.location}")
         found = self.remote.listing()
         if not found:
             raise DataError(f"{self.location} is empty")
