@@ -54,6 +54,8 @@ def test_what_html_escapes_comes_back(text):
         ("<style>p {}</style><p>Pasta</p><p>Bake</p><script>x()</script>", "Pasta Bake"),
         ("5 < 7 and 9 > 2 & so on", "5 < 7 and 9 > 2 & so on"),
         ("I <3 you", "I <3 you"),
+        ("write to <joe@x.org> or use <unk>", "write to <joe@x.org> or use <unk>"),
+        ("<b>write</b> to <joe@x.org> or </unk>", "write to <joe@x.org> or </unk>"),
         ("cafe\u0301", "café"),
         ("\ufeffsoup\t\n of  the\u00a0day ", "soup of the day"),
         ("&amp;lt;b&amp;gt;twice&amp;lt;/b&amp;gt;", "twice"),
@@ -85,3 +87,11 @@ def test_templates_are_filled_or_left_out():
     assert captions.from_template("{condition}: {description}", fields) is None
     assert captions.from_template("{condition}: {site}", fields) is None
     assert captions.from_template("{condition} {0}", {**fields, "0": "{condition}"}) == "acne {condition}"
+
+
+@pytest.mark.parametrize(
+    "text", ["&lt;" * 5000 + "b>" * 5000, "&amp;" + "amp;" * 20000 + "lt;", "<!--" * 40000, "<" * 50000]
+)
+def test_markup_within_markup_comes_to_an_end(text):
+    once = captions.clean(text)
+    assert captions.clean(once) == once

@@ -361,3 +361,83 @@ def test_what_the_summary_forecasts(vlkit, tmp_path):
     assert described["eye_false_negatives"]["batch_size"] == 32
     assert described["eye_false_negatives"]["a_row"] == pytest.approx(31 * same, rel=0.1)
     assert described["pictures_a_text"] == {"mean": 40.0, "most": 40}
+
+
+TREES = {
+    "two wrappers": ("archive/PlantVillage/{split}/{name}", ("Train", "Valid", "Test")),
+    "a wrapper of no common name": ("plants/{split}/{name}", ("train", "test")),
+    "longer names": ("{split}/{name}", ("train_images", "test_images")),
+    "places below": ("data/{split}/images/{name}", ("train", "val", "test")),
+    "one class": ("tomato/{split}", ("train", "val", "test")),
+}
+
+
+@pytest.mark.parametrize("tree", TREES)
+def test_splits_are_found_at_any_depth(tree, prep, tmp_path):
+    place, splits = TREES[tree]
+    classes = ["tomato"] if tree == "one class" else ["cat", "dog"]
+    folders = {place.format(split=split, name=name): (split, name) for split in splits for name in classes}
+    pictures(tmp_path / "raw", [f"{folder}/{n}.png" for folder in folders for n in range(4)])
+    frame = prep("--split-by", "source", "--val-share", 0.2)
+    assert set(frame["class_name"]) == set(classes)
+    for key, split in zip(frame["image_key"], frame["split"], strict=True):
+        named = next(split for folder, (split, _) in folders.items() if key.startswith(folder)).lower()[:3]
+        assert split[:3] == named or (split == "val" and named == "tra"), key
+
+
+def test_classes_that_are_called_like_splits_are_told(vlkit, tmp_path):
+    pictures(
+        tmp_path / "raw", [f"{c}/{n}.png" for c in ("a/train", "a/test", "b/other", "b/more", "c/x") for n in range(2)]
+    )
+    outcome = vlkit("prep", "--source", tmp_path / "raw", "--out", tmp_path / "out")
+    assert outcome.code == 0 and "named like splits are taken for classes: test, train" in outcome.err
+
+
+def test_a_class_of_masks_is_a_class_and_masks_are_masks(prep, tmp_path):
+    pictures(tmp_path / "raw", [f"dataset/{c}/{c}{n}.png" for c in ("masks", "no_masks") for n in range(4)])
+    assert set(prep()["class_name"]) == {"masks", "no_masks"}
+    pictures(tmp_path / "raw", [f"images/leaf/{n}.png" for n in range(3)])
+    pictures(tmp_path / "raw", [f"masks/leaf/{n}_mask.png" for n in range(3)])
+    prep("--layout", "class-folders")
+    assert list(rejects(tmp_path).values()).count("a mask, by its folder") == 3
+
+
+def test_a_prepared_folder_inside_the_source_is_not_read(prep, vlkit, tmp_path):
+    raw = tmp_path / "raw"
+    pictures(raw, [f"{c}/{n}.png" for c in "ab" for n in range(4)])
+    assert vlkit("prep", "--source", raw, "--out", raw / "earlier", "--copy-images").code == 0
+    frame = prep()
+    assert len(frame) == 8 and set(frame["class_name"]) == {"a", "b"}
+    assert rejects(tmp_path)["earlier"] == "a prepared folder, not part of the raw one"
+
+
+def test_a_limit_keeps_the_sources_splits_in_their_shares(prep, tmp_path):
+    splits = ["train"] * 6 + ["val"] * 4 + ["test"] * 20
+    pictures(tmp_path / "raw", [f"{n}.png" for n in range(30)])
+    write_table(
+        tmp_path / "raw", [{"image": f"{n}.png", "caption": f"w {n}", "split": s} for n, s in enumerate(splits)]
+    )
+    frame = prep("--split-by", "source", "--limit", 9)
+    assert frame["split"].value_counts().to_dict() == {"test": 6, "train": 2, "val": 1}
+    assert all(splits[int(key[:-4])] == split for key, split in zip(frame["image_key"], frame["split"], strict=True))
+
+
+def test_a_column_named_like_the_one_that_prep_renames(prep, tmp_path):
+    pictures(tmp_path / "raw", [f"{n}.png" for n in range(6)])
+    rows = [{"image": f"{n}.png", "caption": f"w {n}", "text": f"t{n}", "source_text": f"s{n}"} for n in range(6)]
+    write_table(tmp_path / "raw", rows)
+    frame = prep()
+    assert list(frame["source_text"]) == [f"s{n}" for n in range(6)]
+    assert list(frame["source_source_text"]) == [f"t{n}" for n in range(6)]
+
+
+def test_capitals_of_suffixes_and_the_line_of_spreadsheets(prep, tmp_path):
+    for n in range(5):
+        patterned(tmp_path / f"raw/p{n}.JPG", n, format="JPEG")
+        (tmp_path / f"raw/p{n}.TXT").write_text(f"words {n}")
+    assert set(prep()["text"]) == {f"words {n}" for n in range(5)}
+    for n in range(5):
+        (tmp_path / f"raw/p{n}.TXT").unlink()
+    table = "sep=;\nimage;caption\n" + "".join(f"p{n}.JPG;other, words {n}\n" for n in range(5))
+    (tmp_path / "raw/t.csv").write_text(table)
+    assert set(prep()["text"]) == {f"other, words {n}" for n in range(5)}

@@ -218,6 +218,33 @@ def test_an_upload_that_breaks_leaves_the_old_folder_whole(after, lake, server, 
     assert len(versions) == 1
 
 
+def test_a_slash_at_the_end_changes_nothing(lake, tmp_path, vlkit):
+    raw = tmp_path / "raw"
+    for name in "ab":
+        for number in range(5):
+            patterned(raw / name / f"{number}.png", ord(name) * 10 + number)
+    lake.put(str(raw), "trusted-zone/cls", recursive=True)
+    found = []
+    for source in ("s3://trusted-zone/cls/", "s3://trusted-zone/cls", "s3://trusted-zone/cls/"):
+        line = ("prep", "--source", source, "--out", "s3://trusted-zone/cls/out", "--copy-images", "--json")
+        outcome = vlkit(*line)
+        assert outcome.code == 0, outcome.err
+        found.append((outcome.json()["fingerprint"], outcome.json()["counts"]))
+    assert found[0] == found[1] == found[2] and found[0][1]["pictures"] == 10
+
+
+def test_an_upload_of_copies_that_broke_off_can_be_repeated(lake, tmp_path, vlkit):
+    raw = write_recipes(tmp_path / "raw", recipes=12)
+    lake.put(str(raw / "images/0-0.png"), "fine-tuning-zone/x/images/" + "0a" * 10 + ".png")
+    line = ("prep", "--domain", "recipes", "--source", raw, "--out", "s3://fine-tuning-zone/x", "--copy-images")
+    assert vlkit(*line, "--training-view", "mine.csv").code == 0
+    assert lake.exists("fine-tuning-zone/x/mine.csv")
+    assert vlkit(*line).code == 0
+    assert not lake.exists("fine-tuning-zone/x/mine.csv")
+    lake.pipe("fine-tuning-zone/x/thesis.txt", b"precious")
+    assert vlkit(*line).code == 2
+
+
 def test_copies_in_the_bucket_follow_the_table(lake, tmp_path, vlkit):
     put_raw(lake, write_recipes(tmp_path / "raw", recipes=12))
     zone = ("prep", "--domain", "recipes", "--source", "s3://trusted-zone", "--out", "s3://fine-tuning-zone")

@@ -107,13 +107,17 @@ class Remote:
         Each set lies under a name of its own, which the manifest gives; the plain names beside it are for people and
         other tools. The manifest changes last, then the old set goes.
         """
+        before = self.listing()
+        old = self.read_manifest(manifest, before) if manifest in before else {}
         hashes = {name: hash_of(path) for name, path in files.items()}
         version = f"{VERSIONS}/{hashlib.sha256(json_text(hashes).encode()).hexdigest()[:20]}"
         self.upload({f"{version}/{name}": path for name, path in files.items()})
         self.upload(files)
         self.write_manifest(manifest, {f"{version}/{name}": digits for name, digits in hashes.items()})
         there = self.listing()
-        self.remove([each for each in there if each.startswith(f"{VERSIONS}/") and not each.startswith(version)])
+        gone = {name.rpartition("/")[2] for name in old} - files.keys()
+        stale = [each for each in there if each.startswith(f"{VERSIONS}/") and not each.startswith(version)]
+        self.remove([*stale, *(name for name in gone if name in there)])
 
     def write_manifest(self, name: str, hashes: Mapping[str, str]) -> None:
         """Say which files belong together: name -> SHA-256."""

@@ -11,12 +11,26 @@ from html.parser import HTMLParser
 
 _SPACE = re.compile(r"\s+")
 _PLAIN = re.compile(r"[ !-%\'-;=?-~]*")  # ASCII that is no markup, no entity and no control character
-_MARKUP = re.compile(r"</?[a-zA-Z][^<>]*>|<!--|&(?:#\d+|#x[\da-fA-F]+|[a-zA-Z][a-zA-Z\d]*);")
+_TAGS = frozenset(
+    re.findall(
+        r"\w+",
+        """a abbr acronym address article aside audio b base bdi bdo big blink blockquote body br button caption center
+        cite code col colgroup dd del details dfn div dl dt em embed fieldset figcaption figure font footer form frame
+        frameset h1 h2 h3 h4 h5 h6 head header hr html i iframe img input ins kbd label legend li link main map mark
+        menu meta nav noscript object ol option p param picture pre q s samp script section select small source span
+        strike strong style sub summary sup svg table tbody td textarea tfoot th thead time title tr tt u ul var video
+        wbr""",
+    )
+)
+_MARKUP = re.compile(
+    rf"</?(?:{'|'.join(sorted(_TAGS))})(?:\s[^<>]*)?/?>|<!|&(?:#\d+|#x[\da-f]+|[a-z][a-z\d]*);", re.IGNORECASE
+)
 _COMMENT, _ESCAPED = re.compile(r"<!--(?:(?!-->)[^<]|<(?!!--))*(?:-->)?"), re.compile(r"&(?:amp;)+(?=[#a-zA-Z])")
 _UNREAD = frozenset(["script", "style"])
 # Characters that show nothing and mean nothing here; zero-width joiners and non-joiners are not among them.
 _UNSEEN = frozenset("\ufeff\u200b\u2060\u00ad\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _BLOCKS = frozenset(["br", "p", "div", "li", "ul", "ol", "tr", "td", "th", "table", "h1", "h2", "h3", "h4", "h5", "h6"])
+DEEPEST = 8
 _FIELD = re.compile(r"\{(\w+)\}")
 
 # Arabic letters that Persian keyboards and sites mix with its own.
@@ -35,8 +49,14 @@ def clean(text: object, *, persian: bool = False) -> str:
         return ""
     cleaned = str(text)
     if not _PLAIN.fullmatch(cleaned):
-        while (shown := _normalised(_shown(cleaned), persian)) != cleaned:
+        for _ in range(DEEPEST):
+            shown = _normalised(_shown(cleaned), persian)
+            if shown == cleaned:
+                break
             cleaned = shown
+        else:
+            # Markup within markup within markup is nobody's text.
+            cleaned = _normalised(re.sub("[<>&]", " ", cleaned), persian)
     return _SPACE.sub(" ", cleaned).strip()
 
 
@@ -69,11 +89,15 @@ class _Text(HTMLParser):
         self._unseen = 0
 
     def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag not in _TAGS:
+            self.parts.append(self.get_starttag_text() or "")
         self._unseen += tag in _UNREAD
         if tag in _BLOCKS:
             self.parts.append(" ")
 
     def handle_endtag(self, tag: str) -> None:
+        if tag not in _TAGS:
+            self.parts.append(f"</{tag}>")
         self._unseen -= tag in _UNREAD and self._unseen > 0
         if tag in _BLOCKS:
             self.parts.append(" ")

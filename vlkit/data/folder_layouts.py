@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -23,6 +23,7 @@ AUGMENTED = frozenset(["aug", "augmented", "augmentation", "augmentations"])
 PLACES = ORIGINALS | AUGMENTED
 # Folders that hold a whole data set and say nothing of it.
 WRAPPERS = ORIGINALS | {"data", "dataset", "datasets"}
+SHARE_IN_SPLITS = 0.8
 JSON_SUFFIXES = (".json", ".jsonl")
 
 
@@ -47,59 +48,73 @@ def class_folders(raw: RawFolder) -> Iterator[RawRow | Reject]:
 
 
 class _Tree:
-    """What the folders of a tree mean: classes, splits above or below them, wrappers, places of originals."""
+    """What the folders of a tree mean: classes, a level of splits among them, wrappers, places of originals."""
 
     def __init__(self, source: Source) -> None:
-        with_pictures = [
-            tuple(folder.split("/"))
+        sizes = {
+            tuple(folder.split("/")): sum(bool(PurePosixPath(name).suffix) for name in names)
             for folder, names in source.folders.items()
-            if folder and any(PurePosixPath(name).suffix for name in names)
-        ]
-        self.wrappers = self._wrapped(with_pictures)
-        inner = [folders[self.wrappers :] for folders in with_pictures if len(folders) > self.wrappers]
-        self.children: dict[tuple[str, ...], set[str]] = defaultdict(set)
-        for folders in inner:
-            for depth in range(len(folders)):
-                self.children[folders[:depth]].add(folders[depth].lower())
-        tops = {folders[0] for folders in inner}
-        above = {top for top in tops if named_split(top)}
-        self.split_above = {"train"} < {named_split(top) for top in above}
-        below = bool(inner) and all(len(folders) > 1 and named_split(folders[-1]) for folders in inner)
-        self.split_below = below and not self.split_above
-        if self.split_above or self.split_below:
-            names = sorted(above if self.split_above else {folders[-1] for folders in inner})
-            console.say(f"the folders {', '.join(names)} are splits, not classes (--split-by source keeps them)")
-
-    def _wrapped(self, all_folders: list[tuple[str, ...]]) -> int:
-        """How many folders at the top only hold the rest: each alone, with a name that says nothing or splits in it."""
-        depth = 0
-        while all_folders and len({folders[:1] for folders in all_folders}) == 1 and min(map(len, all_folders)) > 1:
-            inside = {folders[1] for folders in all_folders}
-            if all_folders[0][0].lower() not in WRAPPERS and not all(map(named_split, inside)):
-                break
-            all_folders = [folders[1:] for folders in all_folders]
-            depth += 1
-        return depth
-
-    def read(self, folders: tuple[str, ...]) -> tuple[list[str], str | None, str | None]:
-        """The parts of the class, the split, and why pictures here are left out."""
-        left, split, told = list(folders[self.wrappers :]), None, None
-        if self.split_above and left:
-            split = named_split(left[0])
-            told = None if split else "lies beside the folders of the splits"
-            at = tuple(left)
-            left = left[1:]
-        else:
-            if self.split_below and left:
-                split = named_split(left.pop())
-            at = tuple(left)
-        if left and left[-1].lower() in AUGMENTED and ORIGINALS & self.children[at[:-1]]:
-            told = "an augmented copy, by its folder: vlkit augments the training split alone"
+            if folder
+        }
+        sizes = {folders: size for folders, size in sizes.items() if size}
+        self.level = self._level_of_splits(sizes)
+        inside = [folders for folders in sizes if self.level is None or self._split(folders)]
+        # One way to all of them is a wrapper around the splits; several ways are classes with splits below each.
+        ways = {folders[: self.level] for folders in inside} if self.level else set()
+        self.wrapped = len(ways) == 1 and all(len(folders) > (self.level or 0) + 1 for folders in inside)
+        left = [self._without_split(folders) for folders in inside]
+        self.peeled = 0
         while (
-            len(left) > 1 and left[-1].lower() in PLACES and self.children[at[:-1]] <= PLACES | MASK_FOLDERS | {"mask"}
+            left
+            and min(map(len, left)) > 1
+            and len({parts[0] for parts in left}) == 1
+            and left[0][0].lower() in WRAPPERS
         ):
-            left.pop()
-            at = at[:-1]
+            left = [parts[1:] for parts in left]
+            self.peeled += 1
+        self.children: dict[tuple[str, ...], set[str]] = defaultdict(set)
+        for parts in left:
+            for depth in range(len(parts)):
+                self.children[parts[:depth]].add(parts[depth].lower())
+        self._tell(inside, left)
+
+    def _level_of_splits(self, sizes: Mapping[tuple[str, ...], int]) -> int | None:
+        """The first depth at which most pictures lie in folders named after splits, one of them to train on."""
+        for depth in range(max(map(len, sizes), default=0)):
+            named = {folders: named_split(folders[depth]) for folders in sizes if len(folders) > depth}
+            found = {name for name in named.values() if name}
+            in_splits = sum(sizes[folders] for folders, name in named.items() if name)
+            if "train" in found and len(found) > 1 and in_splits >= SHARE_IN_SPLITS * sum(sizes.values()):
+                return depth
+        return None
+
+    def _tell(self, inside: Sequence[tuple[str, ...]], left: Sequence[tuple[str, ...]]) -> None:
+        if self.level is not None:
+            names = sorted({folders[self.level] for folders in inside})
+            console.say(f"the folders {', '.join(names)} are splits, not classes (--split-by source keeps them)")
+        odd = sorted({part for parts in left for part in parts if named_split(part)})
+        if odd:
+            console.warn(f"folders named like splits are taken for classes: {', '.join(odd[:4])}")
+
+    def _split(self, folders: tuple[str, ...]) -> str | None:
+        return named_split(folders[self.level]) if self.level is not None and len(folders) > self.level else None
+
+    def _without_split(self, folders: tuple[str, ...]) -> tuple[str, ...]:
+        if self.level is None:
+            return folders
+        return (() if self.wrapped else folders[: self.level]) + folders[self.level + 1 :]
+
+    def read(self, folders: tuple[str, ...]) -> tuple[tuple[str, ...], str | None, str | None]:
+        """The parts of the class, the split, and why pictures here are left out."""
+        split = self._split(folders)
+        if self.level is not None and split is None:
+            return folders, None, "lies beside the folders of the splits"
+        left, told = self._without_split(folders)[self.peeled :], None
+        if left and left[-1].lower() in AUGMENTED and ORIGINALS & self.children[left[:-1]]:
+            told = "an augmented copy, by its folder: vlkit augments the training split alone"
+        beside = PLACES | MASK_FOLDERS
+        while len(left) > 1 and left[-1].lower() in PLACES and self.children[left[:-1]] <= beside:
+            left = left[:-1]
         return left, split, told
 
 

@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from vlkit import console
 from vlkit.data import tables
 from vlkit.data.coco_layout import coco
-from vlkit.data.folder_layouts import JSON_SUFFIXES, class_folders, json_folders, text_files
+from vlkit.data.folder_layouts import JSON_SUFFIXES, WRAPPERS, class_folders, json_folders, text_files
 from vlkit.data.raw import RawFolder, RawRow, Reject
 from vlkit.data.table_layout import find_tables, names_pictures, table
 from vlkit.errors import DataError
@@ -44,16 +44,20 @@ def guess(raw: RawFolder) -> str:
         return "table"
     pictures = [name for name in raw.source.pictures if PurePosixPath(name).suffix]
     stems = {str(PurePosixPath(name).with_suffix("")) for name in pictures}
-    if 2 * sum(f"{stem}.txt" in names for stem in stems) > len(stems):
+    told = {name[:-4] for name in names if name.lower().endswith(".txt")}
+    if 2 * len(stems & told) > len(stems):
         return "text-files"
     folders = {name.rpartition("/")[0] for name in pictures}
-    told = {name.rpartition("/")[0] for name in names if PurePosixPath(name).suffix.lower() in JSON_SUFFIXES}
-    if folders and 2 * len(folders & told) > len(folders):
+    with_json = {name.rpartition("/")[0] for name in names if PurePosixPath(name).suffix.lower() in JSON_SUFFIXES}
+    if folders and 2 * len(folders & with_json) > len(folders):
         return "json-folders"
-    if found and not any(folders):
+    if found and all(folder.lower() in {"", *WRAPPERS} for folder in folders):
         return "table"
     for name in found:
         console.say(f"{name} is not read: it has no column of pictures (--table {name} reads it all the same)")
+    deeper = [name for name in names if PurePosixPath(name).suffix.lower() in tables.SUFFIXES and name not in found]
+    for name in deeper[:3]:
+        console.say(f"{name} is not read: --source {raw.source.location}/{name} would")
     return "class-folders"
 
 

@@ -61,6 +61,7 @@ def prepare(
     _refuse_foreign(config)
     gathered = gather(config)
     frame = table(gathered, config)
+    gathered.rejects = list(dict.fromkeys(gathered.rejects))
     gathered.rows.clear()  # They are in the table now; of a million, twice is too much.
     count_tokens = tokens_of(config.model) if tokens_of and config.model else None
     described = preflight.describe(frame, gathered, config, count_tokens)
@@ -90,8 +91,15 @@ def _refuse_foreign(config: PrepConfig) -> None:
             raise UsageError(f"--out {out} would replace {source}, which is read", hint="choose another --out")
     written = WRITTEN | ({config.training_view} if config.training_view else set())
     if out.is_remote:
-        tables_at = out / ZONE_TABLES if out.is_bucket else out
-        held = {name.split("/")[0] for name in Remote(tables_at).listing()} - {MANIFEST, VERSIONS}
+        remote = Remote(out / ZONE_TABLES if out.is_bucket else out)
+        listing = remote.listing()
+        held = {name.split("/")[0] for name in listing} - {MANIFEST, VERSIONS}
+        if all(COPY.fullmatch(name) for name in listing if name.startswith("images/")):
+            # Copies alone are what an upload that broke off has left.
+            held -= {"images"}
+        if "data.yaml" in listing:
+            before = read_yaml(remote.fetch({"data.yaml": listing["data.yaml"]})["data.yaml"])
+            written |= {(before.get("settings") or {}).get("training_view")}
     else:
         _refuse_unwritable(out)
         path = out.path
@@ -140,11 +148,13 @@ def table(gathered: Gathered, config: PrepConfig) -> pd.DataFrame:
         columns["image_id"].append(image_id)
         columns["text"].append(row.text)
         columns["unit"].append(unit)
-        columns["class_name"].append(row.classes[0] if row.classes else None)
+        classes = row.classes or gathered.classes.get(image_id, ())
+        columns["class_name"].append(classes[0] if classes else None)
         columns["split"].append(split[unit])
         columns["image_key"].append(row.image)
-        for name, value in (row.extra or {}).items():
-            further = columns[f"source_{name}" if name in pairs.RESERVED else name]
+        extra = row.extra or {}
+        for name, value in extra.items():
+            further = columns[_free_name(name, extra)]
             further.extend([None] * (len(groups) - 1 - len(further)))
             further.append(value)
     several = any(len(of) > 1 for of in groups)
@@ -155,6 +165,15 @@ def table(gathered: Gathered, config: PrepConfig) -> pd.DataFrame:
     if config.oversample_below is not None:
         columns["weight"] = _weights(columns, gathered.classes, config.oversample_below)
     return pairs.make_frame(columns)
+
+
+def _free_name(name: str, names: Collection[str]) -> str:
+    """A source's column that bears a name of prep's own gets another, which no other column of its has."""
+    while name in pairs.RESERVED:
+        name = f"source_{name}"
+        while name in names:
+            name = f"source_{name}"
+    return name
 
 
 def _add_looks(columns: dict[str, list[Any]], gathered: Gathered) -> None:
@@ -181,7 +200,11 @@ def _weights(columns: dict[str, list[Any]], classes: dict[str, tuple[str, ...]],
 def _split(gathered: Gathered, together: dict[str, str], config: PrepConfig) -> dict[str, str]:
     """unit -> split, for the units that stay under --limit and that the source puts somewhere, if it decides."""
     sizes = Counter(together[row.unit] for row in gathered.rows)
-    kept = sizes.keys() if config.limit is None else set(splits.limited(sizes, config.limit, config.seed))
+    named: dict[str, set[str]] = defaultdict(set)
+    for row in gathered.rows:
+        if row.split and config.split_by == "source":
+            named[together[row.unit]].add(row.split)
+    kept = _kept(sizes, named, config)
     strata: dict[str, Collection[str]] = dict.fromkeys((unit for unit in sizes if unit in kept), ())
     if config.stratify:
         found: dict[str, set[str]] = defaultdict(set)
@@ -192,12 +215,7 @@ def _split(gathered: Gathered, together: dict[str, str], config: PrepConfig) -> 
     drawn = splits.split_units(strata, test_share=config.test_share, val_share=config.val_share, seed=config.seed)
     if config.split_by == "seed":
         return drawn
-    named: dict[str, set[str]] = defaultdict(set)
-    for row in gathered.rows:
-        if row.split:
-            named[together[row.unit]].add(row.split)
-    named = {unit: found for unit, found in named.items() if unit in kept}
-    split = _as_in_source(gathered, named, strata, drawn, config)
+    split = _as_in_source(gathered, {unit: named[unit] for unit in named if unit in kept}, strata, drawn, config)
     told: set[str] = set()
     for row in gathered.rows:
         unit = together[row.unit]
@@ -205,6 +223,21 @@ def _split(gathered: Gathered, together: dict[str, str], config: PrepConfig) -> 
             told.add(row.where)
             gathered.rejects.append(Reject(row.where, row.image, "the source puts it in no split"))
     return split
+
+
+def _kept(sizes: Mapping[str, int], named: Mapping[str, Collection[str]], config: PrepConfig) -> Collection[str]:
+    """The units that stay under --limit; of every split of the source's own its share."""
+    if config.limit is None:
+        return sizes.keys()
+    of_split: dict[str | None, dict[str, int]] = defaultdict(dict)
+    split, _ = splits.as_in_source(named)
+    for unit, size in sizes.items():
+        of_split[split.get(unit)][unit] = size
+    total, kept = sum(sizes.values()), set()
+    for members in of_split.values():
+        share = max(1, round(config.limit * sum(members.values()) / total))
+        kept.update(splits.limited(members, share, config.seed))
+    return kept
 
 
 def _repeated(gathered: Gathered, together: dict[str, str], config: PrepConfig) -> set[str]:
@@ -333,5 +366,6 @@ def _view(rows: pd.DataFrame, group: str) -> pd.DataFrame:
     """A split for people: group, picture, caption. Several groups have a | between them."""
     import pandas as pd
 
+    group = "group" if group in ("image_key", "caption") else group
     groups = ["|".join(sorted(labels.as_set(each))) for each in rows["image_group"]]
     return pd.DataFrame({group: groups, "image_key": list(rows["image_key"]), "caption": list(rows["text"])})

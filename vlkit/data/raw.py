@@ -181,28 +181,33 @@ def is_table(location: Location) -> bool:
     return location.path.is_file()
 
 
-MASK_FOLDERS = frozenset(["masks", "segmentation", "segmentations", "ground_truth", "groundtruth", "annotations"])
+MASK_FOLDERS = frozenset(
+    ["mask", "masks", "segmentation", "segmentations", "ground_truth", "groundtruth", "annotations"]
+)
 MASK_ENDS = ("mask", "masks", "seg", "segmentation", "superpixels", "groundtruth", "gt")
+MASKED_FOLDERS = ("image", "images", "img", "imgs", "original", "originals", "orig")
 
 
 def mask_of(name: str, source: Source) -> str | None:
-    """Why a picture is taken for a mask: its folder, or its name beside the picture that it masks; else None.
+    """Why a picture is taken for a mask, else None: there is the picture that it masks.
 
-    A class may be called mask: a folder `mask` holds masks only where its pictures' names stand above it too.
+    That lies beside it under the name without its end (`7_mask.png` by `7.png`), or above or beside a folder of masks
+    (`masks/7.png` by `7.png` or `images/7.png`). A class may well be called mask.
     """
     path = PurePosixPath(name)
-    folders = [part.lower() for part in path.parts[:-1]]
-    if len(folders) > 1 and MASK_FOLDERS.intersection(folders):
-        return "a mask, by its folder"
-    if len(folders) > 1 and folders[-1] == "mask" and source.has_stem(str(path.parent.parent / path.stem)):
-        return "a mask, by its folder"
     stem = path.stem.lower().rstrip("0123456789").rstrip("_- ") or path.stem.lower()
     end = next((end for end in MASK_ENDS for mark in "_-. " if stem.endswith(mark + end)), None)
-    if end is None:
-        return None
-    masked = path.stem[: len(stem) - len(end) - 1]
-    there = bool(masked) and source.has_stem(str(path.with_name(masked)))
-    return "a mask, by its name beside the picture" if there else None
+    masked = path.stem[: len(stem) - len(end) - 1] if end else None
+    if masked and source.has_stem(str(path.with_name(masked))):
+        return "a mask, by its name beside the picture"
+    folders = path.parts[:-1]
+    for place, folder in enumerate(folders):
+        if folder.lower() in MASK_FOLDERS:
+            for instead in ((), *((each,) for each in MASKED_FOLDERS)):
+                parts = (*folders[:place], *instead, *folders[place + 1 :])
+                if any(source.has_stem("/".join((*parts, each))) for each in (path.stem, masked) if each):
+                    return "a mask, by its folder"
+    return None
 
 
 def reject_of(error: DataError, where: str, item: str) -> Reject:

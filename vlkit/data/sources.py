@@ -23,6 +23,7 @@ from vlkit.storage import Location
 
 LEADS_OUT = "the path leads out of the source"
 LINK_LEADS_OUT = "the link leads out of the source"
+PREPARED = "a prepared folder, not part of the raw one"
 JUNK = frozenset(["__MACOSX", "Thumbs.db", "desktop.ini"])
 
 
@@ -42,7 +43,7 @@ class Source:
     """
 
     def __init__(self, location: Location, without: Collection[Location] = (), what: str = "--source") -> None:
-        self.location = location if location.is_remote else location.absolute
+        self.location = Location(location.rstrip("/")) if location.is_remote else location.absolute
         self.remote = Remote(self.location) if self.location.is_remote else None
         self._without = {str(each.absolute).rstrip("/") for each in without}
         self._fetched: dict[str, Path] = {}
@@ -75,11 +76,15 @@ class Source:
         found = self.remote.listing()
         if not found:
             raise DataError(f"{self.location} is empty")
-        return {
+        out = tuple(f"{each}/" for each in self._without)
+        found = {
             name: entry
             for name, entry in found.items()
-            if not _hidden(name) and not any(f"{self.location}/{name}".startswith(out + "/") for out in self._without)
+            if not _hidden(name) and not f"{self.location}/{name}".startswith(out)
         }
+        inner = [folder for folder in {name.rpartition("/")[0] for name in found} if _prepared(folder, found)]
+        self.refused |= dict.fromkeys(inner, PREPARED)
+        return {name: found[name] for name in found if not name.startswith(tuple(f"{folder}/" for folder in inner))}
 
     def _walk(self, folder: Path, prefix: str) -> Iterator[tuple[str, Entry]]:
         try:
@@ -94,7 +99,11 @@ class Source:
             if reason := self._not_read(entry):
                 self.refused[name] = reason
             elif entry.is_dir(follow_symlinks=False):
-                if os.path.realpath(entry.path) not in self._without:
+                if os.path.realpath(entry.path) in self._without:
+                    continue
+                if {"pairs.parquet", "data.yaml"} <= set(_names(entry.path)):
+                    self.refused[name] = PREPARED
+                else:
                     yield from self._walk(Path(entry.path), name + "/")
             else:
                 stat = entry.stat()
@@ -225,6 +234,17 @@ class Source:
     @cached_property
     def _absolute(self) -> str:
         return self.root.as_posix().rstrip("/") + "/"
+
+
+def _prepared(folder: str, names: Collection[str]) -> bool:
+    return bool(folder) and f"{folder}/pairs.parquet" in names and f"{folder}/data.yaml" in names
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
 
 
 def _hidden(name: str) -> bool:

@@ -46,7 +46,7 @@ def connected(links: Iterable[tuple[str, Hashable]]) -> dict[str, str]:
 
 def named_split(name: str) -> str | None:
     """The split that a folder, a file or a cell means: train2017 -> train, valid -> val; None for any other name."""
-    word = re.sub(r"[\W\d_]+$", "", name.strip().lower())
+    word = re.sub(r"(?:[\W\d_]+(?:images?|imgs?|set|data|split))?[\W\d_]*$", "", name.strip().lower())
     return {
         **dict.fromkeys(("train", "training", "restval"), "train"),
         **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),

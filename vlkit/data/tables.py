@@ -26,6 +26,7 @@ EMPTY = frozenset(
 DELIMITERS = ",;\t|"
 LONGEST_CELL = 2**24
 SNIFFED = 20
+_SAID = re.compile(r"sep=(.)", re.IGNORECASE)
 _NAN = re.compile(r"\bnan\b")
 _PRINTED = re.compile(r"""['"]\s+['"]""")
 
@@ -135,6 +136,9 @@ def _csv(path: Path, name: str, delimiter: str | None) -> Iterator[tuple[str, Re
     head = list(itertools.islice(text, SNIFFED))
     if any("\0" in line for line in head):
         raise DataError(f"{name}: holds zero bytes; it is no text table")
+    if head and (said := _SAID.fullmatch(head[0].strip())):
+        # What spreadsheets write before the header.
+        delimiter, head[0] = said[1], "\n"
     reader = csv.reader(itertools.chain(head, text), delimiter=delimiter or _delimiter(head), strict=True)
     header, started = None, 1
     try:
