@@ -331,3 +331,22 @@ def test_the_fingerprint_follows_the_splits(tmp_path, vlkit):
     raw = write_class_folders(tmp_path / "raw", per_class=6)
     line = ("prep", "--source", raw, "--out", tmp_path / "out", "--json")
     assert vlkit(*line, "--seed", 1).json()["fingerprint"] != vlkit(*line, "--seed", 2).json()["fingerprint"]
+
+
+def test_what_the_table_would_call_alike_is_one_cluster(tmp_path):
+    """The table keeps one hash, from which a mirrored one follows nearly: prep must not write what reading refuses."""
+    from types import SimpleNamespace
+
+    from vlkit.data.gathering import Gathered, _find_lookalikes
+
+    rng = np.random.default_rng(0)
+    colour, own = bytes([90, 90, 90]), rng.integers(0, 2, (16, 16), dtype=np.uint8)
+    mirrored = own ^ (np.arange(16) % 2).astype(np.uint8)[None, :]
+    far = [rng.integers(0, 256, 7 * perceptual.HASH_BYTES, dtype=np.uint8).tobytes() for _ in range(2)]
+    looks = [colour + np.packbits(one).tobytes() + rest for one, rest in zip((own, mirrored), far, strict=True)]
+    assert len(set(perceptual.clusters(looks, 28).tolist())) == 2
+    assert perceptual.first_alike([perceptual.restored(perceptual.kept(looks[0]))], looks[1:], 28) == (0, 0)
+    gathered = Gathered(SimpleNamespace())
+    gathered.checked = {name: Checked(name, 9, 9, each) for name, each in zip("ab", looks, strict=True)}
+    _find_lookalikes(gathered, 28)
+    assert gathered.cluster == {"a": "a", "b": "a"}

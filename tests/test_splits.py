@@ -125,7 +125,7 @@ def test_no_structure_leaks(rows, alike, split_by, limit, stratify):
     gathered = Gathered(SimpleNamespace(config=config, pictures=SimpleNamespace(address=lambda name: f"/x/{name}")))
     gathered.checked = {str(file): Checked(f"id{content}", 9, 9) for file, content in bytes_of.items()}
     for number, pair in enumerate(alike):
-        gathered.cluster |= {f"id{content}": number for content in pair}
+        gathered.cluster |= {f"id{content}": f"cluster{number}" for content in pair}
     gathered.rows = [
         RawRow(
             str(file), text, tuple(sorted(classes)) or (f"u{unit}",), f"u{unit}", tuple(sorted(classes)), "x:1", split

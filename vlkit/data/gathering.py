@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 
 from vlkit.config import PrepConfig
-from vlkit.data import layouts, perceptual
+from vlkit.data import layouts, perceptual, splits
 from vlkit.data.checking import Findings, check_all
 from vlkit.data.images import Checked
 from vlkit.data.raw import RawFolder, RawRow, Reject
@@ -29,7 +29,7 @@ class Gathered:
         read: pictures that were read now, not taken from the cache.
         classes: image id -> every class of a picture that has any, in the order met.
         torn: image ids of pictures that stand under different classes in different places.
-        cluster: image id -> number of its cluster of lookalikes, for those that have any.
+        cluster: image id -> the first image id of its cluster of lookalikes, for those that have any.
         alike_across_classes: clusters of lookalikes that have no class in common.
         notes: what the split did otherwise than the user may expect.
         source_splits: the splits that the source names.
@@ -43,7 +43,7 @@ class Gathered:
     read: int = 0
     classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     torn: set[str] = field(default_factory=set)
-    cluster: dict[str, int] = field(default_factory=dict)
+    cluster: dict[str, str] = field(default_factory=dict)
     alike_across_classes: int = 0
     notes: list[str] = field(default_factory=list)
     source_splits: set[str] = field(default_factory=set)
@@ -152,10 +152,18 @@ def _refuse_nothing(found: Gathered, config: PrepConfig) -> None:
 
 
 def _find_lookalikes(found: Gathered, bits: int) -> None:
+    """By the looks as they are, and as the table keeps them: reading it must find nothing that prep did not."""
     looks = {each.image_id: each.looks for each in found.checked.values()}
     ids = sorted(looks)
-    members: dict[int, list[str]] = defaultdict(list)
-    for image_id, cluster in zip(ids, perceptual.clusters([looks[each] for each in ids], bits).tolist(), strict=True):
+    exact = [looks[each] for each in ids]
+    as_kept = [perceptual.restored(perceptual.kept(each)) for each in exact]
+    links = (
+        (image_id, (way, cluster))
+        for way, seen in enumerate((exact, as_kept))
+        for image_id, cluster in zip(ids, perceptual.clusters(seen, bits).tolist(), strict=True)
+    )
+    members: dict[str, list[str]] = defaultdict(list)
+    for image_id, cluster in splits.connected(links).items():
         members[cluster].append(image_id)
     for cluster, alike in members.items():
         if len(alike) > 1:

@@ -16,7 +16,7 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL import Image
 
-SIDE, HASH_BYTES, TURNS = 64, 32, 8
+SIDE, HASH_BYTES = 64, 32
 BITS = 8 * HASH_BYTES
 COLOUR_APART = 48
 LEAST_DETAIL = 3.0
