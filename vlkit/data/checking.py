@@ -6,22 +6,16 @@ second prep reads only what is new, also after one that was killed half way.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
 import sqlite3
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from vlkit import console
 from vlkit.data.images import Checked, UnreadError, check
+from vlkit.data.processes import cores, in_order
 from vlkit.data.sources import Source
 from vlkit.errors import DataError
 from vlkit.storage import cache_dir
@@ -81,24 +75,11 @@ def check_all(source: Source, names: Sequence[str], *, workers: int | None = Non
 
 def _checked(source: Source, names: Sequence[str], workers: int | None) -> Iterator[dict[str, Finding]]:
     chunks = [names[start : start + CHUNK] for start in range(0, len(names), CHUNK)]
-    wanted = cores() if workers is None else workers
-    if wanted < 2 or (workers is None and len(names) < WORTH_PROCESSES):
-        for chunk in chunks:
-            yield dict(zip(chunk, map(_finding, _paths(source, chunk)), strict=True))
-        return
-    with _pool(min(wanted, len(chunks))) as pool:
-        ahead: list[tuple[Sequence[str], Any]] = []
-        for chunk in [*chunks, None]:
-            if chunk is not None:
-                ahead.append((chunk, pool.submit(_findings, _paths(source, chunk))))
-            while ahead and (chunk is None or len(ahead) > 2 * wanted):
-                names_of, future = ahead.pop(0)
-                yield dict(zip(names_of, future.result(), strict=True))
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if workers is None:
+        workers = cores() if len(names) >= WORTH_PROCESSES else 1
+    fetched = (_paths(source, chunk) for chunk in chunks)
+    for chunk, findings in zip(chunks, in_order(_findings, fetched, workers=min(workers, len(chunks))), strict=True):
+        yield dict(zip(chunk, findings, strict=True))
 
 
 def _paths(source: Source, names: Sequence[str]) -> list[Path]:
@@ -117,35 +98,6 @@ def _finding(path: Path) -> Finding:
 
 def _findings(paths: Sequence[Path]) -> list[Finding]:
     return [_finding(path) for path in paths]
-
-
-@contextmanager
-def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that end with this one, and leave Ctrl-C to it."""
-    ways = multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if "forkserver" in ways else "spawn")
-    if context.get_start_method() == "forkserver":
-        context.set_forkserver_preload([__name__])
-    pool = ProcessPoolExecutor(workers, context, initializer=_begin_worker)
-    try:
-        yield pool
-    except BrokenProcessPool:
-        told = "a process that decodes pictures was killed: memory ran out, or a picture crashes the decoder"
-        raise DataError(told, hint="--workers 1 needs the least memory, and stops at the picture") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _begin_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 class _Cache:
