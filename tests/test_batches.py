@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vlkit.data.batches import BatchOrder, PairDataset, stream
+from vlkit.data.batches import BatchOrder, Drawn, PairDataset, stream
 from vlkit.data.images import PixelSpec
 from vlkit.data.pairs import read_pairs
 from vlkit.training.planning import false_negatives
@@ -18,8 +18,8 @@ def test_an_epoch_is_a_permutation_and_no_two_are_alike():
     order = BatchOrder.of(IDS, 4, seed=1)
     batches = list(itertools.islice(order, 12))
     assert order.per_epoch == 6
-    assert [len(batch) for batch in batches] == [4, 4, 4, 4, 4, 3] * 2
-    first, second = ([row for batch in batches[start : start + 6] for row in batch] for start in (0, 6))
+    assert [len(batch.rows) for batch in batches] == [4, 4, 4, 4, 4, 3] * 2
+    first, second = ([row for batch in batches[start : start + 6] for row in batch.rows] for start in (0, 6))
     assert sorted(first) == sorted(second) == list(range(23))
     assert first != second
     assert batches != list(itertools.islice(BatchOrder.of(IDS, 4, seed=2), 12))
@@ -40,7 +40,7 @@ def test_the_stream_from_any_batch_on_is_the_same(first):
 def test_a_last_batch_of_one_is_left_out():
     order = BatchOrder.of(IDS[:9], 4, seed=1)
     assert order.per_epoch == 2
-    assert [len(batch) for batch in itertools.islice(order, 4)] == [4, 4, 4, 4]
+    assert [len(batch.rows) for batch in itertools.islice(order, 4)] == [4, 4, 4, 4]
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_workers_change_nothing(dataset):
 
 def test_a_repeated_caption_is_tokenised_once(dataset):
     rows = [row for row in range(len(dataset)) if dataset.text_of[row] == dataset.text_of[0]] + [2]
-    batch = dataset[rows]
+    batch = dataset[Drawn(0, rows, [0] * len(rows))]
     assert len(batch.pair_ids) == len(rows) > len(batch.input_ids)
     assert batch.text_index[0] == batch.text_index[1]
     assert batch.pixels.dtype == torch.uint8

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from vlkit.config import PrepConfig, TrainRetrievalConfig
-from vlkit.presets import domain_preset, resolve_prep, resolve_train_retrieval
+from vlkit.config import AugmentConfig, PictureSettings
+from vlkit.presets import SECTIONS, domain_preset, resolve_augment, resolve_prep, resolve_train_retrieval
 from vlkit.settings import read_yaml
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-COMMANDS = ("quickstart", "sample", "prep", "train-retrieval", "eval")
+COMMANDS = ("quickstart", "sample", "prep", "augment", "train-retrieval", "eval")
 
 
 def help_text(command: str) -> str:
@@ -88,7 +88,8 @@ def test_every_shipped_domain_loads(path, tmp_path):
     (tmp_path / "data.yaml").write_text(f"settings: {{domain: {path.stem}}}\n")
     trained = resolve_train_retrieval({"data": tmp_path})
     assert trained.model == domain_preset(path.stem, "train-retrieval")["model"]
-    for section, config in (("prep", PrepConfig), ("train-retrieval", TrainRetrievalConfig)):
+    assert resolve_augment({"data": tmp_path}).forbid == tuple(domain_preset(path.stem, "augment").get("forbid", ()))
+    for section, config in SECTIONS.items():
         assert set(domain_preset(path.stem, section)) <= set(config.fields())
 
 
@@ -114,7 +115,8 @@ def test_the_example_domain_prepares_what_its_comments_say(tmp_path, vlkit):
     assert resolve_train_retrieval({"data": tmp_path / "out"}).tune == "lora"
 
 
-RUN_YAMLS = [path for path in sorted((ROOT / "examples").glob("*.yaml")) if path.stem != "own-domain"]
+OTHERS = ("own-domain", "augmentation")
+RUN_YAMLS = [path for path in sorted((ROOT / "examples").glob("*.yaml")) if path.stem not in OTHERS]
 
 
 @pytest.mark.parametrize("path", RUN_YAMLS, ids=lambda path: path.stem)
@@ -123,10 +125,20 @@ def test_every_example_yaml_loads(path, tmp_path):
     assert all(getattr(config, key) is not None for key in read_yaml(path))
 
 
+def test_the_example_augmentation_says_every_default(tmp_path):
+    """And train-retrieval reads the same file."""
+    path = ROOT / "examples/augmentation.yaml"
+    plain, said = AugmentConfig().to_dict(), read_yaml(path)
+    picture_settings = PictureSettings().to_dict()
+    assert picture_settings.keys() - {"forbid"} <= said.keys()
+    assert said == {key: plain[key] for key in said}
+    assert resolve_train_retrieval({"data": tmp_path, "augment": str(path)}).augment.to_dict() == picture_settings
+
+
 def test_every_example_script_is_valid_bash_and_calls_real_flags():
     from vlkit.config import EvalConfig, SampleConfig
 
-    flags = {"prep": PrepConfig, "train-retrieval": TrainRetrievalConfig, "eval": EvalConfig, "sample": SampleConfig}
+    flags = {**SECTIONS, "eval": EvalConfig, "sample": SampleConfig}
     for path in (ROOT / "examples").glob("*.sh"):
         subprocess.run(["bash", "-n", path], check=True)
         for command, rest in re.findall(r"^\s*vlkit (\S+)(.*)$", path.read_text(encoding="utf-8"), re.MULTILINE):

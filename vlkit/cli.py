@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlkit import __version__, console
-from vlkit.config import EvalConfig, PrepConfig, QuickstartConfig, SampleConfig, TrainRetrievalConfig
+from vlkit.config import AugmentConfig, EvalConfig, PrepConfig, QuickstartConfig, SampleConfig, TrainRetrievalConfig
 from vlkit.errors import nearest
 from vlkit.flags import command
-from vlkit.presets import resolve_prep, resolve_train_retrieval
+from vlkit.presets import resolve_augment, resolve_prep, resolve_train_retrieval
 
 if TYPE_CHECKING:
+    from vlkit.data.negatives import Embed
     from vlkit.data.preflight import CountTokens
 
 app = typer.Typer(
@@ -66,6 +67,22 @@ def _tokens_of(model: str) -> CountTokens | None:
 
     found = tokenizer_at_hand(model)
     return CountTokens(lambda texts: [len(ids) for ids in found[0](texts)], found[1]) if found else None
+
+
+@command(app, "augment", AugmentConfig, resolve=resolve_augment, dry_run=True)
+def augment(config: AugmentConfig, dry_run: bool) -> dict[str, Any]:
+    """Add varied pictures, other phrasings and honest negatives to the training rows of a prepared folder."""
+    from vlkit.data.augment import augment
+
+    return augment(config, dry_run=dry_run, embed_of=_embed_of)
+
+
+def _embed_of(model: str) -> Embed:
+    """How a model, or a finished run, embeds texts."""
+    from vlkit.models.encode import text_encoder
+    from vlkit.models.opening import open_trained
+
+    return text_encoder(open_trained(model))
 
 
 @command(app, "train-retrieval", TrainRetrievalConfig, resolve=resolve_train_retrieval, dry_run=True)

@@ -14,11 +14,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from vlkit.errors import UsageError
+from vlkit.errors import UsageError, nearest
 from vlkit.settings import POSITIONAL, REPEATED, Settings
 from vlkit.storage import Location
 
 TINY_MODELS = ("tiny-siglip", "tiny-clip")
+# Rules for texts, in the order in which they are tried. The last three are off: CLIP and SigLIP read no case.
+TEXT_RULES = (
+    *("synonyms", "add-prefix", "remove-prefix", "add-suffix", "reorder", "simplify"),
+    *("title-case", "lower-case", "upper-case"),
+)
+# Operations on pictures whose amount has a range, and what that must lie within; and those that have none.
+RANGES = {
+    "rotate": (-180.0, 180.0),
+    "crop": (0.05, 1.0),
+    "brightness": (0.0, 10.0),
+    "contrast": (0.0, 10.0),
+    "saturation": (0.0, 10.0),
+    "low_light": (0.01, 1.0),
+    "blur": (0.0, 100.0),
+    "noise": (0.0, 255.0),
+}
+OPERATIONS = ("flip_horizontal", "flip_vertical", "turn", *RANGES)
 RAW, RUNS = Location("raw"), Location("runs")
 
 
@@ -113,6 +130,87 @@ class PrepConfig(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AugmentRows(Settings):
+    """What augment adds: how many rows, and how texts and negatives come about."""
+
+    data: Annotated[Location | None, "prepared folder (default: the only one under data/); s3:// too"] = None
+    pictures: Annotated[int, "variants of each training picture: as epochs 0, 1, ... of training see it"] = 1
+    texts: Annotated[int, "variants of the text of each training pair, at most"] = 1
+    negatives_per_positive: Annotated[int, "texts that do not match, for the picture of every training row"] = 1
+    hard: Annotated[
+        str | None, "model or run whose text embeddings choose the nearest wrong texts (default: at random)"
+    ] = None
+    preview: Annotated[int | None, "only draw this many originals with their variants: augment_preview.png"] = None
+    format: Annotated[
+        Literal["png", "jpeg", "webp"], "of the pictures that are written; jpeg loses a little and takes a fifth"
+    ] = "png"
+    text_rules: Annotated[tuple[str, ...], f"rules that are on, of {', '.join(TEXT_RULES)}"] = TEXT_RULES[:6]
+    synonyms: Annotated[
+        tuple[str, ...], "what may stand for a word: 'crispy = crunchy, crackling'; give it again for more", REPEATED
+    ] = ()
+    prefixes: Annotated[tuple[str, ...], "what may stand before a title"] = ()
+    suffixes: Annotated[tuple[str, ...], "what may stand after a title"] = ()
+    leading: Annotated[
+        tuple[str, ...], "first words of a title that may follow it: banana, of Banana French Toast"
+    ] = ()
+    workers: Annotated[int | None, "processes that draw pictures (default: one a core)"] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureSettings(Settings):
+    """How pictures are varied, written (augment) or during training (train-retrieval --augment).
+
+    Each operation has a probability, and most a range that its amount is drawn from.
+    """
+
+    forbid: Annotated[tuple[str, ...], "operations that would lie here, as the domain says"] = ()
+    flip_horizontal: Annotated[float, "probability that left and right change places"] = 0.5
+    flip_vertical: Annotated[float, "probability that a picture is turned upside down, as in a mirror"] = 0.1
+    turn: Annotated[float, "probability of a turn by 90, 180 or 270 degrees"] = 0.1
+    rotate: Annotated[float, "probability of a rotation"] = 0.5
+    rotate_range: Annotated[tuple[float, float], "degrees, counter-clockwise"] = (-25.0, 25.0)
+    crop: Annotated[float, "probability of a crop, brought back to the size of the whole"] = 0.5
+    crop_range: Annotated[tuple[float, float], "share of both sides that stays"] = (0.7, 0.9)
+    brightness: Annotated[float, "probability of another brightness"] = 0.5
+    brightness_range: Annotated[tuple[float, float], "factor"] = (0.7, 1.3)
+    contrast: Annotated[float, "probability of another contrast"] = 0.5
+    contrast_range: Annotated[tuple[float, float], "factor"] = (0.7, 1.3)
+    saturation: Annotated[float, "probability of other colours' strength"] = 0.5
+    saturation_range: Annotated[tuple[float, float], "factor"] = (0.6, 1.4)
+    low_light: Annotated[float, "probability of a picture as in the dusk"] = 0.0
+    low_light_range: Annotated[tuple[float, float], "share of the light that is left"] = (0.25, 0.55)
+    blur: Annotated[float, "probability of Gaussian blur"] = 0.2
+    blur_range: Annotated[tuple[float, float], "radius (standard deviation) in pixels"] = (0.5, 2.0)
+    noise: Annotated[float, "probability of Gaussian noise"] = 0.2
+    noise_range: Annotated[tuple[float, float], "standard deviation, of 255"] = (15.0, 35.0)
+    max_side: Annotated[int, "longer pictures are brought to this many pixels first"] = 640
+    seed: Annotated[int, "decides every variation and every choice"] = 42
+
+    def __post_init__(self) -> None:
+        _between(self, 0.0, 1.0, *OPERATIONS)
+        _at_least(self, 0, "seed")
+        _at_least(self, 16, "max_side")
+        for name, (low, high) in RANGES.items():
+            _ordered_within(self, low, high, f"{name}_range")
+        _only(self, "forbid", OPERATIONS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig(PictureSettings, AugmentRows):
+    """`vlkit augment`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least(self, 0, "pictures", "texts", "negatives_per_positive")
+        _at_least(self, 1, "preview", "workers")
+        _only(self, "text_rules", TEXT_RULES)
+        if self.hard in TINY_MODELS:
+            told = f"--hard {self.hard}: an untrained model does not know what is near"
+            raise UsageError(told, hint="a run that trained it does: --hard runs/NAME")
+        parsed_synonyms(self.synonyms)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingConfig(Settings):
     """What every trainer has."""
 
@@ -177,6 +275,10 @@ class TrainRetrievalConfig(TrainingConfig):
     lora_rank: Annotated[int, "with --tune lora"] = 8
     lora_alpha: Annotated[float, "with --tune lora: the update is scaled by alpha / rank"] = 16.0
     lora_dropout: Annotated[float, "with --tune lora"] = 0.05
+    augment: Annotated[
+        PictureSettings | None, "vary pictures anew in every epoch, with the settings of an augmentation YAML"
+    ] = None
+    negatives: Annotated[bool, "contrast pictures with the wrong texts that augment chose for them, too"] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -232,6 +334,36 @@ def _at_least(config: Settings, low: float, *names: str) -> None:
     for name, value in _values(config, names):
         if not value >= low:
             raise UsageError(f"{config.fields()[name].flag} {value} must be at least {low}")
+
+
+def _ordered_within(config: Settings, low: float, high: float, name: str) -> None:
+    start, end = getattr(config, name)
+    if not low <= start <= end <= high:
+        told = f"{config.fields()[name].flag} {start:g},{end:g} must rise and lie between {low:g} and {high:g}"
+        raise UsageError(told)
+
+
+def _only(config: Settings, name: str, known: tuple[str, ...]) -> None:
+    for value in getattr(config, name):
+        if value not in known:
+            told = f"{config.fields()[name].flag}: unknown {value!r}"
+            raise UsageError(told, hint=nearest(value, known))
+
+
+def parsed_synonyms(lines: tuple[str, ...]) -> dict[str, list[str]]:
+    """`crispy = crunchy, crackling` -> {"crispy": ["crunchy", "crackling"]}, in lower case on the left.
+
+    Raises:
+        UsageError: a line is not of this form.
+    """
+    found: dict[str, list[str]] = {}
+    for line in lines:
+        word, _, others = line.partition("=")
+        listed = [other.strip() for other in others.split(",") if other.strip()]
+        if not word.strip() or not listed:
+            raise UsageError(f"the synonym {line!r} is not of the form: crispy = crunchy, crackling")
+        found.setdefault(word.strip().lower(), []).extend(listed)
+    return found
 
 
 def _above(config: Settings, low: float, *names: str) -> None:

@@ -12,7 +12,7 @@ import inspect
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_origin
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import typer
 
@@ -91,20 +91,25 @@ def _given(config_class: type[Settings], config_file: Path | None, flags: Mappin
 
 def _parameter(field: Field) -> inspect.Parameter:
     is_list = get_origin(field.kind) is tuple
-    kind = list[str] if field.repeated else str if field.choices or is_list or field.kind is Location else field.kind
+    nested = isinstance(field.kind, type) and issubclass(field.kind, Settings)
+    kind: Any = field.kind
+    if field.repeated:
+        kind = list[str]
+    elif field.choices or is_list or nested or kind is Location:
+        kind = str
     shown = (
         "; ".join(field.default)
         if field.repeated
-        else ",".join(field.default)
+        else ",".join(f"{part:g}" if isinstance(part, float) else part for part in field.default)
         if is_list and field.default
         else field.default
     )
     text = f"{field.help} [dim]\\[{' | '.join(field.choices)}][/dim]" if field.choices else field.help
     if shown is not None and not isinstance(shown, bool):
         text += f" [dim]\\[default: {shown}][/dim]"
-    metavar = {int: "N", float: "X", Path: "PATH", Location: "PATH"}.get(
-        field.kind, "A,B,..." if is_list and not field.repeated else "TEXT"
-    )
+    metavar = {int: "N", float: "X", Path: "PATH", Location: "PATH"}.get(field.kind, "FILE" if nested else "TEXT")
+    if is_list and not field.repeated:
+        metavar = "LOW,HIGH" if float in get_args(field.kind) else "A,B,..."
     flag = "--" + field.name.replace("_", "-")
     if field.positional:
         annotation: Any = Annotated[kind, typer.Argument(help=text, metavar=field.name.upper(), show_default=False)]

@@ -10,9 +10,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vlkit.config import TINY_MODELS, PrepConfig, TrainRetrievalConfig
+from vlkit.config import TINY_MODELS, AugmentConfig, PictureSettings, PrepConfig, TrainRetrievalConfig
 from vlkit.errors import UsageError
+from vlkit.settings import Settings, read_yaml
 from vlkit.storage import Location
+
+SECTIONS: dict[str, type[Settings]] = {
+    "prep": PrepConfig,
+    "augment": AugmentConfig,
+    "train-retrieval": TrainRetrievalConfig,
+}
 
 
 def model_preset(model: str) -> dict[str, Any]:
@@ -23,13 +30,11 @@ def model_preset(model: str) -> dict[str, Any]:
 
 
 def domain_preset(domain: str, command: str) -> dict[str, Any]:
-    """The part of a domain's YAML that is about `command` ("prep" or "train-retrieval").
+    """The part of a domain's YAML that is about `command`, one of SECTIONS.
 
     Raises:
         UsageError: no such domain, or the YAML has a section that no command reads.
     """
-    from vlkit.settings import read_yaml
-
     shipped = {path.stem: path for path in (Path(__file__).parent / "domains").glob("*.yaml")}
     path = Path(domain) if domain.endswith((".yaml", ".yml")) else shipped.get(domain)
     if path is None:
@@ -37,10 +42,10 @@ def domain_preset(domain: str, command: str) -> dict[str, Any]:
 
         raise UsageError(f"unknown domain {domain!r}", hint=nearest(domain, sorted(shipped)))
     sections = read_yaml(path)
-    for section, config in (("prep", PrepConfig), ("train-retrieval", TrainRetrievalConfig)):
+    for section, config in SECTIONS.items():
         config.check_keys(sections.get(section) or {}, f"{path}, section {section}")
-    if unknown := set(sections) - {"prep", "train-retrieval"}:
-        raise UsageError(f"{path}: unknown section {sorted(unknown)[0]!r}", hint="known: prep, train-retrieval")
+    if unknown := set(sections) - SECTIONS.keys():
+        raise UsageError(f"{path}: unknown section {sorted(unknown)[0]!r}", hint=f"known: {', '.join(SECTIONS)}")
     return dict(sections.get(command) or {})
 
 
@@ -56,6 +61,44 @@ def resolve_prep(given: Mapping[str, Any]) -> PrepConfig:
     return dataclasses.replace(config, out=config.out or Location(Path("data") / name), model=model).given_as(config)
 
 
+def resolve_augment(given: Mapping[str, Any]) -> AugmentConfig:
+    """AugmentConfig over the preset of the data's domain."""
+    data = Location(given["data"] if given.get("data") else only_prepared_folder())
+    layers = _allowed(_domain_of_data(data), given)
+    return AugmentConfig.from_layers(*layers, {**given, "data": data})
+
+
+def _allowed(domain: str | None, given: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    """The layers under what the user gave; operations that the domain forbids get probability 0.
+
+    Raises:
+        UsageError: the user asks for one of them.
+    """
+    preset = domain_preset(domain, "augment") if domain else {}
+    said = given.get("forbid") if given.get("forbid") is not None else preset.get("forbid")
+    fields = AugmentConfig.fields()
+    forbidden = fields["forbid"].read(said or (), "settings")
+    for name in forbidden:
+        if name in fields and float(given.get(name) or 0) > 0:
+            told = f"{fields[name].flag} is forbidden: it would lie about the pictures of {domain or 'this domain'}"
+            raise UsageError(told, hint="where it does not, say so with your own list: forbid: [] in the YAML")
+    return preset, dict.fromkeys(forbidden, 0.0)
+
+
+def _picture_settings(value: Any, domain: str | None, seed: Any) -> PictureSettings | None:
+    """--augment FILE, or the mapping of a snapshot, over the domain's preset. The run's seed, unless it has its own."""
+    if value is None or isinstance(value, PictureSettings):
+        return value
+    where = "augment" if isinstance(value, Mapping) else str(value)
+    given = dict(value) if isinstance(value, Mapping) else read_yaml(Path(value))
+    AugmentConfig.check_keys(given, where)
+    fields = PictureSettings.fields()
+    given = {key: fields[key].read(each, where) for key, each in given.items() if key in fields}
+    layers = [{key: each for key, each in layer.items() if key in fields} for layer in _allowed(domain, given)]
+    seeded = {} if seed is None else {"seed": seed}
+    return PictureSettings.from_layers(*layers, seeded, given, where=where)
+
+
 def resolve_train_retrieval(given: Mapping[str, Any]) -> TrainRetrievalConfig:
     """TrainRetrievalConfig over the presets of the data's domain and of the model.
 
@@ -64,24 +107,25 @@ def resolve_train_retrieval(given: Mapping[str, Any]) -> TrainRetrievalConfig:
     given = dict(given)
     data = Location(given["data"] if given.get("data") else only_prepared_folder())
     given["data"] = data
-    preset = _preset_of_data(data)
+    domain = _domain_of_data(data)
+    preset = domain_preset(domain, "train-retrieval") if domain else {}
+    given["augment"] = _picture_settings(given.get("augment"), domain, given.get("seed"))
     model = str(given.get("model") or preset.get("model") or TrainRetrievalConfig.model)
     if preset.get("model", model) != model:
         preset = {}
     return TrainRetrievalConfig.from_layers(model_preset(model), preset, given)
 
 
-def _preset_of_data(data: Location) -> dict[str, Any]:
+def _domain_of_data(data: Location) -> str | None:
+    """The domain that a prepared folder was made with, if it is still to be found."""
     from vlkit.remote import ZONE_TABLES, local_folder
-    from vlkit.settings import read_yaml
 
     folder = local_folder(data)
     places = (folder / "data.yaml", folder / ZONE_TABLES / "data.yaml")
     described = next((path for path in places if path.is_file()), None)
     domain = read_yaml(described).get("settings", {}).get("domain") if described else None
-    if not domain or (str(domain).endswith((".yaml", ".yml")) and not Path(domain).is_file()):
-        return {}
-    return domain_preset(str(domain), "train-retrieval")
+    gone = str(domain).endswith((".yaml", ".yml")) and not Path(str(domain)).is_file()
+    return str(domain) if domain and not gone else None
 
 
 def only_prepared_folder(root: Path = Path("data")) -> Path:

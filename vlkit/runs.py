@@ -99,10 +99,11 @@ class Run:
 
     def _refuse_other(self, config: Settings, data: dict[str, Any]) -> None:
         before, now = self.config(), config.to_dict()
-        trained_on = self.environment().get("data", {}).get("fingerprint")
+        trained_on = self.environment().get("data", {})
         changed = {key: (before.get(key), now.get(key)) for key in {*before, *now} if before.get(key) != now.get(key)}
-        if trained_on != data["fingerprint"]:
-            changed["data fingerprint"] = (trained_on, data["fingerprint"])
+        for name in ("fingerprint", "augmentation"):
+            if trained_on.get(name) != data[name]:
+                changed[f"data {name}"] = (trained_on.get(name), data[name])
         if changed:
             told = ", ".join(f"{key} was {was!r}, is {now!r}" for key, (was, now) in sorted(changed.items())[:4])
             hint = "the same settings and data go on with it; others need another --name"

@@ -71,17 +71,19 @@ class Field:
         try:
             return _converted(self.kind, [value] if self.repeated and isinstance(value, str) else value)
         except (TypeError, ValueError):
-            wanted = WORDS.get(self.kind, "a list of texts")
+            wanted = WORDS.get(self.kind) or ("two numbers" if float in get_args(self.kind) else "a list of texts")
             raise UsageError(f"{where}: {self.flag} {value!r} is not {wanted}") from None
 
 
 def _converted(kind: Any, value: Any) -> Any:
     if get_origin(kind) is tuple:
-        return (
-            tuple(part.strip() for part in value.split(",") if part.strip())
-            if isinstance(value, str)
-            else tuple(str(part) for part in value)
-        )
+        parts = [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else list(value)
+        inner, *more = get_args(kind)
+        if more == [inner] and len(parts) != 2:
+            raise ValueError(value)
+        return tuple(str(part) if inner is str else _converted(inner, part) for part in parts)
+    if isinstance(kind, type) and issubclass(kind, Settings):
+        return value if isinstance(value, kind) else kind.from_layers(value)
     if kind is bool:
         if not isinstance(value, bool):
             raise ValueError(value)
@@ -146,14 +148,17 @@ class Settings:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for YAML and JSON: paths as strings, tuples as lists."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {
-            name: str(v) if isinstance(v, Path | Location) else list(v) if isinstance(v, tuple) else v
-            for name, v in values.items()
-        }
+        return {name: _plain(value) for name, value in values.items()}
 
     def to_yaml(self) -> str:
         """The snapshot: every setting, in the order of declaration."""
         return yaml_text(self.to_dict())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Settings):
+        return value.to_dict()
+    return str(value) if isinstance(value, Path | Location) else list(value) if isinstance(value, tuple) else value
 
 
 @cache

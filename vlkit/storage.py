@@ -15,7 +15,7 @@ import re
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,8 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
         yield aside
         aside.chmod(0o777 & ~_umask())
         for written in sorted(aside.rglob("*")):
-            flush(written)
+            if not written.is_symlink():
+                flush(written)
         flush(aside)
         if path.exists():
             _exchange(aside, path)
@@ -103,6 +104,31 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
         flush(path.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def folder_rewritten(path: Path, without: Collection[str]) -> Iterator[Path]:
+    """The same for a folder that keeps what it holds, all but the entries named `without`: those are written anew.
+
+    What is kept is linked, not copied, and must not be written into.
+    """
+
+    def left_out(folder: str, names: list[str]) -> list[str]:
+        return [name for name in names if os.path.samefile(folder, path) and name in without]
+
+    with folder_written_whole(path) as aside:
+        shutil.copytree(path, aside, symlinks=True, ignore=left_out, copy_function=_linked, dirs_exist_ok=True)
+        yield aside
+
+
+def _linked(source: str, target: str) -> None:
+    """A second name for a file; a copy where the system gives none, and of a link."""
+    try:
+        if os.path.islink(source):
+            raise OSError
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target, follow_symlinks=False)
 
 
 def _remove_abandoned(parent: Path, owner: str) -> None:

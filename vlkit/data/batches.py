@@ -7,21 +7,26 @@ of workers. That is what a resumed run relies on.
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from vlkit.data import images
+from vlkit.data.image_ops import Variation
 from vlkit.data.images import PixelSpec
-from vlkit.data.labels import LabelMode, label_matrix, matches_beside_own
+from vlkit.data.labels import LabelMode, label_matrix, match_sets, matches_beside_own
 from vlkit.data.pairs import Pairs
+from vlkit.data.processes import cores
 from vlkit.errors import VlkitError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Decoded pictures are kept in memory up to this many bytes in all; beyond it they are read again each epoch.
 KEEP_PIXELS = 512 * 2**20
@@ -37,8 +42,9 @@ class Batch:
     Attributes:
         pixels: uint8 [pairs, 3, size, size].
         input_ids: int64 [unique texts, length]: a caption that repeats is encoded once.
-        text_index: int64 [pairs], the row of `input_ids` that is each pair's text.
-        labels: float32 [pairs, pairs], see `label_matrix`.
+        text_index: int64 [columns], the row of `input_ids` that is each column's text: the pairs' own, then those that
+            are there only to be wrong.
+        labels: float32 [pairs, columns], see `label_matrix`.
         pair_ids: who they are.
     """
 
@@ -50,6 +56,20 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.pair_ids)
+
+
+class Drawn(NamedTuple):
+    """What a batch is made of.
+
+    Attributes:
+        epoch: counts from 0.
+        rows: positions in the table.
+        copies: for each, which time in this epoch it is: 0 but for rows of a weight above 1.
+    """
+
+    epoch: int
+    rows: list[int]
+    copies: list[int]
 
 
 @dataclass
@@ -111,19 +131,41 @@ def unpacked(loader: Iterable[Any]) -> Iterator[Any]:
 class PairDataset(Dataset[Batch]):
     """A table of pairs as batches: ask it for a list of rows, get a Batch."""
 
-    def __init__(self, pairs: Pairs, spec: PixelSpec, tokenize: Tokenize, pad: Pad, *, labels: LabelMode) -> None:
+    def __init__(
+        self,
+        pairs: Pairs,
+        spec: PixelSpec,
+        tokenize: Tokenize,
+        pad: Pad,
+        *,
+        labels: LabelMode,
+        wrong: pd.DataFrame | None = None,
+        variation: Variation | None = None,
+    ) -> None:
+        """
+        Args:
+            pairs: rows that match, each an item.
+            wrong: rows that do not; each text joins the batches of the row that it was chosen for.
+            variation: how pictures are varied in every epoch; None: they stay as they are.
+        """
+        import pandas as pd
+
         frame = pairs.frame
+        told = pd.concat([frame, wrong], ignore_index=True) if wrong is not None else frame
         self.pair_ids = frame["pair_id"].to_numpy(dtype=object)
         self.weights = pairs.weights
-        unique_images, unique_texts = pairs.unique_images(), pairs.unique_texts()
+        unique_images, unique_texts = pairs.unique_images(), told.drop_duplicates("text_id")
         self.image_of = _positions(frame["image_id"], unique_images["image_id"])
         self.text_of = _positions(frame["text_id"], unique_texts["text_id"])
+        self.image_ids = list(unique_images["image_id"])
         self.store = PixelStore(pairs.image_paths(unique_images), spec)
         self.tokens, self.truncated = tokenize(list(unique_texts["text"]))
-        image_sets, text_sets = pairs.match_sets()
+        image_sets, text_sets = match_sets(told)
         self.image_sets = [image_sets[key] for key in unique_images["image_id"]]
         self.text_sets = [text_sets[key] for key in unique_texts["text_id"]]
-        self.pad, self.label_mode = pad, labels
+        text_at = {text_id: position for position, text_id in enumerate(unique_texts["text_id"])}
+        self.wrong_of = _wrong_texts(frame, wrong, text_at) if wrong is not None else {}
+        self.pad, self.label_mode, self.variation = pad, labels, variation
 
     def __len__(self) -> int:
         return len(self.pair_ids)
@@ -135,15 +177,48 @@ class PairDataset(Dataset[Batch]):
     def _sets(self, rows: Sequence[int]) -> tuple[list[frozenset[str]], list[frozenset[str]]]:
         return [self.image_sets[self.image_of[r]] for r in rows], [self.text_sets[self.text_of[r]] for r in rows]
 
-    def __getitem__(self, rows: Sequence[int]) -> Batch:
-        texts, text_index = np.unique(self.text_of[rows], return_inverse=True)
+    def __getitem__(self, drawn: Drawn) -> Batch:
+        rows = drawn.rows
+        own = self.text_of[rows].tolist()
+        wrong = {text for row in rows for text in self.wrong_of.get(row, ())}
+        columns = own + sorted(wrong.difference(own))
+        texts, text_index = np.unique(columns, return_inverse=True)
+        image_sets = [self.image_sets[image] for image in self.image_of[rows]]
         return Batch(
-            pixels=self.store[self.image_of[rows]],
+            pixels=self._pixels(drawn),
             input_ids=self.pad([self.tokens[text] for text in texts]),
             text_index=torch.from_numpy(text_index),
-            labels=label_matrix(*self._sets(rows), self.label_mode),
+            labels=label_matrix(image_sets, [self.text_sets[text] for text in columns], self.label_mode),
             pair_ids=[self.pair_ids[row] for row in rows],
         )
+
+    def _pixels(self, drawn: Drawn) -> torch.Tensor:
+        """The rows' pictures, as their epoch sees them. Every copy of a row, in an epoch, sees another variation."""
+        positions = self.image_of[drawn.rows]
+        if self.variation is None:
+            return self.store[positions]
+        seen: dict[tuple[int, int], np.ndarray] = {}
+        for image, copy in zip(positions.tolist(), drawn.copies, strict=True):
+            if (image, copy) not in seen:
+                sample = f"{self.image_ids[image]}#{copy}" if copy else self.image_ids[image]
+                picture = self.variation.picture(self.store.paths[image], drawn.epoch, sample)
+                seen[image, copy] = images.fitted(picture, self.store.spec)
+        return torch.from_numpy(np.stack([seen[each] for each in zip(positions.tolist(), drawn.copies, strict=True)]))
+
+
+def _wrong_texts(frame: pd.DataFrame, wrong: pd.DataFrame, text_at: Mapping[str, int]) -> dict[int, tuple[int, ...]]:
+    """Row -> positions of the texts that were chosen to be wrong for it or, where it is not said, for its picture."""
+    found: dict[int, list[int]] = defaultdict(list)
+    row_of = {pair_id: row for row, pair_id in enumerate(frame["pair_id"])}
+    rows_of: dict[str, list[int]] = defaultdict(list)
+    for row, image_id in enumerate(frame["image_id"]):
+        rows_of[image_id].append(row)
+    sources = wrong["source_pair_id"] if "source_pair_id" in wrong else [None] * len(wrong)
+    for source, image_id, text_id in zip(sources, wrong["image_id"], wrong["text_id"], strict=True):
+        said = isinstance(source, str) and source
+        for row in rows_of[image_id] if not said else [row_of[source]] if source in row_of else []:
+            found[row].append(text_at[text_id])
+    return {row: tuple(texts) for row, texts in found.items()}
 
 
 @dataclass(frozen=True)
@@ -157,6 +232,7 @@ class BatchOrder:
 
     keys: np.ndarray
     rows: np.ndarray
+    copies: np.ndarray
     batch_size: int
     seed: int
     first: int = 0
@@ -172,14 +248,14 @@ class BatchOrder:
     ) -> BatchOrder:
         """The order for these rows, beginning with batch number `first`."""
         keys = np.array([_hashed(str(pair_id)) for pair_id in pair_ids], np.uint64)
-        rows = np.arange(len(keys))
+        rows, copies = np.arange(len(keys)), np.zeros(len(keys), np.int64)
         if weights is not None:
             whole, share = np.divmod(np.asarray(weights, np.float64), 1.0)
             times = whole.astype(np.int64) + (_scrambled(keys, seed, -1) / 2.0**64 < share)
             rows = np.repeat(rows, np.maximum(times, 1))
-            copy = np.arange(len(rows)) - np.searchsorted(rows, rows)
-            keys = np.where(copy > 0, _scrambled(keys[rows] ^ copy.astype(np.uint64), seed, -2), keys[rows])
-        return cls(keys, rows, batch_size, seed, first)
+            copies = np.arange(len(rows)) - np.searchsorted(rows, rows)
+            keys = np.where(copies > 0, _scrambled(keys[rows] ^ copies.astype(np.uint64), seed, -2), keys[rows])
+        return cls(keys, rows, copies, batch_size, seed, first)
 
     @classmethod
     def over(cls, rows: Pairs | PairDataset, batch_size: int, seed: int, first: int = 0) -> BatchOrder:
@@ -195,25 +271,30 @@ class BatchOrder:
 
     def epoch(self, number: int) -> np.ndarray:
         """Rows in the order of epoch `number`."""
-        return self.rows[np.argsort(_scrambled(self.keys, self.seed, number), kind="stable")]
+        return self.rows[self._order(number)]
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def _order(self, epoch: int) -> np.ndarray:
+        return np.argsort(_scrambled(self.keys, self.seed, epoch), kind="stable")
+
+    def __iter__(self) -> Iterator[Drawn]:
         epoch, skip = divmod(self.first, self.per_epoch)
         while True:
-            order = self.epoch(epoch)
+            order = self._order(epoch)
             for start in range(skip, self.per_epoch):
-                yield order[start * self.batch_size : (start + 1) * self.batch_size].tolist()
+                some = order[start * self.batch_size : (start + 1) * self.batch_size]
+                yield Drawn(epoch, self.rows[some].tolist(), self.copies[some].tolist())
             epoch, skip = epoch + 1, 0
 
 
-def loader_workers(store: PixelStore) -> int:
-    """Processes that pay for decoding these pictures: none where they stay in memory."""
-    return 0 if store.small else min(8, os.cpu_count() or 1)
+def loader_workers(store: PixelStore, *, varied: bool = False) -> int:
+    """Processes that pay for decoding these pictures: none where they stay in memory, and as they are."""
+    return 0 if store.small and not varied else min(8, cores())
 
 
 def stream(dataset: PairDataset, order: BatchOrder, *, workers: int | None = None) -> Iterator[Batch]:
     """Batches in `order`, without end; loaded by `workers` processes (0: by this one; None: as many as pay)."""
-    workers = loader_workers(dataset.store) if workers is None else workers
+    if workers is None:
+        workers = loader_workers(dataset.store, varied=dataset.variation is not None)
     loader: DataLoader[Any] = DataLoader(Carried(dataset), sampler=order, batch_size=None, num_workers=workers)  # type: ignore[arg-type]
     return unpacked(loader)
 

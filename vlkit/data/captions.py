@@ -112,6 +112,11 @@ def text_id(text: str) -> str:
     return hashlib.sha256(clean(text).encode("utf-8", "surrogatepass")).hexdigest()[:20]
 
 
+def folded(text: str) -> str:
+    """A text as it is compared where case says nothing."""
+    return clean(text).casefold()
+
+
 def readable_class(name: str) -> str:
     """A class folder's name as words: `Tomato___Early_blight` -> `tomato early blight`."""
     words = re.sub(r"[_\-./\\]+", " ", name)

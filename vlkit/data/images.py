@@ -103,17 +103,43 @@ def pixels(path: Path, spec: PixelSpec) -> np.ndarray:
     Raises:
         DataError: the file is gone or does not decode; names the file.
     """
+    return fitted(upright(path), spec)
+
+
+def upright(path: Path, *, at_most: int | None = None) -> Image.Image:
+    """The picture as a person sees it: decoded, upright, RGB.
+
+    Args:
+        at_most: pixels of the longer side; a larger picture is reduced to it, a JPEG already while it is decoded.
+
+    Raises:
+        DataError: the file is gone or does not decode; names the file.
+    """
+    from PIL import Image
+
     try:
-        with _opened(path) as picture:
-            fitted = _squashed(picture, spec) if spec.fit == "squash" else _cropped(picture, spec)
+        picture = _opened(path, at_most)
     except DataError as error:
         raise DataError(
             f"{path}: {error.message}", hint="run prep again: it lists such pictures in rejects.csv"
         ) from None
-    return np.ascontiguousarray(np.asarray(fitted).transpose(2, 0, 1))
+    if at_most is not None and max(picture.size) > at_most:
+        picture = picture.resize(_reduced(picture.size, at_most), Image.Resampling.BICUBIC, reducing_gap=2.0)
+    return picture
 
 
-def _opened(file: Path | IO[bytes]) -> Image.Image:
+def _reduced(size: tuple[int, int], at_most: int) -> tuple[int, int]:
+    width, height = (max(1, round(side * at_most / max(size))) for side in size)
+    return width, height
+
+
+def fitted(picture: Image.Image, spec: PixelSpec) -> np.ndarray:
+    """An RGB picture at the size a model wants: uint8 [3, size, size]."""
+    resized = _squashed(picture, spec) if spec.fit == "squash" else _cropped(picture, spec)
+    return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
+
+
+def _opened(file: Path | IO[bytes], at_most: int | None = None) -> Image.Image:
     """Decoded, upright, RGB; transparent parts on white; of an animation the first frame."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -122,6 +148,9 @@ def _opened(file: Path | IO[bytes]) -> Image.Image:
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             picture = Image.open(file)
+            if at_most is not None and max(picture.size) > 2 * at_most:
+                width, height = _reduced(picture.size, 2 * at_most)
+                picture.draft(None, (width, height))
             picture.load()
         # EXIF that cannot be read says nothing of how the picture stands.
         with contextlib.suppress(Exception):

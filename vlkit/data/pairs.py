@@ -41,6 +41,12 @@ PAIR_COLUMNS = (
 # Columns that prep fills; a source's own of the same name are kept as source_<name>.
 RESERVED = (*PAIR_COLUMNS, "image_key", "width", "height", "image_looks", "weight", "source_pair_id")
 NEEDED = ("image", "image_id", "text", "text_id", "image_group", "text_group", "unit", "split")
+# What augment adds to a prepared folder: pictures, a view of the training rows, a sheet to look at.
+AUGMENTED, WITH_NEGATIVES, PREVIEW = (
+    "augmented_images",
+    "train_pairs_augmented_with_negatives.csv",
+    "augment_preview.png",
+)
 FILES = ("pairs.parquet", "pairs.csv", "pairs.jsonl")
 
 
@@ -253,6 +259,27 @@ def docstore(frame: pd.DataFrame) -> pd.DataFrame:
     if any(len(found) > 1 for found in groups.values()):
         texts["text_group"] = [sorted(groups[text_id]) for text_id in texts["text_id"]]
     return texts
+
+
+def group_name(frame: pd.DataFrame, group_column: str | None) -> str:
+    """What the views call the group: as the source did, else class_name where there are classes, else group."""
+    name = group_column or ("class_name" if frame["class_name"].notna().any() else "group")
+    return "group" if name in ("image_key", "caption", "label") else name
+
+
+def view(rows: pd.DataFrame, group: str, *, label: bool = False) -> pd.DataFrame:
+    """Rows for people: group, image_key, caption. Several groups have a | between them.
+
+    Args:
+        group: name of the first column.
+        label: one more column, 1 for a match and 0 for a negative.
+    """
+    import pandas as pd
+
+    groups = ["|".join(sorted(labels.as_set(each))) for each in rows["image_group"]]
+    keys = rows["image_key"] if "image_key" in rows else rows["image"]
+    columns = {group: groups, "image_key": list(keys), "caption": list(rows["text"])}
+    return pd.DataFrame(columns | ({"label": list(rows["match"])} if label else {}))
 
 
 def make_frame(columns: Mapping[str, list[Any]]) -> pd.DataFrame:

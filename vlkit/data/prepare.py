@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlkit import console
 from vlkit.config import PrepConfig
-from vlkit.data import labels, pairs, perceptual, preflight, splits
+from vlkit.data import pairs, perceptual, preflight, splits
 from vlkit.data.gathering import Gathered, gather
 from vlkit.data.preflight import CountTokens
 from vlkit.data.raw import Reject
@@ -37,10 +37,10 @@ WRITTEN = {
     "rejects.csv",
     "data.yaml",
     "images",
-    "augmented_images",
+    pairs.PREVIEW,
     *(f"{split}_pairs_positive.csv" for split in splits.SPLITS),
 }
-COPY = re.compile(r"images/[0-9a-f]{20}\.?\w*")
+COPY = re.compile(r"(?:augmented_)?images/[0-9a-f]{20}\.?\w*")
 
 
 def prepare(
@@ -58,7 +58,7 @@ def prepare(
         DataError: the source is missing, empty, or gives no pair.
         UsageError: the output folder holds something else.
     """
-    _refuse_foreign(config)
+    before = _refuse_foreign(config)
     gathered = gather(config)
     frame = table(gathered, config)
     gathered.rejects = list(dict.fromkeys(gathered.rejects))
@@ -68,6 +68,9 @@ def prepare(
     if not dry_run:
         write(frame, gathered, described, config)
     preflight.tell(described, config, dry_run)
+    if before.get("augmentation"):
+        goes = "would go" if dry_run else "has gone"
+        console.warn(f"what vlkit augment had added to {config.out} {goes} with the earlier folder: run it again")
     disk = _disk_gb(frame, gathered, config)
     if dry_run:
         console.say(f"disk about {disk:.2f} GB")
@@ -80,8 +83,12 @@ def prepare(
     }
 
 
-def _refuse_foreign(config: PrepConfig) -> None:
-    """What would be lost or cannot be written is refused before a picture is read."""
+def _refuse_foreign(config: PrepConfig) -> dict[str, Any]:
+    """What would be lost or cannot be written is refused before a picture is read.
+
+    Returns:
+        The data.yaml of the folder that will be replaced, if there is one.
+    """
     out = config.out
     assert out is not None
     read = [each for each in (config.source, config.image_root) if each is not None]
@@ -90,6 +97,7 @@ def _refuse_foreign(config: PrepConfig) -> None:
         if above.startswith(str(out.absolute).rstrip("/") + "/"):
             raise UsageError(f"--out {out} would replace {source}, which is read", hint="choose another --out")
     written = WRITTEN | ({config.training_view} if config.training_view else set())
+    before: dict[str, Any] = {}
     if out.is_remote:
         remote = Remote(out / ZONE_TABLES if out.is_bucket else out)
         listing = remote.listing()
@@ -99,20 +107,24 @@ def _refuse_foreign(config: PrepConfig) -> None:
             held -= {"images"}
         if "data.yaml" in listing:
             before = read_yaml(remote.fetch({"data.yaml": listing["data.yaml"]})["data.yaml"])
-            written |= {(before.get("settings") or {}).get("training_view")}
     else:
         _refuse_unwritable(out)
         path = out.path
         held = {each.name for each in path.iterdir()} - {".DS_Store"} if path.exists() else set()
         before = read_yaml(path / "data.yaml") if "data.yaml" in held else {}
-        written |= {(before.get("settings") or {}).get("training_view")}
-        if "augmented_images" in held and "augmentation" not in before:
-            written -= {"augmented_images"}
+    written |= _also_written(before)
     if foreign := sorted(held - written):
         told = f"{out} holds {foreign[0]}, which prep did not write and would remove"
         raise UsageError(told, hint="choose another --out, or move it away")
     if "images" in held and "data.yaml" not in held:
         raise UsageError(f"{out} holds images/ but no data.yaml: prep did not write it", hint="choose another --out")
+    return before
+
+
+def _also_written(before: Mapping[str, Any]) -> set[str]:
+    """What the data.yaml of a prepared folder says of further files: a training view, an augmentation's."""
+    augmented = {pairs.AUGMENTED, pairs.WITH_NEGATIVES} if before.get("augmentation") else set()
+    return {(before.get("settings") or {}).get("training_view")} | augmented
 
 
 def _refuse_unwritable(out: Location) -> None:
@@ -351,21 +363,13 @@ def _write_tables(
         frame = frame.assign(image=[names[image_id] for image_id in frame["image_id"]])
     frame.to_parquet(folder / "pairs.parquet", index=False)
     pairs.docstore(frame).to_parquet(folder / "docstore.parquet", index=False)
-    group = config.group_column or ("class_name" if frame["class_name"].notna().any() else "group")
+    group = pairs.group_name(frame, config.group_column)
     for split in splits.SPLITS:
-        _view(frame[frame["split"] == split], group).to_csv(folder / f"{split}_pairs_positive.csv", index=False)
-    if config.training_view is not None:
-        _view(frame[frame["split"] == "train"], group).to_csv(folder / config.training_view, index=False)
+        view = pairs.view(frame[frame["split"] == split], group)
+        view.to_csv(folder / f"{split}_pairs_positive.csv", index=False)
+        if split == "train" and config.training_view is not None:
+            view.to_csv(folder / config.training_view, index=False)
     rejects = pd.DataFrame(gathered.rejects, columns=list(Reject._fields))
     rejects.to_csv(folder / "rejects.csv", index=False, errors="backslashreplace")
     (folder / "data.yaml").write_text(yaml_text(described), encoding="utf-8")
     pairs.read_pairs(folder)  # Refuses a leak in what was really written.
-
-
-def _view(rows: pd.DataFrame, group: str) -> pd.DataFrame:
-    """A split for people: group, picture, caption. Several groups have a | between them."""
-    import pandas as pd
-
-    group = "group" if group in ("image_key", "caption") else group
-    groups = ["|".join(sorted(labels.as_set(each))) for each in rows["image_group"]]
-    return pd.DataFrame({group: groups, "image_key": list(rows["image_key"]), "caption": list(rows["text"])})

@@ -24,7 +24,7 @@ from vlkit.models import adapters
 from vlkit.models import towers as towers_module
 from vlkit.models.device import Precision, best_device, best_precision
 from vlkit.models.encode import encode_texts
-from vlkit.models.opening import open_model
+from vlkit.models.opening import base_of, open_model
 from vlkit.models.towers import Towers
 from vlkit.remote import Remote
 from vlkit.runs import Run, in_zone, mirror_of
@@ -98,11 +98,6 @@ def _data_of(run: Run, settings: dict[str, Any]) -> Location:
     named = Location(settings["data"])
     there = named.is_remote or named.path.exists()
     return named if there else Location(run.environment().get("data", {}).get("path", named))
-
-
-def base_of(run: Run) -> str:
-    """The untouched model of a run: where vlkit made it, or the name it was loaded by."""
-    return str(run.base) if run.base.is_dir() else str(run.config()["model"])
 
 
 def _measured(towers: Towers, task: Task, config: EvalConfig, precision: Precision) -> Scores:

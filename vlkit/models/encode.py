@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
 from vlkit import console
 from vlkit.data.batches import Carried, PixelStore, loader_workers, unpacked
-from vlkit.models.device import Precision, autocast
+from vlkit.models.device import Precision, autocast, best_device, best_precision
 from vlkit.models.towers import Towers
 
 
@@ -29,6 +30,17 @@ def encode_images(towers: Towers, store: PixelStore, *, batch_size: int, precisi
                 blocks.append(towers.embed_images(pixels))
             bar.update(min(number * batch_size, len(store)))
     return torch.cat(blocks)
+
+
+def text_encoder(towers: Towers, *, batch_size: int = 64) -> Callable[[Sequence[str]], np.ndarray]:
+    """Texts -> float32 [texts, width], for rooms that know no model."""
+    towers.to(best_device()).eval()
+    precision = best_precision(towers.device, sum(p.numel() for p in towers.model.parameters()))
+
+    def encode(texts: Sequence[str]) -> np.ndarray:
+        return encode_texts(towers, texts, batch_size=batch_size, precision=precision).float().cpu().numpy()
+
+    return encode
 
 
 @torch.inference_mode()

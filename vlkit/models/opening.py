@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vlkit.models import tiny, towers
+from vlkit.models import adapters, tiny, towers
 from vlkit.models.towers import Towers
+from vlkit.runs import Run
 
 
 def config_of(name: str) -> Any:
@@ -35,3 +36,14 @@ def open_model(name: str, texts: Sequence[str], *, seed: int, keep_in: Path | No
     if not keep_in.is_dir():
         tiny.write_tiny(name, texts, keep_in, seed=seed)
     return towers.load(str(keep_in))
+
+
+def base_of(run: Run) -> str:
+    """The untouched model of a run: where vlkit made it, or the name it was loaded by."""
+    return str(run.base) if run.base.is_dir() else str(run.config()["model"])
+
+
+def open_trained(name: str) -> Towers:
+    """A model that knows something: a finished run's, by its folder, or one by its hub name or local folder."""
+    run = Run(Path(name))
+    return adapters.load_adapted(run.folder, base_of(run)) if run.begun else towers.load(name)

@@ -7,11 +7,12 @@ import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlkit import console
 from vlkit.config import TrainRetrievalConfig
 from vlkit.data.batches import BatchOrder, PairDataset
+from vlkit.data.image_ops import Variation
 from vlkit.data.pairs import Pairs, read_pairs
 from vlkit.errors import DataError, ResourceError, UsageError
 from vlkit.models import adapters, opening
@@ -21,30 +22,54 @@ from vlkit.models.towers import FAMILIES, Towers
 from vlkit.presets import model_preset
 from vlkit.runs import default_name, local_runs
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 FORECAST_BATCHES = 20
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What a run trains on and selects by."""
+    """What a run trains on and selects by.
+
+    Attributes:
+        wrong: rows that do not match, whose texts the pictures of `train` are contrasted with; None: there are none.
+    """
 
     pairs: Pairs
     train: Pairs
     val: Pairs
+    wrong: pd.DataFrame | None = None
 
     @classmethod
     def of(cls, config: TrainRetrievalConfig) -> Rows:
         """Read the prepared folder; test rows are not even looked at."""
         pairs = read_pairs(config.data)
-        train, val = (pairs.of(split, limit=config.limit, seed=config.seed).positives() for split in ("train", "val"))
+        matching = pairs.positives()
+        train, val = (matching.of(split, limit=config.limit, seed=config.seed) for split in ("train", "val"))
         if len(train) < 2:
             raise DataError(f"{pairs.folder}: {len(train)} training pairs; contrast needs at least 2")
-        return cls(pairs, train, val)
+        return cls(pairs, train, val, _wrong(pairs, train) if config.negatives else None)
 
     def facts(self) -> dict[str, Any]:
         """What environment.yaml remembers of the data."""
         path, fingerprint = str(self.pairs.folder.absolute), self.pairs.fingerprint
-        return {"path": path, "fingerprint": fingerprint, "train": len(self.train), "val": len(self.val)}
+        added = self.pairs.described.get("augmentation", {}).get("fingerprint")
+        counts = {"train": len(self.train), "val": len(self.val), "negatives": self.negatives}
+        return {"path": path, "fingerprint": fingerprint, "augmentation": added, **counts}
+
+    @property
+    def negatives(self) -> int:
+        """How many rows do not match."""
+        return 0 if self.wrong is None else len(self.wrong)
+
+
+def _wrong(pairs: Pairs, train: Pairs) -> pd.DataFrame | None:
+    """The negative rows of the pictures that are trained on."""
+    frame = pairs.frame
+    of_split = (frame["match"] == 0) & (frame["split"] == "train")
+    wrong = frame[of_split & frame["image_id"].isin(set(train.frame["image_id"]))]
+    return wrong.reset_index(drop=True) if len(wrong) else None
 
 
 def complete(config: TrainRetrievalConfig, train: Pairs) -> TrainRetrievalConfig:
@@ -90,9 +115,17 @@ def complete(config: TrainRetrievalConfig, train: Pairs) -> TrainRetrievalConfig
     )
 
 
-def dataset_of(pairs: Pairs, towers: Towers, config: TrainRetrievalConfig) -> PairDataset:
+def dataset_of(rows: Rows, towers: Towers, config: TrainRetrievalConfig) -> PairDataset:
     """The training rows as this model wants them."""
-    return PairDataset(pairs, towers.pixel_spec, towers.tokenize, towers.pad, labels=config.labels)
+    return PairDataset(
+        rows.train,
+        towers.pixel_spec,
+        towers.tokenize,
+        towers.pad,
+        labels=config.labels,
+        wrong=rows.wrong,
+        variation=Variation.of(config.augment) if config.augment else None,
+    )
 
 
 def false_negatives(dataset: PairDataset, order: BatchOrder) -> float:
@@ -101,7 +134,7 @@ def false_negatives(dataset: PairDataset, order: BatchOrder) -> float:
     Returns:
         Their mean number over the rows of the first batches.
     """
-    batches = [rows for rows, _ in zip(order, range(min(FORECAST_BATCHES, order.per_epoch)), strict=False)]
+    batches = [drawn.rows for drawn, _ in zip(order, range(min(FORECAST_BATCHES, order.per_epoch)), strict=False)]
     return sum(map(dataset.matches_beside_own, batches)) / sum(map(len, batches))
 
 
@@ -115,6 +148,13 @@ def forecast(dataset: PairDataset, config: TrainRetrievalConfig, towers: Towers)
     if config.grad_accum > 1:
         batch, step = config.batch_size - 1, config.batch_size * config.grad_accum - 1
         lines.append(f"accumulation shares no negatives: a pair is contrasted with {batch} others, not with {step}")
+    if dataset.wrong_of:
+        texts = sum(map(len, dataset.wrong_of.values())) / len(dataset)
+        lines.append(
+            f"negatives: {texts:.2f} texts a row join its batch only to be told apart; --no-negatives is without"
+        )
+    if dataset.variation is not None:
+        lines.append("pictures are varied anew in every epoch; validation sees them as they are")
     if dataset.truncated:
         lines.append(
             f"{dataset.truncated} of {len(dataset.tokens)} texts are longer than {towers.text_limit} tokens and are cut"
@@ -132,7 +172,7 @@ def dry_run_of(config: TrainRetrievalConfig, rows: Rows) -> dict[str, Any]:
     counts = adapters.adapt(towers, config, seed=config.seed)
     facts = {
         "settings": config.to_dict(),
-        "rows": {"train": len(rows.train), "val": len(rows.val)},
+        "rows": {"train": len(rows.train), "val": len(rows.val), "negatives": rows.negatives},
         "steps_per_epoch": _per_epoch(config, rows.train) / config.grad_accum,
         "trainable_parameters": counts.trainable,
         "total_parameters": counts.total,

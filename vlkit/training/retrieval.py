@@ -56,7 +56,7 @@ class Training:
             use_deterministic_algorithms()
         self.counts = adapters.adapt(towers, config, seed=config.seed)
         towers.to(best_device())
-        self.dataset = dataset_of(rows.train, towers, config)
+        self.dataset = dataset_of(rows, towers, config)
         self.trainable = adapters.trainable(towers)
         self.optimizer = adamw(self.trainable, lr=config.lr, weight_decay=config.weight_decay)
         self.scaler = new_scaler(towers.device, config.precision)

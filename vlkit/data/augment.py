@@ -1,0 +1,320 @@
+"""augment: more pictures, more phrasings and honest negatives for the training rows of a prepared folder.
+
+New rows stand behind the old ones, which stay as they are. What an earlier augmentation added goes first: running it
+twice changes nothing, and asking for no row at all undoes it. Val and test rows are neither changed nor used.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Any
+
+from vlkit import console
+from vlkit.config import AugmentConfig
+from vlkit.data import captions, pairs, splits
+from vlkit.data.image_ops import Variation
+from vlkit.data.negatives import Embed, Negatives
+from vlkit.data.pairs import AUGMENTED, WITH_NEGATIVES, Pairs, read_pairs
+from vlkit.data.phrasings import Phrasings
+from vlkit.data.render import Job, Rendered, encoded, render
+from vlkit.errors import DataError, ResourceError, UsageError
+from vlkit.remote import MANIFEST, ZONE_TABLES, Remote, local_folder
+from vlkit.settings import yaml_text
+from vlkit.storage import Location, folder_rewritten
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NEW = ("augmented pictures", "augmented texts", "negatives")
+WRITTEN = ("pairs.parquet", "data.yaml", AUGMENTED, WITH_NEGATIVES)
+TRIED = 12  # pictures that are drawn to forecast the size of all
+
+
+def augment(
+    config: AugmentConfig, *, dry_run: bool = False, embed_of: Callable[[str], Embed] | None = None
+) -> dict[str, Any]:
+    """Run `vlkit augment`.
+
+    Args:
+        embed_of: model or run -> how it embeds texts; needed for --hard alone.
+
+    Returns:
+        Counts of the new rows and of what was left out, as --json prints them.
+
+    Raises:
+        DataError: the folder has no training rows, or a picture is gone.
+        ResourceError: the pictures would not fit on the disk.
+    """
+    work = Augmentation(config)
+    if config.preview is not None:
+        from vlkit.data.augment_preview import write_preview
+
+        return write_preview(work, _embed(config, embed_of), dry_run=dry_run)
+    jobs = work.jobs()
+    disk_gb = _forecast(jobs, work, config)
+    if dry_run:
+        return _tell(work.counts(len(jobs), _embed(config, embed_of)), work, config, disk_gb, dry_run=True)
+    embed = _embed(config, embed_of)
+    if config.data.is_remote:
+        counts = _write_remote(work, jobs, embed, config)
+    else:
+        with folder_rewritten(config.data.path, without=WRITTEN) as folder:
+            counts = _write(folder, folder / AUGMENTED, work, jobs, embed, config)
+    return _tell(counts, work, config, disk_gb)
+
+
+def _embed(config: AugmentConfig, embed_of: Callable[[str], Embed] | None) -> Embed | None:
+    if config.hard is None or config.negatives_per_positive == 0:
+        return None
+    assert embed_of is not None, "--hard needs a model"
+    return embed_of(config.hard)
+
+
+class Augmentation:
+    """The rows of a prepared folder, and those that are added to them.
+
+    Attributes:
+        prepared: the folder as it is read, an earlier augmentation included.
+        old: its rows without that.
+        training: the matching ones of them that are trained on.
+    """
+
+    def __init__(self, config: AugmentConfig) -> None:
+        self.config = config
+        self.prepared = _read(config.data)
+        frame = self.prepared.frame
+        self.old = frame[frame["origin"] == "original"].drop(columns="source_pair_id", errors="ignore")
+        self.old = self.old.reset_index(drop=True)
+        self.group = pairs.group_name(self.old, self.prepared.described.get("settings", {}).get("group_column"))
+        matching = self.old[self.old["match"] == 1]
+        self.training = matching[matching["split"] == "train"].reset_index(drop=True)
+        if not len(self.training):
+            raise DataError(
+                f"{config.data} has no training rows", hint="prep with smaller --test-share and --val-share"
+            )
+        self.variation, self.phrasings = Variation.of(config), Phrasings(matching, config)
+        self.short = 0
+
+    def paths(self, rows: pd.DataFrame) -> list[Path]:
+        """Where the pictures of these rows lie."""
+        return Pairs(rows, self.prepared.folder, self.prepared.described).image_paths(rows)
+
+    def jobs(self) -> list[Job]:
+        """The pictures to draw: of each training picture epoch 0, 1, ..., but for epochs that leave it as it is."""
+        unique = self.training.drop_duplicates("image_id").reset_index(drop=True)
+        epochs = range(self.config.pictures)
+        wanted = [
+            (row, image_id, epoch)
+            for row, image_id in enumerate(unique["image_id"])
+            for epoch in epochs
+            if self.variation.chosen(epoch, image_id)
+        ]
+        needed = sorted({row for row, _, _ in wanted})
+        paths = dict(zip(needed, self.paths(unique.iloc[needed]), strict=True)) if needed else {}
+        return [Job(paths[row], image_id, epoch) for row, image_id, epoch in wanted]
+
+    def new_rows(self, drawn: Mapping[tuple[str, int], Rendered], embed: Embed | None) -> dict[str, pd.DataFrame]:
+        """The new rows by kind, in the order of NEW.
+
+        Args:
+            drawn: (image id, epoch) -> the picture that was written.
+        """
+        import pandas as pd
+
+        taken = set(self.old["pair_id"])
+        found = [_unseen(self._picture_rows(drawn), taken), _unseen(self._text_rows(), taken)]
+        positives = pd.concat([self.training.assign(source_pair_id=None), *found], ignore_index=True)
+        found.append(_unseen(self._negative_rows(positives, embed), taken))
+        return dict(zip(NEW, found, strict=True))
+
+    def counts(self, pictures: int, embed: Embed | None) -> dict[str, int]:
+        """How many rows of each kind there would be, without drawing a picture: as if no two came out the same."""
+        one = {
+            (image_id, epoch): Rendered(f"{image_id}-{epoch}", f"{image_id}-{epoch}", 1, 1, 0)
+            for image_id in self.training["image_id"].unique()
+            for epoch in range(self.config.pictures)
+            if self.variation.chosen(epoch, image_id)
+        }
+        assert len(one) == pictures
+        return {kind: len(rows) for kind, rows in self.new_rows(one, embed).items()}
+
+    def _picture_rows(self, drawn: Mapping[tuple[str, int], Rendered]) -> pd.DataFrame:
+        """Every training row with each variant of its picture."""
+        chosen = [
+            (row, drawn[image_id, epoch])
+            for row, image_id in enumerate(self.training["image_id"])
+            for epoch in range(self.config.pictures)
+            if (image_id, epoch) in drawn
+        ]
+        names = [f"{AUGMENTED}/{each.name}" for _, each in chosen]
+        changed = {"image": names, "image_id": [each.image_id for _, each in chosen], "image_key": names}
+        changed |= {"width": [each.width for _, each in chosen], "height": [each.height for _, each in chosen]}
+        changed["image_looks"] = [""] * len(chosen)  # Not compared: it looks like its original on purpose.
+        return self._made([row for row, _ in chosen], "augmented", changed)
+
+    def _text_rows(self) -> pd.DataFrame:
+        """Every training row with variants of its text."""
+        named = zip(self.training["pair_id"], self.training["text_id"], strict=True)
+        chosen = [(row, text) for row, pair in enumerate(named) for text in self.phrasings.of_pair(*pair)]
+        texts = [text for _, text in chosen]
+        changed = {"text": texts, "text_id": [captions.text_id(text) for text in texts]}
+        return self._made([row for row, _ in chosen], "augmented", changed)
+
+    def _negative_rows(self, positives: pd.DataFrame, embed: Embed | None) -> pd.DataFrame:
+        """Every positive row's picture with texts that do not match it."""
+        count, negatives = self.config.negatives_per_positive, Negatives(positives, self.config.seed, embed)
+        text_of = dict(zip(self.training["pair_id"], self.training["text_id"], strict=True))
+        original = positives["source_pair_id"].where(positives["source_pair_id"].notna(), positives["pair_id"])
+        asked = zip(positives["pair_id"], positives["image_id"], original, strict=True)
+        chosen = [
+            (row, wrong)
+            for row, (pair, image_id, source) in enumerate(asked)
+            for wrong in negatives.of(pair, image_id, text_of[source], count)
+        ]
+        self.short = negatives.short
+        first = self.training.drop_duplicates("text_id")
+        group_of = dict(zip(first["text_id"], first["text_group"], strict=True))
+        changed = {name: [getattr(wrong, name) for _, wrong in chosen] for name in ("text", "text_id")}
+        changed["text_group"] = [group_of[wrong.text_id] for _, wrong in chosen]
+        changed["match"] = [0] * len(chosen)
+        return self._made([row for row, _ in chosen], "negative", changed, positives)
+
+    def _made(
+        self, rows: list[int], origin: str, changed: Mapping[str, list[Any]], source: pd.DataFrame | None = None
+    ) -> pd.DataFrame:
+        """Copies of rows with some columns changed, an id of their own, and the id of what they were made from."""
+        source = self.training if source is None else source
+        made = source.iloc[rows].reset_index(drop=True)
+        made["source_pair_id"] = made["pair_id"]
+        for name, values in changed.items():
+            if name in made:
+                made[name] = values
+        made["origin"] = origin
+        named = ("image_id", "text_id", "image_group", "text_group", "unit")
+        made["pair_id"] = [pairs.pair_id(*row) for row in zip(*(made[name] for name in named), strict=True)]
+        return made
+
+
+def _unseen(rows: pd.DataFrame, taken: set[str]) -> pd.DataFrame:
+    """The rows that are not there yet; they are from now on."""
+    fresh = []
+    for pair in rows["pair_id"]:
+        fresh.append(pair not in taken)
+        taken.add(pair)
+    return rows[fresh].reset_index(drop=True)
+
+
+def _read(data: Location) -> Pairs:
+    """A prepared folder; another table of pairs has no place for new pictures and rows."""
+    if not data.is_remote and data.path.exists() and not (data.path / "pairs.parquet").is_file():
+        told = f"{data} holds no pairs.parquet: augment adds to a folder that prep wrote"
+        raise UsageError(told, hint=f"vlkit prep --source ... --out {quote(str(data))}")
+    return read_pairs(data)
+
+
+def _forecast(jobs: list[Job], work: Augmentation, config: AugmentConfig) -> float:
+    """Gigabytes of the pictures, from a few of them.
+
+    Raises:
+        ResourceError: they would not fit.
+    """
+    if not jobs:
+        return 0.0
+    tried = sorted(jobs, key=lambda job: splits.draw(config.seed, f"{job.image_id} {job.epoch}"))[:TRIED]
+    sizes = [len(encoded(job, work.variation, config.format)[0]) for job in tried]
+    needed = len(jobs) * sum(sizes) / len(sizes)
+    where = Path(tempfile.gettempdir()) if config.data.is_remote else config.data.path
+    free = shutil.disk_usage(where).free
+    if needed > 0.95 * free:
+        told = f"{len(jobs)} pictures need about {needed / 2**30:.1f} GB, {free / 2**30:.1f} GB are free under {where}"
+        raise ResourceError(told, hint="a smaller --pictures or --max-side, or train-retrieval --augment")
+    return needed / 2**30
+
+
+def _write(
+    folder: Path, drawings: Path, work: Augmentation, jobs: list[Job], embed: Embed | None, config: AugmentConfig
+) -> dict[str, int]:
+    """The new tables into `folder`, the pictures into `drawings`. Returns the number of rows of each kind."""
+    import pandas as pd
+
+    drawn: dict[tuple[str, int], Rendered] = {}
+    if jobs:
+        drawings.mkdir()
+    with console.progress("drawing pictures", len(jobs)) as bar:
+        for job, written in render(jobs, work.variation, drawings, form=config.format, workers=config.workers):
+            drawn[job.image_id, job.epoch] = written
+            bar.update(len(drawn))
+    rows = work.new_rows(drawn, embed)
+    added = [each for each in rows.values() if len(each)]
+    old = work.old.assign(source_pair_id=None) if added else work.old
+    frame = pairs.validated(pd.concat([old, *added], ignore_index=True), str(config.data))
+    splits.refuse_leaks(frame, str(config.data))
+    frame.to_parquet(folder / "pairs.parquet", index=False)
+    counts = {kind: len(each) for kind, each in rows.items()}
+    described = {key: value for key, value in work.prepared.described.items() if key != "augmentation"}
+    if added:
+        pairs.view(frame[frame["split"] == "train"], work.group, label=True).to_csv(
+            folder / WITH_NEGATIVES, index=False
+        )
+        described["augmentation"] = {
+            "rows": counts,
+            "left_out": dict(work.phrasings.dropped),
+            "fingerprint": pairs.fingerprint(pd.concat(added, ignore_index=True)),
+            "settings": {
+                key: value for key, value in config.to_dict().items() if key not in ("data", "preview", "workers")
+            },
+        }
+    (folder / "data.yaml").write_text(yaml_text(described), encoding="utf-8")
+    return counts
+
+
+def _write_remote(work: Augmentation, jobs: list[Job], embed: Embed | None, config: AugmentConfig) -> dict[str, int]:
+    """The same for a folder behind a URL: readers have the old rows and pictures until the new manifest stands."""
+    with tempfile.TemporaryDirectory() as aside:
+        tables, drawings = Path(aside) / "tables", Path(aside) / AUGMENTED
+        tables.mkdir()
+        counts = _write(tables, drawings, work, jobs, embed, config)
+        mirrored = local_folder(config.data)
+        before = mirrored / ZONE_TABLES if config.data.is_bucket else mirrored
+        files = {path.name: path for path in sorted(before.iterdir()) if path.name not in WRITTEN}
+        files |= {path.name: path for path in sorted(tables.iterdir())}
+        new = {f"{AUGMENTED}/{path.name}": path for path in sorted(drawings.glob("*"))}
+        pictures = Remote(config.data)
+        pictures.upload(new)
+        Remote(config.data / ZONE_TABLES if config.data.is_bucket else config.data).replace(files, MANIFEST)
+        there = pictures.listing()
+        pictures.remove([name for name in there if name.startswith(f"{AUGMENTED}/") and name not in new])
+    return counts
+
+
+def _tell(
+    counts: Mapping[str, int], work: Augmentation, config: AugmentConfig, disk_gb: float, *, dry_run: bool = False
+) -> dict[str, Any]:
+    """Say what was added and what was left out. Returns the same for --json."""
+    kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    console.result(f"{len(work.training)} training rows {'would get' if dry_run else 'and'} {kinds}: {config.data}")
+    for reason, count in work.phrasings.dropped.items():
+        console.say(f"{count} phrasings left out: {reason}")
+    if config.texts and not counts["augmented texts"]:
+        console.say("no rule gave another phrasing: word lists come from the domain's YAML, --synonyms and --prefixes")
+    if work.short:
+        told = f"{work.short} rows got fewer negatives than the {config.negatives_per_positive} asked for"
+        console.warn(f"{told}: no other text fails to match their pictures")
+    if dry_run:
+        console.say(f"disk about {disk_gb:.2f} GB")
+    elif any(counts.values()):
+        console.hint(f"vlkit train-retrieval --data {quote(str(config.data))}")
+    return {
+        "data": str(config.data),
+        "training_rows": len(work.training),
+        "added": dict(counts),
+        "left_out": dict(work.phrasings.dropped),
+        "short_of_negatives": work.short,
+        "disk_gb": round(disk_gb, 4),
+        "dry_run": dry_run,
+        **({"settings": config.to_dict()} if dry_run else {}),
+    }
