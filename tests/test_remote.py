@@ -317,3 +317,38 @@ def test_what_is_not_there_is_said(lake, tmp_path, vlkit, monkeypatch):
     s3fs.S3FileSystem.clear_instance_cache()
     outcome = vlkit("prep", "--domain", "recipes", "--source", "s3://trusted-zone", "--out", tmp_path / "out")
     assert outcome.code == 7 and "MINIO_ENDPOINT" in outcome.err
+
+
+@pytest.mark.parametrize("zone", ["s3://fine-tuning-zone/", "s3://fine-tuning-zone/recipes"])
+def test_augment_in_the_zone_is_as_on_the_disk(zone, lake, server, tmp_path, vlkit, monkeypatch):
+    """Rows and pictures; twice; broken off half way; trained on; undone by prep."""
+    monkeypatch.chdir(tmp_path)
+    raw = write_recipes(tmp_path / "raw", recipes=20)
+    prep = ("prep", "--domain", "recipes", "--source", raw, "--out")
+    assert vlkit(*prep, zone).code == vlkit(*prep, "local").code == 0
+    plain = {path for path in lake.find("fine-tuning-zone") if "/.versions/" not in path}
+    for data in (zone, "local"):
+        outcome = vlkit("augment", "--data", data)
+        assert outcome.code == 0, outcome.err
+    place = tables = zone.removeprefix("s3://").rstrip("/")
+    tables += "/datasets" if zone.endswith("zone/") else ""
+    here = pd.read_parquet("local/pairs.parquet").drop(columns="image")
+    assert read_pairs(zone).frame[list(here)].equals(read_pairs("local").frame[list(here)])
+    pictures = {path.name: path.read_bytes() for path in (tmp_path / "local/augmented_images").iterdir()}
+    there = lake.ls(f"{place}/augmented_images")
+    assert {path.rpartition("/")[2]: lake.cat(path) for path in there} == pictures
+    assert lake.exists(f"{tables}/train_pairs_augmented_with_negatives.csv")
+    server.puts_left = 10
+    try:
+        assert vlkit("augment", "--data", zone, "--seed", 5).code == 7
+    finally:
+        server.puts_left = None
+    assert read_pairs(zone).frame[list(here)].equals(read_pairs("local").frame[list(here)])
+    assert vlkit("augment", "--data", zone).code == 0
+    assert sorted(lake.ls(f"{place}/augmented_images")) == sorted(there)
+    train = ("train-retrieval", "--data", zone, "--model", "tiny-siglip", "--steps", 2, "--batch-size", 8)
+    assert vlkit(*train, "--name", "a").code == 0
+    assert vlkit("augment", "--data", zone, "--preview", 2).code == 0
+    assert (tmp_path / "augment_preview.png").is_file()
+    assert vlkit(*prep, zone).code == 0
+    assert {path for path in lake.find("fine-tuning-zone") if "/.versions/" not in path} == plain

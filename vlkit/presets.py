@@ -82,7 +82,7 @@ def _allowed(domain: str | None, given: Mapping[str, Any]) -> tuple[Mapping[str,
         if name in fields and float(given.get(name) or 0) > 0:
             told = f"{fields[name].flag} is forbidden: it would lie about the pictures of {domain or 'this domain'}"
             raise UsageError(told, hint="where it does not, say so with your own list: forbid: [] in the YAML")
-    return preset, dict.fromkeys(forbidden, 0.0)
+    return preset, dict.fromkeys(set(forbidden) & fields.keys(), 0.0)
 
 
 def _picture_settings(value: Any, domain: str | None, seed: Any) -> PictureSettings | None:

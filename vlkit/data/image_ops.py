@@ -82,7 +82,8 @@ def _blur(pixels: np.ndarray, amount: float, more: np.ndarray) -> np.ndarray:
 def _noise(pixels: np.ndarray, amount: float, more: np.ndarray) -> np.ndarray:
     cv2 = _cv2()
     cv2.setRNGSeed(int(more[0] * 2**31))
-    noise = cv2.randn(np.empty(pixels.shape, np.int16), 0.0, amount)
+    # As one channel: a deviation given as one number is that of the first channel alone.
+    noise = cv2.randn(np.empty((pixels.size, 1), np.int16), 0.0, amount).reshape(pixels.shape)
     return cv2.add(pixels, noise, dtype=cv2.CV_8U)
 
 

@@ -52,21 +52,23 @@ class Negatives:
         self.right: dict[str, set[str]] = defaultdict(set)
         for image_id, text in zip(rows["image_id"], rows["text"], strict=True):
             self.right[image_id].add(captions.folded(text))
+        self.given: dict[str, set[int]] = defaultdict(set)
         self.place = {each.text_id: position for position, each in enumerate(self.texts)}
         self.nearest = nearest(embed([each.text for each in self.texts])) if embed and len(self.texts) > 1 else None
 
     def of(self, row: str, image_id: str, original_text: str, count: int) -> list[Wrong]:
-        """`count` texts that do not match a picture, each another; fewer where there are no more.
+        """`count` texts that do not match a picture, none that it was given before; fewer where there are no more.
 
         Args:
             row: the pair's id, which decides what is drawn.
             original_text: id of the pair's text, or of the one that it is a variant of: nearest to this.
         """
-        found: dict[int, None] = {}
+        found: list[int] = []
         for position in self._candidates(row, original_text) if count else ():
-            if self._matches(image_id, position):
+            if position in self.given[image_id] or self._matches(image_id, position):
                 continue
-            found[position] = None
+            self.given[image_id].add(position)
+            found.append(position)
             if len(found) == count:
                 break
         self.short += len(found) < count

@@ -245,7 +245,7 @@ def _explained(name: str) -> Iterator[None]:
             raise UsageError(f"the hub has no model {name!r}", hint="check the spelling: owner/name") from error
         if caused_by(hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, ConnectionError, TimeoutError):
             offline = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else "the hub cannot be reached"
-            hint = "fetch it once where there is a network, or give a local folder to --model"
+            hint = "fetch it once where there is a network; or give a local folder"
             raise NetworkError(f"{name} is not in the local cache, and {offline}", hint=hint) from error
         if isinstance(error, ImportError):
             raise
