@@ -1,6 +1,6 @@
 """Does augmentation help, and do honest labels? Recall on sample data, three seeds, against the plain run.
 
-python tests/benchmarks/recall.py [--seeds 1,2,3] [--steps N] [--folder DIR] [--json]
+python tests/benchmarks/recall.py [--seeds 1,2,3] [--steps N] [--tasks recipes,agriculture] [--ways A,B] [--folder DIR]
 
 Every run has the same steps and batch size, and is measured on the same test rows, which no augmentation touches.
 A row's value is the mean over the seeds; its interval resamples recipes (or pictures), paired with the plain run;
@@ -25,7 +25,7 @@ from vlkit.evaluation.intervals import interval, p_value, resample, units_that_d
 from vlkit.evaluation.scoring import DIRECTIONS, Task, score
 from vlkit.models.opening import open_trained
 
-# Name -> flags of augment (None: the plain folder), flags of train-retrieval. {seed} and {runs} are filled in.
+# Name -> flags of augment (None: the plain folder), flags of train-retrieval. {plain}: the plain run of the same seed.
 RECIPES: dict[str, tuple[str | None, str]] = {
     "plain": (None, ""),
     "eye labels": (None, "--labels eye"),
@@ -33,7 +33,7 @@ RECIPES: dict[str, tuple[str | None, str]] = {
     "pictures written": ("--texts 0 --negatives-per-positive 0", ""),
     "pictures varied in every epoch": (None, "--augment {augment}"),
     "random negatives": ("--pictures 0 --texts 0", ""),
-    "hard negatives": ("--pictures 0 --texts 0 --hard {runs}/recipes-plain-{seed}", ""),
+    "hard negatives": ("--pictures 0 --texts 0 --hard {plain}", ""),
 }
 LEAVES: dict[str, tuple[str | None, str]] = {"plain": (None, ""), "eye labels": (None, "--labels eye")}
 TASKS = {
@@ -61,10 +61,11 @@ def prepared(folder: Path, layout: str, shares: str) -> Path:
 def trained(folder: Path, data: Path, name: str, seed: int, flags: tuple[str | None, str], steps: list[str]) -> Path:
     """One run, on the plain folder or on an augmented copy of it."""
     (folder / "as-it-is.yaml").write_text("{}\n")
-    run = folder / "runs" / f"{data.name}-{name.replace(' ', '-')}-{seed}"
+    run = folder / "runs" / f"{data.name}-{name.replace(' ', '-')}-{seed}{''.join(steps)}"
     if (run / "finished.json").is_file():
         return run
-    known = {"seed": seed, "runs": folder / "runs", "augment": folder / "as-it-is.yaml"}
+    plain = run.with_name(f"{data.name}-plain-{seed}{''.join(steps)}")
+    known = {"plain": plain, "augment": folder / "as-it-is.yaml"}
     augment, train = (flag.format(**known).split() if flag is not None else None for flag in flags)
     if augment is not None:
         copy = folder / "copies" / run.name
@@ -82,9 +83,10 @@ def hits(run: Path, task: Task) -> dict[str, np.ndarray]:
     return {direction: scores[direction, "recall@1"] for direction in DIRECTIONS}
 
 
-def measured(folder: Path, layout: str, seeds: list[int], steps: list[str]) -> list[dict[str, Any]]:
+def measured(folder: Path, layout: str, seeds: list[int], steps: list[str], only: set[str]) -> list[dict[str, Any]]:
     """A row for every way of training: recall@1, its interval, its difference to the plain one's."""
     ways, shares, direction = TASKS[layout]
+    ways = {name: flags for name, flags in ways.items() if not only or name in only | {"plain"}}
     data = prepared(folder, layout, shares)
     task = Task.of(read_pairs(data).of("test"))
     units = task.queries(direction)["unit"].to_numpy()
@@ -114,6 +116,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--steps", type=int)
+    parser.add_argument("--tasks", default="recipes,agriculture")
+    parser.add_argument("--ways", default="")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -121,7 +125,8 @@ def main() -> None:
     steps = ["--steps", str(options.steps)] if options.steps else []
     with tempfile.TemporaryDirectory() as aside:
         folder = options.folder or Path(aside)
-        rows = [row for layout in TASKS for row in measured(folder, layout, seeds, steps)]
+        only = {way for way in options.ways.split(",") if way}
+        rows = [row for task in options.tasks.split(",") for row in measured(folder, task, seeds, steps, only)]
     if options.json:
         print(json.dumps(rows, indent=2))
         return
