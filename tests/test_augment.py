@@ -15,7 +15,7 @@ import yaml
 from conftest import patterned, picture, write_class_folders, write_table
 from PIL import Image
 
-from vlkit.config import PictureSettings
+from vlkit.config_data import PictureSettings
 from vlkit.data import images, labels
 from vlkit.data.batches import BatchOrder, Drawn, PairDataset, stream
 from vlkit.data.image_ops import Variation

@@ -9,7 +9,8 @@ import pytest
 import yaml
 from conftest import write_recipes
 
-from vlkit.config import PrepConfig, TrainRetrievalConfig
+from vlkit.config import TrainRetrievalConfig
+from vlkit.config_data import PrepConfig
 from vlkit.errors import UsageError
 from vlkit.presets import resolve_train_retrieval
 

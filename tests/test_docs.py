@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from vlkit.config import AugmentConfig, PictureSettings
+from vlkit.config_data import AugmentConfig, PictureSettings
 from vlkit.presets import SECTIONS, domain_preset, resolve_augment, resolve_prep, resolve_train_retrieval
 from vlkit.settings import read_yaml
 
@@ -136,7 +136,8 @@ def test_the_example_augmentation_says_every_default(tmp_path):
 
 
 def test_every_example_script_is_valid_bash_and_calls_real_flags():
-    from vlkit.config import EvalConfig, SampleConfig
+    from vlkit.config import EvalConfig
+    from vlkit.config_data import SampleConfig
 
     flags = {**SECTIONS, "eval": EvalConfig, "sample": SampleConfig}
     for path in (ROOT / "examples").glob("*.sh"):

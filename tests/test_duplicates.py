@@ -16,7 +16,7 @@ import yaml
 from conftest import patterned, picture, write_class_folders, write_recipes
 from PIL import Image, ImageEnhance
 
-from vlkit.config import PrepConfig
+from vlkit.config_data import PrepConfig
 from vlkit.data import checking, perceptual
 from vlkit.data.images import Checked, check
 from vlkit.data.pairs import read_pairs

@@ -7,7 +7,7 @@ import pytest
 from conftest import patterned
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from vlkit.config import OPERATIONS, RANGES, PictureSettings
+from vlkit.config_data import OPERATIONS, RANGES, PictureSettings
 from vlkit.data.image_ops import Variation
 from vlkit.data.images import upright
 from vlkit.data.render import Job, render

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlkit.config import PrepConfig
+from vlkit.config_data import PrepConfig
 from vlkit.data import splits
 from vlkit.data.gathering import Gathered
 from vlkit.data.images import Checked

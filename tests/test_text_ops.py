@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlkit.config import TEXT_RULES, AugmentConfig, parsed_synonyms
+from vlkit.config_data import TEXT_RULES, AugmentConfig, parsed_synonyms
 from vlkit.data import captions
 from vlkit.data.phrasings import ANOTHERS, HELD_OUT, Phrasings
 from vlkit.data.text_ops import RULES, TextRules

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlkit import __version__, console
-from vlkit.config import AugmentConfig, EvalConfig, PrepConfig, QuickstartConfig, SampleConfig, TrainRetrievalConfig
+from vlkit.config import EvalConfig, QuickstartConfig, TrainRetrievalConfig
+from vlkit.config_data import AugmentConfig, PrepConfig, SampleConfig
 from vlkit.errors import nearest
 from vlkit.flags import command
 from vlkit.presets import resolve_augment, resolve_prep, resolve_train_retrieval

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vlkit.config import TINY_MODELS, AugmentConfig, PictureSettings, PrepConfig, TrainRetrievalConfig
+from vlkit.config import TrainRetrievalConfig
+from vlkit.config_data import TINY_MODELS, AugmentConfig, PictureSettings, PrepConfig
 from vlkit.errors import UsageError
 from vlkit.settings import Settings, read_yaml
 from vlkit.storage import Location

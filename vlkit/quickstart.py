@@ -9,7 +9,8 @@ import time
 from typing import Any
 
 from vlkit import console
-from vlkit.config import EvalConfig, QuickstartConfig, SampleConfig
+from vlkit.config import EvalConfig, QuickstartConfig
+from vlkit.config_data import SampleConfig
 from vlkit.errors import UsageError
 from vlkit.presets import resolve_prep, resolve_train_retrieval
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from vlkit.config import OPERATIONS, PictureSettings
+from vlkit.config_data import OPERATIONS, PictureSettings
 from vlkit.data.image_ops import Variation
 from vlkit.data.processes import cores
 from vlkit.data.render import Job, render

@@ -14,7 +14,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from vlkit import console
-from vlkit.config import AugmentConfig
+from vlkit.config_data import AugmentConfig
 from vlkit.data import captions, pairs, splits
 from vlkit.data.image_ops import Variation
 from vlkit.data.negatives import Embed, Negatives

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 
-from vlkit.config import PrepConfig
+from vlkit.config_data import PrepConfig
 from vlkit.data import layouts, perceptual, splits
 from vlkit.data.checking import Findings, check_all
 from vlkit.data.images import Checked

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.random import PCG64, Generator
 
-from vlkit.config import OPERATIONS, RANGES, PictureSettings
+from vlkit.config_data import OPERATIONS, RANGES, PictureSettings
 from vlkit.data import images
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlkit.config import PrepConfig
+from vlkit.config_data import PrepConfig
 from vlkit.data import captions, labels, splits
 from vlkit.data.labels import Groups
 from vlkit.errors import DataError, nearest

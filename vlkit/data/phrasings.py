@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
 
-from vlkit.config import AugmentConfig
+from vlkit.config_data import AugmentConfig
 from vlkit.data import captions, labels
 from vlkit.data.splits import draw
 from vlkit.data.text_ops import TextRules

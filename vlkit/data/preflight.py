@@ -9,7 +9,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from vlkit import console
-from vlkit.config import PrepConfig
+from vlkit.config_data import PrepConfig
 from vlkit.data import labels, pairs, splits
 from vlkit.data.gathering import Gathered
 

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from vlkit import console
-from vlkit.config import PrepConfig
+from vlkit.config_data import PrepConfig
 from vlkit.data import pairs, perceptual, preflight, splits
 from vlkit.data.gathering import Gathered, gather
 from vlkit.data.preflight import CountTokens

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from vlkit.config import PrepConfig
+from vlkit.config_data import PrepConfig
 from vlkit.data import captions, tables
 from vlkit.data.sources import Source
 from vlkit.errors import DataError, UsageError, nearest

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from vlkit import console
-from vlkit.config import SampleConfig
+from vlkit.config_data import SampleConfig
 from vlkit.data.sample_dishes import write_dishes
 from vlkit.data.sample_leaves import write_leaves
 from vlkit.data.sample_recipes import write_recipes

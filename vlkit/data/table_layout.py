@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from vlkit import console
-from vlkit.config import PrepConfig
+from vlkit.config_data import PrepConfig
 from vlkit.data import captions, tables
 from vlkit.data.raw import Item, RawFolder, RawRow, Reject, reject_of
 from vlkit.data.sources import Source

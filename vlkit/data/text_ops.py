@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vlkit.config import TEXT_RULES, parsed_synonyms
+from vlkit.config_data import TEXT_RULES, parsed_synonyms
 from vlkit.data import captions
 
 if TYPE_CHECKING:
-    from vlkit.config import AugmentConfig
+    from vlkit.config_data import AugmentConfig
 
 LONGEST_TITLE = 10  # words
 _PARENTHESES = re.compile(r"\s*(?:\([^()]*\)|\[[^\[\]]*\])")

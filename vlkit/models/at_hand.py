@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vlkit.config import TINY_MODELS
+from vlkit.config_data import TINY_MODELS
 from vlkit.errors import VlkitError
 
 

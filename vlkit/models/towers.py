@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from vlkit.config import TINY_MODELS
+from vlkit.config_data import TINY_MODELS
 from vlkit.data.images import RESAMPLING, PixelSpec
 from vlkit.errors import ArtifactError, NetworkError, UsageError, VlkitError, nearest
 from vlkit.storage import json_text
