@@ -143,3 +143,85 @@ def test_an_adapter_of_another_model_is_refused(tiny, tiny_folder, tmp_path):
         adapters.load_adapted(tmp_path, str(tiny_folder("tiny-clip")))
     with pytest.raises(ArtifactError, match="no trained model"):
         adapters.load_adapted(tmp_path / "elsewhere", str(tiny_folder("tiny-clip")))
+
+
+IMAGE, TEXT = ("vision_model.", "visual_projection."), ("text_model.", "text_projection.")
+
+
+@pytest.mark.parametrize("name", ["tiny-siglip", "tiny-clip"])
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"tune": "text"}, lambda n: n.startswith(TEXT)),
+        ({"tune": "image"}, lambda n: n.startswith(IMAGE)),
+        ({"tune": "full", "towers": "image"}, lambda n: n.startswith(IMAGE)),
+        ({"tune": "head"}, lambda n: ".head." in n or "_projection." in n),
+        ({"tune": "head", "towers": "text"}, lambda n: n.startswith("text_model.head.") or "text_projection" in n),
+        ({"tune": "lora", "towers": "text"}, lambda n: n.startswith("text_model.") and "lora_" in n),
+        (
+            {"tune": "last", "unfreeze_layers": 1, "trainable": ("*self_attn*", "*out_proj*", "*layernorm*")},
+            lambda n: (
+                "layers.1.self_attn" in n
+                or (("layernorm" in n or "out_proj" in n) and (".layers.1." in n or ".layers." not in n))
+            ),
+        ),
+        (
+            {"tune": "full", "trainable": ("text_model.*bias",)},
+            lambda n: n.startswith("text_model.") and n[-4:] == "bias",
+        ),
+    ],
+)
+def test_what_is_chosen_is_trained_and_nothing_else(name, settings, expected, tiny):
+    towers = tiny(name)
+    assert set(layers_of(towers)) == {2}
+    adapters.adapt(towers, with_tune(**settings), seed=0)
+    chosen = {key for key, _ in towers.model.named_parameters() if expected(key)}
+    assert chosen
+    assert set(adapters.trainable(towers)) == chosen | {key for key in ("logit_scale", "logit_bias")} & set(
+        towers.logit_parameters()
+    )
+
+
+def test_a_name_that_no_trained_parameter_has_is_refused(tiny):
+    with pytest.raises(UsageError, match=r"'vision_model.\*': no parameter that --tune chose"):
+        adapters.adapt(tiny("tiny-clip"), with_tune("text", trainable=("*bias", "vision_model.*")), seed=0)
+
+
+@pytest.mark.parametrize("name", ["tiny-siglip", "tiny-clip"])
+@pytest.mark.parametrize("tune", ["full", "last", "lora"])
+def test_activations_computed_again_give_the_same_gradients(name, tune, tiny):
+    grads = []
+    for again in (False, True):
+        towers = tiny(name)
+        settings = with_tune(tune, lora_dropout=0.2, unfreeze_layers=1, checkpoint_activations=again)
+        adapters.adapt(towers, settings, seed=0)
+        for key, parameter in towers.model.named_parameters():
+            if "lora_B" in key:
+                torch.nn.init.normal_(parameter, std=0.02, generator=torch.Generator().manual_seed(len(key)))
+        adapters.train_mode(towers)
+        assert towers.model.is_gradient_checkpointing is again
+        torch.manual_seed(3)
+        loss_of(towers).backward()
+        grads.append({key: p.grad for key, p in adapters.trainable(towers).items()})
+    plain, again = grads
+    assert all(torch.equal(plain[key], again[key]) for key in plain)
+
+
+def test_heads_and_logits_can_have_rates_of_their_own(tiny):
+    from vlkit.training.loop import adamw
+
+    towers = tiny("tiny-siglip")
+    adapters.adapt(towers, with_tune("full"), seed=0)
+    named = adapters.trainable(towers)
+    rates = adapters.rates(named, head=3e-3, logit=5e-2)
+    optimizer = adamw(named, lr=1e-4, weight_decay=0.1, rates=rates)
+    found = {
+        key: (group["peak_lr"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for key in group["param_names"]
+    }
+    assert found.keys() == named.keys()
+    for key, parameter in named.items():
+        rate = 5e-2 if key.startswith("logit") else 3e-3 if ".head." in key else 1e-4
+        assert found[key] == (rate, 0.1 if parameter.ndim > 1 else 0.0)
+    assert optimizer.param_groups[0]["peak_lr"] == 1e-4

@@ -315,3 +315,30 @@ def test_a_damaged_last_checkpoint_costs_only_its_steps(uninterrupted, vlkit, tm
     assert newest.name in outcome.err
     assert final_state(tmp_path / "hurt") == final_state(uninterrupted("full"))
     assert checkpoints.verified(newest).step == 9
+
+
+def test_an_evaluation_each_epoch_and_an_early_end(prepared, vlkit, tmp_path):
+    """The best on validation is exported, and a run that was killed after its end finds the same."""
+    train = ("train-retrieval", "--data", prepared, "--model", "tiny-siglip", "--runs-dir", tmp_path, "--name", "a")
+    flags = ("--batch-size", 32, "--epochs", 40, "--lr", 1e-9, "--eval-every", 0, "--patience", 2)
+    outcome = vlkit(*train, *flags, "--json")
+    assert outcome.code == 0, outcome.err
+    told = outcome.json()
+    settings = yaml.safe_load((tmp_path / "a/config.yaml").read_text())
+    lines = [json.loads(line) for line in (tmp_path / "a/metrics.jsonl").read_text().splitlines()]
+    evaluated = [line["step"] for line in lines if "val" in line]
+    assert settings["eval_every"] == settings["steps"] // 40
+    assert evaluated == [settings["eval_every"] * times for times in range(1, len(evaluated) + 1)]
+    assert told["steps"] == evaluated[-1] < settings["steps"]
+    assert told["steps"] == 3 * settings["eval_every"], "nothing moves at this rate"
+    assert "without a better recall" in outcome.err
+    (tmp_path / "a/finished.json").unlink()
+    again = vlkit(*train, *flags, "--json").json()
+    assert again["exported_step"] == told["exported_step"]
+
+
+def test_patience_without_validation_is_refused(vlkit, tmp_path, raw):
+    prep = ("prep", "--domain", "recipes", "--source", raw, "--out", tmp_path / "data", "--val-share", 0)
+    assert vlkit(*prep).code == 0
+    outcome = vlkit("train-retrieval", "--data", tmp_path / "data", "--model", "tiny-siglip", "--patience", 2)
+    assert outcome.code == 2 and "no validation rows" in outcome.err

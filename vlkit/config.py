@@ -46,15 +46,17 @@ class TrainingConfig(Settings):
     workers: Annotated[
         int | None, "processes that load batches (default: by size of the data); never changes a result"
     ] = None
-    eval_every: Annotated[int | None, "steps between evaluations on validation (default: a tenth of all)"] = None
+    eval_every: Annotated[
+        int | None, "steps between evaluations on validation; 0: once an epoch (default: a tenth of all)"
+    ] = None
     save_every: Annotated[int | None, "steps between checkpoints (default: as --eval-every)"] = None
     keep: Annotated[int, "newest checkpoints to keep, beside the best"] = 2
     limit: Annotated[int | None, "use about this many rows of each split, drawn by the seed"] = None
     deterministic: Annotated[bool, "torch's deterministic algorithms only"] = False
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "steps", "grad_accum", "eval_every", "save_every", "keep", "limit")
-        at_least(self, 0, "workers", "weight_decay", "warmup", "seed")
+        at_least(self, 1, "steps", "grad_accum", "save_every", "keep", "limit")
+        at_least(self, 0, "eval_every", "workers", "weight_decay", "warmup", "seed")
         above(self, 0, "epochs", "lr", "max_grad_norm")
         if self.batch_size is not None and self.batch_size < 2:
             raise UsageError(
@@ -76,7 +78,15 @@ class TrainRetrievalConfig(TrainingConfig):
     labels: Annotated[Literal["eye", "multi-positive", "mask"], "what counts as a match within a batch"] = (
         "multi-positive"
     )
-    tune: Annotated[Literal["full", "last", "lora"], "what is trained; logit scale and bias always are"] = "full"
+    tune: Annotated[
+        Literal["full", "last", "lora", "text", "image", "head"],
+        "what is trained: all, upper layers, adapters, one tower, or what stands behind the encoders; logit scale and "
+        "bias always are",
+    ] = "full"
+    towers: Annotated[Literal["both", "image", "text"], "with --tune last, lora or head: in which towers"] = "both"
+    trainable: Annotated[
+        tuple[str, ...], "of what --tune chose only parameters of these names: '*self_attn*,*projection*'"
+    ] = ()
     unfreeze_layers: Annotated[int, "with --tune last: upper layers of each tower that are trained"] = 2
     lora_targets: Annotated[tuple[str, ...], "with --tune lora: attention projections of the encoder layers"] = (
         "q",
@@ -87,6 +97,14 @@ class TrainRetrievalConfig(TrainingConfig):
     lora_rank: Annotated[int, "with --tune lora"] = 8
     lora_alpha: Annotated[float, "with --tune lora: the update is scaled by alpha / rank"] = 16.0
     lora_dropout: Annotated[float, "with --tune lora"] = 0.05
+    head_lr: Annotated[float | None, "peak rate of what stands behind the encoders (default: --lr)"] = None
+    logit_lr: Annotated[float | None, "peak rate of logit scale and bias (default: --lr)"] = None
+    patience: Annotated[
+        int | None, "end after this many evaluations on validation without a better recall@1 (default: never)"
+    ] = None
+    checkpoint_activations: Annotated[bool, "compute activations again in the backward pass: less memory, slower"] = (
+        False
+    )
     augment: Annotated[
         PictureSettings | None, "vary pictures anew in every epoch, with the settings of an augmentation YAML"
     ] = None
@@ -94,7 +112,8 @@ class TrainRetrievalConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, 1, "unfreeze_layers", "lora_rank")
+        at_least(self, 1, "unfreeze_layers", "lora_rank", "patience")
+        above(self, 0, "head_lr", "logit_lr")
         between(self, 0.0, 0.99, "lora_dropout")
         unknown = set(self.lora_targets) - {"q", "k", "v", "out"}
         if unknown or not self.lora_targets:

@@ -1,4 +1,4 @@
-"""What is trained: everything, the upper layers, or low-rank adapters; logit scale and bias always.
+"""What is trained: everything, upper layers, adapters, one tower, the heads; logit scale and bias always.
 
 `adapt` decides it in place; everything after asks the parameters' `requires_grad`. `export` writes what other tools
 load, `load_adapted` reads it back.
@@ -7,7 +7,9 @@ load, `load_adapted` reads it back.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +27,11 @@ if TYPE_CHECKING:
 
 # Encoder layers only: SigLIP's pooling head has an out_proj too, whose forward goes round any adapter.
 LAYER = re.compile(r"(vision_model|text_model)\.encoder\.layers\.(\d+)\.")
+# What stands behind the encoders: CLIP's projections, SigLIP's pooling head and text head.
+HEAD = re.compile(r"(visual_projection|text_projection|(vision_model|text_model)\.head)\.")
+TOWERS = {"image": ("vision_model.", "visual_projection."), "text": ("text_model.", "text_projection.")}
 PROJECTIONS = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "out": "out_proj"}
+LOGITS = ("logit_scale", "logit_bias")
 LOGIT_FILE = "logit_parameters.safetensors"
 
 
@@ -41,23 +47,54 @@ class Counts:
 
 
 def adapt(towers: Towers, config: TrainRetrievalConfig, *, seed: int) -> Counts:
-    """Freeze, unfreeze, or insert adapters, as `config.tune` says.
+    """Freeze, unfreeze, or insert adapters, as the settings say.
 
     Args:
         seed: of the adapters' initial weights.
 
     Raises:
-        UsageError: more layers to unfreeze than there are.
+        UsageError: more layers to unfreeze than there are, or a name that no trained parameter has.
     """
     if config.tune == "lora":
         _insert_lora(towers, config, seed)
-    elif config.tune == "last":
-        _freeze_lower_layers(towers, config.unfreeze_layers)
     else:
-        towers.model.requires_grad_(True)
+        chosen = _chosen(towers, config)
+        for name, parameter in towers.model.named_parameters():
+            parameter.requires_grad_(name in chosen)
+    _keep_only(towers, config.trainable)
     for parameter in towers.logit_parameters().values():
         parameter.requires_grad_(True)
+    if config.checkpoint_activations:
+        # The inputs of a frozen layer need no gradient, which the older, reentrant way would take for nothing to do.
+        towers.model.gradient_checkpointing_enable({"use_reentrant": False})
     return count(towers)
+
+
+def _chosen(towers: Towers, config: TrainRetrievalConfig) -> set[str]:
+    """Names of the parameters that --tune and --towers choose."""
+    names = {name for name, _ in towers.model.named_parameters()}
+    if config.tune == "last":
+        names = _upper(names, check_depth(towers.model.config, config.unfreeze_layers), config.unfreeze_layers)
+    elif config.tune == "head":
+        names = {name for name in names if is_head(name)}
+    where = config.tune if config.tune in TOWERS else config.towers
+    return names if where == "both" else {name for name in names if name.startswith(TOWERS[where])}
+
+
+def is_head(name: str) -> bool:
+    """Whether a parameter stands behind the encoders, between their last layer and the common space."""
+    return HEAD.match(name) is not None
+
+
+def _keep_only(towers: Towers, globs: Sequence[str]) -> None:
+    """Freeze what is to be trained and bears none of these names."""
+    trained = trainable(towers)
+    for glob in globs:
+        if not any(fnmatchcase(name, glob) for name in trained):
+            told = f"--trainable {glob!r}: no parameter that --tune chose has such a name"
+            raise UsageError(told, hint=f"they are called {', '.join(list(trained)[:3])}, ...")
+    for name, parameter in trained.items():
+        parameter.requires_grad_(not globs or any(fnmatchcase(name, glob) for glob in globs))
 
 
 def count(towers: Towers) -> Counts:
@@ -69,6 +106,12 @@ def count(towers: Towers) -> Counts:
 def trainable(towers: Towers) -> dict[str, torch.nn.Parameter]:
     """name -> parameter, of what is trained, in the model's order."""
     return {name: p for name, p in towers.model.named_parameters() if p.requires_grad}
+
+
+def rates(named: Iterable[str], *, head: float | None, logit: float | None) -> dict[str, float]:
+    """name -> peak learning rate, of the parameters that have one of their own."""
+    of_heads = {name: head for name in named if head is not None and is_head(name)}
+    return of_heads | {name: logit for name in named if logit is not None and name in LOGITS}
 
 
 def train_mode(towers: Towers) -> None:
@@ -98,19 +141,22 @@ def check_depth(config: Any, unfreeze: int) -> dict[str, int]:
     return {"vision_model": vision, "text_model": text}
 
 
-def _freeze_lower_layers(towers: Towers, unfreeze: int) -> None:
-    """Train the upper `unfreeze` layers of each tower and what comes after them: final norm, pooling, projection."""
-    depth = check_depth(towers.model.config, unfreeze)
-    for name, parameter in towers.model.named_parameters():
+def _upper(names: set[str], depth: dict[str, int], unfreeze: int) -> set[str]:
+    """The upper `unfreeze` layers of each tower and what comes after them: final norm, pooling, projection."""
+    found = set()
+    for name in names:
         layer = LAYER.match(name)
         below = ".embeddings." in name or "pre_layrnorm" in name
-        parameter.requires_grad_(int(layer[2]) >= depth[layer[1]] - unfreeze if layer else not below)
+        if int(layer[2]) >= depth[layer[1]] - unfreeze if layer else not below:
+            found.add(name)
+    return found
 
 
-def lora_pattern(targets: tuple[str, ...]) -> str:
+def lora_pattern(targets: tuple[str, ...], towers: str = "both") -> str:
     """What PEFT matches module names against: attention projections of the encoder layers, and no others."""
     projections = "|".join(PROJECTIONS[target] for target in targets)
-    return rf"(vision_model|text_model)\.encoder\.layers\.\d+\.self_attn\.({projections})"
+    models = {"both": "vision_model|text_model", "image": "vision_model", "text": "text_model"}[towers]
+    return rf"({models})\.encoder\.layers\.\d+\.self_attn\.({projections})"
 
 
 def _insert_lora(towers: Towers, config: TrainRetrievalConfig, seed: int) -> None:
@@ -120,7 +166,7 @@ def _insert_lora(towers: Towers, config: TrainRetrievalConfig, seed: int) -> Non
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
-        target_modules=lora_pattern(config.lora_targets),
+        target_modules=lora_pattern(config.lora_targets, config.towers),
         bias="none",
     )
     with torch.random.fork_rng(devices=[]):

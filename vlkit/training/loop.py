@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -138,14 +139,23 @@ def cosine_schedule(total: int, warmup: float) -> Callable[[int], float]:
     return factor
 
 
-def adamw(named: Mapping[str, torch.nn.Parameter], *, lr: float, weight_decay: float) -> torch.optim.AdamW:
+def adamw(
+    named: Mapping[str, torch.nn.Parameter], *, lr: float, weight_decay: float, rates: Mapping[str, float] | None = None
+) -> torch.optim.AdamW:
     """AdamW that decays matrices, and neither biases, norms nor logit parameters (all have at most one dimension).
 
     Its second moment remembers 50 steps (beta 0.98, as CLIP was trained): contrastive gradients change quickly.
+
+    Args:
+        lr: peak rate.
+        rates: name -> peak rate, of parameters that have another.
     """
-    decayed = [(name, p) for name, p in named.items() if p.ndim > 1]
-    spared = [(name, p) for name, p in named.items() if p.ndim <= 1]
-    groups = [{"params": p, "weight_decay": w, "peak_lr": lr} for p, w in ((decayed, weight_decay), (spared, 0.0)) if p]
+    members: dict[tuple[float, float], list[tuple[str, torch.nn.Parameter]]] = defaultdict(list)
+    for name, parameter in named.items():
+        members[(rates or {}).get(name, lr), weight_decay if parameter.ndim > 1 else 0.0].append((name, parameter))
+    # Groups at the common rate come first: the first one's rate is what a step reports.
+    order = sorted(members, key=lambda key: (key[0] != lr, -key[1], key[0]))
+    groups = [{"params": members[key], "weight_decay": key[1], "peak_lr": key[0]} for key in order]
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=True)
 
 

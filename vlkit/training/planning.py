@@ -47,6 +47,8 @@ class Rows:
         pairs = read_pairs(config.data)
         matching = pairs.positives()
         train, val = (matching.of(split, limit=config.limit, seed=config.seed) for split in ("train", "val"))
+        if config.patience is not None and not len(val):
+            raise UsageError("--patience waits for validation, and there are no validation rows")
         if len(train) < 2:
             raise DataError(f"{pairs.folder}: {len(train)} training pairs; contrast needs at least 2")
         return cls(pairs, train, val, _wrong(pairs, train) if config.negatives else None)
@@ -98,7 +100,8 @@ def complete(config: TrainRetrievalConfig, train: Pairs) -> TrainRetrievalConfig
         )
     if config.tune == "last":
         adapters.check_depth(model, config.unfreeze_layers)
-    eval_every = config.eval_every or math.ceil(total / 10)
+    each_epoch = max(1, round(per_epoch / config.grad_accum))
+    eval_every = math.ceil(total / 10) if config.eval_every is None else config.eval_every or each_epoch
     return dataclasses.replace(
         config,
         # A local folder is remembered by its whole path, so that the run is understood from anywhere.

@@ -58,7 +58,8 @@ class Training:
         towers.to(best_device())
         self.dataset = dataset_of(rows, towers, config)
         self.trainable = adapters.trainable(towers)
-        self.optimizer = adamw(self.trainable, lr=config.lr, weight_decay=config.weight_decay)
+        rates = adapters.rates(self.trainable, head=config.head_lr, logit=config.logit_lr)
+        self.optimizer = adamw(self.trainable, lr=config.lr, weight_decay=config.weight_decay, rates=rates)
         self.scaler = new_scaler(towers.device, config.precision)
         self.validation = Task.of(rows.val) if len(rows.val) else None
         self.validation_pixels = pixel_store(self.validation, towers) if self.validation else None
@@ -69,6 +70,8 @@ class Training:
         """Train from the newest checkpoint, or from the start; then write what other tools load."""
         config, start = self.config, self._resume()
         self._tell()
+        if self._waited_enough(start):
+            return self._finish(start)
         adapters.train_mode(self.towers)
         with stop_request() as asked, console.progress("training", config.steps) as bar:
             for step in self._steps(start):
@@ -80,10 +83,13 @@ class Training:
                     self._evaluate(step.step)
                 if asked or last or step.step % config.save_every == 0:
                     self._save(step.step)
+                if self._waited_enough(step.step):
+                    console.say(f"the end: {config.patience} evaluations without a better recall")
+                    return self._finish(step.step)
                 if asked and not last:
                     told = f"stopped by {asked.signal.name} after step {step.step} of {config.steps}, which is saved"
                     raise Stopped(told, hint="the same command goes on from there")
-        return self._finish()
+        return self._finish(config.steps)
 
     def loss_of(self, batch: Batch) -> torch.Tensor:
         """The contrastive loss of a batch: its mean over the pairs."""
@@ -147,12 +153,23 @@ class Training:
         console.say(f"step {step}: validation recall@1 {', '.join(told)}")
 
     def _remember(self, step: int, scores: dict[str, Any]) -> bool:
-        """Whether this step is the best so far: by recall@1 of both directions, MRR deciding ties."""
+        """Whether this step is the best so far: by recall@1 of both directions, MRR deciding ties; the later of equals.
+
+        Equals are no improvement, though: the step of the last one is remembered beside.
+        """
         key = [sum(metrics[name] for metrics in scores.values()) for name in ("recall@1", "mrr")]
         if self.best and key < self.best["key"]:
             return False
-        self.best = {"step": step, "key": key, "val": scores}
+        better = not self.best or key > self.best["key"]
+        self.best = {"step": step, "key": key, "val": scores, "improved": step if better else self.best["improved"]}
         return True
+
+    def _waited_enough(self, step: int) -> bool:
+        """Whether --patience evaluations in a row, up to this step, have found nothing better."""
+        config = self.config
+        if config.patience is None or not self.best or step % config.eval_every:
+            return False
+        return step - self.best["improved"] >= config.patience * config.eval_every
 
     def _save(self, step: int) -> None:
         """Write the checkpoint of this step, if it is not yet there, and the pointers to it."""
@@ -167,13 +184,13 @@ class Training:
         checkpoints.prune(self.run.checkpoints, keep=self.config.keep, best=self.best.get("step"))
         self.run.mirror()
 
-    def _finish(self) -> dict[str, Any]:
-        """Export the best step (the last where there is no validation) and mark the run as finished."""
-        step = self.best.get("step", self.config.steps)
+    def _finish(self, taken: int) -> dict[str, Any]:
+        """Export the best of the steps `taken` (the last where there is no validation); mark the run as finished."""
+        step = self.best.get("step", taken)
         checkpoints.verified(self.run.checkpoints / checkpoints.name_of(step)).restore(self.trainable)
         exported = adapters.export(self.towers, self.run.folder)
         facts = {
-            "steps": self.config.steps,
+            "steps": taken,
             "exported_step": step,
             "train_seconds": round(self._train_seconds(), 2),
             "trainable_parameters": self.counts.trainable,
@@ -182,7 +199,7 @@ class Training:
         self.run.finish(facts)
         self.run.mirror(must=True)
         chosen = f"step {step}, the best on validation" if self.best else "the last step: there is no validation split"
-        console.say(f"{self.config.steps} steps in {facts['train_seconds']:.0f} s; {exported} holds {chosen}")
+        console.say(f"{taken} steps in {facts['train_seconds']:.0f} s; {exported} holds {chosen}")
         console.hint(f"vlkit eval --run {quote(str(self.run.folder))}")
         return {"run": str(self.run.folder), **facts, "exported": str(exported), "validation": self.best.get("val", {})}
 
