@@ -377,13 +377,14 @@ def test_negatives_join_a_batch_as_columns(augment, data, towers, mode):
     plain = dataset(data, towers, mode=mode, wrong=False)
     rows = list(range(0, 40, 2))
     batch, without = items[Drawn(0, rows, [0] * 20)], plain[Drawn(0, rows, [0] * 20)]
-    assert torch.equal(batch.labels[:, :20], without.labels)
+    signs = batch.labels.rows()
+    assert torch.equal(signs[:, :20], without.labels.rows())
     width = without.input_ids.shape[1]
     assert torch.equal(batch.input_ids[batch.text_index[:20], :width], without.input_ids[without.text_index])
     own = set(frame.set_index("pair_id").loc[batch.pair_ids, "text_id"])
     chosen = frame[frame["source_pair_id"].isin(batch.pair_ids) & (frame["match"] == 0)]
     extra = sorted(set(chosen["text_id"]) - own)
-    assert batch.labels.shape == (20, 20 + len(extra))
+    assert signs.shape == (20, 20 + len(extra))
     # Column by column, against the table.
     image_sets, text_sets = labels.match_sets(frame)
     texts = frame.drop_duplicates("text_id").set_index("text_id")["text"]
@@ -397,7 +398,7 @@ def test_negatives_join_a_batch_as_columns(augment, data, towers, mode):
             image = frame.set_index("pair_id").loc[pair, "image_id"]
             matches = bool(image_sets[image] & text_sets[text])
             expected = {"eye": -1, "mask": 0 if matches else -1, "multi-positive": 1 if matches else -1}[mode]
-            assert batch.labels[position, column] == expected
+            assert signs[position, column] == expected
 
 
 def test_wrong_texts_enter_both_losses_as_their_formulas_say():

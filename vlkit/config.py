@@ -34,6 +34,11 @@ class TrainingConfig(Settings):
     batch_size: Annotated[
         int | None, "pairs a batch: what is contrasted with each other (default: by model, at most all rows)"
     ] = None
+    micro_batch: Annotated[
+        str | None,
+        "embed this many at a time: a large batch in the memory of a small one, with the same result; auto: half as "
+        "many whenever memory runs out",
+    ] = None
     grad_accum: Annotated[int, "batches whose gradients make one step"] = 1
     lr: Annotated[float | None, "peak learning rate (default: 1e-5, LoRA 1e-4, by preset)"] = None
     weight_decay: Annotated[float, "AdamW's, on matrices only"] = 0.01
@@ -58,6 +63,8 @@ class TrainingConfig(Settings):
         at_least(self, 1, "steps", "grad_accum", "save_every", "keep", "limit")
         at_least(self, 0, "eval_every", "workers", "weight_decay", "warmup", "seed")
         above(self, 0, "epochs", "lr", "max_grad_norm")
+        if self.micro_batch not in (None, "auto") and not (self.micro_batch.isdecimal() and int(self.micro_batch)):
+            raise UsageError(f"--micro-batch {self.micro_batch} is neither a number from 1 on nor auto")
         if self.batch_size is not None and self.batch_size < 2:
             raise UsageError(
                 f"--batch-size {self.batch_size}: a batch of one contrasts a pair with nothing",

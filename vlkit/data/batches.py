@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from vlkit.data import images
 from vlkit.data.image_ops import Variation
 from vlkit.data.images import PixelSpec
-from vlkit.data.labels import LabelMode, label_matrix, match_sets, matches_beside_own
+from vlkit.data.labels import LabelMode, Labels, match_sets, matches_beside_own
 from vlkit.data.pairs import Pairs
 from vlkit.data.processes import cores
 from vlkit.errors import VlkitError
@@ -44,14 +44,14 @@ class Batch:
         input_ids: int64 [unique texts, length]: a caption that repeats is encoded once.
         text_index: int64 [columns], the row of `input_ids` that is each column's text: the pairs' own, then those that
             are there only to be wrong.
-        labels: float32 [pairs, columns], see `label_matrix`.
+        labels: of [pairs, columns].
         pair_ids: who they are.
     """
 
     pixels: torch.Tensor
     input_ids: torch.Tensor
     text_index: torch.Tensor
-    labels: torch.Tensor
+    labels: Labels
     pair_ids: list[str]
 
     def __len__(self) -> int:
@@ -188,7 +188,7 @@ class PairDataset(Dataset[Batch]):
             pixels=self._pixels(drawn),
             input_ids=self.pad([self.tokens[text] for text in texts]),
             text_index=torch.from_numpy(text_index),
-            labels=label_matrix(image_sets, [self.text_sets[text] for text in columns], self.label_mode),
+            labels=Labels.of(image_sets, [self.text_sets[text] for text in columns], self.label_mode),
             pair_ids=[self.pair_ids[row] for row in rows],
         )
 

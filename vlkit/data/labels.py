@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -71,14 +72,43 @@ def label_matrix(
     Returns:
         float32 [images, texts].
     """
-    import torch
+    return Labels.of(image_groups, text_groups, mode).rows()
 
-    labels = np.full((len(image_groups), len(text_groups)), -1.0, np.float32)
-    if mode != "eye":
-        labels[matching_pairs(image_groups, text_groups)] = 1.0 if mode == "multi-positive" else 0.0
-    if mode != "multi-positive":
-        np.fill_diagonal(labels, 1.0)
-    return torch.from_numpy(labels)
+
+@dataclass(frozen=True)
+class Labels:
+    """A label matrix that is not written out: as many numbers as there are matches.
+
+    Attributes:
+        images, texts: int64 [matches], positions of the matching pairs, sorted by image.
+        shape: images, texts.
+        mode: see `label_matrix`.
+    """
+
+    images: np.ndarray
+    texts: np.ndarray
+    shape: tuple[int, int]
+    mode: LabelMode
+
+    @classmethod
+    def of(cls, image_groups: Sequence[Groups], text_groups: Sequence[Groups], mode: LabelMode) -> Labels:
+        """The labels of these pictures and texts. Arguments as for `label_matrix`."""
+        none = np.empty(0, np.int64)
+        images, texts = (none, none) if mode == "eye" else matching_pairs(image_groups, text_groups)
+        return cls(images, texts, (len(image_groups), len(text_groups)), mode)
+
+    def rows(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """float32 [stop - start, texts]: the rows of some pictures, or of all."""
+        import torch
+
+        stop = self.shape[0] if stop is None else stop
+        labels = np.full((stop - start, self.shape[1]), -1.0, np.float32)
+        first, last = np.searchsorted(self.images, [start, stop])
+        labels[self.images[first:last] - start, self.texts[first:last]] = 1.0 if self.mode == "multi-positive" else 0.0
+        if self.mode != "multi-positive":
+            own = np.arange(start, min(stop, self.shape[1]))
+            labels[own - start, own] = 1.0
+        return torch.from_numpy(labels)
 
 
 def match_sets(pairs: pd.DataFrame) -> tuple[dict[str, frozenset[str]], dict[str, frozenset[str]]]:

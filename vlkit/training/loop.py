@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
@@ -22,6 +23,14 @@ from vlkit.errors import NonFiniteError
 from vlkit.models.device import Precision, autocast
 
 B = TypeVar("B")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of a batch's work: its gradient is what counts, and its share of the loss what is reported."""
+
+    surrogate: torch.Tensor
+    loss: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,7 @@ class Step:
 
 def steps(
     batches: Iterable[B],
-    loss_of: Callable[[B], torch.Tensor],
+    loss_of: Callable[[B], torch.Tensor | Iterator[Part]],
     items_of: Callable[[B], int],
     optimizer: torch.optim.Optimizer,
     *,
@@ -51,19 +60,22 @@ def steps(
     seed: int = 0,
     scaler: torch.amp.GradScaler | None = None,
     max_bad_steps: int = 3,
+    smaller: Callable[[], bool] = lambda: False,
     names_of: Callable[[B], str] = repr,
 ) -> Iterator[Step]:
     """Train from step `start` to step `total`, yielding after each.
 
     Args:
         batches: endless, beginning with the batch that step `start` begins with.
-        loss_of, items_of: the mean loss over a batch's items, and their number; a step without items is skipped.
+        loss_of, items_of: the mean loss over a batch's items, and their number; a step without items is skipped. Where
+            a batch is too much to be differentiated at once, parts whose gradients, and losses, add up to it.
         optimizer: its groups carry "peak_lr" and "param_names", as `adamw` makes them.
         accumulate: batches a step. Each weighs by its items: 1 x 16 equals 4 x 4 where the loss is a mean over items.
         schedule: step (from 0) -> factor on each group's peak rate, `group["peak_lr"]`.
         seed: dropout's randomness is a function of (seed, step, batch within the step) and of nothing before it.
         scaler: for fp16; `new_scaler` makes one. Its state belongs in the checkpoint.
         max_bad_steps: this many steps in a row without a finite loss and gradient, and NonFiniteError is raised.
+        smaller: called when memory runs out; whether the same step may be tried again, with less of it at a time.
         names_of: names a batch for that message.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -80,13 +92,8 @@ def steps(
         if items == 0:
             yield Step(number + 1, 0.0, 0.0, optimizer.param_groups[0]["lr"], 0, skipped=True)
             continue
-        loss = torch.zeros((), device=device)
-        for position, batch in enumerate(window):
-            torch.manual_seed(_mixed(seed, number, position))
-            with autocast(device, precision):
-                share = loss_of(batch) * (items_of(batch) / items)
-            scaler.scale(share).backward()
-            loss += share.detach()
+        weighted = [(batch, items_of(batch) / items, _mixed(seed, number, at)) for at, batch in enumerate(window)]
+        loss = _differentiated(weighted, loss_of, optimizer, scaler, precision, smaller)
         if number == start:
             _refuse_unreached(optimizer)
         scaler.unscale_(optimizer)
@@ -108,6 +115,48 @@ def steps(
         yield Step(
             number + 1, loss.item(), grad_norm.item(), optimizer.param_groups[0]["lr"], items, skipped=not finite
         )
+
+
+def _differentiated(
+    window: Sequence[tuple[B, float, int]],
+    loss_of: Callable[[B], torch.Tensor | Iterator[Part]],
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    precision: Precision,
+    smaller: Callable[[], bool],
+) -> torch.Tensor:
+    """The loss of some batches, each with its weight and its seed; its gradient is then at the parameters."""
+    device = optimizer.param_groups[0]["params"][0].device
+    while True:
+        loss = torch.zeros((), device=device)
+        try:
+            for batch, weight, seed in window:
+                torch.manual_seed(seed)
+                for part in _parts(loss_of, batch, lambda: autocast(device, precision)):
+                    scaler.scale(part.surrogate * weight).backward()
+                    loss += part.loss.detach() * weight
+            return loss
+        except torch.OutOfMemoryError:
+            optimizer.zero_grad(set_to_none=True)
+            if not smaller():
+                raise
+
+
+def _parts(
+    loss_of: Callable[[B], torch.Tensor | Iterator[Part]], batch: B, cast: Callable[[], AbstractContextManager[None]]
+) -> Iterator[Part]:
+    """The parts of a batch, each computed under autocast, which the caller is outside of when it gets one."""
+    with cast():
+        work = loss_of(batch)
+    if isinstance(work, torch.Tensor):
+        yield Part(work, work)
+        return
+    while True:
+        with cast():
+            part = next(work, None)
+        if part is None:
+            return
+        yield part
 
 
 def _refuse_unreached(optimizer: torch.optim.Optimizer) -> None:

@@ -151,6 +151,7 @@ def forecast(dataset: PairDataset, config: TrainRetrievalConfig, towers: Towers)
     if config.grad_accum > 1:
         batch, step = config.batch_size - 1, config.batch_size * config.grad_accum - 1
         lines.append(f"accumulation shares no negatives: a pair is contrasted with {batch} others, not with {step}")
+        lines.append(f"--batch-size {step + 1} --micro-batch {batch + 1} contrasts it with {step}, in the same memory")
     if dataset.wrong_of:
         texts = sum(map(len, dataset.wrong_of.values())) / len(dataset)
         lines.append(
@@ -201,11 +202,13 @@ def _per_epoch(config: TrainRetrievalConfig, train: Pairs) -> int:
 def _estimate(config: TrainRetrievalConfig, counts: adapters.Counts, towers: Towers) -> dict[str, float]:
     """Gigabytes, rough. Activations: s b h (34 + 5 a s / h) bytes a layer at 16 bit (arXiv 2205.05198, equation 2)."""
     wide = 2.0 if config.precision == "fp32" else 1.0
-    activations = 0.0
+    activations, at_once = 0.0, config.batch_size
+    if config.micro_batch not in (None, "auto"):
+        at_once = min(at_once, int(config.micro_batch))
     vision, text = towers.model.config.vision_config, towers.model.config.text_config
     for part, tokens in ((vision, (vision.image_size // vision.patch_size) ** 2), (text, text.max_position_embeddings)):
         width, layers, heads = part.hidden_size, part.num_hidden_layers, part.num_attention_heads
-        activations += wide * layers * tokens * config.batch_size * width * (34 + 5 * heads * tokens / width)
+        activations += wide * layers * tokens * at_once * width * (34 + 5 * heads * tokens / width)
     # Weights, their gradients and two moments, all float32.
     memory = 4 * counts.total + 12 * counts.trainable + activations
     exported = 4 * (counts.trainable if config.tune == "lora" else counts.total)

@@ -8,11 +8,9 @@ from dataclasses import asdict
 from shlex import quote
 from typing import Any
 
-import torch
-
 from vlkit import checkpoints, console
 from vlkit.config import TrainRetrievalConfig
-from vlkit.data.batches import Batch, BatchOrder, stream
+from vlkit.data.batches import BatchOrder, stream
 from vlkit.errors import NonFiniteError, Stopped, VlkitError
 from vlkit.evaluation.scoring import Task, pixel_store, score
 from vlkit.interrupts import stop_request
@@ -20,8 +18,8 @@ from vlkit.models import adapters, opening
 from vlkit.models.device import best_device, use_deterministic_algorithms
 from vlkit.models.towers import Towers
 from vlkit.runs import Run, open_run
+from vlkit.training.contrast import Contrast
 from vlkit.training.loop import Step, adamw, cosine_schedule, new_scaler, steps
-from vlkit.training.losses import LOSSES
 from vlkit.training.planning import Rows, complete, dataset_of, dry_run_of, forecast
 
 
@@ -91,18 +89,15 @@ class Training:
                     raise Stopped(told, hint="the same command goes on from there")
         return self._finish(config.steps)
 
-    def loss_of(self, batch: Batch) -> torch.Tensor:
-        """The contrastive loss of a batch: its mean over the pairs."""
-        images = self.towers.embed_images(batch.pixels)
-        texts = self.towers.embed_texts(batch.input_ids)[batch.text_index.to(images.device)]
-        return LOSSES[self.config.loss](self.towers.logits(images, texts), batch.labels)
-
     def _steps(self, start: int) -> Iterator[Step]:
         config = self.config
+        contrast = Contrast(self.towers, config.loss)
+        if config.micro_batch not in (None, "auto"):
+            contrast.micro_batch = int(config.micro_batch)
         order = BatchOrder.over(self.dataset, config.batch_size, config.seed, first=start * config.grad_accum)
         return steps(
             stream(self.dataset, order, workers=config.workers),
-            self.loss_of,
+            contrast,
             len,
             self.optimizer,
             total=config.steps,
@@ -113,6 +108,7 @@ class Training:
             precision=config.precision,
             seed=config.seed,
             scaler=self.scaler,
+            **({"smaller": contrast.halve} if config.micro_batch == "auto" else {}),
             names_of=lambda batch: ", ".join(batch.pair_ids),
         )
 

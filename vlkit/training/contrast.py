@@ -1,0 +1,161 @@
+"""The contrastive loss of a batch: embedded at once, or, where that is too much, in micro-batches with the same result.
+
+Two passes (gradient caching, arXiv 2101.06983): embed all without gradients; find the loss and its gradient at the
+embeddings; embed again, a micro-batch at a time, and send each its part of that gradient. Every pair is contrasted with
+the whole batch, in the memory of a micro-batch. The second pass sees the first one's random numbers, so dropout drops
+the same; scale and bias get their gradient once, with the loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from vlkit import console
+from vlkit.data.batches import Batch
+from vlkit.data.labels import Labels
+from vlkit.models.towers import Towers
+from vlkit.training.loop import Part
+from vlkit.training.losses import BLOCKWISE, LOSSES, LossName
+
+
+class Contrast:
+    """What the loop calls with every batch.
+
+    Args:
+        towers: what embeds.
+        loss: of `LOSSES`.
+        micro_batch: pictures or texts that are embedded with gradients at a time; None: all.
+
+    Attributes:
+        largest: of the batches so far, in pictures or texts.
+    """
+
+    def __init__(self, towers: Towers, loss: LossName, micro_batch: int | None = None) -> None:
+        self.towers, self.loss, self.micro_batch, self.largest = towers, loss, micro_batch, 1
+
+    def __call__(self, batch: Batch) -> torch.Tensor | Iterator[Part]:
+        """The mean loss over the batch's pairs, or parts that add up to it."""
+        size = max(len(batch.pixels), len(batch.input_ids))
+        self.largest = max(self.largest, size)
+        if self.micro_batch is not None and self.micro_batch < size:
+            return self._in_parts(batch, self.micro_batch)
+        images = self.towers.embed_images(batch.pixels)
+        texts = self.towers.embed_texts(batch.input_ids)[batch.text_index.to(images.device)]
+        return LOSSES[self.loss](self.towers.logits(images, texts), batch.labels.rows())
+
+    def halve(self) -> bool:
+        """Memory ran out: embed half as many at a time from now on. Returns whether that is less."""
+        size = min(self.micro_batch or self.largest, self.largest)
+        self.micro_batch = max(1, size // 2)
+        if size > 1:
+            console.say(f"memory ran out: {self.micro_batch} at a time from now on, the result is the same")
+        return size > 1
+
+    def _in_parts(self, batch: Batch, size: int) -> Iterator[Part]:
+        images = _Pass(self.towers.embed_images, batch.pixels, size)
+        texts = _Pass(self.towers.embed_texts, batch.input_ids, size)
+        index = batch.text_index.to(images.embedded.device)
+        logit_parameters = list(self.towers.logit_parameters().values())
+        cached = cached_gradients(
+            self.loss, self.towers.logits, images.embedded, texts.embedded[index], logit_parameters, batch.labels
+        )
+        of_texts = torch.zeros_like(texts.embedded).index_add_(0, index, cached.texts)
+        pairs = zip(logit_parameters, cached.logit_parameters, strict=True)
+        yield Part(sum((p * gradient for p, gradient in pairs), torch.zeros(())), cached.loss)
+        yield from images.again(cached.images)
+        yield from texts.again(of_texts)
+
+
+class _Pass:
+    """The first pass of one tower, and what it takes to go through it again."""
+
+    def __init__(self, embed: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor, size: int) -> None:
+        self.embed, self.slices, self.states = embed, inputs.split(size), []
+        found = []
+        with torch.no_grad():
+            for part in self.slices:
+                self.states.append(_random_state())
+                found.append(embed(part))
+        self.embedded = torch.cat(found)
+
+    def again(self, gradient: torch.Tensor) -> Iterator[Part]:
+        """Parts whose gradients are those of the loss; none where nothing of this tower is trained."""
+        start, after = 0, _random_state()
+        for part, state in zip(self.slices, self.states, strict=True):
+            _set_random_state(state)
+            embedded = self.embed(part)
+            if not embedded.requires_grad:
+                break
+            stop = start + len(embedded)
+            yield Part((embedded * gradient[start:stop]).sum(), embedded.new_zeros(()))
+            start = stop
+        _set_random_state(after)
+
+
+@dataclass(frozen=True)
+class Cached:
+    """A loss and its gradients.
+
+    Attributes:
+        images, texts: of the shape of the embeddings.
+        logit_parameters: in their order.
+    """
+
+    loss: torch.Tensor
+    images: torch.Tensor
+    texts: torch.Tensor
+    logit_parameters: list[torch.Tensor]
+
+
+def cached_gradients(
+    loss: LossName,
+    logits: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    images: torch.Tensor,
+    texts: torch.Tensor,
+    logit_parameters: list[torch.nn.Parameter],
+    labels: Labels,
+    *,
+    rows: int = 512,
+) -> Cached:
+    """The loss of all pairs and its gradients, by blocks of rows: no matrix of all images and texts is ever held.
+
+    Args:
+        images, texts: float32 [images, width] and [texts, width]; gradients up to them only.
+        logits: (images, texts) -> logits, with the parameters of `logit_parameters`.
+        rows: of a block.
+    """
+    blockwise = BLOCKWISE[loss](labels, [slice(start, start + rows) for start in range(0, len(images), rows)])
+    if blockwise.needs_columns:
+        with torch.no_grad():
+            for block in blockwise.blocks:
+                blockwise.see(logits(images[block], texts), block)
+    texts = texts.detach().requires_grad_()
+    of_images, of_texts = torch.empty_like(images), torch.zeros_like(texts)
+    of_parameters = [torch.zeros_like(p) for p in logit_parameters]
+    total = images.new_zeros(())
+    for block in blockwise.blocks:
+        some = images[block].detach().requires_grad_()
+        with torch.enable_grad():
+            surrogate, value = blockwise.loss(logits(some, texts), block)
+        found = torch.autograd.grad(surrogate, [some, texts, *logit_parameters])
+        of_images[block] = found[0]
+        of_texts += found[1]
+        for kept, gradient in zip(of_parameters, found[2:], strict=True):
+            kept += gradient
+        total += value
+    return Cached(total, of_images, of_texts, of_parameters)
+
+
+def _random_state() -> list[torch.Tensor]:
+    """Of the CPU's generator and, where there is one, of the GPU's."""
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state()] if torch.cuda.is_available() else states
+
+
+def _set_random_state(states: list[torch.Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    if len(states) > 1:
+        torch.cuda.set_rng_state(states[1])
