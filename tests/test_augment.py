@@ -5,6 +5,10 @@ import hashlib
 import itertools
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -172,7 +176,7 @@ def test_negatives_of_pictures_that_have_several_conditions(vlkit, tmp_path):
     both = frame[(frame["match"] == 1) & (frame["split"] == "train") & frame["image_group"].map(len).gt(1)]
     asked = frame[(frame["match"] == 1) & (frame["split"] == "train")]
     assert outcome.json()["short_of_negatives"] == len(asked) - len(wrong) >= len(both) > 0
-    assert "fails to match" in outcome.err
+    assert "no other text is wrong" in outcome.err
 
 
 def test_hard_negatives_are_the_nearest_wrong_texts(data, trained, vlkit):
@@ -312,7 +316,7 @@ def test_what_a_domain_forbids_stays_off_and_cannot_be_asked_for(vlkit, tmp_path
         (("--text-rules", "synonym"), 2, "unknown 'synonym'"),
         (("--forbid", "sepia"), 2, "unknown 'sepia'"),
         (("--hard", "tiny-siglip"), 2, "does not know what is near"),
-        (("--hard", "runs/none"), 7, "runs/none"),
+        (("--hard", "runs/none"), 6, "runs/none does not exist"),
         (("--synonyms", "nothing"), 2, "not of the form"),
         (("--preview", 0), 2, "--preview 0"),
         (("--pictures", -1), 2, "--pictures -1"),
@@ -349,6 +353,100 @@ def test_a_disk_that_is_too_small_is_told_before(data, vlkit, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=1000))
     outcome = vlkit("augment", "--data", data)
     assert outcome.code == 5 and "are free" in outcome.err
+
+
+def test_a_text_that_another_split_knows_as_right_is_no_negative(vlkit, tmp_path):
+    """And where there are texts that only training has, those of validation and test are left to them."""
+    rows = []
+    for number in range(40):
+        patterned(tmp_path / f"raw/{number}.png", number)
+        name = "AB"[number % 2]
+        split = ("train", "train", "val", "test")[number // 10]
+        # What is A's in training is B's in the test.
+        text = "shared words" if (name == "A") == (split == "train") else f"only number {number}"
+        rows.append({"image": f"{number}.png", "caption": text, "label": name, "split": split})
+    write_table(tmp_path / "raw", rows)
+    prep = ("prep", "--source", tmp_path / "raw", "--out", tmp_path / "out", "--split-by", "source")
+    assert vlkit(*prep).code == 0
+    assert vlkit("augment", "--data", tmp_path / "out", "--synonyms", "only = just").code == 0
+    frame = pd.read_parquet(tmp_path / "out/pairs.parquet")
+    image_sets, text_sets = labels.match_sets(frame)
+    wrong = frame[frame["match"] == 0]
+    assert len(wrong)
+    assert all(image_sets[i].isdisjoint(text_sets[t]) for i, t in zip(wrong["image_id"], wrong["text_id"], strict=True))
+    assert "shared words" not in set(wrong["text"])
+
+
+def test_other_words_for_a_right_text_are_no_negative(vlkit, tmp_path):
+    rows = []
+    for number in range(60):
+        patterned(tmp_path / f"raw/{number}.png", number)
+        text = f"{('crispy', 'crunchy')[number % 2]} tofu {'abcdefghij'[number // 6]}"
+        rows.append({"image": f"{number}.png", "caption": text, "group": f"g{number}"})
+    write_table(tmp_path / "raw", rows)
+    prep = ("prep", "--source", tmp_path / "raw", "--out", tmp_path / "out", "--group-column", "group")
+    assert vlkit(*prep).code == 0
+    flags = ("--synonyms", "crispy = crunchy", "--negatives-per-positive", 5)
+    assert vlkit("augment", "--data", tmp_path / "out", *flags).code == 0
+    frame = pd.read_parquet(tmp_path / "out/pairs.parquet")
+    wrong = frame[frame["match"] == 0].merge(frame, left_on="source_pair_id", right_on="pair_id")
+    crispy = wrong[wrong["text_y"].str.startswith("crispy")]
+    assert len(crispy) > 20
+    assert not (crispy["text_x"] == crispy["text_y"].str.replace("crispy", "crunchy")).any()
+
+
+def test_files_of_somebody_else_are_not_replaced(data, vlkit):
+    for name in (VIEW, "augmented_images/own.jpg"):
+        (data / name).parent.mkdir(exist_ok=True)
+        (data / name).write_text("mine")
+        before = files(data)
+        outcome = vlkit("augment", "--data", data)
+        assert outcome.code == 2 and "is not augment's" in outcome.err
+        assert files(data) == before
+        (data / name).unlink()
+    (data / "augmented_images").rmdir()
+    (data / "notes").mkdir()
+    (data / "notes/mine.txt").write_text("mine")
+    assert vlkit("augment", "--data", data).code == 0
+    assert (data / "notes/mine.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("line", ["prefixes: [null, Classic]", "prefixes: [yes]", "synonyms: {crispy: [crunchy]}"])
+def test_a_yaml_list_that_holds_no_texts_is_refused(line, data, vlkit, tmp_path):
+    (tmp_path / "mine.yaml").write_text(line + "\n")
+    outcome = vlkit("augment", "--data", data, "--config", tmp_path / "mine.yaml", "--dry-run")
+    assert outcome.code == 2 and "is not a list of texts" in outcome.err
+    (tmp_path / "mine.yaml").write_text("seed: null\nprefixes: null\n")
+    assert vlkit("augment", "--data", data, "--config", tmp_path / "mine.yaml", "--dry-run").code == 0
+
+
+def test_a_damaged_data_yaml_is_told(data, vlkit):
+    (data / "data.yaml").write_text("settings: 7\n")
+    outcome = vlkit("augment", "--data", data)
+    assert outcome.code == 3 and "settings holds no" in outcome.err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_it_in_order(number, code, data):
+    program = [sys.executable, "-m", "vlkit", "augment", "--data", str(data), "--pictures", "200", "--workers", "2"]
+    before = files(data)
+    process = subprocess.Popen(program, stderr=subprocess.PIPE, text=True)
+    while not list(data.parent.glob(".data.*.part/augmented_images/*")):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == code and "stopped" in told and "Traceback" not in told
+    assert files(data) == before
+    assert sorted(path.name for path in data.parent.iterdir()) == ["data"]
+
+
+def test_the_persian_sample_gets_other_words(vlkit, tmp_path):
+    assert vlkit("sample", "persian-food", tmp_path / "raw").code == 0
+    prep = ("prep", "--domain", "persian-food", "--source", tmp_path / "raw", "--out", tmp_path / "out")
+    assert vlkit(*prep).code == 0
+    told = vlkit("augment", "--data", tmp_path / "out", "--pictures", 0, "--json").json()
+    assert told["added"]["augmented texts"] > 50
 
 
 # Training

@@ -38,7 +38,7 @@ def test_every_setting_is_a_flag_with_a_help_text(vlkit):
     out = vlkit("train-retrieval", "--help").out
     for name, field in TrainRetrievalConfig.fields().items():
         assert field.help
-        assert f"--{name.replace('_', '-')}"[:20] in out
+        assert f"--{name.replace('_', '-')}"[:15] in out
     for shared in ("--config", "--json", "--dry-run"):
         assert shared in out
 

@@ -20,6 +20,7 @@ WORDS = {
     "prefixes": ("Homemade", "Classic"),
     "suffixes": ("Recipe", "- Easy Recipe"),
     "leading": ("banana", "sweet potato"),
+    "compounds": ("bread", "leaf"),
 }
 
 
@@ -56,8 +57,28 @@ def variants(rule: str, text: str) -> list[str]:
         ("reorder", "Sweet potato oven fries", ["oven fries with Sweet potato"]),
         ("reorder", "Banana Bread", []),
         ("reorder", "Banana French Toast with Honey", []),
-        ("title-case", "lemon tart with BBQ sauce", ["Lemon Tart With BBQ Sauce"]),
+        ("title-case", "lemon tart with BBQ sauce", ["Lemon Tart with BBQ Sauce"]),
         ("title-case", "LEMON TART", ["Lemon Tart"]),
+        ("title-case", "(vegan) bacon-wrapped figs, McDonald's way", ["(Vegan) Bacon-Wrapped Figs, McDonald's Way"]),
+        ("lower-case", "\u0130skender", []),
+        ("upper-case", "Gr\u00fc\u00dfe", []),
+        ("synonyms", "Crispy's crispy-fried crispy tofu", ["Crispy's crispy-fried crunchy tofu"]),
+        ("add-prefix", "Best Home-made Pizza", []),
+        ("add-prefix", "How to Make Pizza", []),
+        ("add-prefix", "1. Lemon Tart", []),
+        ("add-suffix", "Pizza Recipe (vegan)", []),
+        ("add-suffix", "Turkey, smoked on a grill", []),
+        ("remove-prefix", "Homemade Recipe", []),
+        ("reorder", "Banana Free Carbonara", []),
+        ("reorder", "Banana or Cherry Pie", []),
+        ("reorder", "Banana Bread Pudding", []),
+        ("simplify", "Beef [Wellington]", []),
+        ("simplify", "Dough (do not knead!) rests for two hours, then it is baked until brown.", []),
+        (
+            "simplify",
+            "It rests, and is then baked in a very hot oven (200 C).",
+            ["It rests, and is then baked in a very hot oven."],
+        ),
         ("lower-case", "Lemon Tart", ["lemon tart"]),
         ("upper-case", "Lemon Tart", ["LEMON TART"]),
         ("upper-case", "نان سنگک", []),
@@ -150,8 +171,8 @@ def test_no_variant_belongs_to_two_groups_or_is_held_out(rows, wanted):
                 assert groups <= own[text], (variant, other)
                 assert split == "train" or (other != variant and other.casefold() == text.casefold())
         for again, source in said:
-            if again.casefold() == variant.casefold() and source != text:
-                assert own[source] == own[text] or min(own[source] - own[text], own[text] - own[source]) == set()
+            if again.casefold() == variant.casefold():
+                assert own[source] == own[text]
 
 
 def test_what_was_left_out_is_counted():

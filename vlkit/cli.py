@@ -13,6 +13,7 @@ from vlkit.config import EvalConfig, QuickstartConfig, TrainRetrievalConfig
 from vlkit.config_data import AugmentConfig, PrepConfig, SampleConfig
 from vlkit.errors import nearest
 from vlkit.flags import command
+from vlkit.interrupts import end_on_sigterm
 from vlkit.presets import resolve_augment, resolve_prep, resolve_train_retrieval
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ def main() -> None:
     # On cores that are shared with other work, OpenMP's busy waiting makes a step several times slower; a short wait
     # before sleeping costs nothing where they are not. It must be set before torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    end_on_sigterm()
     try:
         status = app(standalone_mode=False)
     except typer.Abort:

@@ -148,6 +148,7 @@ class AugmentRows(Settings):
     leading: Annotated[
         tuple[str, ...], "first words of a title that may follow it: banana, of Banana French Toast"
     ] = ()
+    compounds: Annotated[tuple[str, ...], "second words that belong to the first: bread, of Banana Bread Pudding"] = ()
     workers: Annotated[int | None, "processes that draw pictures (default: one a core)"] = None
 
 

@@ -18,6 +18,7 @@ import typer
 
 from vlkit import console
 from vlkit.errors import ResourceError, UsageError, VlkitError
+from vlkit.interrupts import Terminated
 from vlkit.settings import ALTERNATIVES, Field, Settings, read_yaml
 from vlkit.storage import Location
 
@@ -78,7 +79,7 @@ def _given(config_class: type[Settings], config_file: Path | None, flags: Mappin
         layers = read_yaml(config_file)
         config_class.check_keys(layers, str(config_file))
         fields = config_class.fields()
-        layers = {key: fields[key].read(value, str(config_file)) for key, value in layers.items()}
+        layers = {key: fields[key].read(each, str(config_file)) for key, each in layers.items() if each is not None}
     # A flag that may be repeated and was not given is an empty list.
     said = {key: value for key, value in flags.items() if value is not None and value != []}
     for pair in ALTERNATIVES:
@@ -165,9 +166,10 @@ def guarded(work: Callable[[], Any]) -> Any:
     """Run `work`; turn what it raises into one message and the exit code that belongs to it."""
     try:
         return work()
-    except KeyboardInterrupt:
-        console.fail("stopped", None, 130)
-        raise typer.Exit(130) from None
+    except KeyboardInterrupt as error:
+        status = 143 if isinstance(error, Terminated) else 130
+        console.fail("stopped", None, status)
+        raise typer.Exit(status) from None
     except VlkitError as error:
         failure = error
     except OSError as error:

@@ -1,7 +1,11 @@
-"""SIGTERM and SIGINT: the step at hand is finished and saved. A second signal ends the command at once."""
+"""SIGTERM and SIGINT end a command in order; in training, the step at hand is finished and saved first.
+
+A second signal ends the command at once.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +22,22 @@ class StopRequest:
 
     def __bool__(self) -> bool:
         return self.signal is not None
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM where nobody listens for it: the command ends as by Ctrl-C, and cleans up after itself."""
+
+
+def end_on_sigterm() -> None:
+    """From now on SIGTERM raises `Terminated` in this process; the processes that it starts just end."""
+    own = os.getpid()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != own:
+            os._exit(128 + number)
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, end)
 
 
 @contextmanager

@@ -82,7 +82,7 @@ def _allowed(domain: str | None, given: Mapping[str, Any]) -> tuple[Mapping[str,
     for name in forbidden:
         if name in fields and float(given.get(name) or 0) > 0:
             told = f"{fields[name].flag} is forbidden: it would lie about the pictures of {domain or 'this domain'}"
-            raise UsageError(told, hint="where it does not, say so with your own list: forbid: [] in the YAML")
+            raise UsageError(told, hint="leave it out; for pictures about which it does not, say forbid: [] beside it")
     return preset, dict.fromkeys(set(forbidden) & fields.keys(), 0.0)
 
 
@@ -94,7 +94,7 @@ def _picture_settings(value: Any, domain: str | None, seed: Any) -> PictureSetti
     given = dict(value) if isinstance(value, Mapping) else read_yaml(Path(value))
     AugmentConfig.check_keys(given, where)
     fields = PictureSettings.fields()
-    given = {key: fields[key].read(each, where) for key, each in given.items() if key in fields}
+    given = {key: fields[key].read(each, where) for key, each in given.items() if key in fields and each is not None}
     layers = [{key: each for key, each in layer.items() if key in fields} for layer in _allowed(domain, given)]
     seeded = {} if seed is None else {"seed": seed}
     return PictureSettings.from_layers(*layers, seeded, given, where=where)
@@ -124,7 +124,8 @@ def _domain_of_data(data: Location) -> str | None:
     folder = local_folder(data)
     places = (folder / "data.yaml", folder / ZONE_TABLES / "data.yaml")
     described = next((path for path in places if path.is_file()), None)
-    domain = read_yaml(described).get("settings", {}).get("domain") if described else None
+    settings = read_yaml(described).get("settings") if described else None
+    domain = settings.get("domain") if isinstance(settings, dict) else None
     gone = str(domain).endswith((".yaml", ".yml")) and not Path(str(domain)).is_file()
     return str(domain) if domain and not gone else None
 

@@ -79,7 +79,8 @@ def _converted(kind: Any, value: Any) -> Any:
     if get_origin(kind) is tuple:
         parts = [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else list(value)
         inner, *more = get_args(kind)
-        if more == [inner] and len(parts) != 2:
+        nothing = isinstance(value, dict) or any(part is None or isinstance(part, bool | dict | list) for part in parts)
+        if nothing or (more == [inner] and len(parts) != 2):
             raise ValueError(value)
         return tuple(str(part) if inner is str else _converted(inner, part) for part in parts)
     if isinstance(kind, type) and issubclass(kind, Settings):

@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vlkit.errors import UsageError
+
 
 class Location(str):
     """Where a folder lies: a local path, or a URL such as s3://bucket/prefix."""
@@ -62,6 +64,21 @@ class Location(str):
 def cache_dir() -> Path:
     """Where vlkit keeps what it can make or fetch again; it may be removed at any time."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vlkit"
+
+
+def refuse_unwritable(folder: Path, flag: str) -> None:
+    """Refuse, before any work is done, a folder that cannot be written, or made where it is to be.
+
+    Raises:
+        UsageError: names what refuses; `flag` is what to change.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file", hint=f"choose another {flag}")
+    existing = folder.resolve()
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise UsageError(f"{folder} cannot be written: {existing} refuses", hint=f"choose another {flag}")
 
 
 @contextmanager

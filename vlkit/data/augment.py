@@ -1,7 +1,8 @@
 """augment: more pictures, more phrasings and honest negatives for the training rows of a prepared folder.
 
 New rows stand behind the old ones, which stay as they are. What an earlier augmentation added goes first: running it
-twice changes nothing, and asking for no row at all undoes it. Val and test rows are neither changed nor used.
+twice changes nothing, and asking for no row at all undoes it. Validation and test rows stay as they are; they are
+looked at, so that no new phrasing equals one of theirs and no negative matches by them.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ from vlkit.data.render import Job, Rendered, encoded, render
 from vlkit.errors import DataError, ResourceError, UsageError
 from vlkit.remote import MANIFEST, ZONE_TABLES, Remote, local_folder
 from vlkit.settings import yaml_text
-from vlkit.storage import Location, folder_rewritten
+from vlkit.storage import Location, folder_rewritten, refuse_unwritable
 
 if TYPE_CHECKING:
     import pandas as pd
 
 NEW = ("augmented pictures", "augmented texts", "negatives")
 WRITTEN = ("pairs.parquet", "data.yaml", AUGMENTED, WITH_NEGATIVES)
+WORD_LISTS = ("synonyms", "prefixes", "suffixes", "leading")
 TRIED = 12  # pictures that are drawn to forecast the size of all
 
 
@@ -90,14 +92,14 @@ class Augmentation:
         self.old = frame[frame["origin"] == "original"].drop(columns="source_pair_id", errors="ignore")
         self.old = self.old.reset_index(drop=True)
         self.group = pairs.group_name(self.old, self.prepared.described.get("settings", {}).get("group_column"))
-        matching = self.old[self.old["match"] == 1]
-        self.training = matching[matching["split"] == "train"].reset_index(drop=True)
+        self.matching = self.old[self.old["match"] == 1]
+        self.training = self.matching[self.matching["split"] == "train"].reset_index(drop=True)
         if not len(self.training):
             raise DataError(
                 f"{config.data} has no training rows", hint="prep with smaller --test-share and --val-share"
             )
-        self.variation, self.phrasings = Variation.of(config), Phrasings(matching, config)
-        self.short = 0
+        self.variation, self.phrasings = Variation.of(config), Phrasings(self.matching, config)
+        self.short = self.asked = 0
 
     def paths(self, rows: pd.DataFrame) -> list[Path]:
         """Where the pictures of these rows lie."""
@@ -164,9 +166,16 @@ class Augmentation:
         changed = {"text": texts, "text_id": [captions.text_id(text) for text in texts]}
         return self._made([row for row, _ in chosen], "augmented", changed)
 
+    def negatives(self, positives: pd.DataFrame, embed: Embed | None) -> Negatives:
+        """What chooses wrong texts for the pictures of these training rows."""
+        import pandas as pd
+
+        rows = pd.concat([self.matching[self.matching["split"] != "train"], positives], ignore_index=True)
+        return Negatives(rows, self.phrasings.folded, self.config.seed, embed)
+
     def _negative_rows(self, positives: pd.DataFrame, embed: Embed | None) -> pd.DataFrame:
         """Every positive row's picture with texts that do not match it."""
-        count, negatives = self.config.negatives_per_positive, Negatives(positives, self.config.seed, embed)
+        count, negatives = self.config.negatives_per_positive, self.negatives(positives, embed)
         text_of = dict(zip(self.training["pair_id"], self.training["text_id"], strict=True))
         original = positives["source_pair_id"].where(positives["source_pair_id"].notna(), positives["pair_id"])
         asked = zip(positives["pair_id"], positives["image_id"], original, strict=True)
@@ -175,7 +184,7 @@ class Augmentation:
             for row, (pair, image_id, source) in enumerate(asked)
             for wrong in negatives.of(pair, image_id, text_of[source], count)
         ]
-        self.short = negatives.short
+        self.short, self.asked = negatives.short, len(positives)
         first = self.training.drop_duplicates("text_id")
         group_of = dict(zip(first["text_id"], first["text_group"], strict=True))
         changed = {name: [getattr(wrong, name) for _, wrong in chosen] for name in ("text", "text_id")}
@@ -209,11 +218,23 @@ def _unseen(rows: pd.DataFrame, taken: set[str]) -> pd.DataFrame:
 
 
 def _read(data: Location) -> Pairs:
-    """A prepared folder; another table of pairs has no place for new pictures and rows."""
-    if not data.is_remote and data.path.exists() and not (data.path / "pairs.parquet").is_file():
+    """A prepared folder; another table of pairs has no place for new pictures and rows.
+
+    Raises:
+        UsageError: there is none, it cannot be written, or it holds files of somebody else's under augment's names.
+    """
+    if data.is_remote or not data.path.exists():
+        return read_pairs(data)
+    if not (data.path / "pairs.parquet").is_file():
         told = f"{data} holds no pairs.parquet: augment adds to a folder that prep wrote"
-        raise UsageError(told, hint=f"vlkit prep --source ... --out {quote(str(data))}")
-    return read_pairs(data)
+        raise UsageError(told, hint="turn a raw folder into one: vlkit prep --source RAW --out data/NAME")
+    refuse_unwritable(data.path.resolve().parent, "--data")
+    found = read_pairs(data)
+    foreign = [name for name in (AUGMENTED, WITH_NEGATIVES) if (data.path / name).exists()]
+    if foreign and not found.described.get("augmentation"):
+        told = f"{data / foreign[0]} is not augment's, which would replace it"
+        raise UsageError(told, hint="move it out of the way")
+    return found
 
 
 def _forecast(jobs: list[Job], work: Augmentation, config: AugmentConfig) -> float:
@@ -299,11 +320,12 @@ def _tell(
     console.result(f"{len(work.training)} training rows {'would get' if dry_run else 'and'} {kinds}: {config.data}")
     for reason, count in work.phrasings.dropped.items():
         console.say(f"{count} phrasings left out: {reason}")
-    if config.texts and not counts["augmented texts"]:
-        console.say("no rule gave another phrasing: word lists come from the domain's YAML, --synonyms and --prefixes")
+    if config.texts and config.text_rules and not counts["augmented texts"]:
+        lists = ", ".join(name for name in WORD_LISTS if getattr(config, name)) or "none at all"
+        console.say(f"no rule gave another phrasing of these texts; word lists: {lists}")
     if work.short:
-        told = f"{work.short} rows got fewer negatives than the {config.negatives_per_positive} asked for"
-        console.warn(f"{told}: no other text fails to match their pictures")
+        told = f"{work.short} of {work.asked} rows, new ones included, got fewer negatives than asked for"
+        console.warn(f"{told}: no other text is wrong for their pictures")
     if dry_run:
         console.say(f"disk about {disk_gb:.2f} GB")
     elif any(counts.values()):

@@ -34,7 +34,7 @@ def write_preview(work: Augmentation, embed: Embed | None, *, dry_run: bool = Fa
     if dry_run:
         console.result(f"{path} would show {len(chosen)} pictures with their variants")
         return result
-    negatives = Negatives(work.training, config.seed, embed)
+    negatives = work.negatives(work.training, embed)
     named = zip(chosen.to_dict("records"), work.paths(chosen), strict=True)
     with written_whole(path) as aside:
         write_contact_sheet(aside, [list(_cells(row, place, work, negatives)) for row, place in named])
@@ -51,7 +51,7 @@ def _cells(row: dict[str, Any], path: Path, work: Augmentation, negatives: Negat
             f"{name.replace('_', ' ')} {amount:.2g}".removesuffix(" 0")
             for name, amount in work.variation.chosen(epoch, image_id).items()
         )
-        seen = "" if epoch < config.pictures else f"only in training, epoch {epoch}: "
+        seen = "" if epoch < config.pictures else f"(epoch {epoch}) "
         yield Cell(work.variation.picture(path, epoch, image_id), row["text"], seen + (applied or "as it is"))
     for variant in work.phrasings.of_pair(row["pair_id"], text_id):
         yield Cell(original, variant, work.phrasings.of_text[text_id][variant])

@@ -21,7 +21,7 @@ from vlkit.data import images
 from vlkit.data.image_ops import Variation
 from vlkit.data.images import PixelSpec
 from vlkit.data.labels import LabelMode, Labels, match_sets, matches_beside_own
-from vlkit.data.pairs import Pairs
+from vlkit.data.pairs import AUGMENTED, Pairs
 from vlkit.data.processes import cores
 from vlkit.errors import VlkitError
 
@@ -166,6 +166,7 @@ class PairDataset(Dataset[Batch]):
         text_at = {text_id: position for position, text_id in enumerate(unique_texts["text_id"])}
         self.wrong_of = _wrong_texts(frame, wrong, text_at) if wrong is not None else {}
         self.pad, self.label_mode, self.variation = pad, labels, variation
+        self.written = sum(Path(image).parent.name == AUGMENTED for image in unique_images["image"])
 
     def __len__(self) -> int:
         return len(self.pair_ids)

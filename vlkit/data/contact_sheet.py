@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 SIDE, MARGIN = 200, 12  # pixels
 LETTERS, LINE = 32, 15  # of a caption: letters a line, pixels a line
-CAPTION_LINES, NOTE_LINES = 3, 2
+CAPTION_LINES, NOTE_LINES = 3, 4
 
 
 class Cell(NamedTuple):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -34,8 +34,12 @@ class Wrong(NamedTuple):
 class Negatives:
     """Chooses wrong texts for pictures.
 
+    The texts are those of the original training rows: first those that are in training alone, then, as with captions of
+    classes, those that validation and test have too.
+
     Args:
-        rows: the positive training rows, whose pictures are asked for; the texts of the original ones are chosen from.
+        rows: the matching rows of all splits, new ones included; what matches by any of them is no negative.
+        phrasings: other words for a text, case folded, by its id: they are right where it is.
         seed: of the draws.
         embed: where the nearest texts are wanted; None: at random.
 
@@ -43,15 +47,20 @@ class Negatives:
         short: how many rows got fewer texts than they asked for: there were no more that do not match.
     """
 
-    def __init__(self, rows: pd.DataFrame, seed: int, embed: Embed | None = None) -> None:
+    def __init__(
+        self, rows: pd.DataFrame, phrasings: Mapping[str, Collection[str]], seed: int, embed: Embed | None = None
+    ) -> None:
         self.seed, self.short = seed, 0
         self.image_sets, self.text_sets = labels.match_sets(rows)
-        originals = rows[rows["origin"] == "original"].drop_duplicates("text_id")
+        originals = rows[(rows["origin"] == "original") & (rows["split"] == "train")].drop_duplicates("text_id")
         self.texts = [Wrong(*each) for each in zip(originals["text_id"], originals["text"], strict=True)]
+        held_out = set(rows.loc[rows["split"] != "train", "text_id"])
+        own = [position for position, each in enumerate(self.texts) if each.text_id not in held_out]
+        self.pools = [np.array(own, np.int64), np.arange(len(self.texts))]
         self.folded = [captions.folded(each.text) for each in self.texts]
         self.right: dict[str, set[str]] = defaultdict(set)
-        for image_id, text in zip(rows["image_id"], rows["text"], strict=True):
-            self.right[image_id].add(captions.folded(text))
+        for image_id, text_id, text in zip(rows["image_id"], rows["text_id"], rows["text"], strict=True):
+            self.right[image_id] |= {captions.folded(text), *phrasings.get(text_id, ())}
         self.given: dict[str, set[int]] = defaultdict(set)
         self.place = {each.text_id: position for position, each in enumerate(self.texts)}
         self.nearest = nearest(embed([each.text for each in self.texts])) if embed and len(self.texts) > 1 else None
@@ -75,15 +84,17 @@ class Negatives:
         return [self.texts[position] for position in found]
 
     def _candidates(self, row: str, original_text: str) -> Iterator[int]:
-        """The nearest first, where there is a model; then some at random; then all of them, from a random one on."""
-        if self.nearest is not None:
-            yield from self.nearest[self.place[original_text]].tolist()
+        """Of each pool the nearest first, where there is a model; then some at random; then all, from a random one."""
         key = hashlib.blake2b(f"{self.seed}\0{row}".encode(), digest_size=16).digest()
         rng = Generator(PCG64(int.from_bytes(key)))
-        yield from rng.integers(len(self.texts), size=TRIES).tolist()
-        start = int(rng.integers(len(self.texts)))
-        yield from range(start, len(self.texts))
-        yield from range(start)
+        for pool in self.pools:
+            if self.nearest is not None:
+                near = self.nearest[self.place[original_text]]
+                yield from near[np.isin(near, pool)].tolist()
+            if len(pool):
+                yield from pool[rng.integers(len(pool), size=TRIES)].tolist()
+                start = int(rng.integers(len(pool)))
+                yield from (int(pool[(start + step) % len(pool)]) for step in range(len(pool)))
 
     def _matches(self, image_id: str, position: int) -> bool:
         together = not self.text_sets[self.texts[position].text_id].isdisjoint(self.image_sets[image_id])

@@ -143,13 +143,22 @@ def read_pairs(path: Location | Path | str) -> Pairs:
         frame = readers[table.suffix](table)
     except (ValueError, OSError) as error:
         raise DataError(f"{table} cannot be read: {error}", hint="run prep again") from None
-    described = read_yaml(table.parent / "data.yaml") if (table.parent / "data.yaml").is_file() else {}
+    described = _described(table.parent / "data.yaml")
     folder = location if path.is_dir() else Location(table.parent)
     pairs = Pairs(validated(frame, str(table)), folder, described)
     splits.refuse_leaks(
         pairs.frame, str(table), near=described.get("settings", {}).get("near_duplicates", PrepConfig.near_duplicates)
     )
     return pairs
+
+
+def _described(path: Path) -> dict[str, Any]:
+    """The content of data.yaml, empty where there is none; refused where its sections are none."""
+    described = read_yaml(path) if path.is_file() else {}
+    for section in ("settings", "augmentation"):
+        if not isinstance(described.get(section) or {}, dict):
+            raise DataError(f"{path}: {section} holds no `key: value` lines", hint="run prep again")
+    return described
 
 
 def _read_csv(path: Path) -> pd.DataFrame:

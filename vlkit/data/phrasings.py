@@ -26,6 +26,7 @@ class Phrasings:
     Attributes:
         of_text: text id -> its variants, each with the rule that gives it. None of them equals a text of another group,
             be it an original or a variant, or one that is held out; case does not count.
+        folded: text id -> all that the rules make of it, honest or not, case folded: other words for the same.
         dropped: why variants were left out -> how many.
     """
 
@@ -42,10 +43,15 @@ class Phrasings:
         for text_id, groups in zip(training["text_id"], training["text_group"], strict=True):
             self._groups[text_id] |= labels.as_set(groups)
         unique = training.drop_duplicates("text_id")
-        self.of_text = {
-            text_id: self._honest(text_id, text)
-            for text_id, text in zip(unique["text_id"], unique["text"], strict=True)
-        }
+        texts = dict(zip(unique["text_id"], unique["text"], strict=True))
+        made = {text_id: self.rules.variants(text) for text_id, text in texts.items()}
+        self.folded = {text_id: {captions.folded(variant) for variant in of} for text_id, of in made.items()}
+        for text_id, of in self.folded.items():
+            for folded in of:
+                self._groups_of[folded] |= self._groups[text_id]
+        self.of_text = {text_id: self._honest(text_id, texts[text_id], of) for text_id, of in made.items()}
+        if not self.wanted:
+            self.dropped.clear()
 
     def of_pair(self, pair_id: str, text_id: str) -> list[str]:
         """The variants that a row gets: drawn for the row, but for a text of several groups the same in every row.
@@ -56,16 +62,14 @@ class Phrasings:
         found = sorted(self.of_text[text_id], key=lambda variant: (draw(self.seed, f"{key}\0{variant}"), variant))
         return found[: self.wanted]
 
-    def _honest(self, text_id: str, text: str) -> dict[str, str]:
+    def _honest(self, text_id: str, text: str, variants: dict[str, str]) -> dict[str, str]:
         found, groups = {}, self._groups[text_id]
-        for variant, rule in self.rules.variants(text).items() if self.wanted else ():
+        for variant, rule in variants.items():
             folded = captions.folded(variant)
             if variant in self._held_out or (folded in self._held_out and folded != captions.folded(text)):
                 self.dropped[HELD_OUT] += 1
-                continue
-            if self._groups_of[folded] - groups:
+            elif self._groups_of[folded] - groups:
                 self.dropped[ANOTHERS] += 1
-                continue
-            found[variant] = rule
-            self._groups_of[folded] |= groups
+            else:
+                found[variant] = rule
         return found

@@ -6,7 +6,6 @@ prepared folder appears whole; what was left out stands in rejects.csv with its 
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import tempfile
@@ -24,7 +23,7 @@ from vlkit.data.raw import Reject
 from vlkit.errors import DataError, UsageError
 from vlkit.remote import MANIFEST, VERSIONS, ZONE_TABLES, Remote
 from vlkit.settings import read_yaml, yaml_text
-from vlkit.storage import Location, folder_written_whole
+from vlkit.storage import folder_written_whole, refuse_unwritable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -108,7 +107,7 @@ def _refuse_foreign(config: PrepConfig) -> dict[str, Any]:
         if "data.yaml" in listing:
             before = read_yaml(remote.fetch({"data.yaml": listing["data.yaml"]})["data.yaml"])
     else:
-        _refuse_unwritable(out)
+        refuse_unwritable(out.path, "--out")
         path = out.path
         held = {each.name for each in path.iterdir()} - {".DS_Store"} if path.exists() else set()
         before = read_yaml(path / "data.yaml") if "data.yaml" in held else {}
@@ -125,16 +124,6 @@ def _also_written(before: Mapping[str, Any]) -> set[str]:
     """What the data.yaml of a prepared folder says of further files: a training view, an augmentation's."""
     augmented = {pairs.AUGMENTED, pairs.WITH_NEGATIVES} if before.get("augmentation") else set()
     return {(before.get("settings") or {}).get("training_view")} | augmented
-
-
-def _refuse_unwritable(out: Location) -> None:
-    if out.path.exists() and not out.path.is_dir():
-        raise UsageError(f"{out} is a file", hint="choose another --out")
-    existing = out.path.resolve()
-    while not existing.exists():
-        existing = existing.parent
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise UsageError(f"{out} cannot be written: {existing} refuses", hint="choose another --out")
 
 
 def table(gathered: Gathered, config: PrepConfig) -> pd.DataFrame:

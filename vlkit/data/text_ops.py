@@ -19,14 +19,22 @@ if TYPE_CHECKING:
     from vlkit.config_data import AugmentConfig
 
 LONGEST_TITLE = 10  # words
-_PARENTHESES = re.compile(r"\s*(?:\([^()]*\)|\[[^\[\]]*\])")
+_PARENTHESES = re.compile(r"\s*\([^()]*\)")
+_LAST_PARENTHESES = re.compile(r"\s*\([^()]*\)(?=\s*[.!?]?$)")
 _NUMBERING = re.compile(
     r"^\s*(?:#?\d+\s*[.):]|#\d+|no\.\s*\d+\s*[.:)]?)\s+|\s+(?:#\s*\d+|no\.\s*\d+)\s*$", re.IGNORECASE
 )
 _HANGING = " ,;:-\u2013\u2014"
-_DETERMINERS = ("a", "an", "the", "my", "our", "your", "this", "these")
-# Where a word begins and ends. A zero-width non-joiner is inside of a Persian word.
-_BEFORE, _AFTER = r"(?<![\w\u200c])", r"(?![\w\u200c])"
+# How a title begins that is a phrase, and takes no prefix or suffix.
+_PHRASE = re.compile(
+    r"(?:an?|the|my|our|your|his|her|their|this|that|these|how|why|what|when|where|for|to|with)\b", re.IGNORECASE
+)
+# Words that stay small within a title.
+_SMALL = re.compile(r"an?|and|as|at|but|by|de|di|du|for|from|in|la|le|of|on|or|the|to|with", re.IGNORECASE)
+_WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*")
+# Where a word begins and ends: a zero-width non-joiner is inside of a Persian word, a hyphen of an English one, and a
+# genitive's apostrophe belongs to it.
+_BEFORE, _AFTER = r"(?<![\w\u200c-])", r"(?![\w\u200c'\u2019-])"
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,7 @@ class TextRules:
         on: names of the rules that are switched on.
         synonyms: word or phrase in lower case -> what may stand for it.
         prefixes, suffixes: what may stand before or after a title.
-        leading: first words that may be moved behind a `with`.
+        leading: first words that may be moved behind a `with`, but not from before one of `compounds`.
     """
 
     on: tuple[str, ...]
@@ -45,6 +53,7 @@ class TextRules:
     prefixes: Sequence[str] = ()
     suffixes: Sequence[str] = ()
     leading: Sequence[str] = ()
+    compounds: Sequence[str] = ()
 
     @classmethod
     def of(cls, config: AugmentConfig) -> TextRules:
@@ -67,9 +76,14 @@ class TextRules:
 
 
 def is_title(text: str) -> bool:
-    """Short, no sentence and no list, in a script that has cases."""
-    plain = text[:1].isalnum() and ":" not in text and not text.endswith((".", "!", "?"))
-    return plain and len(text.split()) <= LONGEST_TITLE and _has_cases(text)
+    """Short, no sentence, in a script that has cases."""
+    words = text.split()
+    return 0 < len(words) <= LONGEST_TITLE and not text.endswith((".", "!", "?")) and _has_cases(text)
+
+
+def _is_plain(text: str) -> bool:
+    """A title that is a name and nothing else: no phrase, no list, no numbering, nothing in brackets."""
+    return text[:1].isalpha() and not _PHRASE.match(text) and not re.search(r"[,:;()\[\]]", text)
 
 
 def _has_cases(text: str) -> bool:
@@ -104,14 +118,21 @@ def _vowel(word: str) -> bool:
 
 
 def _add_prefix(rules: TextRules, text: str) -> Iterator[str]:
-    if text[:1].isalpha() and not any(_begins(text, word) for word in (*rules.prefixes, *_DETERMINERS)):
+    said = _letters(text)
+    if _is_plain(text) and not any(_letters(prefix) in said for prefix in rules.prefixes):
         yield from (f"{prefix} {text}" for prefix in rules.prefixes)
 
 
+def _letters(text: str) -> str:
+    """`Home-made` and `homemade` say the same."""
+    return re.sub(r"[\W_]", "", text).lower()
+
+
 def _remove_prefix(rules: TextRules, text: str) -> Iterator[str]:
+    ends = {suffix.strip(_HANGING).lower() for suffix in rules.suffixes}
     for prefix in rules.prefixes:
-        if _begins(text, prefix):
-            rest = text[len(prefix) :].lstrip()
+        rest = text[len(prefix) :].lstrip()
+        if _begins(text, prefix) and rest.lower() not in ends:
             yield rest[:1].upper() + rest[1:] if text[:1].isupper() else rest
 
 
@@ -120,37 +141,53 @@ def _begins(text: str, prefix: str) -> bool:
 
 
 def _add_suffix(rules: TextRules, text: str) -> Iterator[str]:
-    ends = tuple(suffix.strip(_HANGING).lower() for suffix in rules.suffixes)
-    if not text.lower().endswith(ends):
+    """Not to a title that says it already: the last word of a suffix is what it is about."""
+    about = {suffix.split()[-1].lower() for suffix in rules.suffixes if suffix.split()}
+    if _is_plain(text) and about.isdisjoint(re.findall(r"\w+", text.lower())):
         yield from (f"{text} {suffix}" for suffix in rules.suffixes)
 
 
 def _reorder(rules: TextRules, text: str) -> Iterator[str]:
-    """Banana French Toast -> French Toast with Banana."""
+    """Banana French Toast -> French Toast with Banana; but banana bread stays together."""
+    apart = {"and", "or", "with"}
+    joined = apart | {"free"} | {word.lower() for word in rules.compounds}
     for words in rules.leading:
-        rest = text[len(words) :].strip()
-        if _begins(text, words) and len(rest.split()) > 1 and not re.search(r"\b(?:and|with)\b|[&,(]", rest.lower()):
-            yield f"{rest} with {text[: len(words)]}"
+        rest = text[len(words) :].split()
+        if _begins(text, words) and _is_plain(text) and len(rest) > 1 and rest[0].lower() not in joined:
+            yield from [f"{' '.join(rest)} with {text[: len(words)]}"] if apart.isdisjoint(map(str.lower, rest)) else []
 
 
 def _title_case(rules: TextRules, text: str) -> Iterator[str]:
+    """Every word but the small ones; what has capitals of its own keeps them, unless all are capitals."""
     shouted = text.isupper()
-    yield " ".join(
-        word if len(word) > 1 and word.isupper() and not shouted else word.capitalize() for word in text.split(" ")
-    )
+
+    def changed(found: re.Match[str]) -> str:
+        word = found[0]
+        if any(letter.isupper() for letter in word[1:]) and not shouted:
+            return word
+        return word.lower() if found.start() and _SMALL.fullmatch(word) else word.capitalize()
+
+    yield from _one_to_one(text, _WORD.sub(changed, text))
 
 
 def _lower_case(rules: TextRules, text: str) -> Iterator[str]:
-    yield text.lower()
+    yield from _one_to_one(text, text.lower())
 
 
 def _upper_case(rules: TextRules, text: str) -> Iterator[str]:
-    yield text.upper()
+    yield from _one_to_one(text, text.upper())
+
+
+def _one_to_one(text: str, changed: str) -> Iterator[str]:
+    """A change of case that is none of spelling: a dotted capital I has no small letter, a sharp s no capital."""
+    if len(changed) == len(text):
+        yield changed
 
 
 def _simplify(rules: TextRules, text: str) -> Iterator[str]:
-    """Without what stands in parentheses, and without numbering at either end."""
-    yield _NUMBERING.sub("", _PARENTHESES.sub("", text)).strip(_HANGING)
+    """Without numbering at either end, and without parentheses: of a passage only those at its end."""
+    found = _PARENTHESES if is_title(text) else _LAST_PARENTHESES
+    yield _NUMBERING.sub("", found.sub("", text)).strip(_HANGING)
 
 
 Rule = Callable[[TextRules, str], Iterator[str]]

@@ -46,4 +46,6 @@ def base_of(run: Run) -> str:
 def open_trained(name: str) -> Towers:
     """A model that knows something: a finished run's, by its folder, or one by its hub name or local folder."""
     run = Run(Path(name))
+    if not run.folder.exists() and run.folder.parent.name == "runs":
+        run.config()  # Says that there is none, and which there are.
     return adapters.load_adapted(run.folder, base_of(run)) if run.begun else towers.load(name)

@@ -158,7 +158,8 @@ def forecast(dataset: PairDataset, config: TrainRetrievalConfig, towers: Towers)
             f"negatives: {texts:.2f} texts a row join its batch only to be told apart; --no-negatives is without"
         )
     if dataset.variation is not None:
-        lines.append("pictures are varied anew in every epoch; validation sees them as they are")
+        written = ", those too that augment wrote" if dataset.written else ""
+        lines.append(f"pictures are varied anew in every epoch{written}; validation sees them as they are")
     if dataset.truncated:
         lines.append(
             f"{dataset.truncated} of {len(dataset.tokens)} texts are longer than {towers.text_limit} tokens and are cut"
