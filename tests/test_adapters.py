@@ -145,6 +145,30 @@ def test_an_adapter_of_another_model_is_refused(tiny, tiny_folder, tmp_path):
         adapters.load_adapted(tmp_path / "elsewhere", str(tiny_folder("tiny-clip")))
 
 
+@pytest.mark.parametrize("name", ["tiny-siglip", "tiny-clip"])
+def test_a_merged_model_is_the_adapted_one(name, tiny, tmp_path):
+    """model/ in AutoModel, without PEFT: the same embeddings and logits to 1e-5, and none of the base's."""
+    from transformers import AutoModel
+
+    towers = tiny(name)
+    adapters.adapt(towers, with_tune("lora"), seed=0)
+    train_a_little(towers)
+    towers.eval()
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randint(0, 255, (3, 3, 64, 64), dtype=torch.uint8, generator=generator)
+    with torch.no_grad():
+        before, untouched = towers.embed_images(pixels), tiny(name).embed_images(pixels)
+        adapters.export(towers, tmp_path)
+        merged = adapters.export_merged(towers, tmp_path)
+        assert torch.allclose(towers.embed_images(pixels), before, atol=1e-5)
+        again = towers_module.load(str(merged))
+        assert torch.allclose(again.embed_images(pixels), before, atol=1e-5)
+    assert not torch.allclose(untouched, before, atol=1e-3)
+    assert not [key for key, _ in AutoModel.from_pretrained(merged).named_parameters() if "lora" in key]
+    for key, parameter in again.logit_parameters().items():
+        assert torch.equal(parameter, towers.logit_parameters()[key])
+
+
 IMAGE, TEXT = ("vision_model.", "visual_projection."), ("text_model.", "text_projection.")
 
 

@@ -104,6 +104,7 @@ class TrainRetrievalConfig(TrainingConfig):
     lora_rank: Annotated[int, "with --tune lora"] = 8
     lora_alpha: Annotated[float, "with --tune lora: the update is scaled by alpha / rank"] = 16.0
     lora_dropout: Annotated[float, "with --tune lora"] = 0.05
+    merge: Annotated[bool, "with --tune lora: write model/ too, with the adapters merged into its weights"] = False
     head_lr: Annotated[float | None, "peak rate of what stands behind the encoders (default: --lr)"] = None
     logit_lr: Annotated[float | None, "peak rate of logit scale and bias (default: --lr)"] = None
     patience: Annotated[

@@ -18,6 +18,7 @@ from vlkit.config import EvalConfig
 from vlkit.data.pairs import Pairs, read_pairs
 from vlkit.data.splits import draw
 from vlkit.errors import DataError
+from vlkit.evaluation.card import write_card
 from vlkit.evaluation.intervals import interval, p_value, resample, units_that_differ
 from vlkit.evaluation.scoring import DIRECTIONS, Scores, Task, score, summary
 from vlkit.models import adapters
@@ -76,6 +77,8 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     target.write_json(f"results{suffix}.json", results)
     target.write_json(f"examples_top5{suffix}.json", _examples(tuned_scores, base_scores, task, config.seed))
     if run and config.out is None:
+        if suffix == "":
+            write_card(run)
         run.mirror(must=True)
     _tell(results, folder / f"results{suffix}.json")
     return results

@@ -190,6 +190,13 @@ def export(towers: Towers, folder: Path) -> Path:
     return folder / "adapter"
 
 
+def export_merged(towers: Towers, folder: Path) -> Path:
+    """Merge the LoRA into the weights, in place, and write them below `folder` as `model/`."""
+    towers.model = towers.peft.merge_and_unload()
+    towers.peft = None
+    return export(towers, folder)
+
+
 def load_adapted(folder: Path, base: str) -> Towers:
     """The tuned model that `export` wrote below `folder`; `base` is what an adapter belongs on.
 

@@ -12,6 +12,7 @@ from vlkit import checkpoints, console
 from vlkit.config import TrainRetrievalConfig
 from vlkit.data.batches import BatchOrder, stream
 from vlkit.errors import NonFiniteError, Stopped, VlkitError
+from vlkit.evaluation.card import write_card
 from vlkit.evaluation.scoring import Task, pixel_store, score
 from vlkit.interrupts import stop_request
 from vlkit.models import adapters, opening
@@ -185,6 +186,8 @@ class Training:
         step = self.best.get("step", taken)
         checkpoints.verified(self.run.checkpoints / checkpoints.name_of(step)).restore(self.trainable)
         exported = adapters.export(self.towers, self.run.folder)
+        if self.config.merge and self.towers.peft is not None:
+            adapters.export_merged(self.towers, self.run.folder)
         facts = {
             "steps": taken,
             "exported_step": step,
@@ -193,6 +196,7 @@ class Training:
             "total_parameters": self.counts.total,
         }
         self.run.finish(facts)
+        write_card(self.run)
         self.run.mirror(must=True)
         chosen = f"step {step}, the best on validation" if self.best else "the last step: there is no validation split"
         console.say(f"{taken} steps in {facts['train_seconds']:.0f} s; {exported} holds {chosen}")

@@ -1,0 +1,63 @@
+"""The model card says what the run's files say."""
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+import yaml
+
+from vlkit.evaluation.card import card
+from vlkit.models.adapters import load_adapted
+from vlkit.runs import Run
+
+
+@pytest.fixture(scope="module")
+def merged(prepared, tmp_path_factory, vlkit):
+    """A LoRA run, merged and measured."""
+    runs = tmp_path_factory.mktemp("cards")
+    train = ("train-retrieval", "--data", prepared, "--model", "tiny-clip", "--tune", "lora", "--merge", "--steps", 3)
+    assert vlkit(*train, "--runs-dir", runs, "--name", "mine", "--batch-size", 8).code == 0
+    assert "Not measured yet" in (runs / "mine/README.md").read_text()
+    assert vlkit("eval", "--run", runs / "mine").code == 0
+    return runs / "mine"
+
+
+def test_the_card_has_the_results_with_their_intervals(merged):
+    text, results = (merged / "README.md").read_text(), json.loads((merged / "results.json").read_text())
+    for direction, metrics in results["metrics"].items():
+        value, (low, high) = metrics["recall@5"], results["intervals"][direction]["recall@5"]
+        before = results["baseline"][direction]["recall@5"]
+        row = next(
+            line for line in text.splitlines() if direction.replace("_to_", " -> ") in line and "recall@5" in line
+        )
+        assert f"{value:.3f} [{low:.3f}, {high:.3f}]" in row and f"{before:.3f} [" in row
+        assert results["verdict"][direction] in text
+
+
+def test_the_front_matter_and_the_settings_are_yaml(merged):
+    text, settings = (merged / "README.md").read_text(), yaml.safe_load((merged / "config.yaml").read_text())
+    front = yaml.safe_load(text.split("---")[1])
+    assert (front["base_model"], front["library_name"]) == (settings["model"], "peft")
+    told = yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])
+    assert told == {key: settings[key] for key in told}
+    assert {"lora_rank", "loss", "labels", "seed", "lr"} <= told.keys() and "unfreeze_layers" not in told
+    for folder in ("model", "adapter"):
+        assert (merged / folder / "README.md").read_text() == text
+
+
+@pytest.mark.parametrize("kind", ["merged", "adapter"])
+def test_its_lines_of_python_load_the_model(kind, merged, tmp_path, monkeypatch):
+    run = shutil.copytree(merged, tmp_path / "run")
+    if kind == "adapter":
+        shutil.rmtree(run / "model")
+    code = re.search(r"```python\n(.*?)```", card(Run(run)), re.DOTALL)[1]
+    monkeypatch.chdir(run)
+    names: dict = {}
+    exec(code, names)
+    ids = torch.tensor([names["tokenizer"]("a tart")["input_ids"]])
+    with torch.no_grad():
+        found = names["model"].get_text_features(input_ids=ids).pooler_output
+        expected = load_adapted(merged, "").embed_texts(ids)
+    assert torch.allclose(torch.nn.functional.normalize(found, dim=1), expected, atol=1e-5)

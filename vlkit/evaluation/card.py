@@ -1,0 +1,132 @@
+"""The model card: README.md of a run, for whoever finds the model without its story.
+
+It is written when a run ends and again when it is measured; it says nothing that does not stand in the run's files.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vlkit.evaluation.scoring import DIRECTIONS
+from vlkit.runs import Run
+from vlkit.settings import yaml_text
+from vlkit.storage import write_text
+
+METRICS = ("recall@1", "recall@5", "recall@10", "mrr")
+# What decides a result; the rest stands in config.yaml.
+TOLD = (
+    *("model", "tune", "towers", "trainable", "unfreeze_layers", "lora_targets", "lora_rank", "lora_alpha"),
+    *("lora_dropout", "loss", "labels", "steps", "batch_size", "grad_accum", "lr", "weight_decay", "warmup"),
+    *("precision", "augment", "negatives", "seed"),
+)
+ONLY_WITH = {"lora_": "lora", "unfreeze_": "last"}
+
+
+def write_card(run: Run) -> Path:
+    """Write README.md of a finished run, and beside the weights that other tools load."""
+    text = card(run)
+    places = [run.folder, *(run.folder / name for name in ("model", "adapter") if (run.folder / name).is_dir())]
+    for place in places:
+        write_text(place / "README.md", text)
+    return run.folder / "README.md"
+
+
+def card(run: Run) -> str:
+    """The card as Markdown, with the front matter that model hubs read."""
+    settings, results = run.config(), run.read_json("results.json")
+    lora = settings.get("tune") == "lora"
+    front = {
+        "base_model": settings["model"],
+        "library_name": "peft" if lora else "transformers",
+        "pipeline_tag": "zero-shot-image-classification",
+        "tags": ["vlkit", "image-text-retrieval", *(["lora"] if lora else [])],
+    }
+    parts = [
+        f"---\n{yaml_text(front)}---",
+        f"# {run.name}",
+        f"{settings['model']}, adapted to {_data(run)} by vlkit {_version(run)}.",
+        _loading(run, settings),
+        f"## Results\n\n{_results(results)}",
+        f"## Training\n\n{_training(run, settings)}",
+        f"## Limits\n\n{_limits(results)}",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _version(run: Run) -> str:
+    return str((run.environment().get("versions") or {}).get("vlkit", "(unknown)"))
+
+
+def _data(run: Run) -> str:
+    data = run.environment().get("data") or {}
+    return f"`{Path(str(data.get('path', 'unknown data'))).name}` ({data.get('train', '?')} training pairs)"
+
+
+def _loading(run: Run, settings: dict[str, Any]) -> str:
+    base = "base" if run.base.is_dir() else settings["model"]
+    lines = ["from transformers import AutoModel, AutoTokenizer", ""]
+    if (run.folder / "model").is_dir():
+        lines += ['model = AutoModel.from_pretrained("model")', 'tokenizer = AutoTokenizer.from_pretrained("model")']
+    else:
+        lines[0:1] = ["from peft import PeftModel", lines[0]]
+        lines += [f'base = AutoModel.from_pretrained("{base}")']
+        lines += [f'tokenizer = AutoTokenizer.from_pretrained("{base}")']
+        lines += ['model = PeftModel.from_pretrained(base, "adapter")']
+        lines += ["# adapter/logit_parameters.safetensors holds what no PEFT adapter does: logit scale and bias"]
+    return "```python\n" + "\n".join(lines) + "\n```"
+
+
+def _results(results: dict[str, Any]) -> str:
+    if not results.get("metrics"):
+        return "Not measured yet: `vlkit eval --run` this folder."
+    split, baseline = results["data"]["split"], results.get("baseline") or {}
+    lines = [f"On the {split} split, 95 % intervals by resampling units (recipes, patients, pictures).", ""]
+    lines += ["| | metric | untouched | tuned | difference |", "|---|---|---|---|---|"]
+    for direction in DIRECTIONS:
+        for name in METRICS:
+            tuned = _with_interval(results["metrics"][direction][name], results["intervals"][direction][name])
+            before = change = ""
+            if baseline:
+                before = _with_interval(baseline[direction][name], results["baseline_intervals"][direction][name])
+                apart = results["difference"][direction][name]
+                change = _with_interval(apart["value"], (apart["low"], apart["high"]), sign="+")
+            lines.append(f"| {_arrow(direction)} | {name} | {before} | {tuned} | {change} |")
+    lines += ["", *(f"- {_arrow(direction)}: {told}" for direction, told in results.get("verdict", {}).items())]
+    return "\n".join(lines)
+
+
+def _arrow(direction: str) -> str:
+    return direction.replace("_to_", " -> ")
+
+
+def _with_interval(value: float, interval: Any, *, sign: str = "") -> str:
+    low, high = interval
+    return f"{value:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
+
+
+def _training(run: Run, settings: dict[str, Any]) -> str:
+    facts, environment = run.read_json("finished.json"), run.environment()
+    trained, total = facts.get("trainable_parameters", 0), facts.get("total_parameters", 0)
+    told = f"{trained:,} of {total:,} parameters, {facts.get('train_seconds', 0):.0f} s on {environment.get('device')}."
+    kept = {
+        name: settings[name] for name in TOLD if settings.get(name) not in (None, [], ()) and _meant(name, settings)
+    }
+    fingerprint = (environment.get("data") or {}).get("fingerprint")
+    return f"{told} Data fingerprint `{fingerprint}`.\n\n```yaml\n{yaml_text(kept)}```"
+
+
+def _meant(name: str, settings: dict[str, Any]) -> bool:
+    """Whether a setting had anything to say with this --tune."""
+    needed = next((tune for prefix, tune in ONLY_WITH.items() if name.startswith(prefix)), None)
+    return needed in (None, settings.get("tune"))
+
+
+def _limits(results: dict[str, Any]) -> str:
+    lines = ["- It was tuned for one domain. What it has forgotten of others was not measured."]
+    if results.get("metrics"):
+        sizes = results["metrics"]["text_to_image"]
+        lines.append(f"- Measured on {sizes['queries']} texts against {sizes['gallery']} pictures: recall falls as the")
+        lines[-1] += " gallery grows."
+    lines.append("- The untouched model's own limits and licence, and those of the data, still hold.")
+    return "\n".join(lines)
