@@ -23,7 +23,7 @@ from vlkit.config_data import PictureSettings
 from vlkit.data import images, labels
 from vlkit.data.batches import BatchOrder, Drawn, PairDataset, stream
 from vlkit.data.image_ops import Variation
-from vlkit.data.negatives import nearest
+from vlkit.data.negatives import Negatives, Neighbours
 from vlkit.data.pairs import Pairs, read_pairs
 
 VIEW = "train_pairs_augmented_with_negatives.csv"
@@ -200,16 +200,49 @@ def test_hard_negatives_are_the_nearest_wrong_texts(data, trained, vlkit):
         taken |= wrong[row.pair_id]
 
 
-def test_nearest_is_a_full_sort():
-    vectors = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
-    vectors[20:24] = vectors[20]
-    scores = vectors @ vectors.T
-    np.fill_diagonal(scores, -np.inf)
-    found = nearest(vectors, 10)
-    assert not (found == np.arange(50)[:, None]).any()
-    best = -np.sort(-scores, axis=1)[:, :10]
-    assert np.allclose(np.take_along_axis(scores, found, 1), best, atol=1e-5)
-    assert nearest(np.ones((3, 2), np.float32), 9).shape == (3, 2)
+def test_neighbours_are_a_full_sort():
+    vectors = np.random.default_rng(0).normal(size=(150, 8)).astype(np.float32)
+    vectors[20:110] = vectors[20]
+    near = Neighbours(vectors)
+    for position in (0, 25, 149):
+        found = np.concatenate(list(near.of(position)))
+        assert sorted([position, *found]) == list(range(150))
+        scores = vectors[found] @ vectors[position]
+        assert np.allclose(scores, np.sort(scores)[::-1], atol=1e-4)
+
+
+def rows_of(*pairs):
+    """A table of matching pairs (text, group, split), a picture each."""
+    frame = pd.DataFrame(pairs, columns=["text", "text_group", "split"])
+    frame["image_group"], frame["origin"], frame["match"] = frame["text_group"], "original", 1
+    frame["text_id"], frame["image_id"] = frame["text"], [f"i{row}" for row in range(len(frame))]
+    return frame
+
+
+def test_hard_negatives_go_on_beyond_the_first_neighbours():
+    """200 texts of one group lie nearer than all of the other: the nearest of that one is still found."""
+    angles = np.concatenate([np.linspace(0, 0.5, 200), np.linspace(1, 2, 200)])
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    rows = rows_of(*((f"text {n}", "ab"[n // 200], "train") for n in range(400)))
+    found = Negatives(rows, {}, seed=1, embed=lambda texts: vectors)
+    assert [wrong.text for wrong in found.of("row", "i0", "text 0", 3)] == ["text 200", "text 201", "text 202"]
+    assert [wrong.text for wrong in found.of("row", "i399", "text 399", 2)] == ["text 199", "text 198"]
+
+
+def test_texts_that_differ_in_case_alone_match_alike():
+    rows = rows_of(("Soup one", "A", "train"), ("Tart", "A", "train"), ("tart", "B", "train"), ("pie", "C", "train"))
+    found = Negatives(rows, {}, seed=1)
+    assert [wrong.text for wrong in found.of("row", "i0", "Soup one", 9)] == ["pie"]
+    assert [wrong.text for wrong in found.of("row", "i3", "pie", 9)].count("pie") == 0
+    assert found.short == 2
+
+
+def test_the_one_text_that_does_not_match_is_found_and_another_seed_draws_others():
+    rows = rows_of(*((f"text {n}", "a", "train") for n in range(300)), ("odd", "b", "train"))
+    assert [wrong.text for wrong in Negatives(rows, {}, seed=1).of("row", "i0", "text 0", 5)] == ["odd"]
+    many = rows_of(*((f"text {n}", f"g{n}", "train") for n in range(300)))
+    draws = [[wrong.text for wrong in Negatives(many, {}, seed=seed).of("r", "i0", "text 0", 5)] for seed in (1, 1, 2)]
+    assert draws[0] == draws[1] != draws[2]
 
 
 def test_the_view_has_every_training_row_with_its_label(augment, data):
@@ -449,6 +482,76 @@ def test_the_persian_sample_gets_other_words(vlkit, tmp_path):
     assert told["added"]["augmented texts"] > 50
 
 
+def test_rows_that_augment_did_not_make_stay_whatever_they_are_called(augment, data, vlkit):
+    """Scraped rows, and somebody's own mismatched pairs: kept, and neither varied nor taken for matching."""
+    old = pd.read_parquet(data / "pairs.parquet")
+    train = old.index[old["split"] == "train"]
+    old.loc[train[:5], "origin"] = "scraped"
+    mine = old.loc[train[10]].to_dict() | {"text": "a text that is wrong", "text_id": "f" * 20, "text_group": "nobody"}
+    mine |= {"pair_id": "e" * 20, "match": 0, "origin": "negative"}
+    old = pd.concat([old, pd.DataFrame([mine])], ignore_index=True)
+    old.to_parquet(data / "pairs.parquet", index=False)
+    for _ in range(2):
+        frame = augment()
+        pd.testing.assert_frame_equal(frame.iloc[: len(old)][list(old)], old)
+    new = frame.iloc[len(old) :]
+    assert "e" * 20 not in set(new["source_pair_id"]) and "f" * 20 not in set(new["text_id"])
+    assert set(old.loc[train[:5], "pair_id"]) <= set(new["source_pair_id"])
+    augment("--pictures", 0, "--texts", 0, "--negatives-per-positive", 0)
+    pd.testing.assert_frame_equal(pd.read_parquet(data / "pairs.parquet"), old)
+
+
+def test_a_phrasing_of_validation_or_test_is_left_out(vlkit, tmp_path):
+    rows = []
+    for number in range(30):
+        patterned(tmp_path / f"raw/{number}.png", number)
+        split = ("train", "train", "test")[number % 3]
+        text = f"Pie {number - 2}" if split == "test" else f"Pie {number} (vegan)"
+        rows.append({"image": f"{number}.png", "caption": text, "group": f"g{number}", "split": split})
+    write_table(tmp_path / "raw", rows)
+    prep = ("prep", "--source", tmp_path / "raw", "--out", tmp_path / "out", "--split-by", "source")
+    assert vlkit(*prep, "--group-column", "group", "--val-share", 0).code == 0
+    told = vlkit("augment", "--data", tmp_path / "out", "--json").json()
+    frame = pd.read_parquet(tmp_path / "out/pairs.parquet")
+    held_out, new = frame[frame["split"] == "test"], frame[frame["origin"] != "original"]
+    assert not set(held_out["text"]) & set(new["text"])
+    assert told["left_out"] == {"equal to a text of validation or test": len(held_out)}
+    assert set(new["text"]) & {f"Pie {number}" for number in range(30)}
+
+
+def test_the_view_the_keys_and_the_fingerprint_follow(augment, data):
+    frame = augment()
+    drawn = frame[frame["image"].str.startswith("augmented_images/")]
+    assert (drawn["image_key"] == drawn["image"]).all()
+    first = yaml.safe_load((data / "data.yaml").read_text())["augmentation"]["fingerprint"]
+    frame = augment("--pictures", 0, "--texts", 0, "--seed", 5)
+    second = yaml.safe_load((data / "data.yaml").read_text())["augmentation"]["fingerprint"]
+    augment("--pictures", 0, "--texts", 0, "--seed", 6)
+    third = yaml.safe_load((data / "data.yaml").read_text())["augmentation"]["fingerprint"]
+    assert len({first, second, third}) == 3
+
+
+def test_what_is_not_augments_is_kept_and_not_copied(augment, data):
+    (data / "sub/augmented_images").mkdir(parents=True)
+    for name in ("sub/augmented_images/a.txt", "sub/pairs.parquet", "sub/data.yaml"):
+        (data / name).write_text("mine")
+    (data / "link").symlink_to("docstore.parquet")
+    before = (data / "docstore.parquet").stat().st_ino
+    augment()
+    assert (data / "docstore.parquet").stat().st_ino == before
+    assert (data / "link").is_symlink()
+    assert {(data / name).read_text() for name in ("sub/augmented_images/a.txt", "sub/pairs.parquet")} == {"mine"}
+
+
+def test_a_disk_just_too_small(data, vlkit, monkeypatch):
+    told = vlkit("augment", "--data", data, "--dry-run", "--pictures", 9, "--json").json()
+    usage = shutil.disk_usage(data)
+    for share, code in ((0.9, 5), (1.2, 0)):
+        free = int(told["disk_gb"] * 2**30 * share)
+        monkeypatch.setattr("shutil.disk_usage", lambda path, free=free: usage._replace(free=free))
+        assert vlkit("augment", "--data", data, "--dry-run", "--pictures", 9).code == code
+
+
 # Training
 
 
@@ -509,6 +612,56 @@ def test_wrong_texts_enter_both_losses_as_their_formulas_say():
     images_pick = -sum(logits[i, i] - torch.logsumexp(logits[i], 0) for i in range(4)) / 4
     texts_pick = -sum(logits[i, i] - torch.logsumexp(logits[:, i], 0) for i in range(4)) / 4
     assert softmax_loss(logits, signs).item() == pytest.approx(((images_pick + texts_pick) / 2).item(), rel=1e-12)
+
+
+def test_mismatched_rows_that_say_no_row_join_every_row_of_their_picture(data, towers):
+    frame = read_pairs(data).of("train").frame
+    wrong = frame.iloc[[0]].assign(text="an odd text", text_id="f" * 20, text_group="nobody", match=0, pair_id="e" * 20)
+    train = read_pairs(data).of("train")
+    items = PairDataset(train, images.PixelSpec(32), towers.tokenize, towers.pad, labels="mask", wrong=wrong)
+    own = [row for row in range(len(frame)) if frame["image_id"].iloc[row] == frame["image_id"].iloc[0]]
+    assert set(items.wrong_of) == set(own) and len(own) > 1
+    batch = items[Drawn(0, [own[1], own[-1] + 1], [0, 0])]
+    assert batch.labels.shape == (2, 3) and (batch.labels.rows()[:, 2] == -1).all()
+
+
+def test_only_negatives_of_what_is_trained_on_are_taken(augment, data):
+    from vlkit.config import TrainRetrievalConfig
+    from vlkit.storage import Location
+    from vlkit.training.planning import Rows
+
+    frame = augment()
+    val = (
+        frame[frame["split"] == "val"]
+        .iloc[[0]]
+        .assign(match=0, pair_id="e" * 20, text_group="nobody", text_id="f" * 20)
+    )
+    pd.concat([frame, val], ignore_index=True).to_parquet(data / "pairs.parquet", index=False)
+    whole = Rows.of(TrainRetrievalConfig(data=Location(data)))
+    assert whole.negatives == ((frame["match"] == 0) & (frame["split"] == "train")).sum()
+    some = Rows.of(TrainRetrievalConfig(data=Location(data), limit=20))
+    assert len(some.train) == 20
+    assert set(some.wrong["image_id"]) <= set(some.train.frame["image_id"])
+    assert some.train.frame["unit"].nunique() < 6, "whole units with all their rows, but for the last"
+    assert Rows.of(TrainRetrievalConfig(data=Location(data), negatives=False)).wrong is None
+
+
+def test_varied_pictures_pay_for_processes_however_few_they_are(data, towers):
+    from vlkit.data.batches import loader_workers
+
+    items = dataset(data, towers)
+    assert loader_workers(items.store) == 0 < loader_workers(items.store, varied=True)
+
+
+def test_a_run_that_is_older_than_a_setting_goes_on(data, vlkit, tmp_path):
+    train = ("train-retrieval", "--data", data, "--model", "tiny-siglip", "--runs-dir", tmp_path, "--name", "a")
+    assert vlkit(*train, "--steps", 4, "--batch-size", 16).code == 0
+    (tmp_path / "a/finished.json").unlink()
+    settings = yaml.safe_load((tmp_path / "a/config.yaml").read_text())
+    for name in ("negatives", "augment", "patience"):
+        settings.pop(name)
+    (tmp_path / "a/config.yaml").write_text(yaml.safe_dump(settings))
+    assert vlkit(*train, "--steps", 4, "--batch-size", 16).code == 0
 
 
 def test_what_training_sees_in_epoch_0_is_what_is_written(augment, data, towers):

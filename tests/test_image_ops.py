@@ -149,6 +149,14 @@ def test_noise_has_its_deviation_and_no_pattern(deviation):
     assert abs(np.corrcoef(noise[:, :, 0].ravel(), noise[:, :, 1].ravel())[0, 1]) < 0.03
 
 
+def test_opencv_keeps_to_one_thread(photo):
+    import cv2
+
+    cv2.setNumThreads(2)
+    only("blur").apply(photo, 0, "a")
+    assert cv2.getNumThreads() == 1
+
+
 def test_what_is_forbidden_never_happens():
     settings = PictureSettings(**dict.fromkeys(OPERATIONS, 1.0), forbid=("saturation", "flip_vertical"))
     for sample in SAMPLES[:50]:
@@ -181,6 +189,12 @@ def test_a_large_jpeg_is_reduced_while_it_is_decoded_and_looks_the_same(tmp_path
     assert small.size == ((188, 300) if exif else (300, 188))
     whole = upright(path).resize(small.size, Image.Resampling.LANCZOS)
     assert apart(np.asarray(small), whole).mean() < 1.5
+    grain = np.random.default_rng(0).integers(0, 255, (1500, 2400, 3)).astype(np.uint8)
+    fine = tmp_path / "fine.jpg"
+    Image.fromarray(grain).resize((4800, 3000), 0).crop((0, 0, 2400, 1500)).save(fine, quality=95)
+    reduced = np.asarray(upright(fine, at_most=600)).astype(float)
+    whole = np.asarray(upright(fine).resize((600, 375), Image.Resampling.LANCZOS)).astype(float)
+    assert reduced.std() > 0.6 * whole.std(), "fine detail is kept, not decoded away"
     assert upright(path, at_most=5000).size == ((1500, 2400) if exif else (2400, 1500))
 
 

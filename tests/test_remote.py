@@ -352,3 +352,23 @@ def test_augment_in_the_zone_is_as_on_the_disk(zone, lake, server, tmp_path, vlk
     assert (tmp_path / "augment_preview.png").is_file()
     assert vlkit(*prep, zone).code == 0
     assert {path for path in lake.find("fine-tuning-zone") if "/.versions/" not in path} == plain
+
+
+def test_augment_touches_no_picture_of_somebody_else_and_fetches_few_to_forecast(lake, server, tmp_path, vlkit):
+    zone = "s3://fine-tuning-zone/recipes"
+    put_raw(lake, write_recipes(tmp_path / "raw", recipes=40))
+    source = ("--source", "s3://trusted-zone")
+    assert vlkit("prep", "--domain", "recipes", *source, "--out", zone, "--no-check-images").code == 0
+    server.asked.clear()
+    assert vlkit("augment", "--data", zone, "--dry-run").code == 0
+    assert 0 < sum(asked.startswith("GET") and asked.endswith(".png") for asked in server.asked) <= 12
+    lake.pipe("fine-tuning-zone/recipes/augmented_images/mine.png", b"mine")
+    outcome = vlkit("augment", "--data", zone)
+    assert outcome.code == 2 and "mine.png is not augment's" in outcome.err
+    lake.rm("fine-tuning-zone/recipes/augmented_images/mine.png")
+    server.puts_left = 3
+    try:
+        assert vlkit("augment", "--data", zone).code == 7
+    finally:
+        server.puts_left = None
+    assert vlkit("prep", "--domain", "recipes", *source, "--out", zone, "--no-check-images").code == 0

@@ -4,7 +4,7 @@ import re
 
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vlkit.config_data import TEXT_RULES, AugmentConfig, parsed_synonyms
@@ -68,6 +68,14 @@ def variants(rule: str, text: str) -> list[str]:
         ("add-prefix", "1. Lemon Tart", []),
         ("add-suffix", "Pizza Recipe (vegan)", []),
         ("add-suffix", "Turkey, smoked on a grill", []),
+        ("add-suffix", "Pie: a story", []),
+        ("add-suffix", "Is this pie good?", []),
+        ("add-suffix", "Prep time 30 min -", []),
+        ("add-suffix", "one two three four five six seven eight nine ten", None),
+        ("add-suffix", "one two three four five six seven eight nine ten eleven", []),
+        ("reorder", "Banana Nuts and Oats", []),
+        ("synonyms", "A DELICIOUS PIE", ["A TASTY PIE", "AN APPETIZING PIE"]),
+        ("simplify", "1: Tart", ["Tart"]),
         ("remove-prefix", "Homemade Recipe", []),
         ("reorder", "Banana Free Carbonara", []),
         ("reorder", "Banana or Cherry Pie", []),
@@ -92,7 +100,7 @@ def variants(rule: str, text: str) -> list[str]:
     ],
 )
 def test_what_a_rule_makes_of_a_text(rule, text, expected):
-    assert variants(rule, text) == expected
+    assert variants(rule, text) == (expected or []) or (expected is None and len(variants(rule, text)) == 2)
 
 
 def test_a_rule_that_is_off_says_nothing():
@@ -134,6 +142,9 @@ def test_no_rule_gives_an_empty_an_unclean_or_the_same_text(text):
 
 @settings(max_examples=400, deadline=None)
 @given(texts | st.text(max_size=40).map(captions.clean), st.sampled_from(["title-case", "lower-case", "upper-case"]))
+@example("0A b", "title-case")
+@example("BBQ b", "title-case")
+@example("BBQ BLT b", "title-case")
 def test_case_rules_change_nothing_the_second_time(text, rule):
     for variant in variants(rule, text):
         assert variants(rule, variant) == []
@@ -184,6 +195,32 @@ def test_what_was_left_out_is_counted():
     found = Phrasings(frame, AugmentConfig(text_rules=("simplify",)))
     assert not any(found.of_text.values())
     assert found.dropped == {ANOTHERS: 1, HELD_OUT: 1}
+
+
+def test_a_phrasing_that_differs_in_case_alone_from_its_own_text_is_no_leak():
+    """A class' caption stands in all splits; the same in other letters says no more than it."""
+    rows = [("Tart", "a", "train"), ("TART", "a", "val"), ("Pie", "b", "train"), ("pie", "b", "test")]
+    frame = pd.DataFrame(rows, columns=["text", "text_group", "split"])
+    frame["text_id"] = frame["text"]
+    found = Phrasings(frame, AugmentConfig(text_rules=("lower-case",)))
+    assert {text: list(of) for text, of in found.of_text.items()} == {"Tart": ["tart"], "Pie": []}
+
+
+def test_two_groups_that_would_say_the_same_both_do_not():
+    rows = [("Nevus (benign)", "a", "train"), ("Nevus (malignant)", "b", "train")]
+    for order in (rows, rows[::-1]):
+        frame = pd.DataFrame(order, columns=["text", "text_group", "split"])
+        frame["text_id"] = frame["text"]
+        found = Phrasings(frame, AugmentConfig(text_rules=("simplify",)))
+        assert not any(found.of_text.values()) and found.dropped == {ANOTHERS: 2}
+
+
+def test_another_seed_chooses_other_phrasings():
+    frame = pd.DataFrame([("Tart", "a", "train")], columns=["text", "text_group", "split"])
+    frame["text_id"] = frame["text"]
+    words = {**WORDS, "synonyms": (), "prefixes": ("Big", "Fine", "Good", "New", "Old", "Hot")}
+    found = [Phrasings(frame, AugmentConfig(seed=seed, **words)).of_pair("p", "Tart") for seed in (1, 1, 2)]
+    assert found[0] == found[1] != found[2]
 
 
 def test_a_text_of_several_groups_has_the_same_variants_in_every_row():

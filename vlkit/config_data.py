@@ -198,7 +198,8 @@ class AugmentConfig(PictureSettings, AugmentRows):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, 0, "pictures", "texts", "negatives_per_positive")
-        at_least(self, 1, "preview", "workers")
+        at_least(self, 1, "workers")
+        between(self, 1, 100, "preview")
         only(self, "text_rules", TEXT_RULES)
         if self.hard in TINY_MODELS:
             told = f"--hard {self.hard}: an untrained model does not know what is near"

@@ -106,7 +106,7 @@ def _parameter(field: Field) -> inspect.Parameter:
         else field.default
     )
     text = f"{field.help} [dim]\\[{' | '.join(field.choices)}][/dim]" if field.choices else field.help
-    if shown is not None and not isinstance(shown, bool):
+    if shown not in (None, "", ()) and not isinstance(shown, bool):
         text += f" [dim]\\[default: {shown}][/dim]"
     metavar = {int: "N", float: "X", Path: "PATH", Location: "PATH"}.get(field.kind, "FILE" if nested else "TEXT")
     if is_list and not field.repeated:

@@ -98,12 +98,14 @@ class Run:
             shutil.rmtree(self.folder)
 
     def _refuse_other(self, config: Settings, data: dict[str, Any]) -> None:
-        before, now = self.config(), config.to_dict()
+        # A setting that is younger than the run has its default there.
+        defaults = {name: field.default for name, field in config.fields().items()}
+        before, now = {**type(config).plain(defaults), **self.config()}, config.to_dict()
         trained_on = self.environment().get("data", {})
         changed = {key: (before.get(key), now.get(key)) for key in {*before, *now} if before.get(key) != now.get(key)}
         for name in ("fingerprint", "augmentation"):
-            if trained_on.get(name) != data[name]:
-                changed[f"data {name}"] = (trained_on.get(name), data[name])
+            if trained_on.get(name) != data.get(name):
+                changed[f"data {name}"] = (trained_on.get(name), data.get(name))
         if changed:
             told = ", ".join(f"{key} was {was!r}, is {now!r}" for key, (was, now) in sorted(changed.items())[:4])
             hint = "the same settings and data go on with it; others need another --name"

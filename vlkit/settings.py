@@ -149,6 +149,11 @@ class Settings:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for YAML and JSON: paths as strings, tuples as lists."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return self.plain(values)
+
+    @staticmethod
+    def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings as plain values."""
         return {name: _plain(value) for name, value in values.items()}
 
     def to_yaml(self) -> str:

@@ -139,13 +139,11 @@ def folder_rewritten(path: Path, without: Collection[str]) -> Iterator[Path]:
 
 
 def _linked(source: str, target: str) -> None:
-    """A second name for a file; a copy where the system gives none, and of a link."""
+    """A second name for a file; a copy where the system gives none."""
     try:
-        if os.path.islink(source):
-            raise OSError
         os.link(source, target)
     except OSError:
-        shutil.copy2(source, target, follow_symlinks=False)
+        shutil.copy2(source, target)
 
 
 def _remove_abandoned(parent: Path, owner: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from vlkit.config_data import AugmentConfig
 from vlkit.data import captions, pairs, splits
 from vlkit.data.image_ops import Variation
 from vlkit.data.negatives import Embed, Negatives
-from vlkit.data.pairs import AUGMENTED, WITH_NEGATIVES, Pairs, read_pairs
+from vlkit.data.pairs import AUGMENTED, COPY, WITH_NEGATIVES, Pairs, read_pairs
 from vlkit.data.phrasings import Phrasings
 from vlkit.data.render import Job, Rendered, encoded, render
 from vlkit.errors import DataError, ResourceError, UsageError
@@ -55,17 +55,16 @@ def augment(
     if config.preview is not None:
         from vlkit.data.augment_preview import write_preview
 
-        return write_preview(work, _embed(config, embed_of), dry_run=dry_run)
-    jobs = work.jobs()
-    disk_gb = _forecast(jobs, work, config)
+        return write_preview(work, None if dry_run else _embed(config, embed_of), dry_run=dry_run)
+    wanted = work.wanted()
+    disk_gb, embed = _forecast(wanted, work), _embed(config, embed_of)
     if dry_run:
-        return _tell(work.counts(len(jobs), _embed(config, embed_of)), work, config, disk_gb, dry_run=True)
-    embed = _embed(config, embed_of)
+        return _tell(work.counts(wanted, embed), work, config, disk_gb, dry_run=True)
     if config.data.is_remote:
-        counts = _write_remote(work, jobs, embed, config)
+        counts = _write_remote(work, wanted, embed)
     else:
         with folder_rewritten(config.data.path, without=WRITTEN) as folder:
-            counts = _write(folder, folder / AUGMENTED, work, jobs, embed, config)
+            counts = _write(folder, folder / AUGMENTED, work, wanted, embed)
     return _tell(counts, work, config, disk_gb)
 
 
@@ -88,9 +87,7 @@ class Augmentation:
     def __init__(self, config: AugmentConfig) -> None:
         self.config = config
         self.prepared = _read(config.data)
-        frame = self.prepared.frame
-        self.old = frame[frame["origin"] == "original"].drop(columns="source_pair_id", errors="ignore")
-        self.old = self.old.reset_index(drop=True)
+        self.old = _without_earlier(self.prepared)
         self.group = pairs.group_name(self.old, self.prepared.described.get("settings", {}).get("group_column"))
         self.matching = self.old[self.old["match"] == 1]
         self.training = self.matching[self.matching["split"] == "train"].reset_index(drop=True)
@@ -98,26 +95,26 @@ class Augmentation:
             raise DataError(
                 f"{config.data} has no training rows", hint="prep with smaller --test-share and --val-share"
             )
-        self.variation, self.phrasings = Variation.of(config), Phrasings(self.matching, config)
+        held_out = self.old.loc[self.old["split"] != "train", "text"]
+        self.variation, self.phrasings = Variation.of(config), Phrasings(self.matching, config, held_out)
         self.short = self.asked = 0
 
     def paths(self, rows: pd.DataFrame) -> list[Path]:
         """Where the pictures of these rows lie."""
         return Pairs(rows, self.prepared.folder, self.prepared.described).image_paths(rows)
 
-    def jobs(self) -> list[Job]:
-        """The pictures to draw: of each training picture epoch 0, 1, ..., but for epochs that leave it as it is."""
-        unique = self.training.drop_duplicates("image_id").reset_index(drop=True)
+    def wanted(self) -> list[tuple[str, int]]:
+        """The pictures to draw, (image id, epoch): epoch 0, 1, ... of each, but for those that leave it as it is."""
         epochs = range(self.config.pictures)
-        wanted = [
-            (row, image_id, epoch)
-            for row, image_id in enumerate(unique["image_id"])
-            for epoch in epochs
-            if self.variation.chosen(epoch, image_id)
-        ]
-        needed = sorted({row for row, _, _ in wanted})
-        paths = dict(zip(needed, self.paths(unique.iloc[needed]), strict=True)) if needed else {}
-        return [Job(paths[row], image_id, epoch) for row, image_id, epoch in wanted]
+        ids = self.training["image_id"].unique().tolist()
+        return [(image_id, epoch) for image_id in ids for epoch in epochs if self.variation.chosen(epoch, image_id)]
+
+    def jobs(self, wanted: Sequence[tuple[str, int]]) -> list[Job]:
+        """The same with the files to draw from; remote ones are fetched."""
+        needed = self.training.drop_duplicates("image_id")
+        needed = needed[needed["image_id"].isin({image_id for image_id, _ in wanted})]
+        path_of = dict(zip(needed["image_id"], self.paths(needed), strict=True))
+        return [Job(path_of[image_id], image_id, epoch) for image_id, epoch in wanted]
 
     def new_rows(self, drawn: Mapping[tuple[str, int], Rendered], embed: Embed | None) -> dict[str, pd.DataFrame]:
         """The new rows by kind, in the order of NEW.
@@ -133,16 +130,10 @@ class Augmentation:
         found.append(_unseen(self._negative_rows(positives, embed), taken))
         return dict(zip(NEW, found, strict=True))
 
-    def counts(self, pictures: int, embed: Embed | None) -> dict[str, int]:
+    def counts(self, wanted: Sequence[tuple[str, int]], embed: Embed | None) -> dict[str, int]:
         """How many rows of each kind there would be, without drawing a picture: as if no two came out the same."""
-        one = {
-            (image_id, epoch): Rendered(f"{image_id}-{epoch}", f"{image_id}-{epoch}", 1, 1, 0)
-            for image_id in self.training["image_id"].unique()
-            for epoch in range(self.config.pictures)
-            if self.variation.chosen(epoch, image_id)
-        }
-        assert len(one) == pictures
-        return {kind: len(rows) for kind, rows in self.new_rows(one, embed).items()}
+        drawn = {each: Rendered(name="", image_id="-".join(map(str, each)), width=0, height=0) for each in wanted}
+        return {kind: len(rows) for kind, rows in self.new_rows(drawn, embed).items()}
 
     def _picture_rows(self, drawn: Mapping[tuple[str, int], Rendered]) -> pd.DataFrame:
         """Every training row with each variant of its picture."""
@@ -223,45 +214,66 @@ def _read(data: Location) -> Pairs:
     Raises:
         UsageError: there is none, it cannot be written, or it holds files of somebody else's under augment's names.
     """
-    if data.is_remote or not data.path.exists():
+    if data.is_remote:
+        found = read_pairs(data)
+        odd = [name for name in Remote(data).listing() if name.startswith(f"{AUGMENTED}/") and not COPY.fullmatch(name)]
+        return _refuse_foreign(found, data, odd[:1])
+    if not data.path.exists():
         return read_pairs(data)
     if not (data.path / "pairs.parquet").is_file():
         told = f"{data} holds no pairs.parquet: augment adds to a folder that prep wrote"
         raise UsageError(told, hint="turn a raw folder into one: vlkit prep --source RAW --out data/NAME")
     refuse_unwritable(data.path.resolve().parent, "--data")
     found = read_pairs(data)
-    foreign = [name for name in (AUGMENTED, WITH_NEGATIVES) if (data.path / name).exists()]
-    if foreign and not found.described.get("augmentation"):
-        told = f"{data / foreign[0]} is not augment's, which would replace it"
+    return _refuse_foreign(found, data, [name for name in (AUGMENTED, WITH_NEGATIVES) if (data.path / name).exists()])
+
+
+def _refuse_foreign(found: Pairs, data: Location, names: list[str]) -> Pairs:
+    """Refuse what lies under augment's names in a folder that it has not been at. Returns the folder."""
+    if names and not found.described.get("augmentation"):
+        told = f"{data / names[0]} is not augment's, which would replace it"
         raise UsageError(told, hint="move it out of the way")
     return found
 
 
-def _forecast(jobs: list[Job], work: Augmentation, config: AugmentConfig) -> float:
+def _without_earlier(prepared: Pairs) -> pd.DataFrame:
+    """The rows of a prepared folder but for those that an earlier augmentation added."""
+    frame = prepared.frame
+    if prepared.described.get("augmentation"):
+        added = frame["origin"].isin(["augmented", "negative"]) & frame["source_pair_id"].notna()
+        frame = frame[~added].drop(columns="source_pair_id")
+    return frame.reset_index(drop=True)
+
+
+def _forecast(wanted: Sequence[tuple[str, int]], work: Augmentation) -> float:
     """Gigabytes of the pictures, from a few of them.
 
     Raises:
         ResourceError: they would not fit.
     """
-    if not jobs:
+    config = work.config
+    tried = sorted(wanted, key=lambda each: splits.draw(config.seed, f"{each[0]} {each[1]}"))[:TRIED]
+    if not tried:
         return 0.0
-    tried = sorted(jobs, key=lambda job: splits.draw(config.seed, f"{job.image_id} {job.epoch}"))[:TRIED]
-    sizes = [len(encoded(job, work.variation, config.format)[0]) for job in tried]
-    needed = len(jobs) * sum(sizes) / len(sizes)
+    sizes = [len(encoded(job, work.variation, config.format)[0]) for job in work.jobs(tried)]
+    needed = len(wanted) * sum(sizes) / len(sizes)
     where = Path(tempfile.gettempdir()) if config.data.is_remote else config.data.path
     free = shutil.disk_usage(where).free
     if needed > 0.95 * free:
-        told = f"{len(jobs)} pictures need about {needed / 2**30:.1f} GB, {free / 2**30:.1f} GB are free under {where}"
+        told = (
+            f"{len(wanted)} pictures need about {needed / 2**30:.1f} GB, {free / 2**30:.1f} GB are free under {where}"
+        )
         raise ResourceError(told, hint="a smaller --pictures or --max-side, or train-retrieval --augment")
     return needed / 2**30
 
 
 def _write(
-    folder: Path, drawings: Path, work: Augmentation, jobs: list[Job], embed: Embed | None, config: AugmentConfig
+    folder: Path, drawings: Path, work: Augmentation, wanted: Sequence[tuple[str, int]], embed: Embed | None
 ) -> dict[str, int]:
     """The new tables into `folder`, the pictures into `drawings`. Returns the number of rows of each kind."""
     import pandas as pd
 
+    config, jobs = work.config, work.jobs(wanted)
     drawn: dict[tuple[str, int], Rendered] = {}
     if jobs:
         drawings.mkdir()
@@ -293,12 +305,13 @@ def _write(
     return counts
 
 
-def _write_remote(work: Augmentation, jobs: list[Job], embed: Embed | None, config: AugmentConfig) -> dict[str, int]:
+def _write_remote(work: Augmentation, wanted: Sequence[tuple[str, int]], embed: Embed | None) -> dict[str, int]:
     """The same for a folder behind a URL: readers have the old rows and pictures until the new manifest stands."""
+    config = work.config
     with tempfile.TemporaryDirectory() as aside:
         tables, drawings = Path(aside) / "tables", Path(aside) / AUGMENTED
         tables.mkdir()
-        counts = _write(tables, drawings, work, jobs, embed, config)
+        counts = _write(tables, drawings, work, wanted, embed)
         mirrored = local_folder(config.data)
         before = mirrored / ZONE_TABLES if config.data.is_bucket else mirrored
         files = {path.name: path for path in sorted(before.iterdir()) if path.name not in WRITTEN}
@@ -308,7 +321,8 @@ def _write_remote(work: Augmentation, jobs: list[Job], embed: Embed | None, conf
         pictures.upload(new)
         Remote(config.data / ZONE_TABLES if config.data.is_bucket else config.data).replace(files, MANIFEST)
         there = pictures.listing()
-        pictures.remove([name for name in there if name.startswith(f"{AUGMENTED}/") and name not in new])
+        stale = [name for name in there if name.startswith(f"{AUGMENTED}/") and name not in new]
+        pictures.remove([name for name in stale if COPY.fullmatch(name)])
     return counts
 
 

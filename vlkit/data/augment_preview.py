@@ -21,9 +21,10 @@ AT_LEAST = 3  # variants of a picture, so that ranges can be judged
 
 
 def write_preview(work: Augmentation, embed: Embed | None, *, dry_run: bool = False) -> dict[str, Any]:
-    """Write augment_preview.png: a row for each of --preview pictures, a cell for each row that it would give.
+    """Write augment_preview.png: a row for each of --preview pictures, a cell for each row of its first text.
 
-    It goes into the prepared folder; of one behind a URL, into the working directory.
+    Where fewer variants of a picture are wanted than tell what the ranges do, later epochs stand beside them. It goes
+    into the prepared folder; of one behind a URL, into the working directory.
     """
     config = work.config
     path = Path(PREVIEW) if config.data.is_remote else config.data.path / PREVIEW

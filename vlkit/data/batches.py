@@ -129,7 +129,7 @@ def unpacked(loader: Iterable[Any]) -> Iterator[Any]:
 
 
 class PairDataset(Dataset[Batch]):
-    """A table of pairs as batches: ask it for a list of rows, get a Batch."""
+    """A table of pairs as batches: ask it for what is `Drawn`, get a Batch."""
 
     def __init__(
         self,
@@ -142,7 +142,8 @@ class PairDataset(Dataset[Batch]):
         wrong: pd.DataFrame | None = None,
         variation: Variation | None = None,
     ) -> None:
-        """
+        """Tokenise every text and find every picture.
+
         Args:
             pairs: rows that match, each an item.
             wrong: rows that do not; each text joins the batches of the row that it was chosen for.

@@ -36,7 +36,9 @@ def _flip_vertical(pixels: np.ndarray, amount: float, more: np.ndarray) -> np.nd
 
 def _turn(pixels: np.ndarray, amount: float, more: np.ndarray) -> np.ndarray:
     """By 90, 180 or 270 degrees."""
-    return _cv2().rotate(pixels, int(more[0] * 3))
+    cv2 = _cv2()
+    ways = (cv2.ROTATE_90_CLOCKWISE, cv2.ROTATE_180, cv2.ROTATE_90_COUNTERCLOCKWISE)
+    return cv2.rotate(pixels, ways[int(more[0] * len(ways))])
 
 
 def _rotate(pixels: np.ndarray, amount: float, more: np.ndarray) -> np.ndarray:

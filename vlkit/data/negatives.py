@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 # Texts -> unit vectors, float32 [texts, width].
 Embed = Callable[[Sequence[str]], np.ndarray]
-NEAREST = 64
+NEAREST = 64  # that are found for all texts at once
 TRIES = 40
 
 
@@ -51,19 +52,32 @@ class Negatives:
         self, rows: pd.DataFrame, phrasings: Mapping[str, Collection[str]], seed: int, embed: Embed | None = None
     ) -> None:
         self.seed, self.short = seed, 0
-        self.image_sets, self.text_sets = labels.match_sets(rows)
+        self.image_sets, text_sets = labels.match_sets(rows)
         originals = rows[(rows["origin"] == "original") & (rows["split"] == "train")].drop_duplicates("text_id")
         self.texts = [Wrong(*each) for each in zip(originals["text_id"], originals["text"], strict=True)]
+        self.place = {each.text_id: position for position, each in enumerate(self.texts)}
         held_out = set(rows.loc[rows["split"] != "train", "text_id"])
         own = [position for position, each in enumerate(self.texts) if each.text_id not in held_out]
         self.pools = [np.array(own, np.int64), np.arange(len(self.texts))]
-        self.folded = [captions.folded(each.text) for each in self.texts]
-        self.right: dict[str, set[str]] = defaultdict(set)
-        for image_id, text_id, text in zip(rows["image_id"], rows["text_id"], rows["text"], strict=True):
-            self.right[image_id] |= {captions.folded(text), *phrasings.get(text_id, ())}
+        self.members = self._members(rows, text_sets)
+        reached: dict[str, list[int]] = defaultdict(list)
+        for position, members in enumerate(self.members):
+            for member in members:
+                reached[member].append(position)
+        self.reached = {member: np.array(positions) for member, positions in reached.items()}
+        self.other_words: dict[str, set[str]] = defaultdict(set)
+        for image_id, text_id in zip(rows["image_id"], rows["text_id"], strict=True):
+            self.other_words[image_id].update(map(_worded, phrasings.get(text_id, ())))
         self.given: dict[str, set[int]] = defaultdict(set)
-        self.place = {each.text_id: position for position, each in enumerate(self.texts)}
-        self.nearest = nearest(embed([each.text for each in self.texts])) if embed and len(self.texts) > 1 else None
+        self.near = Neighbours(embed([each.text for each in self.texts])) if embed and len(self.texts) > 1 else None
+
+    def _members(self, rows: pd.DataFrame, text_sets: Mapping[str, frozenset[str]]) -> list[frozenset[str]]:
+        """The match set of each text, and its wording. Texts that differ in case alone have one set between them."""
+        sets: dict[str, set[str]] = defaultdict(set)
+        for text_id, text in zip(rows["text_id"], rows["text"], strict=True):
+            sets[captions.folded(text)] |= text_sets[text_id]
+        folded = [captions.folded(each.text) for each in self.texts]
+        return [frozenset({*sets[each], _worded(each)}) for each in folded]
 
     def of(self, row: str, image_id: str, original_text: str, count: int) -> list[Wrong]:
         """`count` texts that do not match a picture, none that it was given before; fewer where there are no more.
@@ -72,51 +86,75 @@ class Negatives:
             row: the pair's id, which decides what is drawn.
             original_text: id of the pair's text, or of the one that it is a variant of: nearest to this.
         """
-        found: list[int] = []
-        for position in self._candidates(row, original_text) if count else ():
-            if position in self.given[image_id] or self._matches(image_id, position):
-                continue
-            self.given[image_id].add(position)
-            found.append(position)
-            if len(found) == count:
-                break
+        key = hashlib.blake2b(f"{self.seed}\0{row}".encode(), digest_size=16).digest()
+        rng, found = Generator(PCG64(int.from_bytes(key))), list[int]()
+        for pool in self.pools:
+            wanted = count - len(found)
+            if wanted and len(pool):
+                nearest = self.near is not None
+                some = self._nearest(pool, image_id, original_text) if nearest else self._drawn(pool, image_id, rng)
+                found += islice(some, wanted)
+                self.given[image_id].update(found)
         self.short += len(found) < count
         return [self.texts[position] for position in found]
 
-    def _candidates(self, row: str, original_text: str) -> Iterator[int]:
-        """Of each pool the nearest first, where there is a model; then some at random; then all, from a random one."""
-        key = hashlib.blake2b(f"{self.seed}\0{row}".encode(), digest_size=16).digest()
-        rng = Generator(PCG64(int.from_bytes(key)))
-        for pool in self.pools:
-            if self.nearest is not None:
-                near = self.nearest[self.place[original_text]]
-                yield from near[np.isin(near, pool)].tolist()
-            if len(pool):
-                yield from pool[rng.integers(len(pool), size=TRIES)].tolist()
-                start = int(rng.integers(len(pool)))
-                yield from (int(pool[(start + step) % len(pool)]) for step in range(len(pool)))
+    def _drawn(self, pool: np.ndarray, image_id: str, rng: Generator) -> Iterator[int]:
+        """Texts of the pool that do not match, in random order: a few tries, which mostly do, then what is left."""
+        tried = dict.fromkeys(pool[rng.integers(len(pool), size=TRIES)].tolist())
+        fitting = [each for each in tried if each not in self.given[image_id] and not self._matches(image_id, each)]
+        yield from fitting
+        left = self._free(pool, image_id)
+        left[fitting] = False
+        yield from rng.permutation(np.flatnonzero(left)).tolist()
+
+    def _nearest(self, pool: np.ndarray, image_id: str, original_text: str) -> Iterator[int]:
+        """Texts of the pool that do not match, those nearest to the right one first."""
+        assert self.near is not None
+        free = self._free(pool, image_id)
+        for some in self.near.of(self.place[original_text]):
+            yield from some[free[some]].tolist()
 
     def _matches(self, image_id: str, position: int) -> bool:
-        together = not self.text_sets[self.texts[position].text_id].isdisjoint(self.image_sets[image_id])
-        return together or self.folded[position] in self.right[image_id]
+        members = self.members[position]
+        return not (members.isdisjoint(self.image_sets[image_id]) and members.isdisjoint(self.other_words[image_id]))
+
+    def _free(self, pool: np.ndarray, image_id: str) -> np.ndarray:
+        """bool [texts]: those of the pool that neither match the picture nor were given to it."""
+        free = np.zeros(len(self.texts), np.bool_)
+        free[pool] = True
+        for member in (*self.image_sets[image_id], *self.other_words[image_id]):
+            free[self.reached.get(member, [])] = False
+        free[list(self.given[image_id])] = False
+        return free
 
 
-def nearest(vectors: np.ndarray, count: int = NEAREST) -> np.ndarray:
-    """For every vector the positions of those with the largest inner products, largest first, itself left out.
+def _worded(folded: str) -> str:
+    """A wording as a member of match sets, out of the way of any group and any text's id."""
+    return f"\0words:{folded}"
+
+
+class Neighbours:
+    """The texts nearest to each, by the inner products of their unit vectors.
 
     Args:
         vectors: float32 [texts, width].
-
-    Returns:
-        int64 [texts, at most `count`].
     """
-    import faiss
 
-    index = faiss.IndexFlatIP(vectors.shape[1])
-    index.add(vectors)
-    count = min(count, len(vectors) - 1)
-    _, found = index.search(vectors, count + 1)
-    others = found != np.arange(len(vectors))[:, None]
-    # Where many are equal, it may itself not be among the nearest.
-    others[others.all(axis=1), -1] = False
-    return found[others].reshape(len(vectors), count)
+    def __init__(self, vectors: np.ndarray) -> None:
+        import faiss
+
+        self.vectors, self.index = vectors, faiss.IndexFlatIP(vectors.shape[1])
+        self.index.add(vectors)
+        _, self.first = self.index.search(vectors, min(NEAREST, len(vectors)))
+
+    def of(self, position: int) -> Iterator[np.ndarray]:
+        """All other texts by blocks, nearest first; those beyond the first few are looked for when asked for."""
+        seen, found = np.array([position]), self.first[position]
+        while True:
+            new = found[~np.isin(found, seen)]
+            yield new
+            seen = np.concatenate([seen, new])
+            if len(found) == len(self.vectors):
+                return
+            wanted = min(8 * len(found), len(self.vectors))
+            found = self.index.search(self.vectors[position : position + 1], wanted)[1][0]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,11 +43,11 @@ PAIR_COLUMNS = (
 RESERVED = (*PAIR_COLUMNS, "image_key", "width", "height", "image_looks", "weight", "source_pair_id")
 NEEDED = ("image", "image_id", "text", "text_id", "image_group", "text_group", "unit", "split")
 # What augment adds to a prepared folder: pictures, a view of the training rows, a sheet to look at.
-AUGMENTED, WITH_NEGATIVES, PREVIEW = (
-    "augmented_images",
-    "train_pairs_augmented_with_negatives.csv",
-    "augment_preview.png",
-)
+AUGMENTED = "augmented_images"
+WITH_NEGATIVES = "train_pairs_augmented_with_negatives.csv"
+PREVIEW = "augment_preview.png"
+# Pictures that vlkit put into a prepared folder: named by their content.
+COPY = re.compile(r"(?:augmented_)?images/[0-9a-f]{20}\.?\w*")
 FILES = ("pairs.parquet", "pairs.csv", "pairs.jsonl")
 
 
@@ -73,7 +74,8 @@ class Pairs:
         rows = self.frame[self.frame["split"] == split]
         if limit is not None and len(rows) > limit:
             kept = splits.limited(rows.groupby("unit").size().to_dict(), limit, seed)
-            rows = rows[rows["unit"].isin(kept)].head(limit)
+            place = rows["unit"].map({unit: position for position, unit in enumerate(kept)})
+            rows = rows.loc[place.dropna().sort_values(kind="stable").index[:limit].sort_values()]
         return Pairs(rows.reset_index(drop=True), self.folder, self.described)
 
     @property
@@ -273,7 +275,7 @@ def docstore(frame: pd.DataFrame) -> pd.DataFrame:
 def group_name(frame: pd.DataFrame, group_column: str | None) -> str:
     """What the views call the group: as the source did, else class_name where there are classes, else group."""
     name = group_column or ("class_name" if frame["class_name"].notna().any() else "group")
-    return "group" if name in ("image_key", "caption", "label") else name
+    return "group" if name in ("image_key", "caption") else name
 
 
 def view(rows: pd.DataFrame, group: str, *, label: bool = False) -> pd.DataFrame:
@@ -287,6 +289,7 @@ def view(rows: pd.DataFrame, group: str, *, label: bool = False) -> pd.DataFrame
 
     groups = ["|".join(sorted(labels.as_set(each))) for each in rows["image_group"]]
     keys = rows["image_key"] if "image_key" in rows else rows["image"]
+    group = "group" if label and group == "label" else group
     columns = {group: groups, "image_key": list(keys), "caption": list(rows["text"])}
     return pd.DataFrame(columns | ({"label": list(rows["match"])} if label else {}))
 

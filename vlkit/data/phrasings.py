@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from vlkit.config_data import AugmentConfig
@@ -21,7 +22,8 @@ class Phrasings:
     """Variants of the training texts.
 
     Args:
-        rows: the original positive rows of all splits.
+        rows: the original rows that match, of all splits.
+        held_out: texts of validation and test; None: those of `rows`.
 
     Attributes:
         of_text: text id -> its variants, each with the rule that gives it. None of them equals a text of another group,
@@ -30,11 +32,11 @@ class Phrasings:
         dropped: why variants were left out -> how many.
     """
 
-    def __init__(self, rows: pd.DataFrame, config: AugmentConfig) -> None:
+    def __init__(self, rows: pd.DataFrame, config: AugmentConfig, held_out: Iterable[str] | None = None) -> None:
         self.rules, self.seed, self.wanted = TextRules.of(config), config.seed, config.texts
         self.dropped: Counter[str] = Counter()
-        held_out = rows.loc[rows["split"] != "train", "text"].unique()
-        self._held_out = {*held_out, *map(captions.folded, held_out)}
+        self._held_out = set(rows.loc[rows["split"] != "train", "text"] if held_out is None else held_out)
+        self._held_out_folded = set(map(captions.folded, self._held_out))
         self._groups_of: dict[str, set[str]] = defaultdict(set)
         for text, groups in zip(rows["text"], rows["text_group"], strict=True):
             self._groups_of[captions.folded(text)] |= labels.as_set(groups)
@@ -66,7 +68,7 @@ class Phrasings:
         found, groups = {}, self._groups[text_id]
         for variant, rule in variants.items():
             folded = captions.folded(variant)
-            if variant in self._held_out or (folded in self._held_out and folded != captions.folded(text)):
+            if variant in self._held_out or (folded in self._held_out_folded and folded != captions.folded(text)):
                 self.dropped[HELD_OUT] += 1
             elif self._groups_of[folded] - groups:
                 self.dropped[ANOTHERS] += 1

@@ -6,7 +6,6 @@ prepared folder appears whole; what was left out stands in rejects.csv with its 
 
 from __future__ import annotations
 
-import re
 import shutil
 import tempfile
 from collections import Counter, defaultdict
@@ -18,6 +17,7 @@ from vlkit import console
 from vlkit.config_data import PrepConfig
 from vlkit.data import pairs, perceptual, preflight, splits
 from vlkit.data.gathering import Gathered, gather
+from vlkit.data.pairs import COPY
 from vlkit.data.preflight import CountTokens
 from vlkit.data.raw import Reject
 from vlkit.errors import DataError, UsageError
@@ -39,7 +39,6 @@ WRITTEN = {
     pairs.PREVIEW,
     *(f"{split}_pairs_positive.csv" for split in splits.SPLITS),
 }
-COPY = re.compile(r"(?:augmented_)?images/[0-9a-f]{20}\.?\w*")
 
 
 def prepare(
@@ -101,9 +100,10 @@ def _refuse_foreign(config: PrepConfig) -> dict[str, Any]:
         remote = Remote(out / ZONE_TABLES if out.is_bucket else out)
         listing = remote.listing()
         held = {name.split("/")[0] for name in listing} - {MANIFEST, VERSIONS}
-        if all(COPY.fullmatch(name) for name in listing if name.startswith("images/")):
-            # Copies alone are what an upload that broke off has left.
-            held -= {"images"}
+        for folder in ("images", pairs.AUGMENTED):
+            if all(COPY.fullmatch(name) for name in listing if name.startswith(f"{folder}/")):
+                # Copies alone are what an upload that broke off has left.
+                held -= {folder}
         if "data.yaml" in listing:
             before = read_yaml(remote.fetch({"data.yaml": listing["data.yaml"]})["data.yaml"])
     else:

@@ -31,13 +31,18 @@ class Job(NamedTuple):
 
 
 class Rendered(NamedTuple):
-    """A picture that was written: its file's name, the hash of its bytes (20 hex digits), its size in pixels."""
+    """A picture that was written.
+
+    Attributes:
+        name: of the file.
+        image_id: hash of its bytes, 20 hex digits.
+        width, height: in pixels.
+    """
 
     name: str
     image_id: str
     width: int
     height: int
-    size: int
 
 
 def render(
@@ -70,5 +75,5 @@ def _render(chunk: tuple[Sequence[Job], Variation, Path, str]) -> list[Rendered]
         digits = hashlib.sha256(content).hexdigest()[:20]
         name = f"{digits}.{form.replace('jpeg', 'jpg')}"
         (folder / name).write_bytes(content)
-        written.append(Rendered(name, digits, width, height, len(content)))
+        written.append(Rendered(name, digits, width, height))
     return written

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 from vlkit.config_data import TEXT_RULES, parsed_synonyms
@@ -83,7 +84,9 @@ def is_title(text: str) -> bool:
 
 def _is_plain(text: str) -> bool:
     """A title that is a name and nothing else: no phrase, no list, no numbering, nothing in brackets."""
-    return text[:1].isalpha() and not _PHRASE.match(text) and not re.search(r"[,:;()\[\]]", text)
+    return (
+        text[:1].isalpha() and text[-1:].isalnum() and not _PHRASE.match(text) and not re.search(r"[,:;()\[\]]", text)
+    )
 
 
 def _has_cases(text: str) -> bool:
@@ -93,23 +96,30 @@ def _has_cases(text: str) -> bool:
 
 def _synonyms(rules: TextRules, text: str) -> Iterator[str]:
     for word, others in rules.synonyms.items():
-        pattern = re.compile(rf"(?:{_BEFORE}(an?)(\s+))?{_BEFORE}({re.escape(word)}){_AFTER}", re.IGNORECASE)
+        pattern = _pattern(word)
         if pattern.search(text):
             for other in others:
                 yield pattern.sub(lambda found, other=other: _replaced(found, other), text)
 
 
+@cache
+def _pattern(word: str) -> re.Pattern[str]:
+    """A word or phrase, with the article before it."""
+    return re.compile(rf"(?:{_BEFORE}(an?)(\s+))?{_BEFORE}({re.escape(word)}){_AFTER}", re.IGNORECASE)
+
+
 def _replaced(found: re.Match[str], other: str) -> str:
     """The synonym in the case of the word it stands for, and `a` or `an` before it as its first letter wants."""
     article, space, word = found[1], found[2], found[3]
-    if word.isupper() and len(word) > 1:
+    shouted = word.isupper() and len(word) > 1
+    if shouted:
         other = other.upper()
     elif word[:1].isupper():
         other = other[:1].upper() + other[1:]
     if article is None:
         return other
     if _vowel(word) != _vowel(other):
-        article = (article[0] + "n" if _vowel(other) else article[0]) if len(article) < 3 else article
+        article = article[0] + ("" if not _vowel(other) else "N" if shouted and article.isupper() else "n")
     return article + space + other
 
 
@@ -167,7 +177,9 @@ def _title_case(rules: TextRules, text: str) -> Iterator[str]:
             return word
         return word.lower() if found.start() and _SMALL.fullmatch(word) else word.capitalize()
 
-    yield from _one_to_one(text, _WORD.sub(changed, text))
+    titled = _WORD.sub(changed, text)
+    # All capitals would be read as shouted the next time.
+    yield from [] if titled.isupper() else _one_to_one(text, titled)
 
 
 def _lower_case(rules: TextRules, text: str) -> Iterator[str]:

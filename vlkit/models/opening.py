@@ -44,7 +44,11 @@ def base_of(run: Run) -> str:
 
 
 def open_trained(name: str) -> Towers:
-    """A model that knows something: a finished run's, by its folder, or one by its hub name or local folder."""
+    """A model that knows something: a run's, by its folder, or one by its hub name or local folder.
+
+    Raises:
+        ArtifactError: the run was not trained to its end, or is none.
+    """
     run = Run(Path(name))
     if not run.folder.exists() and run.folder.parent.name == "runs":
         run.config()  # Says that there is none, and which there are.

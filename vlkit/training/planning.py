@@ -181,7 +181,7 @@ def dry_run_of(config: TrainRetrievalConfig, rows: Rows) -> dict[str, Any]:
         "steps_per_epoch": _per_epoch(config, rows.train) / config.grad_accum,
         "trainable_parameters": counts.trainable,
         "total_parameters": counts.total,
-        **_estimate(config, counts, towers),
+        **_estimate(config, counts, towers, rows.negatives / len(rows.train)),
         "dry_run": True,
     }
     console.table("settings", ("", "value"), [(key, str(value)) for key, value in facts["settings"].items()])
@@ -200,15 +200,19 @@ def _per_epoch(config: TrainRetrievalConfig, train: Pairs) -> int:
     return BatchOrder.over(train, config.batch_size, config.seed).per_epoch
 
 
-def _estimate(config: TrainRetrievalConfig, counts: adapters.Counts, towers: Towers) -> dict[str, float]:
-    """Gigabytes, rough. Activations: s b h (34 + 5 a s / h) bytes a layer at 16 bit (arXiv 2205.05198, equation 2)."""
+def _estimate(config: TrainRetrievalConfig, counts: adapters.Counts, towers: Towers, wrong: float) -> dict[str, float]:
+    """Gigabytes, rough, with `wrong` texts a row beside its own.
+
+    Activations: s b h (34 + 5 a s / h) bytes a layer at 16 bit (arXiv 2205.05198, equation 2).
+    """
     wide = 2.0 if config.precision == "fp32" else 1.0
-    activations, at_once = 0.0, config.batch_size
-    if config.micro_batch not in (None, "auto"):
-        at_once = min(at_once, int(config.micro_batch))
+    micro = None if config.micro_batch in (None, "auto") else int(config.micro_batch)
     vision, text = towers.model.config.vision_config, towers.model.config.text_config
-    for part, tokens in ((vision, (vision.image_size // vision.patch_size) ** 2), (text, text.max_position_embeddings)):
+    patches = (vision.image_size // vision.patch_size) ** 2
+    activations = 0.0
+    for part, tokens, items in ((vision, patches, 1.0), (text, text.max_position_embeddings, 1.0 + wrong)):
         width, layers, heads = part.hidden_size, part.num_hidden_layers, part.num_attention_heads
+        at_once = min(config.batch_size * items, micro or math.inf)
         activations += wide * layers * tokens * at_once * width * (34 + 5 * heads * tokens / width)
     # Weights, their gradients and two moments, all float32.
     memory = 4 * counts.total + 12 * counts.trainable + activations
