@@ -75,6 +75,7 @@ def batch_for(towers, mode="multi-positive", size=11):
     return Batch(
         pixels=torch.randint(0, 255, (size, 3, side, side), dtype=torch.uint8, generator=generator),
         input_ids=towers.pad(towers.tokenize(unique)[0]),
+        texts=len(unique),
         text_index=torch.tensor(columns),
         labels=Labels.of(GROUPS[:size], [*GROUPS[:size], {"y"}, {"z"}], mode),
         pair_ids=[str(n) for n in range(size)],
@@ -152,9 +153,11 @@ def test_the_second_pass_drops_what_the_first_one_dropped(tune, tiny):
     adapters.train_mode(towers)
     batch = batch_for(towers)
     torch.manual_seed(9)
-    first = _Pass(towers.embed_images, batch.pixels, 4)
+    first = _Pass(towers.embed_images, batch.pixels, 4, None)
     torch.manual_seed(9)
-    assert not torch.equal(first.embedded, _Pass(towers.embed_images, batch.pixels, 11).embedded), "no dropout at work"
+    assert not torch.equal(first.embedded, _Pass(towers.embed_images, batch.pixels, 11, None).embedded), (
+        "no dropout at work"
+    )
     again = [float(part.surrogate) for part in first.again(first.embedded)]
     assert sum(again) == pytest.approx(len(first.embedded), rel=1e-6), "unit vectors, times themselves"
 

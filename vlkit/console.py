@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PLAIN_LINE_SECONDS = 30.0
-_json_mode = False
+_json_mode = _silent = False
 
 
 def json_mode(on: bool) -> None:
@@ -59,8 +59,16 @@ def hint(text: str) -> None:
     talk().print(text, markup=False)
 
 
+def silence() -> None:
+    """Say nothing from now on but why the command fails: of several processes one talks."""
+    global _silent
+    _silent = True
+    talk().quiet = stdout().quiet = True
+
+
 def fail(message: str, hint_text: str | None, exit_code: int) -> None:
     """Print why the command stops. Under --json the same goes to stdout as its one object."""
+    talk().quiet = False
     talk().print("error:", style="bold red", end=" ")
     talk().print(message, markup=False)
     if hint_text:
@@ -77,6 +85,8 @@ def result(renderable: Any) -> None:
 
 def json_result(value: dict[str, Any]) -> None:
     """The one JSON object of a --json command."""
+    if _silent:
+        return
     from vlkit.storage import json_text
 
     sys.stdout.write(json_text(value) + "\n")

@@ -37,9 +37,14 @@ PACKAGES = ("vlkit", "torch", "transformers", "peft", "tokenizers", "numpy", "pa
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder."""
+    """One run folder.
+
+    Attributes:
+        writes: of several processes that train it together, one does; for the others its methods write nothing.
+    """
 
     folder: Path
+    writes: bool = True
 
     @property
     def name(self) -> str:
@@ -118,6 +123,8 @@ class Run:
 
     def log(self, line: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
+        if not self.writes:
+            return
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json_text(line) + "\n")
 
@@ -130,11 +137,15 @@ class Run:
 
     def forget_after(self, step: int) -> None:
         """Drop what metrics.jsonl says of later steps: they will be taken again."""
+        if not self.writes:
+            return
         kept = [json_text(line) + "\n" for line in self.metrics() if line["step"] <= step]
         write_text(self.folder / "metrics.jsonl", "".join(kept))
 
     def write_json(self, name: str, value: dict[str, Any] | list[Any]) -> None:
         """Write best.json, results.json and their like, whole or not at all."""
+        if not self.writes:
+            return
         write_text(self.folder / name, json_text(value, indent=2) + "\n")
 
     def read_json(self, name: str) -> dict[str, Any]:
@@ -157,7 +168,7 @@ class Run:
         Args:
             must: the network's failure is raised; otherwise it is told, and the next call tries again.
         """
-        runs_dir = Location(self.config().get("runs_dir", ""))
+        runs_dir = Location(self.config().get("runs_dir", "")) if self.writes else Location("")
         if not runs_dir.is_remote:
             return
         try:

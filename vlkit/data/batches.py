@@ -23,6 +23,7 @@ from vlkit.data.images import PixelSpec
 from vlkit.data.labels import LabelMode, Labels, match_sets, matches_beside_own
 from vlkit.data.pairs import AUGMENTED, Pairs
 from vlkit.data.processes import cores
+from vlkit.distributed import ALONE, World
 from vlkit.errors import VlkitError
 
 if TYPE_CHECKING:
@@ -37,11 +38,12 @@ Pad = Callable[[Sequence[Sequence[int]]], torch.Tensor]
 
 @dataclass(frozen=True)
 class Batch:
-    """Pairs that are contrasted with each other.
+    """Pairs that are contrasted with each other. Of several processes each has its share of what is to be embedded.
 
     Attributes:
-        pixels: uint8 [pairs, 3, size, size].
-        input_ids: int64 [unique texts, length]: a caption that repeats is encoded once.
+        pixels: uint8 [share of the pairs, 3, size, size].
+        input_ids: int64 [share of the unique texts, length]: a caption that repeats is encoded once.
+        texts: how many unique texts there are.
         text_index: int64 [columns], the row of `input_ids` that is each column's text: the pairs' own, then those that
             are there only to be wrong.
         labels: of [pairs, columns].
@@ -50,6 +52,7 @@ class Batch:
 
     pixels: torch.Tensor
     input_ids: torch.Tensor
+    texts: int
     text_index: torch.Tensor
     labels: Labels
     pair_ids: list[str]
@@ -141,6 +144,7 @@ class PairDataset(Dataset[Batch]):
         labels: LabelMode,
         wrong: pd.DataFrame | None = None,
         variation: Variation | None = None,
+        world: World = ALONE,
     ) -> None:
         """Tokenise every text and find every picture.
 
@@ -148,6 +152,7 @@ class PairDataset(Dataset[Batch]):
             pairs: rows that match, each an item.
             wrong: rows that do not; each text joins the batches of the row that it was chosen for.
             variation: how pictures are varied in every epoch; None: they stay as they are.
+            world: the processes that share every batch.
         """
         import pandas as pd
 
@@ -166,7 +171,7 @@ class PairDataset(Dataset[Batch]):
         self.text_sets = [text_sets[key] for key in unique_texts["text_id"]]
         text_at = {text_id: position for position, text_id in enumerate(unique_texts["text_id"])}
         self.wrong_of = _wrong_texts(frame, wrong, text_at) if wrong is not None else {}
-        self.pad, self.label_mode, self.variation = pad, labels, variation
+        self.pad, self.label_mode, self.variation, self.world = pad, labels, variation, world
         self.written = sum(Path(image).parent.name == AUGMENTED for image in unique_images["image"])
 
     def __len__(self) -> int:
@@ -187,25 +192,28 @@ class PairDataset(Dataset[Batch]):
         texts, text_index = np.unique(columns, return_inverse=True)
         image_sets = [self.image_sets[image] for image in self.image_of[rows]]
         return Batch(
-            pixels=self._pixels(drawn),
-            input_ids=self.pad([self.tokens[text] for text in texts]),
+            pixels=self._pixels(drawn, self.world.share(len(rows))),
+            input_ids=self.pad([self.tokens[text] for text in texts[self.world.share(len(texts))]]),
+            texts=len(texts),
             text_index=torch.from_numpy(text_index),
             labels=Labels.of(image_sets, [self.text_sets[text] for text in columns], self.label_mode),
             pair_ids=[self.pair_ids[row] for row in rows],
         )
 
-    def _pixels(self, drawn: Drawn) -> torch.Tensor:
-        """The rows' pictures, as their epoch sees them. Every copy of a row, in an epoch, sees another variation."""
-        positions = self.image_of[drawn.rows]
+    def _pixels(self, drawn: Drawn, share: slice) -> torch.Tensor:
+        """Some rows' pictures, as their epoch sees them. Every copy of a row, in an epoch, sees another variation."""
+        positions, copies = self.image_of[drawn.rows[share]], drawn.copies[share]
+        if not len(positions):
+            return torch.empty((0, 3, self.store.spec.size, self.store.spec.size), dtype=torch.uint8)
         if self.variation is None:
             return self.store[positions]
         seen: dict[tuple[int, int], np.ndarray] = {}
-        for image, copy in zip(positions.tolist(), drawn.copies, strict=True):
+        for image, copy in zip(positions.tolist(), copies, strict=True):
             if (image, copy) not in seen:
                 sample = f"{self.image_ids[image]}#{copy}" if copy else self.image_ids[image]
                 picture = self.variation.picture(self.store.paths[image], drawn.epoch, sample)
                 seen[image, copy] = images.fitted(picture, self.store.spec)
-        return torch.from_numpy(np.stack([seen[each] for each in zip(positions.tolist(), drawn.copies, strict=True)]))
+        return torch.from_numpy(np.stack([seen[each] for each in zip(positions.tolist(), copies, strict=True)]))
 
 
 def _wrong_texts(frame: pd.DataFrame, wrong: pd.DataFrame, text_at: Mapping[str, int]) -> dict[int, tuple[int, ...]]:

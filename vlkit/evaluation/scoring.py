@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from vlkit.data.batches import PixelStore
 from vlkit.data.pairs import Pairs
+from vlkit.distributed import ALONE, World
 from vlkit.evaluation.ranking import Ranks, metric_values, rank
 from vlkit.models.device import Precision
 from vlkit.models.encode import encode_images, encode_texts
@@ -74,15 +76,28 @@ def summary(metric: str, values: np.ndarray) -> float:
 
 
 def score(
-    towers: Towers, task: Task, *, batch_size: int, precision: Precision, store: PixelStore | None = None
+    towers: Towers,
+    task: Task,
+    *,
+    batch_size: int,
+    precision: Precision,
+    store: PixelStore | None = None,
+    world: World = ALONE,
 ) -> Scores:
-    """Encode the task's pictures and texts once, rank in both directions."""
+    """Encode the task's pictures and texts once, rank in both directions.
+
+    Args:
+        store: the task's pictures, where they are at hand.
+        world: processes that share the encoding; each gets all scores.
+    """
     towers.eval()
     store = store or pixel_store(task, towers)
     started = time.perf_counter()
-    images = encode_images(towers, store, batch_size=batch_size, precision=precision)
+    how: dict[str, Any] = {"batch_size": batch_size, "precision": precision}
+    images = world.gathered(encode_images(towers, store, part=world.share(len(store)), **how), len(store))
     between = time.perf_counter()
-    texts = encode_texts(towers, list(task.texts["text"]), batch_size=batch_size, precision=precision)
+    asked = list(task.texts["text"])
+    texts = world.gathered(encode_texts(towers, asked[world.share(len(asked))], **how), len(asked))
     done = time.perf_counter()
     image_sets, text_sets = task.pairs.match_sets()
     image_groups = [image_sets[key] for key in task.pictures["image_id"]]

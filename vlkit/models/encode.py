@@ -14,21 +14,25 @@ from vlkit.data.batches import Carried, PixelStore, loader_workers, unpacked
 from vlkit.models.device import Precision, autocast, best_device, best_precision
 from vlkit.models.towers import Towers
 
+ALL = slice(None)
+
 
 @torch.inference_mode()
-def encode_images(towers: Towers, store: PixelStore, *, batch_size: int, precision: Precision) -> torch.Tensor:
-    """Embeddings of all pictures of a store: float32 [pictures, width], in its order, on the towers' device."""
-    positions = range(len(store))
-    order = [positions[start : start + batch_size] for start in range(0, len(store), batch_size)]
+def encode_images(
+    towers: Towers, store: PixelStore, *, batch_size: int, precision: Precision, part: slice = ALL
+) -> torch.Tensor:
+    """Embeddings of pictures of a store, all or a part: float32 [pictures, width], in order, on the towers' device."""
+    positions = range(len(store))[part]
+    order = [positions[start : start + batch_size] for start in range(0, len(positions), batch_size)]
     loader: DataLoader[Any] = DataLoader(
         Carried(store), sampler=order, batch_size=None, num_workers=loader_workers(store)
     )
-    blocks = []
-    with console.progress("encoding pictures", len(store)) as bar:
+    blocks = [torch.zeros((0, towers.width), device=towers.device)]
+    with console.progress("encoding pictures", len(positions)) as bar:
         for number, pixels in enumerate(unpacked(loader), start=1):
             with autocast(towers.device, precision):
                 blocks.append(towers.embed_images(pixels))
-            bar.update(min(number * batch_size, len(store)))
+            bar.update(min(number * batch_size, len(positions)))
     return torch.cat(blocks)
 
 
@@ -48,7 +52,7 @@ def encode_texts(towers: Towers, texts: Sequence[str], *, batch_size: int, preci
     """Embeddings of texts: float32 [texts, width], in their order. Like lengths go together: little is padded."""
     tokens, _ = towers.tokenize(texts)
     by_length = sorted(range(len(tokens)), key=lambda position: len(tokens[position]))
-    blocks = []
+    blocks = [torch.zeros((0, towers.width), device=towers.device)]
     for start in range(0, len(by_length), batch_size):
         with autocast(towers.device, precision):
             blocks.append(

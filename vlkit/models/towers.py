@@ -76,6 +76,12 @@ class Towers(torch.nn.Module):
         return self.mean.device
 
     @property
+    def width(self) -> int:
+        """Of the common space."""
+        config = self.model.config
+        return getattr(config, "projection_dim", None) or config.vision_config.hidden_size
+
+    @property
     def text_limit(self) -> int:
         """Tokens a text may have, special ones included."""
         return self.model.config.text_config.max_position_embeddings

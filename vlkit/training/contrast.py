@@ -16,6 +16,7 @@ import torch
 from vlkit import console
 from vlkit.data.batches import Batch
 from vlkit.data.labels import Labels
+from vlkit.distributed import ALONE, World
 from vlkit.models.towers import Towers
 from vlkit.training.loop import Part
 from vlkit.training.losses import BLOCKWISE, LOSSES, LossName
@@ -28,20 +29,22 @@ class Contrast:
         towers: what embeds.
         loss: of `LOSSES`.
         micro_batch: pictures or texts that are embedded with gradients at a time; None: all.
+        world: processes that share every batch. Each embeds its share and tells the others; each then knows the whole
+            loss, and its gradient at its own share.
 
     Attributes:
         largest: of the batches so far, in pictures or texts.
     """
 
-    def __init__(self, towers: Towers, loss: LossName, micro_batch: int | None = None) -> None:
-        self.towers, self.loss, self.micro_batch, self.largest = towers, loss, micro_batch, 1
+    def __init__(self, towers: Towers, loss: LossName, micro_batch: int | None = None, world: World = ALONE) -> None:
+        self.towers, self.loss, self.micro_batch, self.world, self.largest = towers, loss, micro_batch, world, 1
 
     def __call__(self, batch: Batch) -> torch.Tensor | Iterator[Part]:
         """The mean loss over the batch's pairs, or parts that add up to it."""
         size = max(len(batch.pixels), len(batch.input_ids))
         self.largest = max(self.largest, size)
-        if self.micro_batch is not None and self.micro_batch < size:
-            return self._in_parts(batch, self.micro_batch)
+        if self.world.size > 1 or (self.micro_batch is not None and self.micro_batch < size):
+            return self._in_parts(batch, self.micro_batch or size)
         images = self.towers.embed_images(batch.pixels)
         texts = self.towers.embed_texts(batch.input_ids)[batch.text_index.to(images.device)]
         return LOSSES[self.loss](self.towers.logits(images, texts), batch.labels.rows())
@@ -55,34 +58,48 @@ class Contrast:
         return size > 1
 
     def _in_parts(self, batch: Batch, size: int) -> Iterator[Part]:
-        images = _Pass(self.towers.embed_images, batch.pixels, size)
-        texts = _Pass(self.towers.embed_texts, batch.input_ids, size)
-        index = batch.text_index.to(images.embedded.device)
+        world, none = self.world, torch.zeros((0, self.towers.width), device=self.towers.device)
+        images = _Pass(self.towers.embed_images, batch.pixels, size, none)
+        texts = _Pass(self.towers.embed_texts, batch.input_ids, size, none)
+        all_images = world.gathered(images.embedded, len(batch))
+        all_texts = world.gathered(texts.embedded, batch.texts)
+        index = batch.text_index.to(all_images.device)
         logit_parameters = list(self.towers.logit_parameters().values())
         cached = cached_gradients(
-            self.loss, self.towers.logits, images.embedded, texts.embedded[index], logit_parameters, batch.labels
+            self.loss, self.towers.logits, all_images, all_texts[index], logit_parameters, batch.labels
         )
-        of_texts = torch.zeros_like(texts.embedded).index_add_(0, index, cached.texts)
+        of_texts = torch.zeros_like(all_texts).index_add_(0, index, cached.texts)
+        # Every process knows the whole gradient of scale and bias; added up, it must count once.
+        once = 1.0 if world.first else 0.0
         pairs = zip(logit_parameters, cached.logit_parameters, strict=True)
-        yield Part(sum((p * gradient for p, gradient in pairs), torch.zeros(())), cached.loss)
-        yield from images.again(cached.images)
-        yield from texts.again(of_texts)
+        yield Part(sum((p * gradient * once for p, gradient in pairs), torch.zeros(())), cached.loss)
+        yield from images.again(cached.images[world.share(len(batch))])
+        yield from texts.again(of_texts[world.share(batch.texts)])
 
 
 class _Pass:
     """The first pass of one tower, and what it takes to go through it again."""
 
-    def __init__(self, embed: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor, size: int) -> None:
-        self.embed, self.slices, self.states = embed, inputs.split(size), []
+    def __init__(
+        self, embed: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor, size: int, empty: torch.Tensor
+    ) -> None:
+        self.embed, self.states = embed, list[list[torch.Tensor]]()
+        self.slices = inputs.split(size) if len(inputs) else ()
         found = []
-        with torch.no_grad():
+        # What fits is embedded once, and its graph kept; the rest is embedded again.
+        self.whole = len(self.slices) == 1
+        with torch.set_grad_enabled(self.whole):
             for part in self.slices:
                 self.states.append(_random_state())
                 found.append(embed(part))
-        self.embedded = torch.cat(found)
+        self.embedded = torch.cat([*found]) if found else empty
 
     def again(self, gradient: torch.Tensor) -> Iterator[Part]:
         """Parts whose gradients are those of the loss; none where nothing of this tower is trained."""
+        if self.whole:
+            if self.embedded.requires_grad:
+                yield Part((self.embedded * gradient).sum(), gradient.new_zeros(()))
+            return
         start, after = 0, _random_state()
         for part, state in zip(self.slices, self.states, strict=True):
             _set_random_state(state)

@@ -19,6 +19,7 @@ from typing import TypeVar
 
 import torch
 
+from vlkit.distributed import ALONE, World
 from vlkit.errors import NonFiniteError
 from vlkit.models.device import Precision, autocast
 
@@ -61,6 +62,7 @@ def steps(
     scaler: torch.amp.GradScaler | None = None,
     max_bad_steps: int = 3,
     smaller: Callable[[], bool] = lambda: False,
+    world: World = ALONE,
     names_of: Callable[[B], str] = repr,
 ) -> Iterator[Step]:
     """Train from step `start` to step `total`, yielding after each.
@@ -76,6 +78,7 @@ def steps(
         scaler: for fp16; `new_scaler` makes one. Its state belongs in the checkpoint.
         max_bad_steps: this many steps in a row without a finite loss and gradient, and NonFiniteError is raised.
         smaller: called when memory runs out; whether the same step may be tried again, with less of it at a time.
+        world: processes whose gradients add up to the batch's; every one then takes the same step.
         names_of: names a batch for that message.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -92,8 +95,12 @@ def steps(
         if items == 0:
             yield Step(number + 1, 0.0, 0.0, optimizer.param_groups[0]["lr"], 0, skipped=True)
             continue
-        weighted = [(batch, items_of(batch) / items, _mixed(seed, number, at)) for at, batch in enumerate(window)]
+        # Processes draw apart from each other; the first one as if it were alone.
+        drawn = (world.rank,) if world.rank else ()
+        seeds = [_mixed(seed, number, at, *drawn) for at in range(accumulate)]
+        weighted = [(b, items_of(b) / items, each) for b, each in zip(window, seeds, strict=True)]
         loss = _differentiated(weighted, loss_of, optimizer, scaler, precision, smaller)
+        _add_up(parameters, world)
         if number == start:
             _refuse_unreached(optimizer)
         scaler.unscale_(optimizer)
@@ -140,6 +147,15 @@ def _differentiated(
             optimizer.zero_grad(set_to_none=True)
             if not smaller():
                 raise
+
+
+def _add_up(parameters: Sequence[torch.nn.Parameter], world: World) -> None:
+    """Give every process the sum of the gradients; one that had no share of the batch brings zeros."""
+    if world.size > 1:
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        world.add([parameter.grad for parameter in parameters])
 
 
 def _parts(

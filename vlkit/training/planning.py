@@ -14,6 +14,7 @@ from vlkit.config import TrainRetrievalConfig
 from vlkit.data.batches import BatchOrder, PairDataset
 from vlkit.data.image_ops import Variation
 from vlkit.data.pairs import Pairs, read_pairs
+from vlkit.distributed import ALONE, World
 from vlkit.errors import DataError, ResourceError, UsageError
 from vlkit.models import adapters, opening
 from vlkit.models import towers as towers_module
@@ -118,8 +119,8 @@ def complete(config: TrainRetrievalConfig, train: Pairs) -> TrainRetrievalConfig
     )
 
 
-def dataset_of(rows: Rows, towers: Towers, config: TrainRetrievalConfig) -> PairDataset:
-    """The training rows as this model wants them."""
+def dataset_of(rows: Rows, towers: Towers, config: TrainRetrievalConfig, world: World = ALONE) -> PairDataset:
+    """The training rows as this model wants them; this process' share of every batch."""
     return PairDataset(
         rows.train,
         towers.pixel_spec,
@@ -128,6 +129,7 @@ def dataset_of(rows: Rows, towers: Towers, config: TrainRetrievalConfig) -> Pair
         labels=config.labels,
         wrong=rows.wrong,
         variation=Variation.of(config.augment) if config.augment else None,
+        world=world,
     )
 
 

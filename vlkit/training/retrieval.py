@@ -11,6 +11,7 @@ from typing import Any
 from vlkit import checkpoints, console
 from vlkit.config import TrainRetrievalConfig
 from vlkit.data.batches import BatchOrder, stream
+from vlkit.distributed import World, joined
 from vlkit.errors import NonFiniteError, Stopped, VlkitError
 from vlkit.evaluation.card import write_card
 from vlkit.evaluation.scoring import Task, pixel_store, score
@@ -18,7 +19,7 @@ from vlkit.interrupts import stop_request
 from vlkit.models import adapters, opening
 from vlkit.models.device import best_device, use_deterministic_algorithms
 from vlkit.models.towers import Towers
-from vlkit.runs import Run, open_run
+from vlkit.runs import Run, local_runs, open_run
 from vlkit.training.contrast import Contrast
 from vlkit.training.loop import Step, adamw, cosine_schedule, new_scaler, steps
 from vlkit.training.planning import Rows, complete, dataset_of, dry_run_of, forecast
@@ -30,32 +31,47 @@ def train_retrieval(config: TrainRetrievalConfig, *, dry_run: bool = False) -> d
     Returns:
         The run's folder, steps, best validation scores and parameter counts, as --json prints them.
     """
-    rows = Rows.of(config)
-    config = complete(config, rows.train)
-    if dry_run:
-        return dry_run_of(config, rows)
-    run = open_run(config.runs_dir, config.name)
+    with joined() as world:
+        rows = Rows.of(config)
+        config = complete(config, rows.train)
+        if dry_run:
+            return dry_run_of(config, rows)
+        # The name may hold the time of day, which each process reads for itself.
+        config = world.from_first(config)
+        if world.first:
+            run = open_run(config.runs_dir, config.name)
+            with run.locked():
+                run.begin(config, rows.facts())
+                return _trained(config, run, rows, world)
+        return _trained(config, Run(local_runs(config.runs_dir) / config.name, writes=False), rows, world)
+
+
+def _trained(config: TrainRetrievalConfig, run: Run, rows: Rows, world: World) -> dict[str, Any]:
+    """The run, from a model as it is to what it became."""
     texts = list(rows.train.frame["text"])
-    with run.locked():
-        run.begin(config, rows.facts())
-        try:
-            towers = opening.open_model(config.model, texts, seed=config.seed, keep_in=run.base)
-        except VlkitError:
+    try:
+        if not world.first:
+            world.wait()  # A tiny model is made by the first.
+        towers = opening.open_model(config.model, texts, seed=config.seed, keep_in=run.base)
+        if world.first:
+            world.wait()
+    except VlkitError:
+        if world.first:
             run.discard()
-            raise
-        return Training(config, run, rows, towers).run_to_the_end()
+        raise
+    return Training(config, run, rows, towers, world).run_to_the_end()
 
 
 class Training:
     """One training run: the model, its data, its optimizer, and where they are written."""
 
-    def __init__(self, config: TrainRetrievalConfig, run: Run, rows: Rows, towers: Towers) -> None:
-        self.config, self.run, self.towers = config, run, towers
+    def __init__(self, config: TrainRetrievalConfig, run: Run, rows: Rows, towers: Towers, world: World) -> None:
+        self.config, self.run, self.towers, self.world = config, run, towers, world
         if config.deterministic:
             use_deterministic_algorithms()
         self.counts = adapters.adapt(towers, config, seed=config.seed)
         towers.to(best_device())
-        self.dataset = dataset_of(rows, towers, config)
+        self.dataset = dataset_of(rows, towers, config, world)
         self.trainable = adapters.trainable(towers)
         rates = adapters.rates(self.trainable, head=config.head_lr, logit=config.logit_lr)
         self.optimizer = adamw(self.trainable, lr=config.lr, weight_decay=config.weight_decay, rates=rates)
@@ -77,22 +93,23 @@ class Training:
                 self.towers.clamp_scale()
                 self.run.log({**asdict(step), **self._logit_values()})
                 bar.update(step.step, loss=step.loss, lr=step.lr, grad_norm=step.grad_norm)
-                last = step.step == config.steps
+                last, stopped = step.step == config.steps, self.world.stops(bool(asked))
                 if self.validation and (last or step.step % config.eval_every == 0):
                     self._evaluate(step.step)
-                if asked or last or step.step % config.save_every == 0:
+                if stopped or last or step.step % config.save_every == 0:
                     self._save(step.step)
                 if self._waited_enough(step.step):
                     console.say(f"the end: {config.patience} evaluations without a better recall")
                     return self._finish(step.step)
-                if asked and not last:
-                    told = f"stopped by {asked.signal.name} after step {step.step} of {config.steps}, which is saved"
+                if stopped and not last:
+                    by = asked.signal.name if asked.signal else "another process"
+                    told = f"stopped by {by} after step {step.step} of {config.steps}, which is saved"
                     raise Stopped(told, hint="the same command goes on from there")
         return self._finish(config.steps)
 
     def _steps(self, start: int) -> Iterator[Step]:
         config = self.config
-        contrast = Contrast(self.towers, config.loss)
+        contrast = Contrast(self.towers, config.loss, world=self.world)
         if config.micro_batch not in (None, "auto"):
             contrast.micro_batch = int(config.micro_batch)
         order = BatchOrder.over(self.dataset, config.batch_size, config.seed, first=start * config.grad_accum)
@@ -109,6 +126,7 @@ class Training:
             precision=config.precision,
             seed=config.seed,
             scaler=self.scaler,
+            world=self.world,
             **({"smaller": contrast.halve} if config.micro_batch == "auto" else {}),
             names_of=lambda batch: ", ".join(batch.pair_ids),
         )
@@ -117,7 +135,9 @@ class Training:
         """Restore the newest whole checkpoint. Returns the number of steps that are done."""
         checkpoint = checkpoints.newest(self.run.checkpoints)
         done = checkpoint.step if checkpoint else 0
-        checkpoints.forget_after(self.run.checkpoints, done)
+        self.world.wait()
+        if self.world.first:
+            checkpoints.forget_after(self.run.checkpoints, done)
         self.run.forget_after(done)
         if checkpoint is None:
             return 0
@@ -137,6 +157,7 @@ class Training:
                 batch_size=config.batch_size,
                 precision=config.precision,
                 store=self.validation_pixels,
+                world=self.world,
             ).metrics()
         except NonFiniteError as error:
             raise NonFiniteError(f"after step {step}: {error.message}", hint=error.hint) from None
@@ -170,6 +191,8 @@ class Training:
 
     def _save(self, step: int) -> None:
         """Write the checkpoint of this step, if it is not yet there, and the pointers to it."""
+        if not self.world.first:
+            return
         name = checkpoints.name_of(step)
         if not (self.run.checkpoints / name).is_dir():
             state = {"scaler": self.scaler.state_dict(), "train_seconds": self._train_seconds(), "best": self.best}
@@ -184,6 +207,8 @@ class Training:
     def _finish(self, taken: int) -> dict[str, Any]:
         """Export the best of the steps `taken` (the last where there is no validation); mark the run as finished."""
         step = self.best.get("step", taken)
+        if not self.world.first:
+            return {}
         checkpoints.verified(self.run.checkpoints / checkpoints.name_of(step)).restore(self.trainable)
         exported = adapters.export(self.towers, self.run.folder)
         if self.config.merge and self.towers.peft is not None:
