@@ -206,6 +206,12 @@ def test_what_is_chosen_is_trained_and_nothing_else(name, settings, expected, ti
     )
 
 
+@pytest.mark.parametrize("settings", [{"tune": "text", "towers": "image"}, {"merge": True}])
+def test_settings_that_contradict_each_other_are_refused(settings):
+    with pytest.raises(UsageError):
+        TrainRetrievalConfig(**settings)
+
+
 def test_a_name_that_no_trained_parameter_has_is_refused(tiny):
     with pytest.raises(UsageError, match=r"'vision_model.\*': no parameter that --tune chose"):
         adapters.adapt(tiny("tiny-clip"), with_tune("text", trainable=("*bias", "vision_model.*")), seed=0)

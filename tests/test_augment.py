@@ -428,6 +428,17 @@ def test_other_words_for_a_right_text_are_no_negative(vlkit, tmp_path):
     assert not (crispy["text_x"] == crispy["text_y"].str.replace("crispy", "crunchy")).any()
 
 
+def test_no_other_words_either_way_round():
+    rows = rows_of(("Silky Mash", "a", "train"), ("Creamy Mash", "b", "train"), ("Soup", "c", "train"))
+    phrasings = {"Creamy Mash": {"silky mash", "velvety mash"}}
+    for image, text in (("i0", "Silky Mash"), ("i1", "Creamy Mash")):
+        found = Negatives(rows, phrasings, seed=1)
+        assert [wrong.text for wrong in found.of("row", image, text, 9)] == ["Soup"]
+    siblings = {"Pie (1)": {"pie"}, "Pie (2)": {"pie"}}
+    rows = rows_of(("Pie (1)", "a", "train"), ("Pie (2)", "b", "train"))
+    assert [wrong.text for wrong in Negatives(rows, siblings, seed=1).of("row", "i0", "Pie (1)", 9)] == ["Pie (2)"]
+
+
 def test_files_of_somebody_else_are_not_replaced(data, vlkit):
     for name in (VIEW, "augmented_images/own.jpg"):
         (data / name).parent.mkdir(exist_ok=True)
@@ -438,6 +449,10 @@ def test_files_of_somebody_else_are_not_replaced(data, vlkit):
         assert files(data) == before
         (data / name).unlink()
     (data / "augmented_images").rmdir()
+    assert vlkit("augment", "--data", data).code == 0
+    (data / "augmented_images/own.jpg").write_text("mine")
+    assert vlkit("augment", "--data", data).code == 2
+    (data / "augmented_images/own.jpg").unlink()
     (data / "notes").mkdir()
     (data / "notes/mine.txt").write_text("mine")
     assert vlkit("augment", "--data", data).code == 0
@@ -457,6 +472,8 @@ def test_a_damaged_data_yaml_is_told(data, vlkit):
     (data / "data.yaml").write_text("settings: 7\n")
     outcome = vlkit("augment", "--data", data)
     assert outcome.code == 3 and "settings holds no" in outcome.err
+    (data / "data.yaml").write_text("settings:\naugmentation:\n")
+    assert vlkit("augment", "--data", data, "--dry-run").code == 0
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -482,7 +499,7 @@ def test_the_persian_sample_gets_other_words(vlkit, tmp_path):
     assert told["added"]["augmented texts"] > 50
 
 
-def test_rows_that_augment_did_not_make_stay_whatever_they_are_called(augment, data, vlkit):
+def test_rows_that_augment_did_not_make_stay_whatever_they_are_called(augment, data, vlkit, trained):
     """Scraped rows, and somebody's own mismatched pairs: kept, and neither varied nor taken for matching."""
     old = pd.read_parquet(data / "pairs.parquet")
     train = old.index[old["split"] == "train"]
@@ -497,6 +514,7 @@ def test_rows_that_augment_did_not_make_stay_whatever_they_are_called(augment, d
     new = frame.iloc[len(old) :]
     assert "e" * 20 not in set(new["source_pair_id"]) and "f" * 20 not in set(new["text_id"])
     assert set(old.loc[train[:5], "pair_id"]) <= set(new["source_pair_id"])
+    assert vlkit("augment", "--data", data, "--hard", trained, "--pictures", 0).code == 0
     augment("--pictures", 0, "--texts", 0, "--negatives-per-positive", 0)
     pd.testing.assert_frame_equal(pd.read_parquet(data / "pairs.parquet"), old)
 

@@ -226,7 +226,27 @@ def test_memory_that_runs_out_halves_the_micro_batch_and_goes_on(tiny, monkeypat
         next(steps([batch], contrast, len, optimizer, total=1, smaller=contrast.halve))
 
 
-@pytest.mark.parametrize("value", ["0", "-3", "many", "1.5"])
+def test_halving_begins_at_what_batches_are(tiny):
+    contrast = Contrast(tiny("tiny-siglip"), "sigmoid", 512)
+    contrast(batch_for(contrast.towers, size=8))
+    assert contrast.halve() and contrast.micro_batch == 4, "half of 8, not of 512"
+
+
+def test_many_texts_split_a_batch_of_few_pictures_and_the_random_state_goes_on(tiny):
+    towers = tiny("tiny-clip")
+    adapters.adapt(towers, TrainRetrievalConfig(), seed=0)
+    batch = batch_for(towers, size=4)
+    assert len(batch.pixels) <= 4 < len(batch.input_ids)
+    parts = Contrast(towers, "softmax", 4)(batch)
+    assert not isinstance(parts, torch.Tensor)
+    torch.manual_seed(3)
+    first = _Pass(lambda part: part * torch.rand(1).requires_grad_(), torch.ones(6, 2), 2, None)
+    after = torch.get_rng_state()
+    assert len(list(first.again(torch.ones(6, 2)))) == 3
+    assert torch.equal(torch.get_rng_state(), after)
+
+
+@pytest.mark.parametrize("value", ["0", "-3", "many", "1.5", "007", "\u0663"])
 def test_a_micro_batch_that_is_no_number_is_refused(value, prepared, vlkit):
     outcome = vlkit("train-retrieval", "--data", prepared, "--model", "tiny-siglip", "--micro-batch", value)
     assert outcome.code == 2 and "--micro-batch" in outcome.err

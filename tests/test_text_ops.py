@@ -74,6 +74,14 @@ def variants(rule: str, text: str) -> list[str]:
         ("add-suffix", "one two three four five six seven eight nine ten", None),
         ("add-suffix", "one two three four five six seven eight nine ten eleven", []),
         ("reorder", "Banana Nuts and Oats", []),
+        ("reorder", "Banana & Oat Muffins", []),
+        ("reorder", "Banana 'n' Oats", []),
+        ("add-prefix", "Mom's Famous Chili", []),
+        ("add-prefix", "No. 7 Burger", []),
+        ("add-suffix", "Grandma Pie Recipes", []),
+        ("remove-prefix", "Homemade - Easy Recipe", []),
+        ("simplify", "No. 7 Burger", []),
+        ("simplify", "(Vegan) Crispy Tofu", []),
         ("synonyms", "A DELICIOUS PIE", ["A TASTY PIE", "AN APPETIZING PIE"]),
         ("simplify", "1: Tart", ["Tart"]),
         ("remove-prefix", "Homemade Recipe", []),
@@ -101,6 +109,13 @@ def variants(rule: str, text: str) -> list[str]:
 )
 def test_what_a_rule_makes_of_a_text(rule, text, expected):
     assert variants(rule, text) == (expected or []) or (expected is None and len(variants(rule, text)) == 2)
+
+
+def test_every_word_list_reaches_the_rules():
+    lists = {"prefixes": ("A",), "suffixes": ("B",), "leading": ("c",), "compounds": ("d",)}
+    rules = TextRules.of(AugmentConfig(**lists, synonyms=("e = f",), text_rules=("simplify",)))
+    assert {name: getattr(rules, name) for name in lists} == lists
+    assert (rules.synonyms, rules.on) == ({"e": ["f"]}, ("simplify",))
 
 
 def test_a_rule_that_is_off_says_nothing():

@@ -9,6 +9,7 @@ Precedence: default < model preset < domain preset < YAML < flag; `presets.py` l
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -63,7 +64,7 @@ class TrainingConfig(Settings):
         at_least(self, 1, "steps", "grad_accum", "save_every", "keep", "limit")
         at_least(self, 0, "eval_every", "workers", "weight_decay", "warmup", "seed")
         above(self, 0, "epochs", "lr", "max_grad_norm")
-        if self.micro_batch not in (None, "auto") and not (self.micro_batch.isdecimal() and int(self.micro_batch)):
+        if self.micro_batch not in (None, "auto") and not re.fullmatch("[1-9][0-9]*", self.micro_batch):
             raise UsageError(f"--micro-batch {self.micro_batch} is neither a number from 1 on nor auto")
         if self.batch_size is not None and self.batch_size < 2:
             raise UsageError(
@@ -90,7 +91,7 @@ class TrainRetrievalConfig(TrainingConfig):
         "what is trained: all, upper layers, adapters, one tower, or what stands behind the encoders; logit scale and "
         "bias always are",
     ] = "full"
-    towers: Annotated[Literal["both", "image", "text"], "with --tune last, lora or head: in which towers"] = "both"
+    towers: Annotated[Literal["both", "image", "text"], "with --tune full, last, lora, head: in which towers"] = "both"
     trainable: Annotated[
         tuple[str, ...], "of what --tune chose only parameters of these names: '*self_attn*,*projection*'"
     ] = ()
@@ -121,6 +122,10 @@ class TrainRetrievalConfig(TrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, 1, "unfreeze_layers", "lora_rank", "patience")
+        if self.tune in ("text", "image") and self.towers not in ("both", self.tune):
+            raise UsageError(f"--tune {self.tune} --towers {self.towers}: these are two different towers")
+        if self.merge and self.tune != "lora":
+            raise UsageError(f"--merge merges a LoRA; with --tune {self.tune} there is none")
         above(self, 0, "head_lr", "logit_lr")
         between(self, 0.0, 0.99, "lora_dropout")
         unknown = set(self.lora_targets) - {"q", "k", "v", "out"}

@@ -69,7 +69,8 @@ def trained(folder: Path, data: Path, name: str, seed: int, flags: tuple[str | N
     augment, train = (flag.format(**known).split() if flag is not None else None for flag in flags)
     if augment is not None:
         copy = folder / "copies" / run.name
-        shutil.copytree(data, copy, dirs_exist_ok=True)
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(data, copy)
         vlkit("augment", "--data", copy, "--seed", seed, *augment)
         data = copy
     words = ["--model", "tiny-siglip", "--runs-dir", folder / "runs", "--name", run.name, "--seed", seed, *steps]

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 NEW = ("augmented pictures", "augmented texts", "negatives")
 WRITTEN = ("pairs.parquet", "data.yaml", AUGMENTED, WITH_NEGATIVES)
-WORD_LISTS = ("synonyms", "prefixes", "suffixes", "leading")
+WORD_LISTS = ("synonyms", "prefixes", "suffixes", "leading", "compounds")
 TRIED = 12  # pictures that are drawn to forecast the size of all
 
 
@@ -215,9 +215,8 @@ def _read(data: Location) -> Pairs:
         UsageError: there is none, it cannot be written, or it holds files of somebody else's under augment's names.
     """
     if data.is_remote:
-        found = read_pairs(data)
-        odd = [name for name in Remote(data).listing() if name.startswith(f"{AUGMENTED}/") and not COPY.fullmatch(name)]
-        return _refuse_foreign(found, data, odd[:1])
+        names = [name for name in Remote(data).listing() if name.startswith(f"{AUGMENTED}/")]
+        return _refuse_foreign(read_pairs(data), data, names)
     if not data.path.exists():
         return read_pairs(data)
     if not (data.path / "pairs.parquet").is_file():
@@ -225,13 +224,16 @@ def _read(data: Location) -> Pairs:
         raise UsageError(told, hint="turn a raw folder into one: vlkit prep --source RAW --out data/NAME")
     refuse_unwritable(data.path.resolve().parent, "--data")
     found = read_pairs(data)
-    return _refuse_foreign(found, data, [name for name in (AUGMENTED, WITH_NEGATIVES) if (data.path / name).exists()])
+    names = [path.relative_to(data.path).as_posix() for path in sorted((data.path / AUGMENTED).rglob("*"))]
+    if (data.path / WITH_NEGATIVES).exists() and not found.described.get("augmentation"):
+        names.append(WITH_NEGATIVES)
+    return _refuse_foreign(found, data, names)
 
 
 def _refuse_foreign(found: Pairs, data: Location, names: list[str]) -> Pairs:
-    """Refuse what lies under augment's names in a folder that it has not been at. Returns the folder."""
-    if names and not found.described.get("augmentation"):
-        told = f"{data / names[0]} is not augment's, which would replace it"
+    """Refuse files of somebody else's where augment's are replaced. Returns the folder."""
+    if odd := [name for name in names if not COPY.fullmatch(name)]:
+        told = f"{data / odd[0]} is not augment's, which would replace it"
         raise UsageError(told, hint="move it out of the way")
     return found
 

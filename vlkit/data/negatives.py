@@ -35,8 +35,8 @@ class Wrong(NamedTuple):
 class Negatives:
     """Chooses wrong texts for pictures.
 
-    The texts are those of the original training rows: first those that are in training alone, then, as with captions of
-    classes, those that validation and test have too.
+    The texts are those of the training rows that augment has not made: first those that are in training alone, then, as
+    with captions of classes, those that validation and test have too.
 
     Args:
         rows: the matching rows of all splits, new ones included; what matches by any of them is no negative.
@@ -53,31 +53,41 @@ class Negatives:
     ) -> None:
         self.seed, self.short = seed, 0
         self.image_sets, text_sets = labels.match_sets(rows)
-        originals = rows[(rows["origin"] == "original") & (rows["split"] == "train")].drop_duplicates("text_id")
+        originals = rows[rows["split"] == "train"]
+        if "source_pair_id" in rows:
+            originals = originals[originals["source_pair_id"].isna()]
+        originals = originals.drop_duplicates("text_id")
         self.texts = [Wrong(*each) for each in zip(originals["text_id"], originals["text"], strict=True)]
         self.place = {each.text_id: position for position, each in enumerate(self.texts)}
         held_out = set(rows.loc[rows["split"] != "train", "text_id"])
         own = [position for position, each in enumerate(self.texts) if each.text_id not in held_out]
         self.pools = [np.array(own, np.int64), np.arange(len(self.texts))]
-        self.members = self._members(rows, text_sets)
+        self.members = self._members(rows, text_sets, phrasings)
         reached: dict[str, list[int]] = defaultdict(list)
         for position, members in enumerate(self.members):
             for member in members:
                 reached[member].append(position)
         self.reached = {member: np.array(positions) for member, positions in reached.items()}
-        self.other_words: dict[str, set[str]] = defaultdict(set)
-        for image_id, text_id in zip(rows["image_id"], rows["text_id"], strict=True):
-            self.other_words[image_id].update(map(_worded, phrasings.get(text_id, ())))
+        self.words: dict[str, set[str]] = defaultdict(set)
+        for image_id, text_id, text in zip(rows["image_id"], rows["text_id"], rows["text"], strict=True):
+            words = map(_said, phrasings.get(text_id, ()))
+            self.words[image_id].update(words, [_can_be_said(captions.folded(text))])
         self.given: dict[str, set[int]] = defaultdict(set)
         self.near = Neighbours(embed([each.text for each in self.texts])) if embed and len(self.texts) > 1 else None
 
-    def _members(self, rows: pd.DataFrame, text_sets: Mapping[str, frozenset[str]]) -> list[frozenset[str]]:
-        """The match set of each text, and its wording. Texts that differ in case alone have one set between them."""
+    def _members(
+        self, rows: pd.DataFrame, text_sets: Mapping[str, frozenset[str]], phrasings: Mapping[str, Collection[str]]
+    ) -> list[frozenset[str]]:
+        """The match set of each text, and its wordings. Texts that differ in case alone have one set between them."""
         sets: dict[str, set[str]] = defaultdict(set)
         for text_id, text in zip(rows["text_id"], rows["text"], strict=True):
             sets[captions.folded(text)] |= text_sets[text_id]
-        folded = [captions.folded(each.text) for each in self.texts]
-        return [frozenset({*sets[each], _worded(each)}) for each in folded]
+        found = []
+        for each in self.texts:
+            folded = captions.folded(each.text)
+            words = map(_can_be_said, phrasings.get(each.text_id, ()))
+            found.append(frozenset({*sets[folded], _said(folded), *words}))
+        return found
 
     def of(self, row: str, image_id: str, original_text: str, count: int) -> list[Wrong]:
         """`count` texts that do not match a picture, none that it was given before; fewer where there are no more.
@@ -116,21 +126,26 @@ class Negatives:
 
     def _matches(self, image_id: str, position: int) -> bool:
         members = self.members[position]
-        return not (members.isdisjoint(self.image_sets[image_id]) and members.isdisjoint(self.other_words[image_id]))
+        return not (members.isdisjoint(self.image_sets[image_id]) and members.isdisjoint(self.words[image_id]))
 
     def _free(self, pool: np.ndarray, image_id: str) -> np.ndarray:
         """bool [texts]: those of the pool that neither match the picture nor were given to it."""
         free = np.zeros(len(self.texts), np.bool_)
         free[pool] = True
-        for member in (*self.image_sets[image_id], *self.other_words[image_id]):
+        for member in (*self.image_sets[image_id], *self.words[image_id]):
             free[self.reached.get(member, [])] = False
         free[list(self.given[image_id])] = False
         return free
 
 
-def _worded(folded: str) -> str:
+def _said(folded: str) -> str:
     """A wording as a member of match sets, out of the way of any group and any text's id."""
-    return f"\0words:{folded}"
+    return f"\0said:{folded}"
+
+
+def _can_be_said(folded: str) -> str:
+    """The same of what a text becomes by a rule: a picture's own text must not be that, either way round."""
+    return f"\0can be said:{folded}"
 
 
 class Neighbours:
@@ -143,18 +158,22 @@ class Neighbours:
     def __init__(self, vectors: np.ndarray) -> None:
         import faiss
 
-        self.vectors, self.index = vectors, faiss.IndexFlatIP(vectors.shape[1])
-        self.index.add(vectors)
-        _, self.first = self.index.search(vectors, min(NEAREST, len(vectors)))
+        self.vectors, index = vectors, faiss.IndexFlatIP(vectors.shape[1])
+        index.add(vectors)
+        _, self.first = index.search(vectors, min(NEAREST, len(vectors)))
 
     def of(self, position: int) -> Iterator[np.ndarray]:
         """All other texts by blocks, nearest first; those beyond the first few are looked for when asked for."""
-        seen, found = np.array([position]), self.first[position]
-        while True:
+        seen = np.array([position])
+        for wanted in (0, 32 * NEAREST, len(self.vectors)):
+            found = self._first(position, wanted) if wanted else self.first[position]
             new = found[~np.isin(found, seen)]
             yield new
             seen = np.concatenate([seen, new])
-            if len(found) == len(self.vectors):
-                return
-            wanted = min(8 * len(found), len(self.vectors))
-            found = self.index.search(self.vectors[position : position + 1], wanted)[1][0]
+
+    def _first(self, position: int, count: int) -> np.ndarray:
+        """The `count` nearest, nearest first."""
+        scores = self.vectors @ self.vectors[position]
+        count = min(count, len(scores))
+        best = np.argpartition(-scores, count - 1)[:count]
+        return best[np.argsort(-scores[best], kind="stable")]

@@ -160,6 +160,8 @@ def _described(path: Path) -> dict[str, Any]:
     for section in ("settings", "augmentation"):
         if not isinstance(described.get(section) or {}, dict):
             raise DataError(f"{path}: {section} holds no `key: value` lines", hint="run prep again")
+        if section in described:
+            described[section] = described[section] or {}
     return described
 
 

@@ -20,16 +20,18 @@ if TYPE_CHECKING:
     from vlkit.config_data import AugmentConfig
 
 LONGEST_TITLE = 10  # words
-_PARENTHESES = re.compile(r"\s*\([^()]*\)")
-_LAST_PARENTHESES = re.compile(r"\s*\([^()]*\)(?=\s*[.!?]?$)")
+_PARENTHESES = re.compile(r"\s+\([^()]*\)")
+_LAST_PARENTHESES = re.compile(r"\s+\([^()]*\)(?=\s*[.!?]?$)")
 _NUMBERING = re.compile(
-    r"^\s*(?:#?\d+\s*[.):]|#\d+|no\.\s*\d+\s*[.:)]?)\s+|\s+(?:#\s*\d+|no\.\s*\d+)\s*$", re.IGNORECASE
+    r"^\s*(?:#?\d+\s*[.):]|#\d+|no\.\s*\d+\s*[.:)])\s+|\s+(?:#\s*\d+|no\.\s*\d+)\s*$", re.IGNORECASE
 )
 _HANGING = " ,;:-\u2013\u2014"
 # How a title begins that is a phrase, and takes no prefix or suffix.
 _PHRASE = re.compile(
     r"(?:an?|the|my|our|your|his|her|their|this|that|these|how|why|what|when|where|for|to|with)\b", re.IGNORECASE
 )
+# What a plain name has nothing of: lists, brackets, numbering, somebody whose it is.
+_ODD = re.compile(r"[,:;()\[\]#]|\bno\.\s*\d|['\u2019]s\b", re.IGNORECASE)
 # Words that stay small within a title.
 _SMALL = re.compile(r"an?|and|as|at|but|by|de|di|du|for|from|in|la|le|of|on|or|the|to|with", re.IGNORECASE)
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*")
@@ -59,9 +61,8 @@ class TextRules:
     @classmethod
     def of(cls, config: AugmentConfig) -> TextRules:
         """From the settings of augment."""
-        return cls(
-            config.text_rules, parsed_synonyms(config.synonyms), config.prefixes, config.suffixes, config.leading
-        )
+        lists = (config.prefixes, config.suffixes, config.leading, config.compounds)
+        return cls(config.text_rules, parsed_synonyms(config.synonyms), *lists)
 
     def variants(self, text: str) -> dict[str, str]:
         """Variant -> the rule that gives it, in the rules' order: cleaned, none empty, none equal to the text."""
@@ -84,9 +85,7 @@ def is_title(text: str) -> bool:
 
 def _is_plain(text: str) -> bool:
     """A title that is a name and nothing else: no phrase, no list, no numbering, nothing in brackets."""
-    return (
-        text[:1].isalpha() and text[-1:].isalnum() and not _PHRASE.match(text) and not re.search(r"[,:;()\[\]]", text)
-    )
+    return text[:1].isalpha() and text[-1:].isalnum() and not _PHRASE.match(text) and not _ODD.search(text)
 
 
 def _has_cases(text: str) -> bool:
@@ -142,7 +141,7 @@ def _remove_prefix(rules: TextRules, text: str) -> Iterator[str]:
     ends = {suffix.strip(_HANGING).lower() for suffix in rules.suffixes}
     for prefix in rules.prefixes:
         rest = text[len(prefix) :].lstrip()
-        if _begins(text, prefix) and rest.lower() not in ends:
+        if _begins(text, prefix) and rest[:1].isalnum() and rest.lower() not in ends:
             yield rest[:1].upper() + rest[1:] if text[:1].isupper() else rest
 
 
@@ -153,7 +152,7 @@ def _begins(text: str, prefix: str) -> bool:
 def _add_suffix(rules: TextRules, text: str) -> Iterator[str]:
     """Not to a title that says it already: the last word of a suffix is what it is about."""
     about = {suffix.split()[-1].lower() for suffix in rules.suffixes if suffix.split()}
-    if _is_plain(text) and about.isdisjoint(re.findall(r"\w+", text.lower())):
+    if _is_plain(text) and not re.search("|".join(rf"\b{re.escape(word)}" for word in about) or "$", text.lower()):
         yield from (f"{text} {suffix}" for suffix in rules.suffixes)
 
 
@@ -163,7 +162,8 @@ def _reorder(rules: TextRules, text: str) -> Iterator[str]:
     joined = apart | {"free"} | {word.lower() for word in rules.compounds}
     for words in rules.leading:
         rest = text[len(words) :].split()
-        if _begins(text, words) and _is_plain(text) and len(rest) > 1 and rest[0].lower() not in joined:
+        named = len(rest) > 1 and len(rest[0]) > 2 and rest[0].isalpha() and rest[0].lower() not in joined
+        if _begins(text, words) and _is_plain(text) and named:
             yield from [f"{' '.join(rest)} with {text[: len(words)]}"] if apart.isdisjoint(map(str.lower, rest)) else []
 
 

@@ -17,36 +17,43 @@ METRICS = ("recall@1", "recall@5", "recall@10", "mrr")
 # What decides a result; the rest stands in config.yaml.
 TOLD = (
     *("model", "tune", "towers", "trainable", "unfreeze_layers", "lora_targets", "lora_rank", "lora_alpha"),
-    *("lora_dropout", "loss", "labels", "steps", "batch_size", "grad_accum", "lr", "weight_decay", "warmup"),
-    *("precision", "augment", "negatives", "seed"),
+    *("lora_dropout", "loss", "labels", "batch_size", "grad_accum", "lr", "head_lr", "logit_lr", "weight_decay"),
+    *("warmup", "precision", "augment", "negatives", "seed"),
 )
 ONLY_WITH = {"lora_": "lora", "unfreeze_": "last"}
 
 
 def write_card(run: Run) -> Path:
     """Write README.md of a finished run, and beside the weights that other tools load."""
-    text = card(run)
-    places = [run.folder, *(run.folder / name for name in ("model", "adapter") if (run.folder / name).is_dir())]
-    for place in places:
-        write_text(place / "README.md", text)
+    for name in ("", *_weights(run)):
+        write_text(run.folder / name / "README.md", card(run, name))
     return run.folder / "README.md"
 
 
-def card(run: Run) -> str:
-    """The card as Markdown, with the front matter that model hubs read."""
+def _weights(run: Run) -> list[str]:
+    return [name for name in ("model", "adapter") if (run.folder / name).is_dir()]
+
+
+def card(run: Run, place: str = "") -> str:
+    """The card as Markdown, with the front matter that model hubs read.
+
+    Args:
+        place: the folder of the run that it is for: "model", "adapter", or the run itself.
+    """
     settings, results = run.config(), run.read_json("results.json")
-    lora = settings.get("tune") == "lora"
-    front = {
-        "base_model": settings["model"],
-        "library_name": "peft" if lora else "transformers",
+    kind = place or _weights(run)[0]
+    # A model that was made here, or lies in somebody's folder, is none that a hub knows.
+    known = {} if run.base.is_dir() or Path(settings["model"]).is_absolute() else {"base_model": settings["model"]}
+    front = known | {
+        "library_name": "peft" if kind == "adapter" else "transformers",
         "pipeline_tag": "zero-shot-image-classification",
-        "tags": ["vlkit", "image-text-retrieval", *(["lora"] if lora else [])],
+        "tags": ["vlkit", "image-text-retrieval", *(["lora"] if kind == "adapter" else [])],
     }
     parts = [
         f"---\n{yaml_text(front)}---",
         f"# {run.name}",
-        f"{settings['model']}, adapted to {_data(run)} by vlkit {_version(run)}.",
-        _loading(run, settings),
+        f"{_short(settings['model'])}, adapted to {_data(run)} by vlkit {_version(run)}.",
+        _loading(run, kind, place),
         f"## Results\n\n{_results(results)}",
         f"## Training\n\n{_training(run, settings)}",
         f"## Limits\n\n{_limits(results)}",
@@ -63,17 +70,26 @@ def _data(run: Run) -> str:
     return f"`{Path(str(data.get('path', 'unknown data'))).name}` ({data.get('train', '?')} training pairs)"
 
 
-def _loading(run: Run, settings: dict[str, Any]) -> str:
-    base = "base" if run.base.is_dir() else settings["model"]
+def _short(model: str) -> str:
+    return Path(model).name if Path(model).is_absolute() else model
+
+
+def _loading(run: Run, kind: str, place: str) -> str:
+    """Lines that load the weights, called from the folder that the card is in."""
+    here, up = ("." if place else kind), ("../" if place else "")
+    base = f"{up}base" if run.base.is_dir() else str(run.config()["model"])
     lines = ["from transformers import AutoModel, AutoTokenizer", ""]
-    if (run.folder / "model").is_dir():
-        lines += ['model = AutoModel.from_pretrained("model")', 'tokenizer = AutoTokenizer.from_pretrained("model")']
+    if kind == "model":
+        lines += [f'model = AutoModel.from_pretrained("{here}")']
+        lines += [f'tokenizer = AutoTokenizer.from_pretrained("{here}")']
     else:
         lines[0:1] = ["from peft import PeftModel", lines[0]]
         lines += [f'base = AutoModel.from_pretrained("{base}")']
         lines += [f'tokenizer = AutoTokenizer.from_pretrained("{base}")']
-        lines += ['model = PeftModel.from_pretrained(base, "adapter")']
-        lines += ["# adapter/logit_parameters.safetensors holds what no PEFT adapter does: logit scale and bias"]
+        lines += [f'model = PeftModel.from_pretrained(base, "{here}")']
+        lines += [
+            "# logit_parameters.safetensors beside the adapter holds what no PEFT adapter does: logit scale and bias"
+        ]
     return "```python\n" + "\n".join(lines) + "\n```"
 
 
@@ -109,6 +125,8 @@ def _training(run: Run, settings: dict[str, Any]) -> str:
     facts, environment = run.read_json("finished.json"), run.environment()
     trained, total = facts.get("trainable_parameters", 0), facts.get("total_parameters", 0)
     told = f"{trained:,} of {total:,} parameters, {facts.get('train_seconds', 0):.0f} s on {environment.get('device')}."
+    told += f" {facts.get('steps')} of at most {settings['steps']} steps; these weights are those of step"
+    told += f" {facts.get('exported_step')}."
     kept = {
         name: settings[name] for name in TOLD if settings.get(name) not in (None, [], ()) and _meant(name, settings)
     }

@@ -54,7 +54,7 @@ class Contrast:
         size = min(self.micro_batch or self.largest, self.largest)
         self.micro_batch = max(1, size // 2)
         if size > 1:
-            console.say(f"memory ran out: {self.micro_batch} at a time from now on, the result is the same")
+            console.say(f"memory ran out: {self.micro_batch} at a time from now on, contrasted with the whole batch")
         return size > 1
 
     def _in_parts(self, batch: Batch, size: int) -> Iterator[Part]:

@@ -24,6 +24,8 @@ from vlkit.training.contrast import Contrast
 from vlkit.training.loop import Step, adamw, cosine_schedule, new_scaler, steps
 from vlkit.training.planning import Rows, complete, dataset_of, dry_run_of, forecast
 
+EVALUATED_AT_ONCE = 256
+
 
 def train_retrieval(config: TrainRetrievalConfig, *, dry_run: bool = False) -> dict[str, Any]:
     """Run `vlkit train-retrieval`.
@@ -78,6 +80,7 @@ class Training:
         self.scaler = new_scaler(towers.device, config.precision)
         self.validation = Task.of(rows.val) if len(rows.val) else None
         self.validation_pixels = pixel_store(self.validation, towers) if self.validation else None
+        self.at_once = None if config.micro_batch in (None, "auto") else int(config.micro_batch)
         self.best: dict[str, Any] = {}
         self.began, self.seconds_before = time.perf_counter(), 0.0
 
@@ -109,9 +112,7 @@ class Training:
 
     def _steps(self, start: int) -> Iterator[Step]:
         config = self.config
-        contrast = Contrast(self.towers, config.loss, world=self.world)
-        if config.micro_batch not in (None, "auto"):
-            contrast.micro_batch = int(config.micro_batch)
+        contrast = Contrast(self.towers, config.loss, self.at_once, self.world)
         order = BatchOrder.over(self.dataset, config.batch_size, config.seed, first=start * config.grad_accum)
         return steps(
             stream(self.dataset, order, workers=config.workers),
@@ -154,7 +155,7 @@ class Training:
             scores = score(
                 self.towers,
                 self.validation,
-                batch_size=config.batch_size,
+                batch_size=min(config.batch_size, self.at_once or EVALUATED_AT_ONCE),
                 precision=config.precision,
                 store=self.validation_pixels,
                 world=self.world,
