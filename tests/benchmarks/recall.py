@@ -35,10 +35,10 @@ RECIPES: dict[str, tuple[str | None, str]] = {
     "random negatives": ("--pictures 0 --texts 0", ""),
     "hard negatives": ("--pictures 0 --texts 0 --hard {plain}", ""),
 }
-LEAVES: dict[str, tuple[str | None, str]] = {"plain": (None, ""), "eye labels": (None, "--labels eye")}
+LEAVES = {name: RECIPES[name] for name in ("plain", "eye labels", "pictures varied in every epoch")}
 TASKS = {
     "recipes": (RECIPES, "--test-share 0.6 --val-share 0.1", "text_to_image"),
-    "agriculture": (LEAVES, "--test-share 0.5 --val-share 0.1", "image_to_text"),
+    "agriculture": (LEAVES, "--test-share 0.25 --val-share 0.1", "image_to_text"),
 }
 
 
