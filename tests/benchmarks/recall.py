@@ -53,7 +53,8 @@ def prepared(folder: Path, layout: str, shares: str) -> Path:
     """The task's plain folder."""
     data = folder / "data" / layout
     if not data.is_dir():
-        vlkit("sample", layout, folder / "raw" / layout)
+        if not (folder / "raw" / layout).is_dir():
+            vlkit("sample", layout, folder / "raw" / layout)
         vlkit("prep", "--domain", layout, "--source", folder / "raw" / layout, "--out", data, *shares.split())
     return data
 
