@@ -46,7 +46,7 @@ def _rotate(pixels: np.ndarray, amount: float, more: np.ndarray) -> np.ndarray:
     cv2 = _cv2()
     height, width = pixels.shape[:2]
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), amount, 1.0)
-    mean = pixels.mean(axis=(0, 1)).round().tolist()
+    mean = [round(value) for value in cv2.mean(pixels)[:3]]
     return cv2.warpAffine(pixels, matrix, (width, height), flags=cv2.INTER_CUBIC, borderValue=mean)
 
 

@@ -6,17 +6,21 @@ import hashlib
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from vlkit.data.image_ops import Variation
 from vlkit.data.processes import cores, in_order
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 CHUNK = 16
 # Fewer pictures than this are drawn sooner by one process than a second one starts.
 WORTH_PROCESSES = 200
-# png and webp keep every pixel: what is written is what training sees.
+# Of Pillow's writers; png, which is not among them, and webp keep every pixel: what is written is what training sees.
 OPTIONS: dict[str, dict[str, Any]] = {
-    "png": {"compress_level": 1},
     "webp": {"lossless": True, "method": 0, "quality": 0},
     "jpeg": {"quality": 95},
 }
@@ -62,9 +66,22 @@ def render(
 
 def encoded(job: Job, variation: Variation, form: str) -> tuple[bytes, tuple[int, int]]:
     """The varied picture as a file's bytes, and its size in pixels."""
-    picture, file = variation.picture(job.source, job.epoch, job.image_id), io.BytesIO()
+    picture = variation.picture(job.source, job.epoch, job.image_id)
+    if form == "png":
+        return _png(picture), picture.size
+    file = io.BytesIO()
     picture.save(file, form.upper(), **OPTIONS[form])
     return file.getvalue(), picture.size
+
+
+def _png(picture: Image.Image) -> bytes:
+    """By OpenCV, whose run-length strategy is faster than Pillow's fastest, and smaller on noisy pictures."""
+    import cv2
+
+    options = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
+    done, content = cv2.imencode(".png", cv2.cvtColor(np.asarray(picture), cv2.COLOR_RGB2BGR), options)
+    assert done, "a PNG of any pixels can be made"
+    return content.tobytes()
 
 
 def _render(chunk: tuple[Sequence[Job], Variation, Path, str]) -> list[Rendered]:
