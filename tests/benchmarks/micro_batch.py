@@ -46,7 +46,7 @@ def step(batch: int, micro: int | None, accumulate: int) -> dict[str, float]:
         while True:
             pixels = torch.randint(0, 255, (batch, 3, SIDE, SIDE), dtype=torch.uint8)
             names = [str(n) for n in range(batch)]
-            yield Batch(pixels, texts, torch.arange(batch), Labels.of(ids, ids, "multi-positive"), names)
+            yield Batch(pixels, texts, batch, torch.arange(batch), Labels.of(ids, ids, "multi-positive"), names)
 
     optimizer = adamw(adapters.trainable(towers), lr=1e-5, weight_decay=0.01)
     taken = []
@@ -68,8 +68,8 @@ def _cut(batch: Any, size: int) -> Any:
 
     ids = [{str(n)} for n in range(size)]
     labels = Labels.of(ids, ids, "multi-positive")
-    parts = {"pixels": batch.pixels[:size], "input_ids": batch.input_ids[:size], "text_index": batch.text_index[:size]}
-    return dataclasses.replace(batch, **parts, labels=labels, pair_ids=batch.pair_ids[:size])
+    parts = {name: getattr(batch, name)[:size] for name in ("pixels", "input_ids", "text_index", "pair_ids")}
+    return dataclasses.replace(batch, **parts, texts=size, labels=labels)
 
 
 def main() -> None:
