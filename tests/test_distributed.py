@@ -189,6 +189,8 @@ def test_torchrun_writes_one_run_that_is_the_run(prepared, vlkit, tmp_path):
     assert vlkit("eval", "--run", tmp_path / "two").code == 0
     again = torchrun(2, tmp_path, "--name", "two", *flags)
     assert again.returncode != 0 and "is finished" in again.stderr
+    refused = torchrun(2, tmp_path, "--name", "three", *flags, "--micro-batch", "auto")
+    assert refused.returncode != 0 and "give a number" in refused.stderr and not (tmp_path / "three").exists()
 
 
 @pytest.mark.slow

@@ -179,6 +179,11 @@ class Remote:
         return folder
 
 
+def tables_of(location: Location) -> Location:
+    """Where a remote prepared folder has its tables: a lake's zone keeps them apart from its pictures."""
+    return location / ZONE_TABLES if location.is_bucket else location
+
+
 def local_folder(location: Location | Path | str) -> Path:
     """A folder to read from: a local one as it is, of a remote one the verified copy of what its manifest lists.
 

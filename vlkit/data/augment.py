@@ -23,7 +23,7 @@ from vlkit.data.pairs import AUGMENTED, COPY, WITH_NEGATIVES, Pairs, read_pairs
 from vlkit.data.phrasings import Phrasings
 from vlkit.data.render import Job, Rendered, encoded, render
 from vlkit.errors import DataError, ResourceError, UsageError
-from vlkit.remote import MANIFEST, ZONE_TABLES, Remote, local_folder
+from vlkit.remote import MANIFEST, ZONE_TABLES, Remote, local_folder, tables_of
 from vlkit.settings import yaml_text
 from vlkit.storage import Location, folder_rewritten, refuse_unwritable
 
@@ -321,7 +321,7 @@ def _write_remote(work: Augmentation, wanted: Sequence[tuple[str, int]], embed: 
         new = {f"{AUGMENTED}/{path.name}": path for path in sorted(drawings.glob("*"))}
         pictures = Remote(config.data)
         pictures.upload(new)
-        Remote(config.data / ZONE_TABLES if config.data.is_bucket else config.data).replace(files, MANIFEST)
+        Remote(tables_of(config.data)).replace(files, MANIFEST)
         there = pictures.listing()
         stale = [name for name in there if name.startswith(f"{AUGMENTED}/") and name not in new]
         pictures.remove([name for name in stale if COPY.fullmatch(name)])

@@ -6,17 +6,16 @@ of its own to draw from, so that switching one off leaves the others as they wer
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.random import PCG64, Generator
 
 from vlkit.config_data import OPERATIONS, RANGES, PictureSettings
 from vlkit.data import images
+from vlkit.data.splits import generator
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -149,8 +148,7 @@ class Variation:
         return pixels
 
     def _drawn(self, epoch: int, sample: str) -> Iterator[tuple[str, float, np.ndarray]]:
-        key = hashlib.blake2b(f"{self.seed}\0{epoch}\0{sample}".encode(), digest_size=16).digest()
-        draws = Generator(PCG64(int.from_bytes(key))).random((len(OPERATIONS), DRAWS))
+        draws = generator(f"{self.seed}\0{epoch}\0{sample}").random((len(OPERATIONS), DRAWS))
         for name, (whether, how_much, *_), more in zip(OPERATIONS, draws.tolist(), draws[:, 2:], strict=True):
             if whether < self.probability[name]:
                 low, high = self.ranges.get(name, (0.0, 0.0))

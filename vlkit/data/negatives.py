@@ -5,16 +5,16 @@ Never a text that matches the picture in the sense of `labels.py`, nor one that 
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from numpy.random import PCG64, Generator
+from numpy.random import Generator
 
 from vlkit.data import captions, labels
+from vlkit.data.splits import generator
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -96,8 +96,7 @@ class Negatives:
             row: the pair's id, which decides what is drawn.
             original_text: id of the pair's text, or of the one that it is a variant of: nearest to this.
         """
-        key = hashlib.blake2b(f"{self.seed}\0{row}".encode(), digest_size=16).digest()
-        rng, found = Generator(PCG64(int.from_bytes(key))), list[int]()
+        rng, found = generator(f"{self.seed}\0{row}"), list[int]()
         for pool in self.pools:
             wanted = count - len(found)
             if wanted and len(pool):

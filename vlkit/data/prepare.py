@@ -21,7 +21,7 @@ from vlkit.data.pairs import COPY
 from vlkit.data.preflight import CountTokens
 from vlkit.data.raw import Reject
 from vlkit.errors import DataError, UsageError
-from vlkit.remote import MANIFEST, VERSIONS, ZONE_TABLES, Remote
+from vlkit.remote import MANIFEST, VERSIONS, Remote, tables_of
 from vlkit.settings import read_yaml, yaml_text
 from vlkit.storage import folder_written_whole, refuse_unwritable
 
@@ -97,7 +97,7 @@ def _refuse_foreign(config: PrepConfig) -> dict[str, Any]:
     written = WRITTEN | ({config.training_view} if config.training_view else set())
     before: dict[str, Any] = {}
     if out.is_remote:
-        remote = Remote(out / ZONE_TABLES if out.is_bucket else out)
+        remote = Remote(tables_of(out))
         listing = remote.listing()
         held = {name.split("/")[0] for name in listing} - {MANIFEST, VERSIONS}
         for folder in ("images", pairs.AUGMENTED):
@@ -304,7 +304,7 @@ def write(frame: pd.DataFrame, gathered: Gathered, described: dict[str, Any], co
         files = {path.name: path for path in sorted(Path(aside).iterdir())}
         pictures = Remote(out)
         pictures.upload(copies)
-        Remote(out / ZONE_TABLES if out.is_bucket else out).replace(files, MANIFEST)
+        Remote(tables_of(out)).replace(files, MANIFEST)
         # Pictures are named by their content, so the old table needed none that the new one has changed.
         pictures.remove([name for name in pictures.listing() if COPY.fullmatch(name) and name not in copies])
 

@@ -16,6 +16,7 @@ from vlkit.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
+    from numpy.random import Generator
 
 SPLITS = ("train", "val", "test")
 
@@ -23,6 +24,13 @@ SPLITS = ("train", "val", "test")
 def draw(seed: int, item: str) -> int:
     """A 64-bit number that looks random and depends on nothing but the seed and the item."""
     return int.from_bytes(hashlib.blake2b(f"{seed}\0{item}".encode(), digest_size=8).digest())
+
+
+def generator(key: str) -> Generator:
+    """Random numbers that depend on nothing but the key."""
+    from numpy.random import PCG64, Generator
+
+    return Generator(PCG64(int.from_bytes(hashlib.blake2b(key.encode(), digest_size=16).digest())))
 
 
 def connected(links: Iterable[tuple[str, Hashable]]) -> dict[str, str]:

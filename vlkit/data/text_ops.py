@@ -152,7 +152,7 @@ def _begins(text: str, prefix: str) -> bool:
 def _add_suffix(rules: TextRules, text: str) -> Iterator[str]:
     """Not to a title that says it already: the last word of a suffix is what it is about."""
     about = {suffix.split()[-1].lower() for suffix in rules.suffixes if suffix.split()}
-    if _is_plain(text) and not re.search("|".join(rf"\b{re.escape(word)}" for word in about) or "$", text.lower()):
+    if _is_plain(text) and not any(re.search(rf"\b{re.escape(word)}", text.lower()) for word in about):
         yield from (f"{text} {suffix}" for suffix in rules.suffixes)
 
 
@@ -163,8 +163,8 @@ def _reorder(rules: TextRules, text: str) -> Iterator[str]:
     for words in rules.leading:
         rest = text[len(words) :].split()
         named = len(rest) > 1 and len(rest[0]) > 2 and rest[0].isalpha() and rest[0].lower() not in joined
-        if _begins(text, words) and _is_plain(text) and named:
-            yield from [f"{' '.join(rest)} with {text[: len(words)]}"] if apart.isdisjoint(map(str.lower, rest)) else []
+        if _begins(text, words) and _is_plain(text) and named and apart.isdisjoint(map(str.lower, rest)):
+            yield f"{' '.join(rest)} with {text[: len(words)]}"
 
 
 def _title_case(rules: TextRules, text: str) -> Iterator[str]:

@@ -92,7 +92,7 @@ class _Pass:
             for part in self.slices:
                 self.states.append(_random_state())
                 found.append(embed(part))
-        self.embedded = torch.cat([*found]) if found else empty
+        self.embedded = torch.cat(found) if found else empty
 
     def again(self, gradient: torch.Tensor) -> Iterator[Part]:
         """Parts whose gradients are those of the loss; none where nothing of this tower is trained."""

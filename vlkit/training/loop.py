@@ -61,7 +61,7 @@ def steps(
     seed: int = 0,
     scaler: torch.amp.GradScaler | None = None,
     max_bad_steps: int = 3,
-    smaller: Callable[[], bool] = lambda: False,
+    smaller: Callable[[], bool] | None = None,
     world: World = ALONE,
     names_of: Callable[[B], str] = repr,
 ) -> Iterator[Step]:
@@ -77,7 +77,8 @@ def steps(
         seed: dropout's randomness is a function of (seed, step, batch within the step) and of nothing before it.
         scaler: for fp16; `new_scaler` makes one. Its state belongs in the checkpoint.
         max_bad_steps: this many steps in a row without a finite loss and gradient, and NonFiniteError is raised.
-        smaller: called when memory runs out; whether the same step may be tried again, with less of it at a time.
+        smaller: called when memory runs out; whether the same step may be tried again, with less of it at a time. None:
+            it may not.
         world: processes whose gradients add up to the batch's; every one then takes the same step.
         names_of: names a batch for that message.
     """
@@ -130,7 +131,7 @@ def _differentiated(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     precision: Precision,
-    smaller: Callable[[], bool],
+    smaller: Callable[[], bool] | None,
 ) -> torch.Tensor:
     """The loss of some batches, each with its weight and its seed; its gradient is then at the parameters."""
     device = optimizer.param_groups[0]["params"][0].device
@@ -145,7 +146,7 @@ def _differentiated(
             return loss
         except torch.OutOfMemoryError:
             optimizer.zero_grad(set_to_none=True)
-            if not smaller():
+            if smaller is None or not smaller():
                 raise
 
 

@@ -12,7 +12,7 @@ from vlkit import checkpoints, console
 from vlkit.config import TrainRetrievalConfig
 from vlkit.data.batches import BatchOrder, stream
 from vlkit.distributed import World, joined
-from vlkit.errors import NonFiniteError, Stopped, VlkitError
+from vlkit.errors import NonFiniteError, Stopped, UsageError, VlkitError
 from vlkit.evaluation.card import write_card
 from vlkit.evaluation.scoring import Task, pixel_store, score
 from vlkit.interrupts import stop_request
@@ -34,6 +34,9 @@ def train_retrieval(config: TrainRetrievalConfig, *, dry_run: bool = False) -> d
         The run's folder, steps, best validation scores and parameter counts, as --json prints them.
     """
     with joined() as world:
+        if world.size > 1 and config.micro_batch == "auto":
+            told = "--micro-batch auto: a process that runs out of memory would try again while the others go on"
+            raise UsageError(told, hint="on several processes give a number")
         rows = Rows.of(config)
         config = complete(config, rows.train)
         if dry_run:
@@ -128,7 +131,7 @@ class Training:
             seed=config.seed,
             scaler=self.scaler,
             world=self.world,
-            **({"smaller": contrast.halve} if config.micro_batch == "auto" else {}),
+            smaller=contrast.halve if config.micro_batch == "auto" else None,
             names_of=lambda batch: ", ".join(batch.pair_ids),
         )
 
