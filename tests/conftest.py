@@ -5,11 +5,15 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# One thread and two sum in another order, so bytes are compared under one; and threads that wait for each other on a
+# busy machine are slower than none.
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="vlkit-test-cache-")
 os.environ.pop("VLKIT_DEBUG", None)
 
@@ -18,6 +22,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
+
+# A shell starts what it puts in the background deaf to Ctrl-C, and so would be the commands that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 COLOURS = {
     "red": (200, 40, 40),

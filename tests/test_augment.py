@@ -25,6 +25,7 @@ from vlkit.data.batches import BatchOrder, Drawn, PairDataset, stream
 from vlkit.data.image_ops import Variation
 from vlkit.data.negatives import Negatives, Neighbours
 from vlkit.data.pairs import Pairs, read_pairs
+from vlkit.remote import hash_of
 
 VIEW = "train_pairs_augmented_with_negatives.csv"
 
@@ -598,8 +599,8 @@ def test_negatives_join_a_batch_as_columns(augment, data, towers, mode):
     batch, without = items[Drawn(0, rows, [0] * 20)], plain[Drawn(0, rows, [0] * 20)]
     signs = batch.labels.rows()
     assert torch.equal(signs[:, :20], without.labels.rows())
-    width = without.input_ids.shape[1]
-    assert torch.equal(batch.input_ids[batch.text_index[:20], :width], without.input_ids[without.text_index])
+    width = without.captions.shape[1]
+    assert torch.equal(batch.captions[batch.text_index[:20], :width], without.captions[without.text_index])
     own = set(frame.set_index("pair_id").loc[batch.pair_ids, "text_id"])
     chosen = frame[frame["source_pair_id"].isin(batch.pair_ids) & (frame["match"] == 0)]
     extra = sorted(set(chosen["text_id"]) - own)
@@ -607,10 +608,10 @@ def test_negatives_join_a_batch_as_columns(augment, data, towers, mode):
     # Column by column, against the table.
     image_sets, text_sets = labels.match_sets(frame)
     texts = frame.drop_duplicates("text_id").set_index("text_id")["text"]
-    seen = {tuple(batch.input_ids[batch.text_index[column]].tolist()): column for column in range(20, 20 + len(extra))}
+    seen = {tuple(batch.captions[batch.text_index[column]].tolist()): column for column in range(20, 20 + len(extra))}
     tokens, _ = towers.tokenize([texts[text] for text in extra])
-    width = batch.input_ids.shape[1]
-    pad = next(row[-1] for row in batch.input_ids.tolist() if len(set(row[-2:])) == 1)
+    width = batch.captions.shape[1]
+    pad = next(row[-1] for row in batch.captions.tolist() if len(set(row[-2:])) == 1)
     for text, ids in zip(extra, tokens, strict=True):
         column = seen[tuple(ids + [pad] * (width - len(ids)))]
         for position, pair in enumerate(batch.pair_ids):
@@ -668,7 +669,7 @@ def test_varied_pictures_pay_for_processes_however_few_they_are(data, towers):
     from vlkit.data.batches import loader_workers
 
     items = dataset(data, towers)
-    assert loader_workers(items.store) == 0 < loader_workers(items.store, varied=True)
+    assert loader_workers(items.pixels) == 0 < loader_workers(items.pixels, varied=True)
 
 
 def test_a_run_that_is_older_than_a_setting_goes_on(data, vlkit, tmp_path):
@@ -696,15 +697,15 @@ def test_what_training_sees_in_epoch_0_is_what_is_written(augment, data, towers)
             pixels = images.pixels(data / made["image"].iloc[0], images.PixelSpec(32))
         else:
             pixels = images.pixels(Path(source["image"]), images.PixelSpec(32))
-        assert np.array_equal(batch.pixels[position].numpy(), pixels)
+        assert np.array_equal(batch.images[position].numpy(), pixels)
     assert written > 20
-    assert not torch.equal(old[Drawn(1, list(range(30)), [0] * 30)].pixels, batch.pixels)
+    assert not torch.equal(old[Drawn(1, list(range(30)), [0] * 30)].images, batch.images)
 
 
 def test_a_picture_that_is_drawn_twice_an_epoch_is_varied_twice(data, towers):
     items = dataset(data, towers, variation=Variation.of(PictureSettings()))
     batch = items[Drawn(0, [3, 3, 3], [0, 1, 0])]
-    assert torch.equal(batch.pixels[0], batch.pixels[2]) and not torch.equal(batch.pixels[0], batch.pixels[1])
+    assert torch.equal(batch.images[0], batch.images[2]) and not torch.equal(batch.images[0], batch.images[1])
     weighted = BatchOrder.of(items.pair_ids, 16, seed=1, weights=[3.0] * len(items))
     drawn = list(itertools.islice(weighted, weighted.per_epoch))
     seen = {each for some in drawn for each in zip(some.rows, some.copies, strict=True)}
@@ -716,7 +717,7 @@ def test_varied_batches_are_the_same_on_any_number_of_workers_and_from_any_step(
 
     def taken(first, workers):
         order = BatchOrder.of(items.pair_ids, 16, seed=1, first=first)
-        return [batch.pixels for batch in itertools.islice(stream(items, order, workers=workers), 14 - first)]
+        return [batch.images for batch in itertools.islice(stream(items, order, workers=workers), 14 - first)]
 
     plain = taken(0, 0)
     for first, workers in ((0, 2), (9, 0), (5, 1)):
@@ -737,12 +738,12 @@ def test_a_run_on_augmented_data_repeats_to_the_byte_from_its_snapshot(augment, 
     again = vlkit("train-retrieval", "--config", tmp_path / "first/config.yaml", "--name", "second")
     assert again.code == 0, again.err
     one, other = (tmp_path / name / "model/model.safetensors" for name in ("first", "second"))
-    assert one.read_bytes() == other.read_bytes()
+    assert hash_of(one) == hash_of(other)
     config = ("train-retrieval", "--config", tmp_path / "first/config.yaml")
     assert vlkit(*config, "--name", "no-negatives", "--no-negatives").code == 0
     assert vlkit(*train, "--name", "as-they-are", "--batch-size", 16, "--seed", 3).code == 0
     for name in ("no-negatives", "as-they-are"):
-        assert (tmp_path / name / "model/model.safetensors").read_bytes() != one.read_bytes()
+        assert hash_of(tmp_path / name / "model/model.safetensors") != hash_of(one)
 
 
 def test_an_unfinished_run_does_not_go_on_with_another_augmentation(augment, data, vlkit, tmp_path):

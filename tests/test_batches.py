@@ -62,17 +62,17 @@ def test_workers_change_nothing(dataset):
         for one, other in zip(plain, taken(workers), strict=True):
             assert one.pair_ids == other.pair_ids
             assert torch.equal(one.labels.rows(), other.labels.rows())
-            for name in ("pixels", "input_ids", "text_index"):
+            for name in ("images", "captions", "text_index"):
                 assert torch.equal(getattr(one, name), getattr(other, name)), name
 
 
 def test_a_repeated_caption_is_tokenised_once(dataset):
     rows = [row for row in range(len(dataset)) if dataset.text_of[row] == dataset.text_of[0]] + [2]
     batch = dataset[Drawn(0, rows, [0] * len(rows))]
-    assert len(batch.pair_ids) == len(rows) > len(batch.input_ids)
+    assert len(batch.pair_ids) == len(rows) > len(batch.captions)
     assert batch.text_index[0] == batch.text_index[1]
-    assert batch.pixels.dtype == torch.uint8
-    assert batch.pixels.shape == (len(rows), 3, 32, 32)
+    assert batch.images.dtype == torch.uint8
+    assert batch.images.shape == (len(rows), 3, 32, 32)
 
 
 def test_false_negatives_of_balanced_classes():

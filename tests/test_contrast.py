@@ -73,8 +73,8 @@ def batch_for(towers, mode="multi-positive", size=11):
     unique = list(dict.fromkeys([*WORDS[:size], "a wrong text", "another wrong one"]))
     columns = [unique.index(word) for word in WORDS[:size]] + [len(unique) - 2, len(unique) - 1]
     return Batch(
-        pixels=torch.randint(0, 255, (size, 3, side, side), dtype=torch.uint8, generator=generator),
-        input_ids=towers.pad(towers.tokenize(unique)[0]),
+        images=torch.randint(0, 255, (size, 3, side, side), dtype=torch.uint8, generator=generator),
+        captions=towers.pad(towers.tokenize(unique)[0]),
         texts=len(unique),
         text_index=torch.tensor(columns),
         labels=Labels.of(GROUPS[:size], [*GROUPS[:size], {"y"}, {"z"}], mode),
@@ -153,9 +153,9 @@ def test_the_second_pass_drops_what_the_first_one_dropped(tune, tiny):
     adapters.train_mode(towers)
     batch = batch_for(towers)
     torch.manual_seed(9)
-    first = _Pass(towers.embed_images, batch.pixels, 4, None)
+    first = _Pass(towers.embed_images, batch.images, 4, None)
     torch.manual_seed(9)
-    assert not torch.equal(first.embedded, _Pass(towers.embed_images, batch.pixels, 11, None).embedded), (
+    assert not torch.equal(first.embedded, _Pass(towers.embed_images, batch.images, 11, None).embedded), (
         "no dropout at work"
     )
     again = [float(part.surrogate) for part in first.again(first.embedded)]
@@ -165,8 +165,8 @@ def test_the_second_pass_drops_what_the_first_one_dropped(tune, tiny):
     from vlkit.training.loop import _mixed
 
     torch.manual_seed(_mixed(0, 0, 0))
-    images = torch.cat([towers.embed_images(part) for part in batch.pixels.split(4)])
-    texts = torch.cat([towers.embed_texts(part) for part in batch.input_ids.split(4)])[batch.text_index]
+    images = torch.cat([towers.embed_images(part) for part in batch.images.split(4)])
+    texts = torch.cat([towers.embed_texts(part) for part in batch.captions.split(4)])[batch.text_index]
     LOSSES["sigmoid"](towers.logits(images, texts), batch.labels.rows()).backward()
     assert apart({key: p.grad for key, p in adapters.trainable(towers).items()}, found) <= 1e-5
 
@@ -180,7 +180,7 @@ def test_a_frozen_tower_is_not_embedded_twice(tune, frozen, tiny, monkeypatch):
     monkeypatch.setattr(towers, frozen, lambda part: calls.append(len(part)) or embed(part))
     _, found = gradients(towers, batch, "softmax", 4)
     # The first slice is looked at once more, to find that it has no gradient.
-    rows = len(batch.pixels if tune == "text" else batch.input_ids)
+    rows = len(batch.images if tune == "text" else batch.captions)
     assert sum(calls) <= rows + 4
     monkeypatch.undo()
     assert apart(gradients(towers, batch, "softmax", None)[1], found) <= 1e-5
@@ -236,7 +236,7 @@ def test_many_texts_split_a_batch_of_few_pictures_and_the_random_state_goes_on(t
     towers = tiny("tiny-clip")
     adapters.adapt(towers, TrainRetrievalConfig(), seed=0)
     batch = batch_for(towers, size=4)
-    assert len(batch.pixels) <= 4 < len(batch.input_ids)
+    assert len(batch.images) <= 4 < len(batch.captions)
     parts = Contrast(towers, "softmax", 4)(batch)
     assert not isinstance(parts, torch.Tensor)
     torch.manual_seed(3)

@@ -14,6 +14,7 @@ import yaml
 
 from vlkit.config_data import AugmentConfig, PictureSettings
 from vlkit.presets import SECTIONS, domain_preset, resolve_augment, resolve_prep, resolve_train_retrieval
+from vlkit.remote import hash_of
 from vlkit.settings import read_yaml
 
 ROOT = Path(__file__).parent.parent
@@ -173,5 +174,5 @@ def test_the_lines_of_readme_run_as_they_stand(tmp_path):
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     subprocess.run(["bash", "-euc", by_hand + repeat], cwd=tmp_path, env=env, check=True, capture_output=True)
     first, second = (tmp_path / "runs" / name / "model/model.safetensors" for name in ("first", "second"))
-    assert first.read_bytes() == second.read_bytes()
+    assert hash_of(first) == hash_of(second)
     assert (tmp_path / "runs/first/results.json").is_file()

@@ -15,6 +15,7 @@ from PIL import Image
 from vlkit.data.images import PixelSpec, check, pixels
 from vlkit.data.pairs import PAIR_COLUMNS, read_pairs
 from vlkit.errors import DataError
+from vlkit.remote import hash_of
 
 
 def test_recipes_become_pairs(raw, prepared):
@@ -62,7 +63,7 @@ def test_the_same_input_gives_the_same_bytes(raw, tmp_path, vlkit):
     files = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert [path.name for path in sorted((tmp_path / "deeper/b").iterdir())] == files
     for name in files:
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "deeper/b" / name).read_bytes(), name
+        assert hash_of(tmp_path / "a" / name) == hash_of(tmp_path / "deeper/b" / name), name
 
 
 def test_the_fingerprint_follows_the_bytes_of_the_pictures(tmp_path, vlkit):

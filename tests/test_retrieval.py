@@ -13,6 +13,7 @@ import yaml
 from safetensors.torch import load_file
 
 from vlkit import checkpoints
+from vlkit.remote import hash_of
 from vlkit.training import retrieval
 
 
@@ -25,7 +26,7 @@ def final_state(run):
     """Everything the last step left: weights, moments, the loss scaler, and the losses on the way."""
     folder = checkpoints.listed(run / "checkpoints")[-1]
     scaler = checkpoints.verified(folder).state["scaler"]
-    kept = {name: (folder / name).read_bytes() for name in ("trainable.safetensors", "optimizer.safetensors")}
+    kept = {name: hash_of(folder / name) for name in ("trainable.safetensors", "optimizer.safetensors")}
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return (
         folder.name,
@@ -35,7 +36,7 @@ def final_state(run):
 
 
 def exported(run):
-    return {path.name: path.read_bytes() for path in (run / "model").iterdir() if path.suffix == ".safetensors"}
+    return {path.name: hash_of(path) for path in (run / "model").iterdir() if path.suffix == ".safetensors"}
 
 
 def test_the_run_folder_holds_what_it_should(trained):

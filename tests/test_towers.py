@@ -17,6 +17,7 @@ from vlkit.data.labels import label_matrix
 from vlkit.errors import ArtifactError, NetworkError, UsageError
 from vlkit.models import towers as towers_module
 from vlkit.models.device import autocast
+from vlkit.remote import hash_of
 from vlkit.training.losses import sigmoid_loss, softmax_loss
 
 TEXTS = ["a red tart", "a green soup", "a red tart", "a blue pie with a long name", "a red tart"]
@@ -172,7 +173,7 @@ def test_tiny_models_are_functions_of_texts_and_seed(tmp_path):
     for name in ("tiny-siglip", "tiny-clip"):
         for copy, seed in (("a", 1), ("b", 1), ("c", 2)):
             write_tiny(name, ["a red tart", "a soup"], tmp_path / name / copy, seed=seed)
-        a, b, c = ({p.name: p.read_bytes() for p in (tmp_path / name / copy).iterdir()} for copy in "abc")
+        a, b, c = ({p.name: hash_of(p) for p in (tmp_path / name / copy).iterdir()} for copy in "abc")
         assert a == b
         assert a["model.safetensors"] != c["model.safetensors"]
 
@@ -272,3 +273,29 @@ def test_prep_counts_tokens_by_the_models_own_tokenizer(tiny_folder, tmp_path, v
     assert found["over"] == sum(length > found["limit"] for length in lengths) > 0
     by_words = vlkit(*line).json()["tokens"]
     assert by_words["counted_by"] == "words" and by_words["over"] == 1
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["tiny-siglip", "tiny-clip"])
+def test_the_chain_of_stages_is_the_model(name, precision, tiny):
+    """Cut anywhere, the chain gives what transformers' own forward gives, to the bit."""
+    from vlkit.models.device import autocast
+    from vlkit.models.stages import Halfway, frozen_depth, through
+
+    towers = tiny(name)
+    pixels = torch.randint(0, 255, (5, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    ids = towers.pad(towers.tokenize(["red tart", "soup", "a very blue pie", "", "bread"])[0])
+    with torch.no_grad(), autocast(towers.device, precision):
+        theirs = towers.model.get_image_features(pixel_values=towers.scaled(pixels)).pooler_output
+        whole = Halfway(towers.scaled(pixels), 0)
+        for depth in range(len(towers.image_chain) + 1):
+            cut = through(towers.image_chain, whole, depth)
+            assert torch.equal(through(towers.image_chain, cut).values, theirs), depth
+        theirs = towers.model.get_text_features(input_ids=ids).pooler_output
+        whole = Halfway(ids, 0, towers.ends(ids))
+        for depth in range(len(towers.text_chain) + 1):
+            cut = through(towers.text_chain, whole, depth)
+            assert torch.equal(through(towers.text_chain, cut).values, theirs), depth
+    assert frozen_depth(towers.image_chain) == 0
+    towers.model.requires_grad_(False)
+    assert frozen_depth(towers.image_chain) == len(towers.image_chain)

@@ -111,6 +111,11 @@ class TrainRetrievalConfig(TrainingConfig):
     patience: Annotated[
         int | None, "end after this many evaluations on validation without a better recall@1 (default: never)"
     ] = None
+    cache: Annotated[
+        str,
+        "compute what the frozen parts make of a picture or text once, and keep it: off, auto (under ~/.cache/vlkit, "
+        "where it pays), or a folder",
+    ] = "auto"
     checkpoint_activations: Annotated[bool, "compute activations again in the backward pass: less memory, slower"] = (
         False
     )

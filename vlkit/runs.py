@@ -34,6 +34,9 @@ from vlkit.storage import Location, json_text, write_text
 
 PACKAGES = ("vlkit", "torch", "transformers", "peft", "tokenizers", "numpy", "pandas", "pillow")
 
+# Settings that make no other run: how it is carried out, not what comes out.
+PASSING = ("workers", "cache", "keep")
+
 
 @dataclass(frozen=True)
 class Run:
@@ -107,7 +110,8 @@ class Run:
         defaults = {name: field.default for name, field in config.fields().items()}
         before, now = {**type(config).plain(defaults), **self.config()}, config.to_dict()
         trained_on = self.environment().get("data", {})
-        changed = {key: (before.get(key), now.get(key)) for key in {*before, *now} if before.get(key) != now.get(key)}
+        keys = {*before, *now}.difference(PASSING)
+        changed = {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
         for name in ("fingerprint", "augmentation"):
             if trained_on.get(name) != data.get(name):
                 changed[f"data {name}"] = (trained_on.get(name), data.get(name))

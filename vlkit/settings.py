@@ -63,6 +63,8 @@ class Field:
             if self.optional:
                 return None
             raise UsageError(f"{where}: {self.flag} is empty")
+        if value is False and self.kind is str:
+            value = "off"  # What YAML 1.1 makes of a bare `off`.
         if self.choices:
             if value not in self.choices:
                 told = f"{where}: {self.flag} {value!r} is none of {', '.join(self.choices)}"

@@ -66,6 +66,11 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vlkit"
 
 
+def existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that is there."""
+    return path if path.exists() else existing(path.parent) if path.parent != path else Path()
+
+
 def refuse_unwritable(folder: Path, flag: str) -> None:
     """Refuse, before any work is done, a folder that cannot be written, or made where it is to be.
 

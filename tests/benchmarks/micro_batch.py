@@ -68,7 +68,7 @@ def _cut(batch: Any, size: int) -> Any:
 
     ids = [{str(n)} for n in range(size)]
     labels = Labels.of(ids, ids, "multi-positive")
-    parts = {name: getattr(batch, name)[:size] for name in ("pixels", "input_ids", "text_index", "pair_ids")}
+    parts = {name: getattr(batch, name)[:size] for name in ("images", "captions", "text_index", "pair_ids")}
     return dataclasses.replace(batch, **parts, texts=size, labels=labels)
 
 

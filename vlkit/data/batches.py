@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 # Decoded pictures are kept in memory up to this many bytes in all; beyond it they are read again each epoch.
 KEEP_PIXELS = 512 * 2**20
 
+# A tensor, or what stands for one: it has a length, and can be split.
+Item = Any
 Tokenize = Callable[[Sequence[str]], tuple[list[list[int]], int]]
 Pad = Callable[[Sequence[Sequence[int]]], torch.Tensor]
 
@@ -41,17 +43,18 @@ class Batch:
     """Pairs that are contrasted with each other. Of several processes each has its share of what is to be embedded.
 
     Attributes:
-        pixels: uint8 [share of the pairs, 3, size, size].
-        input_ids: int64 [share of the unique texts, length]: a caption that repeats is encoded once.
+        images: uint8 [share of the pairs, 3, size, size], or what frozen parts have made of them.
+        captions: int64 [share of the unique texts, length], or what frozen parts have made of them: a caption that
+            repeats is encoded once.
         texts: how many unique texts there are.
-        text_index: int64 [columns], the row of `input_ids` that is each column's text: the pairs' own, then those that
+        text_index: int64 [columns], the unique text of each column: the pairs' own, then those that
             are there only to be wrong.
         labels: of [pairs, columns].
         pair_ids: who they are.
     """
 
-    pixels: torch.Tensor
-    input_ids: torch.Tensor
+    images: Item
+    captions: Item
     texts: int
     text_index: torch.Tensor
     labels: Labels
@@ -75,6 +78,35 @@ class Drawn(NamedTuple):
     copies: list[int]
 
 
+class Inputs(Protocol):
+    """Where a tower's inputs come from, by position: pictures, texts, or what frozen parts have made of them."""
+
+    def __getitem__(self, positions: Sequence[int], /) -> Item: ...
+
+    def __len__(self) -> int: ...
+
+    @property
+    def small(self) -> bool:
+        """They are at hand: no process needs to be paid for fetching them."""
+
+
+@dataclass
+class TokenStore:
+    """Texts as token ids, padded together when they are asked for."""
+
+    tokens: Sequence[Sequence[int]]
+    pad: Pad
+
+    small = True
+
+    def __getitem__(self, positions: Sequence[int]) -> torch.Tensor:
+        """int64 [texts, length]."""
+        return self.pad([self.tokens[position] for position in positions])
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
 @dataclass
 class PixelStore:
     """Pictures as a model wants them; small collections stay decoded."""
@@ -85,6 +117,8 @@ class PixelStore:
 
     def __getitem__(self, positions: Sequence[int]) -> torch.Tensor:
         """uint8 [pictures, 3, size, size] of the pictures at `positions`."""
+        if not len(positions):
+            return torch.empty((0, 3, self.spec.size, self.spec.size), dtype=torch.uint8)
         return torch.from_numpy(np.stack([self._one(int(position)) for position in positions]))
 
     def _one(self, position: int) -> np.ndarray:
@@ -110,7 +144,7 @@ class Carried(Dataset[Any]):
     `unpacked` raises them again where the user's process can tell them.
     """
 
-    def __init__(self, items: PairDataset | PixelStore) -> None:
+    def __init__(self, items: PairDataset | Inputs) -> None:
         self.items = items
 
     def __len__(self) -> int:
@@ -132,7 +166,14 @@ def unpacked(loader: Iterable[Any]) -> Iterator[Any]:
 
 
 class PairDataset(Dataset[Batch]):
-    """A table of pairs as batches: ask it for what is `Drawn`, get a Batch."""
+    """A table of pairs as batches: ask it for what is `Drawn`, get a Batch.
+
+    Attributes:
+        pixels: the pictures, decoded.
+        tokens: the texts, as token ids.
+        pictures, captions: what batches are made of: pixels and tokens, unless the caller puts in something that frozen
+            parts have made of them.
+    """
 
     def __init__(
         self,
@@ -164,14 +205,17 @@ class PairDataset(Dataset[Batch]):
         self.image_of = _positions(frame["image_id"], unique_images["image_id"])
         self.text_of = _positions(frame["text_id"], unique_texts["text_id"])
         self.image_ids = list(unique_images["image_id"])
-        self.store = PixelStore(pairs.image_paths(unique_images), spec)
-        self.tokens, self.truncated = tokenize(list(unique_texts["text"]))
+        self.pixels = PixelStore(pairs.image_paths(unique_images), spec)
+        tokens, self.truncated = tokenize(list(unique_texts["text"]))
+        self.tokens = TokenStore(tokens, pad)
+        self.pictures: Inputs = self.pixels
+        self.captions: Inputs = self.tokens
         image_sets, text_sets = match_sets(told)
         self.image_sets = [image_sets[key] for key in unique_images["image_id"]]
         self.text_sets = [text_sets[key] for key in unique_texts["text_id"]]
         text_at = {text_id: position for position, text_id in enumerate(unique_texts["text_id"])}
         self.wrong_of = _wrong_texts(frame, wrong, text_at) if wrong is not None else {}
-        self.pad, self.label_mode, self.variation, self.world = pad, labels, variation, world
+        self.label_mode, self.variation, self.world = labels, variation, world
         self.written = sum(Path(image).parent.name == AUGMENTED for image in unique_images["image"])
 
     def __len__(self) -> int:
@@ -192,27 +236,25 @@ class PairDataset(Dataset[Batch]):
         texts, text_index = np.unique(columns, return_inverse=True)
         image_sets = [self.image_sets[image] for image in self.image_of[rows]]
         return Batch(
-            pixels=self._pixels(drawn, self.world.share(len(rows))),
-            input_ids=self.pad([self.tokens[text] for text in texts[self.world.share(len(texts))]]),
+            images=self._images(drawn, self.world.share(len(rows))),
+            captions=self.captions[texts[self.world.share(len(texts))]],
             texts=len(texts),
             text_index=torch.from_numpy(text_index),
             labels=Labels.of(image_sets, [self.text_sets[text] for text in columns], self.label_mode),
             pair_ids=[self.pair_ids[row] for row in rows],
         )
 
-    def _pixels(self, drawn: Drawn, share: slice) -> torch.Tensor:
+    def _images(self, drawn: Drawn, share: slice) -> Item:
         """Some rows' pictures, as their epoch sees them. Every copy of a row, in an epoch, sees another variation."""
         positions, copies = self.image_of[drawn.rows[share]], drawn.copies[share]
-        if not len(positions):
-            return torch.empty((0, 3, self.store.spec.size, self.store.spec.size), dtype=torch.uint8)
-        if self.variation is None:
-            return self.store[positions]
+        if self.variation is None or not len(positions):
+            return self.pictures[positions]
         seen: dict[tuple[int, int], np.ndarray] = {}
         for image, copy in zip(positions.tolist(), copies, strict=True):
             if (image, copy) not in seen:
                 sample = f"{self.image_ids[image]}#{copy}" if copy else self.image_ids[image]
-                picture = self.variation.picture(self.store.paths[image], drawn.epoch, sample)
-                seen[image, copy] = images.fitted(picture, self.store.spec)
+                picture = self.variation.picture(self.pixels.paths[image], drawn.epoch, sample)
+                seen[image, copy] = images.fitted(picture, self.pixels.spec)
         return torch.from_numpy(np.stack([seen[each] for each in zip(positions.tolist(), copies, strict=True)]))
 
 
@@ -296,15 +338,15 @@ class BatchOrder:
             epoch, skip = epoch + 1, 0
 
 
-def loader_workers(store: PixelStore, *, varied: bool = False) -> int:
-    """Processes that pay for decoding these pictures: none where they stay in memory, and as they are."""
-    return 0 if store.small and not varied else min(8, cores())
+def loader_workers(inputs: Inputs, *, varied: bool = False) -> int:
+    """Processes that pay for fetching these pictures: none where they are at hand, and stay as they are."""
+    return 0 if inputs.small and not varied else min(8, cores())
 
 
 def stream(dataset: PairDataset, order: BatchOrder, *, workers: int | None = None) -> Iterator[Batch]:
     """Batches in `order`, without end; loaded by `workers` processes (0: by this one; None: as many as pay)."""
     if workers is None:
-        workers = loader_workers(dataset.store, varied=dataset.variation is not None)
+        workers = loader_workers(dataset.pictures, varied=dataset.variation is not None)
     loader: DataLoader[Any] = DataLoader(Carried(dataset), sampler=order, batch_size=None, num_workers=workers)  # type: ignore[arg-type]
     return unpacked(loader)
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from vlkit.data.batches import PixelStore
+from vlkit.data.batches import Inputs, PixelStore, TokenStore
 from vlkit.data.pairs import Pairs
 from vlkit.distributed import ALONE, World
 from vlkit.evaluation.ranking import Ranks, metric_values, rank
 from vlkit.models.device import Precision
-from vlkit.models.encode import encode_images, encode_texts
+from vlkit.models.encode import encode_captions, encode_images
 from vlkit.models.towers import Towers
 
 DIRECTIONS = ("text_to_image", "image_to_text")
@@ -81,23 +81,23 @@ def score(
     *,
     batch_size: int,
     precision: Precision,
-    store: PixelStore | None = None,
+    pictures: Inputs | None = None,
+    captions: Inputs | None = None,
     world: World = ALONE,
 ) -> Scores:
     """Encode the task's pictures and texts once, rank in both directions.
 
     Args:
-        store: the task's pictures, where they are at hand.
+        pictures, captions: of the task, where they are at hand.
         world: processes that share the encoding; each gets all scores.
     """
     towers.eval()
-    store = store or pixel_store(task, towers)
+    pictures, captions = pictures or pixel_store(task, towers), captions or token_store(task, towers)
     started = time.perf_counter()
     how: dict[str, Any] = {"batch_size": batch_size, "precision": precision}
-    images = world.gathered(encode_images(towers, store, part=world.share(len(store)), **how), len(store))
+    images = world.gathered(encode_images(towers, pictures, part=world.share(len(pictures)), **how), len(pictures))
     between = time.perf_counter()
-    asked = list(task.texts["text"])
-    texts = world.gathered(encode_texts(towers, asked[world.share(len(asked))], **how), len(asked))
+    texts = world.gathered(encode_captions(towers, captions, part=world.share(len(captions)), **how), len(captions))
     done = time.perf_counter()
     image_sets, text_sets = task.pairs.match_sets()
     image_groups = [image_sets[key] for key in task.pictures["image_id"]]
@@ -112,3 +112,8 @@ def score(
 def pixel_store(task: Task, towers: Towers) -> PixelStore:
     """The task's pictures as this model wants them."""
     return PixelStore(task.pairs.image_paths(task.pictures), towers.pixel_spec)
+
+
+def token_store(task: Task, towers: Towers) -> TokenStore:
+    """The task's texts as this model reads them."""
+    return TokenStore(towers.tokenize(list(task.texts["text"]))[0], towers.pad)

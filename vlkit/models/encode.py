@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from vlkit import console
-from vlkit.data.batches import Carried, PixelStore, loader_workers, unpacked
+from vlkit.data.batches import Carried, Inputs, TokenStore, loader_workers, unpacked
 from vlkit.models.device import Precision, autocast, best_device, best_precision
 from vlkit.models.towers import Towers
 
@@ -19,9 +19,9 @@ ALL = slice(None)
 
 @torch.inference_mode()
 def encode_images(
-    towers: Towers, store: PixelStore, *, batch_size: int, precision: Precision, part: slice = ALL
+    towers: Towers, store: Inputs, *, batch_size: int, precision: Precision, part: slice = ALL
 ) -> torch.Tensor:
-    """Embeddings of pictures of a store, all or a part: float32 [pictures, width], in order, on the towers' device."""
+    """Embeddings of pictures, all or a part: float32 [pictures, width], in order, on the towers' device."""
     positions = range(len(store))[part]
     order = [positions[start : start + batch_size] for start in range(0, len(positions), batch_size)]
     loader: DataLoader[Any] = DataLoader(
@@ -47,16 +47,23 @@ def text_encoder(towers: Towers, *, batch_size: int = 64) -> Callable[[Sequence[
     return encode
 
 
-@torch.inference_mode()
 def encode_texts(towers: Towers, texts: Sequence[str], *, batch_size: int, precision: Precision) -> torch.Tensor:
-    """Embeddings of texts: float32 [texts, width], in their order. Like lengths go together: little is padded."""
-    tokens, _ = towers.tokenize(texts)
-    by_length = sorted(range(len(tokens)), key=lambda position: len(tokens[position]))
+    """Embeddings of texts: float32 [texts, width], in their order."""
+    captions = TokenStore(towers.tokenize(texts)[0], towers.pad)
+    return encode_captions(towers, captions, batch_size=batch_size, precision=precision)
+
+
+@torch.inference_mode()
+def encode_captions(
+    towers: Towers, captions: Inputs, *, batch_size: int, precision: Precision, part: slice = ALL
+) -> torch.Tensor:
+    """The same of texts that are tokens already, or more than that. Like lengths go together: little is padded."""
+    positions = list(range(len(captions))[part])
+    if isinstance(captions, TokenStore):
+        positions.sort(key=lambda position: len(captions.tokens[position]))
     blocks = [torch.zeros((0, towers.width), device=towers.device)]
-    for start in range(0, len(by_length), batch_size):
+    for start in range(0, len(positions), batch_size):
         with autocast(towers.device, precision):
-            blocks.append(
-                towers.embed_texts(towers.pad([tokens[position] for position in by_length[start : start + batch_size]]))
-            )
+            blocks.append(towers.embed_texts(captions[positions[start : start + batch_size]]))
     embedded = torch.cat(blocks)
-    return embedded[torch.argsort(torch.tensor(by_length)).to(embedded.device)]
+    return embedded[torch.argsort(torch.tensor(positions, dtype=torch.long)).to(embedded.device)]

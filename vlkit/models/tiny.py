@@ -52,8 +52,9 @@ def write_tiny(name: str, texts: Sequence[str], folder: Path, *, seed: int) -> N
 def config_of(name: str) -> Any:
     """The tiny model's configuration, with a vocabulary of the default size."""
     transformers = quiet_transformers()
-    config_class = transformers.SiglipConfig if name == "tiny-siglip" else transformers.CLIPConfig
-    return config_class(text_config=TEXT, vision_config=VISION)
+    if name == "tiny-siglip":
+        return transformers.SiglipConfig(text_config=TEXT, vision_config=VISION)
+    return transformers.CLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=VISION["hidden_size"])
 
 
 def _write_siglip(texts: Sequence[str], folder: Path) -> None:

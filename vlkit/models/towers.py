@@ -23,6 +23,8 @@ import torch.nn.functional as F
 from vlkit.config_data import TINY_MODELS
 from vlkit.data.images import RESAMPLING, PixelSpec
 from vlkit.errors import ArtifactError, NetworkError, UsageError, VlkitError, nearest
+from vlkit.models import stages
+from vlkit.models.stages import Halfway, Stage, through
 from vlkit.storage import json_text
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -66,6 +68,7 @@ class Towers(torch.nn.Module):
         self.model, self.tokenizer, self.pixel_spec, self.source = model, tokenizer, pixel_spec, source
         self.peft: Any = None
         self.family = FAMILIES[model.config.model_type]
+        self.image_chain, self.text_chain = stages.image_chain(model), stages.text_chain(model)
         mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (pixel_spec.mean, pixel_spec.std))
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
@@ -86,6 +89,17 @@ class Towers(torch.nn.Module):
         """Tokens a text may have, special ones included."""
         return self.model.config.text_config.max_position_embeddings
 
+    @property
+    def pads_to_limit(self) -> bool:
+        """Every text is padded to the limit, else to the longest of its batch."""
+        return self.family.pad_to_limit
+
+    @property
+    def pad_token(self) -> int:
+        """What texts are padded with."""
+        pad = self.tokenizer.pad_token_id
+        return int(self.tokenizer.eos_token_id if pad is None else pad)
+
     def tokenize(self, texts: Sequence[str]) -> tuple[list[list[int]], int]:
         """Token ids of each text, unpadded, cut to the limit with the end-of-text token kept; and how many were cut."""
         if not texts:
@@ -98,26 +112,40 @@ class Towers(torch.nn.Module):
 
     def pad(self, ids: Sequence[Sequence[int]]) -> torch.Tensor:
         """Token ids as one int64 tensor [texts, length]: the limit for SigLIP, the longest of these texts for CLIP."""
-        length = self.text_limit if self.family.pad_to_limit else max(map(len, ids))
-        pad = self.tokenizer.pad_token_id
-        padded = torch.full((len(ids), length), self.tokenizer.eos_token_id if pad is None else pad, dtype=torch.long)
+        length = self.text_limit if self.pads_to_limit else max(map(len, ids), default=0)
+        padded = torch.full((len(ids), length), self.pad_token, dtype=torch.long)
         for row, tokens in enumerate(ids):
             padded[row, : len(tokens)] = torch.tensor(tokens)
         return padded
 
-    def embed_images(self, pixels: torch.Tensor) -> torch.Tensor:
-        """uint8 [pictures, 3, size, size] -> float32 [pictures, width], rows of length 1."""
-        scaled = (pixels.to(self.device).float() / 255 - self.mean) / self.std
-        pooled = self.model.get_image_features(pixel_values=scaled).pooler_output
-        return F.normalize(pooled.float(), dim=-1)
+    def scaled(self, pixels: torch.Tensor) -> torch.Tensor:
+        """uint8 [pictures, 3, size, size] -> what the image chain begins with, on the towers' device."""
+        return (pixels.to(self.device).float() / 255 - self.mean) / self.std
 
-    def embed_texts(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Padded token ids [texts, length] -> float32 [texts, width], rows of length 1.
+    def ends(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """int64 [texts]: the position of each text's end, the first such token. The end pads, too, in some CLIPs."""
+        end = self.model.config.text_config.eos_token_id
+        # Configurations older than the token's number say 2: there the end is the highest of all tokens.
+        found = input_ids if end == 2 else (input_ids == end).int()
+        return found.argmax(dim=-1)
+
+    def embed_images(self, pictures: torch.Tensor | Halfway) -> torch.Tensor:
+        """uint8 [pictures, 3, size, size], or what the lower stages made of it -> unit rows [pictures, width]."""
+        begun = pictures if isinstance(pictures, Halfway) else Halfway(self.scaled(pictures), 0)
+        return self._embedded(self.image_chain, begun)
+
+    def embed_texts(self, texts: torch.Tensor | Halfway) -> torch.Tensor:
+        """Padded token ids [texts, length], or what the lower stages made of them -> unit rows [texts, width].
 
         No attention mask: SigLIP was trained without, and a causal CLIP does not look behind the end of its text.
         """
-        pooled = self.model.get_text_features(input_ids=input_ids.to(self.device)).pooler_output
-        return F.normalize(pooled.float(), dim=-1)
+        begun = texts if isinstance(texts, Halfway) else Halfway(texts.to(self.device), 0, self.ends(texts))
+        return self._embedded(self.text_chain, begun)
+
+    def _embedded(self, chain: Sequence[Stage], begun: Halfway) -> torch.Tensor:
+        values = begun.values.to(self.device)
+        values = values.float() if values.is_floating_point() else values
+        return F.normalize(through(chain, Halfway(values, begun.depth, begun.ends)).values.float(), dim=-1)
 
     def logits(self, images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
         """scale * cosine + bias, float32 [images, texts]. Autocast is off: a bf16 logit at scale 100 errs by 0.1."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -41,12 +42,12 @@ class Contrast:
 
     def __call__(self, batch: Batch) -> torch.Tensor | Iterator[Part]:
         """The mean loss over the batch's pairs, or parts that add up to it."""
-        size = max(len(batch.pixels), len(batch.input_ids))
+        size = max(len(batch.images), len(batch.captions))
         self.largest = max(self.largest, size)
         if self.world.size > 1 or (self.micro_batch is not None and self.micro_batch < size):
             return self._in_parts(batch, self.micro_batch or size)
-        images = self.towers.embed_images(batch.pixels)
-        texts = self.towers.embed_texts(batch.input_ids)[batch.text_index.to(images.device)]
+        images = self.towers.embed_images(batch.images)
+        texts = self.towers.embed_texts(batch.captions)[batch.text_index.to(images.device)]
         return LOSSES[self.loss](self.towers.logits(images, texts), batch.labels.rows())
 
     def halve(self) -> bool:
@@ -59,8 +60,8 @@ class Contrast:
 
     def _in_parts(self, batch: Batch, size: int) -> Iterator[Part]:
         world, none = self.world, torch.zeros((0, self.towers.width), device=self.towers.device)
-        images = _Pass(self.towers.embed_images, batch.pixels, size, none)
-        texts = _Pass(self.towers.embed_texts, batch.input_ids, size, none)
+        images = _Pass(self.towers.embed_images, batch.images, size, none)
+        texts = _Pass(self.towers.embed_texts, batch.captions, size, none)
         all_images = world.gathered(images.embedded, len(batch))
         all_texts = world.gathered(texts.embedded, batch.texts)
         index = batch.text_index.to(all_images.device)
@@ -80,9 +81,7 @@ class Contrast:
 class _Pass:
     """The first pass of one tower, and what it takes to go through it again."""
 
-    def __init__(
-        self, embed: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor, size: int, empty: torch.Tensor
-    ) -> None:
+    def __init__(self, embed: Callable[[Any], torch.Tensor], inputs: Any, size: int, empty: torch.Tensor) -> None:
         self.embed, self.states = embed, list[list[torch.Tensor]]()
         self.slices = inputs.split(size) if len(inputs) else ()
         found = []

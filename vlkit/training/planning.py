@@ -22,6 +22,8 @@ from vlkit.models.device import best_device, best_precision
 from vlkit.models.towers import FAMILIES, Towers
 from vlkit.presets import model_preset
 from vlkit.runs import default_name, local_runs
+from vlkit.storage import existing
+from vlkit.training.caching import Amounts, plans
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -177,6 +179,7 @@ def dry_run_of(config: TrainRetrievalConfig, rows: Rows) -> dict[str, Any]:
     """
     towers = towers_module.from_config(opening.config_of(config.model))
     counts = adapters.adapt(towers, config, seed=config.seed)
+    kept = plans(config, towers, _amounts(rows, towers, config))
     facts = {
         "settings": config.to_dict(),
         "rows": {"train": len(rows.train), "val": len(rows.val), "negatives": rows.negatives},
@@ -184,6 +187,7 @@ def dry_run_of(config: TrainRetrievalConfig, rows: Rows) -> dict[str, Any]:
         "trainable_parameters": counts.trainable,
         "total_parameters": counts.total,
         **_estimate(config, counts, towers, rows.negatives / len(rows.train)),
+        "cache": {plan.frozen.kind: plan.facts() for plan in kept},
         "dry_run": True,
     }
     console.table("settings", ("", "value"), [(key, str(value)) for key, value in facts["settings"].items()])
@@ -191,11 +195,21 @@ def dry_run_of(config: TrainRetrievalConfig, rows: Rows) -> dict[str, Any]:
     console.result(f"{len(rows.train)} training and {len(rows.val)} validation pairs, {steps}")
     console.result(str(counts))
     console.result(f"memory about {facts['memory_gb']:.2f} GB, disk about {facts['disk_gb']:.2f} GB")
-    free = shutil.disk_usage(_existing(local_runs(config.runs_dir))).free / 2**30
+    for plan in kept:
+        console.result(str(plan))
+    free = shutil.disk_usage(existing(local_runs(config.runs_dir))).free / 2**30
     if facts["disk_gb"] > free:
         told = f"the checkpoints need about {facts['disk_gb']:.1f} GB, {free:.1f} GB are free"
         raise ResourceError(told, hint="a smaller --keep, or another --runs-dir")
     return facts
+
+
+def _amounts(rows: Rows, towers: Towers, config: TrainRetrievalConfig) -> Amounts:
+    """What a cache would hold. No tokenizer is at hand: texts are taken to be as long as they may be."""
+    texts = set(rows.train.frame["text_id"]) | set(() if rows.wrong is None else rows.wrong["text_id"])
+    validation = max(len(set(rows.val.frame["image_id"])), len(set(rows.val.frame["text_id"])))
+    pictures = len(set(rows.train.frame["image_id"]))
+    return Amounts(pictures, len(texts), validation, towers.text_limit, config.augment is not None)
 
 
 def _per_epoch(config: TrainRetrievalConfig, train: Pairs) -> int:
@@ -221,7 +235,3 @@ def _estimate(config: TrainRetrievalConfig, counts: adapters.Counts, towers: Tow
     exported = 4 * (counts.trainable if config.tune == "lora" else counts.total)
     disk = 12 * counts.trainable * (config.keep + 2) + exported
     return {"memory_gb": memory / 2**30, "disk_gb": disk / 2**30}
-
-
-def _existing(path: Path) -> Path:
-    return path if path.exists() else _existing(path.parent) if path.parent != path else Path()

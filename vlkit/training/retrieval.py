@@ -14,12 +14,13 @@ from vlkit.data.batches import BatchOrder, stream
 from vlkit.distributed import World, joined
 from vlkit.errors import NonFiniteError, Stopped, UsageError, VlkitError
 from vlkit.evaluation.card import write_card
-from vlkit.evaluation.scoring import Task, pixel_store, score
+from vlkit.evaluation.scoring import Task, score
 from vlkit.interrupts import stop_request
 from vlkit.models import adapters, opening
 from vlkit.models.device import best_device, use_deterministic_algorithms
 from vlkit.models.towers import Towers
 from vlkit.runs import Run, local_runs, open_run
+from vlkit.training import caching
 from vlkit.training.contrast import Contrast
 from vlkit.training.loop import Step, adamw, cosine_schedule, new_scaler, steps
 from vlkit.training.planning import Rows, complete, dataset_of, dry_run_of, forecast
@@ -82,7 +83,7 @@ class Training:
         self.optimizer = adamw(self.trainable, lr=config.lr, weight_decay=config.weight_decay, rates=rates)
         self.scaler = new_scaler(towers.device, config.precision)
         self.validation = Task.of(rows.val) if len(rows.val) else None
-        self.validation_pixels = pixel_store(self.validation, towers) if self.validation else None
+        self.kept = caching.cached(config, towers, self.dataset, self.validation, world)
         self.at_once = None if config.micro_batch in (None, "auto") else int(config.micro_batch)
         self.best: dict[str, Any] = {}
         self.began, self.seconds_before = time.perf_counter(), 0.0
@@ -160,7 +161,8 @@ class Training:
                 self.validation,
                 batch_size=min(config.batch_size, self.at_once or EVALUATED_AT_ONCE),
                 precision=config.precision,
-                store=self.validation_pixels,
+                pictures=self.kept.pictures,
+                captions=self.kept.captions,
                 world=self.world,
             ).metrics()
         except NonFiniteError as error:

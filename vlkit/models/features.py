@@ -1,0 +1,194 @@
+"""What the frozen part of a tower makes of a picture or a text is computed once, and kept on disk.
+
+Frozen is whatever comes before the first trained parameter: the whole tower, or its lower layers. The key is the
+content of the picture or text, the frozen weights, the preprocessing, the precision and the depth, so a cache is never
+wrong, only useless, and several runs share one. Pictures that are varied in every epoch never come twice, and are not
+kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from vlkit import console
+from vlkit.data.batches import Carried, Inputs, TokenStore, loader_workers, unpacked
+from vlkit.distributed import ALONE, World
+from vlkit.errors import UsageError
+from vlkit.models.device import Precision, autocast
+from vlkit.models.feature_store import FeatureStore
+from vlkit.models.stages import Halfway, Stage, frozen_depth, through
+from vlkit.models.towers import Towers
+
+SCHEMA = 1
+BLOCK = 64
+# The embeddings alone cost less than reading what they make.
+LEAST_DEPTH = 2
+
+Kind = Literal["pictures", "texts"]
+
+
+@dataclass(frozen=True)
+class Features:
+    """Some pictures or texts out of the cache: for their positions what the frozen stages made of them.
+
+    Attributes:
+        places: of the items, in `store`.
+        ends: int64 [items], where each text is pooled and what comes after it may be cut; None for pictures, behind the
+            pooling, and for texts that are pooled at the limit.
+    """
+
+    store: FeatureStore
+    depth: int
+    places: np.ndarray
+    ends: np.ndarray | None = None
+
+    small = True
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, positions: Sequence[int]) -> Halfway:
+        """What the stages made of the items at `positions`; texts are cut to the longest of them."""
+        positions = np.asarray(positions, np.int64)
+        values = torch.from_numpy(self.store.read(self.places[positions]))
+        if self.ends is None:
+            return Halfway(values, self.depth)
+        ends = torch.from_numpy(self.ends[positions])
+        return Halfway(values[:, : int(ends.max()) + 1] if len(ends) else values, self.depth, ends)
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """The frozen part of one tower.
+
+    Attributes:
+        depth: how many stages it has.
+        length: tokens that every text is padded to; None for pictures.
+    """
+
+    towers: Towers
+    kind: Kind
+    precision: Precision
+    depth: int
+    length: int | None = None
+
+    @classmethod
+    def of(cls, towers: Towers, kind: Kind, precision: Precision, longest: int = 0) -> Frozen:
+        """What of the tower is frozen now.
+
+        Args:
+            longest: tokens of the longest text.
+        """
+        depth = frozen_depth(cls._chain_of(towers, kind))
+        if kind == "pictures":
+            return cls(towers, kind, precision, depth)
+        # In steps of 8, so that data sets whose longest texts are alike share a cache.
+        limit = towers.text_limit
+        return cls(towers, kind, precision, depth, limit if towers.pads_to_limit else min(limit, -(-longest // 8) * 8))
+
+    @staticmethod
+    def _chain_of(towers: Towers, kind: Kind) -> list[Stage]:
+        return towers.image_chain if kind == "pictures" else towers.text_chain
+
+    @property
+    def pays(self) -> bool:
+        """There is enough of it to be worth keeping."""
+        return self.depth >= LEAST_DEPTH
+
+    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Pixels or token ids -> what the frozen stages make of them, on the towers' device."""
+        towers, chain = self.towers, self._chain_of(self.towers, self.kind)
+        if self.kind == "pictures":
+            begun = Halfway(towers.scaled(inputs), 0)
+        else:
+            ends = towers.ends(inputs)
+            begun = Halfway(self._padded(inputs).to(towers.device), 0, ends)
+        with torch.inference_mode(), autocast(towers.device, self.precision):
+            return through(chain, begun, self.depth).values
+
+    def _padded(self, input_ids: torch.Tensor) -> torch.Tensor:
+        more = (self.length or 0) - input_ids.shape[1]
+        return torch.nn.functional.pad(input_ids, (0, more), value=self.towers.pad_token) if more > 0 else input_ids
+
+    def row(self) -> tuple[tuple[int, ...], np.dtype]:
+        """Shape and type of what is kept of one item: float32 where that is the precision, else float16."""
+        # Wherever the weights are: of a model without any, on the meta device, shapes are known all the same.
+        device = next(self.towers.model.parameters()).device
+        size = self.towers.pixel_spec.size
+        shape, dtype = ((3, size, size), torch.float32) if self.kind == "pictures" else ((self.length,), torch.long)
+        begun = Halfway(torch.zeros((1, *shape), dtype=dtype, device=device), 0, torch.zeros(1, dtype=torch.long))
+        with torch.inference_mode():
+            found = through(self._chain_of(self.towers, self.kind), begun, self.depth).values
+        return tuple(found.shape[1:]), np.dtype(np.float32 if self.precision == "fp32" else np.float16)
+
+    def identity(self) -> dict[str, Any]:
+        """All that decides what it makes of an item, but the item."""
+        stages = self._chain_of(self.towers, self.kind)[: self.depth]
+        digest = hashlib.sha256()
+        for module in (module for stage in stages for module in stage.modules):
+            for name, value in sorted(module.state_dict().items()):
+                digest.update(name.encode() + str(tuple(value.shape)).encode())
+                digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        half = "vision_config" if self.kind == "pictures" else "text_config"
+        config = {k: v for k, v in getattr(self.towers.model.config, half).to_dict().items() if not k.startswith("_")}
+        spec = asdict(self.towers.pixel_spec) if self.kind == "pictures" else {"length": self.length}
+        about = {"schema": SCHEMA, "kind": self.kind, "depth": self.depth, "precision": self.precision}
+        return {**about, "weights": digest.hexdigest(), "preprocessing": spec, "config": config}
+
+    def store(self, folder: Path) -> FeatureStore:
+        """Its folder below `folder`, opened."""
+        identity, (shape, dtype) = self.identity(), self.row()
+        key = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:20]
+        return FeatureStore(folder / f"{self.kind}-{key}", shape, dtype, {**identity, "model": self.towers.source})
+
+    def features(self, store: FeatureStore, items: Inputs, keys: Sequence[str], world: World = ALONE) -> Features:
+        """The items' features; what is not yet in the store is computed, each process its share."""
+        missing = store.missing(keys)
+        mine = missing[world.share(len(missing))]
+        blocks = [mine[start : start + BLOCK] for start in range(0, len(mine), BLOCK)]
+        loader: DataLoader[Any] = DataLoader(
+            Carried(items), sampler=blocks, batch_size=None, num_workers=loader_workers(items)
+        )
+        self.towers.eval()
+        with console.progress(f"caching {self.kind}", len(mine)) as bar:
+            for number, (block, inputs) in enumerate(zip(blocks, unpacked(loader), strict=True), start=1):
+                values = self(inputs).float().cpu().numpy().astype(store.dtype)
+                if not np.isfinite(values).all():
+                    told = f"the frozen part of {self.towers.source} makes numbers that {store.dtype} cannot hold"
+                    raise UsageError(told, hint="--precision fp32, or --cache off")
+                store.append([keys[position] for position in block], values)
+                bar.update(min(number * BLOCK, len(mine)))
+        world.wait()
+        store.reload()
+        places = np.array([store.places[key] for key in keys], np.int64)
+        whole = self.kind == "pictures" or len(store.shape) == 1 or self.towers.pads_to_limit
+        return Features(store, self.depth, places, None if whole else self._ends(items))
+
+    def fits(self, tokens: TokenStore) -> bool:
+        """No text is longer than what is kept of one."""
+        return max(map(len, tokens.tokens), default=0) <= (self.length or 0)
+
+    def _ends(self, items: Inputs) -> np.ndarray:
+        positions = range(len(items))
+        blocks = [self.towers.ends(items[positions[start : start + 1024]]) for start in range(0, len(items), 1024)]
+        return torch.cat(blocks).numpy()
+
+
+def picture_keys(paths: Sequence[Path], image_ids: Sequence[str]) -> list[str]:
+    """The hash of each picture's bytes, and size and time of its file, lest it was changed since it was hashed."""
+    found = ((image_id, path.stat()) for path, image_id in zip(paths, image_ids, strict=True))
+    return [f"{image_id}-{stat.st_size}-{stat.st_mtime_ns}" for image_id, stat in found]
+
+
+def text_keys(tokens: Sequence[Sequence[int]]) -> list[str]:
+    """A hash of each text's tokens."""
+    return [hashlib.blake2b(np.asarray(ids, "<i8").tobytes(), digest_size=12).hexdigest() for ids in tokens]

@@ -1,0 +1,133 @@
+"""A tower as a chain of stages: embeddings, encoder layers, pooling, projection.
+
+Written out because a chain can be cut: what the frozen stages make of a picture never changes, so it can be computed
+once (`features.py`) and the rest of the chain goes on from there. The modules are transformers' own; only the order in
+which they are called stands here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+Run = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One link of the chain.
+
+    Attributes:
+        modules: whose parameters it uses.
+        run: (values [items, ...], ends int64 [items] or None) -> values. `ends` are the positions that texts are
+            pooled at.
+    """
+
+    modules: tuple[nn.Module, ...]
+    run: Run
+
+    @property
+    def frozen(self) -> bool:
+        """None of its parameters is trained."""
+        return not any(p.requires_grad for module in self.modules for p in module.parameters())
+
+
+@dataclass(frozen=True)
+class Halfway:
+    """What the first `depth` stages of a tower made of some pictures or texts.
+
+    Attributes:
+        values: [items, ...].
+        ends: int64 [items], where a text is pooled; None for pictures.
+    """
+
+    values: torch.Tensor
+    depth: int
+    ends: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def split(self, size: int) -> list[Halfway]:
+        """As torch.Tensor.split: parts of `size` items, the last one may be smaller."""
+        return [
+            Halfway(self.values[at : at + size], self.depth, None if self.ends is None else self.ends[at : at + size])
+            for at in range(0, len(self), size)
+        ]
+
+
+def through(chain: Sequence[Stage], halfway: Halfway, depth: int | None = None) -> Halfway:
+    """Carry on to `depth` (None: to the end)."""
+    values, depth = halfway.values, len(chain) if depth is None else depth
+    for stage in chain[halfway.depth : depth]:
+        values = stage.run(values, halfway.ends)
+    return Halfway(values, depth, halfway.ends)
+
+
+def frozen_depth(chain: Sequence[Stage]) -> int:
+    """How many stages come before the first that is trained."""
+    trained = (depth for depth, stage in enumerate(chain) if not stage.frozen)
+    return next(trained, len(chain))
+
+
+def image_chain(model: Any) -> list[Stage]:
+    """Of a CLIP's or SigLIP's pictures: normalised pixels [pictures, 3, size, size] -> [pictures, width]."""
+    vision = model.vision_model
+    layers = [_layer(layer) for layer in vision.encoder.layers]
+    if hasattr(model, "visual_projection"):
+        return [
+            Stage((vision.embeddings, vision.pre_layrnorm), lambda x, _: vision.pre_layrnorm(vision.embeddings(x))),
+            *layers,
+            Stage((vision.post_layernorm,), lambda x, _: vision.post_layernorm(x[:, 0])),
+            Stage((model.visual_projection,), lambda x, _: model.visual_projection(x)),
+        ]
+    return [
+        Stage((vision.embeddings,), lambda x, _: vision.embeddings(x)),
+        *layers,
+        Stage((vision.post_layernorm,), lambda x, _: vision.post_layernorm(x)),
+        Stage((vision.head,), lambda x, _: vision.head(x)),
+    ]
+
+
+def text_chain(model: Any) -> list[Stage]:
+    """Of a CLIP's or SigLIP's texts: padded token ids [texts, length] -> [texts, width]."""
+    text = model.text_model
+    embeddings = Stage((text.embeddings,), lambda ids, _: text.embeddings(input_ids=ids))
+    if hasattr(model, "text_projection"):
+        return [
+            embeddings,
+            *(_causal_layer(layer, text.config) for layer in text.encoder.layers),
+            Stage((text.final_layer_norm,), lambda x, ends: text.final_layer_norm(_at(x, ends))),
+            Stage((model.text_projection,), lambda x, _: model.text_projection(x)),
+        ]
+    return [
+        embeddings,
+        *(_layer(layer) for layer in text.encoder.layers),
+        # The last position, be it padding.
+        Stage((text.final_layer_norm,), lambda x, _: text.final_layer_norm(x[:, -1])),
+        Stage((text.head,), lambda x, _: text.head(x)),
+    ]
+
+
+def _layer(layer: nn.Module) -> Stage:
+    return Stage((layer,), lambda x, _: layer(x, None))
+
+
+def _causal_layer(layer: nn.Module, config: Any) -> Stage:
+    from transformers.masking_utils import create_causal_mask
+
+    def run(values: torch.Tensor, ends: torch.Tensor | None) -> torch.Tensor:
+        mask = create_causal_mask(config=config, inputs_embeds=values, attention_mask=None, past_key_values=None)
+        return layer(values, mask, is_causal=True)
+
+    return Stage((layer,), run)
+
+
+def _at(values: torch.Tensor, ends: torch.Tensor | None) -> torch.Tensor:
+    if ends is None:
+        raise ValueError("a CLIP's text is pooled at its end, which is not said")
+    return values[torch.arange(len(values), device=values.device), ends.to(values.device)]

@@ -1,0 +1,168 @@
+"""Whether the frozen parts' features are kept, and where; then training and validation read them instead of pixels."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlkit import console
+from vlkit.config import TrainRetrievalConfig
+from vlkit.data.batches import Inputs, PairDataset, PixelStore, TokenStore
+from vlkit.distributed import ALONE, World
+from vlkit.errors import ResourceError
+from vlkit.evaluation.scoring import Task, pixel_store, token_store
+from vlkit.models.feature_store import FeatureStore
+from vlkit.models.features import Frozen, Kind, picture_keys, text_keys
+from vlkit.models.towers import Towers
+from vlkit.storage import cache_dir, existing
+
+# Below this many encodings of an item, on average, a cache that nobody asked for is not worth filling.
+LEAST_PASSES = 1.5
+# And it takes no more of the free disk than this.
+SHARE_OF_DISK = 0.5
+
+
+@dataclass(frozen=True)
+class CachePlan:
+    """What is to be kept of one kind of input.
+
+    Attributes:
+        items: how many of them.
+        row: shape of what is kept of each.
+        size: bytes of all.
+        refused: why it is not kept; None: it is.
+    """
+
+    frozen: Frozen
+    items: int
+    row: tuple[int, ...]
+    size: int
+    refused: str | None
+
+    def facts(self) -> dict[str, Any] | str:
+        """For --json."""
+        return self.refused or {"items": self.items, "row": list(self.row), "gb": self.size / 2**30}
+
+    def __str__(self) -> str:
+        kind = self.frozen.kind
+        if self.refused:
+            return f"cache of {kind}: none, {self.refused}"
+        shape = " x ".join(map(str, self.row))
+        return f"cache of {kind}: {self.items:,} x {shape} numbers, {self.size / 2**30:.2f} GB"
+
+
+def folder_of(config: TrainRetrievalConfig) -> Path:
+    """Where the features are kept."""
+    return cache_dir() / "features" if config.cache == "auto" else Path(config.cache)
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """How much there is to be kept.
+
+    Attributes:
+        pictures, texts: different ones in training.
+        validation: pictures or texts, whichever are more.
+        longest: tokens of the longest text.
+        varied: pictures change in every epoch.
+    """
+
+    pictures: int
+    texts: int
+    validation: int
+    longest: int
+    varied: bool
+
+
+def plans(config: TrainRetrievalConfig, towers: Towers, amounts: Amounts) -> list[CachePlan]:
+    """What is kept, of pictures and of texts; nothing is computed or written yet."""
+    if config.cache == "off":
+        return []
+    encodings = config.steps * config.batch_size * config.grad_accum
+    found: list[CachePlan] = []
+    for kind, items in (("pictures", amounts.pictures), ("texts", amounts.texts)):
+        frozen = Frozen.of(towers, kind, config.precision, amounts.longest)
+        if frozen.depth == 0:
+            continue
+        row, dtype = frozen.row()
+        size = (items + amounts.validation) * math.prod(row) * dtype.itemsize
+        room = shutil.disk_usage(existing(folder_of(config))).free * SHARE_OF_DISK - sum(
+            plan.size for plan in found if not plan.refused
+        )
+        refused = None
+        if kind == "pictures" and amounts.varied:
+            refused = "they are varied in every epoch"
+        elif not frozen.pays:
+            refused = "no encoder layer is frozen"
+        elif config.cache == "auto" and encodings < LEAST_PASSES * items:
+            refused = "hardly one is used twice"
+        elif config.cache == "auto" and size > room:
+            refused = f"its {size / 2**30:.1f} GB are over half of the free disk; --cache DIR keeps it anyway"
+        found.append(CachePlan(frozen, items, row, size, refused))
+    return found
+
+
+@dataclass
+class Sources:
+    """Where validation's inputs come from."""
+
+    pictures: Inputs | None = None
+    captions: Inputs | None = None
+
+
+def cached(
+    config: TrainRetrievalConfig, towers: Towers, dataset: PairDataset, validation: Task | None, world: World = ALONE
+) -> Sources:
+    """Fill the cache where there is one to fill; put features in place of the dataset's pixels and tokens.
+
+    Returns:
+        The same for validation.
+
+    Raises:
+        ResourceError: a cache that was asked for does not fit on its disk.
+    """
+    sources = Sources()
+    amounts = Amounts(
+        pictures=len(dataset.pixels),
+        texts=len(dataset.tokens),
+        validation=max(len(validation.pictures), len(validation.texts)) if validation is not None else 0,
+        longest=max(map(len, dataset.tokens.tokens)),
+        varied=dataset.variation is not None,
+    )
+    for plan in plans(config, towers, amounts):
+        if plan.refused:
+            console.say(str(plan))
+            continue
+        frozen, kind = plan.frozen, plan.frozen.kind
+        store = frozen.store(folder_of(config))
+        keys = _keys_of(kind, dataset.pixels, dataset.image_ids, dataset.tokens)
+        missing = len(store.missing(keys))
+        console.say(f"{plan}, in {store.folder}; {missing:,} to be computed")
+        _refuse_too_large(kind, store, missing)
+        if kind == "pictures":
+            dataset.pictures = frozen.features(store, dataset.pixels, keys, world)
+        else:
+            dataset.captions = frozen.features(store, dataset.tokens, keys, world)
+        if validation is not None:
+            pixels, tokens = pixel_store(validation, towers), token_store(validation, towers)
+            keys = _keys_of(kind, pixels, list(validation.pictures["image_id"]), tokens)
+            if kind == "pictures":
+                sources.pictures = frozen.features(store, pixels, keys, world)
+            elif frozen.fits(tokens):
+                sources.captions = frozen.features(store, tokens, keys, world)
+    return sources
+
+
+def _keys_of(kind: Kind, pixels: PixelStore, image_ids: Sequence[str], tokens: TokenStore) -> list[str]:
+    return picture_keys(pixels.paths, image_ids) if kind == "pictures" else text_keys(tokens.tokens)
+
+
+def _refuse_too_large(kind: Kind, store: FeatureStore, missing: int) -> None:
+    needed, free = missing * store.row_bytes, shutil.disk_usage(store.folder).free
+    if needed > free:
+        told = f"the cache of {kind} needs {needed / 2**30:.1f} GB more, {free / 2**30:.1f} are free"
+        raise ResourceError(told, hint="--cache off trains without it; --cache DIR keeps it on another disk")
