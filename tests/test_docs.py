@@ -3,6 +3,7 @@
 After a flag has changed: VLKIT_UPDATE_README=1 pytest tests/test_docs.py
 """
 
+import json
 import os
 import re
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from vlkit.config import TrainRetrievalConfig
 from vlkit.config_data import AugmentConfig, PictureSettings
 from vlkit.presets import SECTIONS, domain_preset, resolve_augment, resolve_prep, resolve_train_retrieval
 from vlkit.remote import hash_of
@@ -163,6 +165,29 @@ def test_the_smoke_example_runs(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "recall@1" in done.stdout.splitlines()[-1]
+
+
+TRIES = re.compile(r"^#   (vlkit sample .*)$", re.MULTILINE)
+PUBLISHED = [path for path in sorted((ROOT / "examples").glob("*.sh")) if path.stem != "ci-smoke"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_every_published_recipe_runs_as_its_script_says(path, tmp_path):
+    """Its line for a try, as it stands: from sample data to a results.json with an interval."""
+    line = TRIES.search(path.read_text(encoding="utf-8"))[1]
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    done = subprocess.run(["bash", "-euc", line], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (results,) = tmp_path.glob("runs/*/results.json")
+    assert "recall@1" in json.loads(results.read_text())["intervals"]["text_to_image"]
+    settings = read_yaml(results.parent / "config.yaml")
+    published = read_yaml(path.with_suffix(".yaml"))
+    meant = TrainRetrievalConfig.from_layers(published).to_dict()
+    said = set(re.findall(r"--([a-z-]+)", line)) | {"epochs"}
+    for key in published.keys() - {name.replace("-", "_") for name in said}:
+        assert settings[key] == meant[key] or key == "eval_every", key
 
 
 @pytest.mark.slow

@@ -125,4 +125,4 @@ def test_what_is_frozen_decides_what_is_kept(prepared, vlkit, tmp_path):
     assert kept("--tune", "last", "--unfreeze-layers", 1)["pictures"]["row"] == [17, 128]
     assert kept("--tune", "text", "--cache", "off") == {}
     assert "hardly" in kept("--tune", "text", "--steps", 2)["pictures"]
-    assert "no encoder layer" in kept("--tune", "last", "--unfreeze-layers", 2)["pictures"]
+    assert kept("--tune", "last", "--unfreeze-layers", 2) == {}, "the embeddings alone are not worth it"

@@ -82,6 +82,11 @@ class TrainRetrievalConfig(TrainingConfig):
     """`vlkit train-retrieval`."""
 
     model: Annotated[str, "hub name, local folder, tiny-siglip or tiny-clip"] = "google/siglip-base-patch16-224"
+    text_model: Annotated[
+        str | None,
+        "a text encoder beside the model's vision tower, with its own tokenizer: any that AutoModel opens, such as "
+        "xlm-roberta-base, or tiny-xlmr",
+    ] = None
     loss: Annotated[Literal["sigmoid", "softmax"] | None, "default: sigmoid for SigLIP, softmax for CLIP"] = None
     labels: Annotated[Literal["eye", "multi-positive", "mask"], "what counts as a match within a batch"] = (
         "multi-positive"
@@ -105,11 +110,18 @@ class TrainRetrievalConfig(TrainingConfig):
     lora_rank: Annotated[int, "with --tune lora"] = 8
     lora_alpha: Annotated[float, "with --tune lora: the update is scaled by alpha / rank"] = 16.0
     lora_dropout: Annotated[float, "with --tune lora"] = 0.05
+    quantize: Annotated[Literal["nf4"] | None, "with --tune lora: the frozen base in 4 bits (QLoRA)"] = None
     merge: Annotated[bool, "with --tune lora: write model/ too, with the adapters merged into its weights"] = False
     head_lr: Annotated[float | None, "peak rate of what stands behind the encoders (default: --lr)"] = None
     logit_lr: Annotated[float | None, "peak rate of logit scale and bias (default: --lr)"] = None
     patience: Annotated[
         int | None, "end after this many evaluations on validation without a better recall@1 (default: never)"
+    ] = None
+    interpolate: Annotated[
+        bool, "at the end, go from the untouched to the tuned weights in tenths and keep what validation prefers"
+    ] = False
+    guard: Annotated[
+        Location | None, "prepared folder of a general kind: say how much of it is retained; nothing is chosen by it"
     ] = None
     cache: Annotated[
         str,
@@ -131,6 +143,14 @@ class TrainRetrievalConfig(TrainingConfig):
             raise UsageError(f"--tune {self.tune} --towers {self.towers}: these are two different towers")
         if self.merge and self.tune != "lora":
             raise UsageError(f"--merge merges a LoRA; with --tune {self.tune} there is none")
+        if self.quantize and self.tune != "lora":
+            told = f"--quantize {self.quantize} with --tune {self.tune}: weights in 4 bits cannot be trained"
+            raise UsageError(told, hint="--tune lora trains adapters on them")
+        if self.quantize and self.merge:
+            told = "--merge with --quantize: adapters that were trained on rounded weights do not fit the whole ones"
+            raise UsageError(told, hint="leave out --merge; adapter/ opens on the base in 4 bits")
+        if self.quantize and self.text_model:
+            raise UsageError("--quantize with --text-model: a pair is trained in full precision")
         above(self, 0, "head_lr", "logit_lr")
         between(self, 0.0, 0.99, "lora_dropout")
         unknown = set(self.lora_targets) - {"q", "k", "v", "out"}

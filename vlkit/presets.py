@@ -23,8 +23,13 @@ SECTIONS: dict[str, type[Settings]] = {
 }
 
 
-def model_preset(model: str) -> dict[str, Any]:
-    """Settings that go with a model: the tiny ones start from nothing and need other rates than pretrained ones."""
+def model_preset(model: str, text_model: str | None = None) -> dict[str, Any]:
+    """Settings that go with a model: the tiny ones start from nothing and need other rates than pretrained ones.
+
+    A text encoder of another family learns the pictures' space, which stays as it is; its projection is new.
+    """
+    if text_model is not None and model not in TINY_MODELS:
+        return {"tune": "text", "epochs": 3.0, "batch_size": 32, "lr": 2e-5, "head_lr": 1e-3}
     if model in TINY_MODELS:
         return {"tune": "full", "steps": 1000, "batch_size": 64, "lr": 1.5e-3, "warmup": 0.3}
     return {"epochs": 3.0, "batch_size": 32}
@@ -57,7 +62,8 @@ def resolve_prep(given: Mapping[str, Any]) -> PrepConfig:
         hint = "for example: vlkit prep --domain recipes --source raw/; or --source alone, and the layout is found out"
         raise UsageError("prep needs --domain NAME or --source DIR", hint=hint)
     config = PrepConfig.from_layers(domain_preset(domain, "prep") if domain else {}, given)
-    model = config.model or (domain_preset(domain, "train-retrieval").get("model") if domain else None)
+    trained = domain_preset(domain, "train-retrieval") if domain else {}
+    model = config.model or trained.get("text_model") or trained.get("model")
     name = Path(domain).stem if domain else Path(config.source.name).stem
     return dataclasses.replace(config, out=config.out or Location(Path("data") / name), model=model).given_as(config)
 
@@ -114,7 +120,8 @@ def resolve_train_retrieval(given: Mapping[str, Any]) -> TrainRetrievalConfig:
     model = str(given.get("model") or preset.get("model") or TrainRetrievalConfig.model)
     if preset.get("model", model) != model:
         preset = {}
-    return TrainRetrievalConfig.from_layers(model_preset(model), preset, given)
+    text_model = given.get("text_model") or preset.get("text_model")
+    return TrainRetrievalConfig.from_layers(model_preset(model, text_model), preset, given)
 
 
 def _domain_of_data(data: Location) -> str | None:

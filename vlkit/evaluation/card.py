@@ -16,9 +16,9 @@ from vlkit.storage import write_text
 METRICS = ("recall@1", "recall@5", "recall@10", "mrr")
 # What decides a result; the rest stands in config.yaml.
 TOLD = (
-    *("model", "tune", "towers", "trainable", "unfreeze_layers", "lora_targets", "lora_rank", "lora_alpha"),
-    *("lora_dropout", "loss", "labels", "batch_size", "grad_accum", "lr", "head_lr", "logit_lr", "weight_decay"),
-    *("warmup", "precision", "augment", "negatives", "seed"),
+    *("model", "text_model", "quantize", "tune", "towers", "trainable", "unfreeze_layers"),
+    *("lora_targets", "lora_rank", "lora_alpha", "lora_dropout", "loss", "labels", "batch_size", "grad_accum"),
+    *("lr", "head_lr", "logit_lr", "weight_decay", "warmup", "precision", "augment", "negatives", "seed"),
 )
 ONLY_WITH = {"lora_": "lora", "unfreeze_": "last"}
 
@@ -56,7 +56,7 @@ def card(run: Run, place: str = "") -> str:
         _loading(run, kind, place),
         f"## Results\n\n{_results(results)}",
         f"## Training\n\n{_training(run, settings)}",
-        f"## Limits\n\n{_limits(results)}",
+        f"## Limits\n\n{_limits(run, results)}",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -78,6 +78,8 @@ def _loading(run: Run, kind: str, place: str) -> str:
     """Lines that load the weights, called from the folder that the card is in."""
     here, up = ("." if place else kind), ("../" if place else "")
     base = f"{up}base" if run.base.is_dir() else str(run.config()["model"])
+    if run.config().get("text_model"):
+        return _loading_pair(here, kind, base)
     lines = ["from transformers import AutoModel, AutoTokenizer", ""]
     if kind == "model":
         lines += [f'model = AutoModel.from_pretrained("{here}")']
@@ -90,6 +92,22 @@ def _loading(run: Run, kind: str, place: str) -> str:
         lines += [
             "# logit_parameters.safetensors beside the adapter holds what no PEFT adapter does: logit scale and bias"
         ]
+    return "```python\n" + "\n".join(lines) + "\n```"
+
+
+def _loading_pair(here: str, kind: str, base: str) -> str:
+    """The same for a vision tower and a text encoder of another family, whose halves transformers opens one by one."""
+    if kind == "adapter":
+        told = f"A PEFT adapter on the pair in `{base}/`, with what joins the halves in logit_parameters.safetensors."
+        return f"{told} `vlkit` opens them together."
+    lines = [
+        "from transformers import AutoModel, AutoTokenizer",
+        "",
+        f'text = AutoModel.from_pretrained("{here}/text")',
+        f'tokenizer = AutoTokenizer.from_pretrained("{here}/text")',
+        f'vision = AutoModel.from_pretrained("{here}/vision")',
+        "# pair.safetensors beside them: the projection of the texts' pooled states, logit scale and bias",
+    ]
     return "```python\n" + "\n".join(lines) + "\n```"
 
 
@@ -127,6 +145,9 @@ def _training(run: Run, settings: dict[str, Any]) -> str:
     told = f"{trained:,} of {total:,} parameters, {facts.get('train_seconds', 0):.0f} s on {environment.get('device')}."
     told += f" {facts.get('steps')} of at most {settings['steps']} steps; these weights are those of step"
     told += f" {facts.get('exported_step')}."
+    if "strength" in facts:
+        between = f"strength {facts['strength']:g} between the untouched (0) and the tuned weights (1)"
+        told += f" They are at {between}, as validation prefers." if settings.get("interpolate") else ""
     kept = {
         name: settings[name] for name in TOLD if settings.get(name) not in (None, [], ()) and _meant(name, settings)
     }
@@ -140,8 +161,13 @@ def _meant(name: str, settings: dict[str, Any]) -> bool:
     return needed in (None, settings.get("tune"))
 
 
-def _limits(results: dict[str, Any]) -> str:
-    lines = ["- It was tuned for one domain. What it has forgotten of others was not measured."]
+def _limits(run: Run, results: dict[str, Any]) -> str:
+    forgotten = "What it has forgotten of others was not measured."
+    retained = run.read_json("finished.json").get("retained")
+    if retained is not None:
+        guard = Path(str(run.config().get("guard"))).name
+        forgotten = f"Of the recall@1 that the untouched model has on `{guard}`, {retained:.0%} are left."
+    lines = [f"- It was tuned for one domain. {forgotten}"]
     if results.get("metrics"):
         sizes = results["metrics"]["text_to_image"]
         lines.append(f"- Measured on {sizes['queries']} texts against {sizes['gallery']} pictures: recall falls as the")

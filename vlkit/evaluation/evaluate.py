@@ -22,10 +22,9 @@ from vlkit.evaluation.card import write_card
 from vlkit.evaluation.intervals import interval, p_value, resample, units_that_differ
 from vlkit.evaluation.scoring import DIRECTIONS, Scores, Task, score, summary
 from vlkit.models import adapters
-from vlkit.models import towers as towers_module
 from vlkit.models.device import Precision, best_device, best_precision
 from vlkit.models.encode import encode_texts
-from vlkit.models.opening import base_of, open_model
+from vlkit.models.opening import open_model, open_tuned, open_untouched
 from vlkit.models.towers import Towers
 from vlkit.remote import Remote
 from vlkit.runs import Run, in_zone, mirror_of
@@ -51,9 +50,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
             hint="choose another --split, or prep with a larger --test-share",
         )
     texts = list(pairs.of("train").frame["text"])
-    tuned = (
-        adapters.load_adapted(run.folder, base_of(run)) if run else open_model(config.model, texts, seed=config.seed)
-    )
+    tuned = open_tuned(run) if run else open_model(config.model, texts, seed=config.seed)
     device = best_device()
     precision = config.precision or settings.get("precision") or best_precision(device, adapters.count(tuned).total)
     tuned_scores = _measured(tuned, task, config, precision)
@@ -61,7 +58,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     base_scores = None
     if run:
         del tuned
-        base_scores = _measured(towers_module.load(base_of(run)), task, config, precision)
+        base_scores = _measured(open_untouched(run), task, config, precision)
     results = {
         "schema": SCHEMA,
         "task": "retrieval",

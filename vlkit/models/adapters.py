@@ -19,6 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from vlkit.errors import ArtifactError, UsageError
 from vlkit.models import towers as towers_module
+from vlkit.models.device import Precision
+from vlkit.models.quantization import numbers
 from vlkit.models.towers import Towers
 from vlkit.storage import folder_written_whole
 
@@ -26,11 +28,17 @@ if TYPE_CHECKING:
     from vlkit.config import TrainRetrievalConfig
 
 # Encoder layers only: SigLIP's pooling head has an out_proj too, whose forward goes round any adapter.
-LAYER = re.compile(r"(vision_model|text_model)\.encoder\.layers\.(\d+)\.")
+LAYER = re.compile(r"(vision_model|text_model)\.(?:encoder|transformer)\.layers?\.(\d+)\.")
 # What stands behind the encoders: CLIP's projections, SigLIP's pooling head and text head.
 HEAD = re.compile(r"(visual_projection|text_projection|(vision_model|text_model)\.head)\.")
 TOWERS = {"image": ("vision_model.", "visual_projection."), "text": ("text_model.", "text_projection.")}
-PROJECTIONS = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "out": "out_proj"}
+# Attention's projections, below an encoder layer, as CLIP and SigLIP, BERT and its kin, and DistilBERT call them.
+PROJECTIONS = {
+    "q": r"self_attn\.q_proj|attention\.self\.query|attention\.q_lin",
+    "k": r"self_attn\.k_proj|attention\.self\.key|attention\.k_lin",
+    "v": r"self_attn\.v_proj|attention\.self\.value|attention\.v_lin",
+    "out": r"self_attn\.out_proj|attention\.output\.dense|attention\.out_lin",
+}
 LOGITS = ("logit_scale", "logit_bias")
 LOGIT_FILE = "logit_parameters.safetensors"
 
@@ -62,12 +70,21 @@ def adapt(towers: Towers, config: TrainRetrievalConfig, *, seed: int) -> Counts:
         for name, parameter in towers.model.named_parameters():
             parameter.requires_grad_(name in chosen)
     _keep_only(towers, config.trainable)
-    for parameter in towers.logit_parameters().values():
+    for parameter in _always_trained(towers).values():
         parameter.requires_grad_(True)
     if config.checkpoint_activations:
         # The inputs of a frozen layer need no gradient, which the older, reentrant way would take for nothing to do.
         towers.model.gradient_checkpointing_enable({"use_reentrant": False})
     return count(towers)
+
+
+def _always_trained(towers: Towers) -> dict[str, torch.nn.Parameter]:
+    """Scale and bias, and of a pair the projection of its texts, which nobody has trained before.
+
+    No PEFT adapter file holds them: they are kept beside it.
+    """
+    names = [*LOGITS, "text_projection.weight"] if towers.paired else LOGITS
+    return {name: p for name, p in towers.model.named_parameters() if name in names}
 
 
 def _chosen(towers: Towers, config: TrainRetrievalConfig) -> set[str]:
@@ -99,7 +116,7 @@ def _keep_only(towers: Towers, globs: Sequence[str]) -> None:
 
 def count(towers: Towers) -> Counts:
     """How many parameters are trained."""
-    sizes = [(p.numel(), p.requires_grad) for p in towers.model.parameters()]
+    sizes = [(numbers(p), p.requires_grad) for p in towers.model.parameters()]
     return Counts(sum(n for n, trained in sizes if trained), sum(n for n, _ in sizes))
 
 
@@ -156,7 +173,7 @@ def lora_pattern(targets: tuple[str, ...], towers: str = "both") -> str:
     """What PEFT matches module names against: attention projections of the encoder layers, and no others."""
     projections = "|".join(PROJECTIONS[target] for target in targets)
     models = {"both": "vision_model|text_model", "image": "vision_model", "text": "text_model"}[towers]
-    return rf"({models})\.encoder\.layers\.\d+\.self_attn\.({projections})"
+    return rf"({models})\.(encoder|transformer)\.layers?\.\d+\.({projections})"
 
 
 def _insert_lora(towers: Towers, config: TrainRetrievalConfig, seed: int) -> None:
@@ -185,7 +202,7 @@ def export(towers: Towers, folder: Path) -> Path:
         # Embeddings are never adapted; asked to find out by itself, PEFT would ask the hub.
         towers.peft.save_pretrained(aside, save_embedding_layers=False)
         save_file(
-            {name: p.detach().cpu().contiguous() for name, p in towers.logit_parameters().items()}, aside / LOGIT_FILE
+            {name: p.detach().cpu().contiguous() for name, p in _always_trained(towers).items()}, aside / LOGIT_FILE
         )
     return folder / "adapter"
 
@@ -197,8 +214,11 @@ def export_merged(towers: Towers, folder: Path) -> Path:
     return export(towers, folder)
 
 
-def load_adapted(folder: Path, base: str) -> Towers:
+def load_adapted(folder: Path, base: str, *, quantized: Precision | None = None) -> Towers:
     """The tuned model that `export` wrote below `folder`; `base` is what an adapter belongs on.
+
+    Args:
+        quantized: the base in 4 bits, as it was when the adapter was trained.
 
     Raises:
         ArtifactError: neither model/ nor adapter/ is there, or the adapter does not fit the base.
@@ -211,7 +231,7 @@ def load_adapted(folder: Path, base: str) -> Towers:
             f"{folder} holds no trained model",
             hint="train it to its end: run the same vlkit train-retrieval command again",
         )
-    towers = towers_module.load(base)
+    towers = towers_module.load(base, quantized=quantized)
     from peft import PeftModel
 
     try:
@@ -219,7 +239,7 @@ def load_adapted(folder: Path, base: str) -> Towers:
         saved = load_file(adapter / LOGIT_FILE)
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise ArtifactError(f"{adapter} does not fit {base}: {str(error).splitlines()[0]}") from None
-    logit_parameters = towers.logit_parameters()
+    logit_parameters = _always_trained(towers)
     if {name: p.shape for name, p in logit_parameters.items()} != {name: t.shape for name, t in saved.items()}:
         raise ArtifactError(f"{adapter} does not fit {base}: its logit parameters are another family's")
     with torch.no_grad():

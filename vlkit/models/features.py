@@ -137,7 +137,7 @@ class Frozen:
         for module in (module for stage in stages for module in stage.modules):
             for name, value in sorted(module.state_dict().items()):
                 digest.update(name.encode() + str(tuple(value.shape)).encode())
-                digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+                digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         half = "vision_config" if self.kind == "pictures" else "text_config"
         config = {k: v for k, v in getattr(self.towers.model.config, half).to_dict().items() if not k.startswith("_")}
         spec = asdict(self.towers.pixel_spec) if self.kind == "pictures" else {"length": self.length}

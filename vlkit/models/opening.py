@@ -7,39 +7,88 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vlkit.models import adapters, tiny, towers
+from vlkit.models import adapters, pair, tiny, towers
+from vlkit.models.device import Precision
 from vlkit.models.towers import Towers
 from vlkit.runs import Run
+from vlkit.storage import folder_written_whole
 
 
-def config_of(name: str) -> Any:
+def config_of(name: str, text_model: str | None = None) -> Any:
     """transformers' configuration of a model, without its weights; refused where vlkit knows no such model.
 
     A tiny model's vocabulary is known only once its tokenizer has seen the texts: here it has the default size.
+
+    Args:
+        text_model: beside the model's vision tower, instead of its own text tower.
     """
-    return tiny.config_of(name) if name in tiny.MAKERS else towers.load_config(name)
+    config = tiny.config_of(name) if name in tiny.MAKERS else towers.load_config(name)
+    if text_model is None:
+        return config
+    text = tiny.text_config() if text_model == tiny.TEXT_MODEL else towers.load_text_config(text_model)
+    return pair.config_of(config, text)
 
 
-def open_model(name: str, texts: Sequence[str], *, seed: int, keep_in: Path | None = None) -> Towers:
+def open_model(
+    name: str,
+    texts: Sequence[str],
+    *,
+    seed: int,
+    text_model: str | None = None,
+    keep_in: Path | None = None,
+    quantized: Precision | None = None,
+) -> Towers:
     """The untouched model, with its weights.
 
     Args:
         texts: training texts, for the tokenizer of a tiny model.
-        seed: of a tiny model's weights.
-        keep_in: folder where a tiny model stays, and is found again; None: it stays nowhere.
+        seed: of a tiny model's weights, and of a pair's projection.
+        text_model: beside the model's vision tower, instead of its own text tower.
+        keep_in: folder where stays, and is found again, what no hub has: a tiny model, a pair's projection; None: it
+            stays nowhere.
+        quantized: in 4 bits, multiplied in this precision; None: in float32.
     """
-    if name not in tiny.MAKERS:
-        return towers.load(name)
+    if name not in tiny.MAKERS and text_model is None:
+        return towers.load(name, quantized=quantized)
     if keep_in is None:
         with tempfile.TemporaryDirectory() as folder:
-            return open_model(name, texts, seed=seed, keep_in=Path(folder) / name)
+            kept = Path(folder) / Path(name).name
+            return open_model(name, texts, seed=seed, text_model=text_model, keep_in=kept, quantized=quantized)
     if not keep_in.is_dir():
-        tiny.write_tiny(name, texts, keep_in, seed=seed)
-    return towers.load(str(keep_in))
+        if text_model is None:
+            tiny.write_tiny(name, texts, keep_in, seed=seed)
+        else:
+            _write_pair(name, text_model, texts, keep_in, seed)
+    return towers.load(str(keep_in), quantized=quantized)
 
 
-def base_of(run: Run) -> str:
-    """The untouched model of a run: where vlkit made it, or the name it was loaded by."""
+def _write_pair(name: str, text_model: str, texts: Sequence[str], folder: Path, seed: int) -> None:
+    """The folder of a pair of two models; those that exist elsewhere are only named."""
+    config = config_of(name, text_model)
+    config.pooling = pair.pooling_of(text_model)
+    with folder_written_whole(folder) as aside:
+        if name in tiny.MAKERS:
+            tiny.write_tiny(name, texts, aside / "vision", seed=seed)
+        if text_model == tiny.TEXT_MODEL:
+            tiny.write_tiny(text_model, texts, aside / "text", seed=seed)
+        vision = "vision" if name in tiny.MAKERS else name
+        text = "text" if text_model == tiny.TEXT_MODEL else text_model
+        pair.write_fresh(aside, vision, text, config, seed=seed)
+
+
+def open_untouched(run: Run) -> Towers:
+    """The model that a run began with, in full precision: where vlkit made it, or by its name."""
+    return towers.load(_base_of(run))
+
+
+def open_tuned(run: Run) -> Towers:
+    """What became of it."""
+    settings = run.config()
+    quantized = settings["precision"] if settings.get("quantize") else None
+    return adapters.load_adapted(run.folder, _base_of(run), quantized=quantized)
+
+
+def _base_of(run: Run) -> str:
     return str(run.base) if run.base.is_dir() else str(run.config()["model"])
 
 
@@ -52,4 +101,4 @@ def open_trained(name: str) -> Towers:
     run = Run(Path(name))
     if not run.folder.exists() and run.folder.parent.name == "runs":
         run.config()  # Says that there is none, and which there are.
-    return adapters.load_adapted(run.folder, base_of(run)) if run.begun else towers.load(name)
+    return open_tuned(run) if run.begun else towers.load(name)

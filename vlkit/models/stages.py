@@ -75,7 +75,7 @@ def frozen_depth(chain: Sequence[Stage]) -> int:
 
 
 def image_chain(model: Any) -> list[Stage]:
-    """Of a CLIP's or SigLIP's pictures: normalised pixels [pictures, 3, size, size] -> [pictures, width]."""
+    """Of a CLIP's, SigLIP's or pair's pictures: normalised pixels [pictures, 3, size, size] -> [pictures, width]."""
     vision = model.vision_model
     layers = [_layer(layer) for layer in vision.encoder.layers]
     if hasattr(model, "visual_projection"):
@@ -94,8 +94,13 @@ def image_chain(model: Any) -> list[Stage]:
 
 
 def text_chain(model: Any) -> list[Stage]:
-    """Of a CLIP's or SigLIP's texts: padded token ids [texts, length] -> [texts, width]."""
+    """Of a CLIP's, SigLIP's or pair's texts: padded token ids [texts, length] -> [texts, width]."""
     text = model.text_model
+    if hasattr(model, "text_states"):
+        return [
+            Stage((text,), lambda ids, _: model.text_states(ids)),
+            Stage((model.text_projection,), lambda x, _: model.text_projection(x)),
+        ]
     embeddings = Stage((text.embeddings,), lambda ids, _: text.embeddings(input_ids=ids))
     if hasattr(model, "text_projection"):
         return [

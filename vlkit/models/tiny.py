@@ -41,12 +41,13 @@ def write_tiny(name: str, texts: Sequence[str], folder: Path, *, seed: int) -> N
         texts: what the tokenizer is trained on: training texts only.
         seed: decides the weights; the same texts and seed give the same bytes.
     """
-    if name not in MAKERS:
-        raise UsageError(f"unknown tiny model {name!r}", hint=nearest(name, MAKERS))
+    makers = {**MAKERS, TEXT_MODEL: _write_xlmr}
+    if name not in makers:
+        raise UsageError(f"unknown tiny model {name!r}", hint=nearest(name, makers))
     quiet_transformers()
     with torch.random.fork_rng(devices=[]), folder_written_whole(folder) as aside:
         torch.manual_seed(seed)
-        MAKERS[name](sorted(set(texts)), aside)
+        makers[name](sorted(set(texts)), aside)
 
 
 def config_of(name: str) -> Any:
@@ -147,4 +148,32 @@ def _byte_pair_tokenizer(texts: Sequence[str]) -> Any:
     )
 
 
+def text_config() -> Any:
+    """Of the tiny text encoder, with a vocabulary of the default size."""
+    from transformers import XLMRobertaConfig
+
+    return XLMRobertaConfig(**TEXT, max_position_embeddings=130, type_vocab_size=1, vocab_size=VOCABULARY)
+
+
+def _write_xlmr(texts: Sequence[str], folder: Path) -> None:
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+    from transformers import XLMRobertaModel, XLMRobertaTokenizer
+
+    learner = Tokenizer(models.Unigram())
+    learner.normalizer, learner.pre_tokenizer = normalizers.NFC(), pre_tokenizers.Metaspace()
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    trainer = trainers.UnigramTrainer(
+        vocab_size=VOCABULARY, special_tokens=special, unk_token="<unk>", show_progress=False
+    )
+    learner.train_from_iterator(texts, trainer)
+    learned = [tuple(each) for each in json.loads(learner.to_str())["model"]["vocab"]]
+    tokenizer = XLMRobertaTokenizer(vocab=[*learned, ("<mask>", 0.0)], model_max_length=128)
+    config = text_config()
+    config.vocab_size = len(tokenizer)
+    XLMRobertaModel(config, add_pooling_layer=False).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+# Dual encoders, and a text encoder to be put beside another's vision tower.
 MAKERS = {"tiny-siglip": _write_siglip, "tiny-clip": _write_clip}
+TEXT_MODEL = "tiny-xlmr"

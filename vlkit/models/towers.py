@@ -6,7 +6,6 @@ nothing else in vlkit asks which one it has. Loading goes by transformers' own f
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -21,9 +20,10 @@ import torch
 import torch.nn.functional as F
 
 from vlkit.config_data import TINY_MODELS
-from vlkit.data.images import RESAMPLING, PixelSpec
+from vlkit.data.images import PixelSpec
 from vlkit.errors import ArtifactError, NetworkError, UsageError, VlkitError, nearest
-from vlkit.models import stages
+from vlkit.models import pair, preprocessing, quantization, stages
+from vlkit.models.device import Precision
 from vlkit.models.stages import Halfway, Stage, through
 from vlkit.storage import json_text
 
@@ -50,8 +50,6 @@ FAMILIES = {
     "siglip": Family("SiglipModel", pad_to_limit=True, loss="sigmoid", max_scale=None),
     "clip": Family("CLIPModel", pad_to_limit=False, loss="softmax", max_scale=100.0),
 }
-
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 class Towers(torch.nn.Module):
@@ -85,14 +83,20 @@ class Towers(torch.nn.Module):
         return getattr(config, "projection_dim", None) or config.vision_config.hidden_size
 
     @property
+    def paired(self) -> bool:
+        """The text encoder is one of its own kind, beside another model's vision tower."""
+        return isinstance(self.model, pair.Pair)
+
+    @property
     def text_limit(self) -> int:
         """Tokens a text may have, special ones included."""
-        return self.model.config.text_config.max_position_embeddings
+        config = self.model.config.text_config
+        return pair.text_limit(config, self.tokenizer) if self.paired else config.max_position_embeddings
 
     @property
     def pads_to_limit(self) -> bool:
         """Every text is padded to the limit, else to the longest of its batch."""
-        return self.family.pad_to_limit
+        return self.family.pad_to_limit and not self.paired
 
     @property
     def pad_token(self) -> int:
@@ -123,7 +127,9 @@ class Towers(torch.nn.Module):
         return (pixels.to(self.device).float() / 255 - self.mean) / self.std
 
     def ends(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """int64 [texts]: the position of each text's end, the first such token. The end pads, too, in some CLIPs."""
+        """int64 [texts]: where CLIP pools: the first token of the end, which pads, too, in some CLIPs. Elsewhere 0."""
+        if self.paired or self.pads_to_limit:
+            return torch.zeros(len(input_ids), dtype=torch.long)
         end = self.model.config.text_config.eos_token_id
         # Configurations older than the token's number say 2: there the end is the highest of all tokens.
         found = input_ids if end == 2 else (input_ids == end).int()
@@ -137,7 +143,8 @@ class Towers(torch.nn.Module):
     def embed_texts(self, texts: torch.Tensor | Halfway) -> torch.Tensor:
         """Padded token ids [texts, length], or what the lower stages made of them -> unit rows [texts, width].
 
-        No attention mask: SigLIP was trained without, and a causal CLIP does not look behind the end of its text.
+        No attention mask: SigLIP was trained without, a causal CLIP does not look behind the end of its text, and a
+        pair makes its own.
         """
         begun = texts if isinstance(texts, Halfway) else Halfway(texts.to(self.device), 0, self.ends(texts))
         return self._embedded(self.text_chain, begun)
@@ -166,14 +173,22 @@ class Towers(torch.nn.Module):
 
     def save(self, folder: Path) -> None:
         """Everything that transformers needs to load this again: weights, tokenizer, preprocessing."""
-        self.model.save_pretrained(folder)
-        self.save_processors(folder)
+        if not self.paired:
+            self.model.save_pretrained(folder)
+            self.save_processors(folder)
+            return
+        pair.save(self.model, folder)
+        self.tokenizer.save_pretrained(Path(folder) / "text")
+        self._save_preprocessing(Path(folder) / "vision")
 
     def save_processors(self, folder: Path) -> None:
         """Tokenizer and preprocessing alone."""
         self.tokenizer.save_pretrained(folder)
-        (Path(folder) / "preprocessor_config.json").write_text(
-            json_text(_processor_dict(self.pixel_spec), indent=2) + "\n", encoding="utf-8"
+        self._save_preprocessing(Path(folder))
+
+    def _save_preprocessing(self, folder: Path) -> None:
+        (folder / "preprocessor_config.json").write_text(
+            json_text(preprocessing.processor_dict(self.pixel_spec), indent=2) + "\n", encoding="utf-8"
         )
 
 
@@ -188,8 +203,11 @@ def quiet_transformers() -> Any:
     return transformers
 
 
-def load(name: str) -> Towers:
+def load(name: str, *, quantized: Precision | None = None) -> Towers:
     """A dual encoder by hub name or local folder, in float32, on the CPU, in eval mode.
+
+    Args:
+        quantized: in 4 bits instead, multiplied in this precision, on the device that it will be used on.
 
     Raises:
         UsageError: no such model, or one that is no dual encoder.
@@ -197,12 +215,16 @@ def load(name: str) -> Towers:
         ArtifactError: the folder's files do not belong together.
     """
     transformers = quiet_transformers()
+    if (Path(name) / pair.PAIR).is_file():
+        return _load_pair(name)
     config = load_config(name)
     with _explained(name):
         model_class = getattr(transformers, FAMILIES[config.model_type].model_class)
-        model, report = model_class.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+        how = {} if quantized is None else quantization.loading(quantized)
+        model, report = model_class.from_pretrained(name, dtype=torch.float32, output_loading_info=True, **how)
+        quantization.settle(model)
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-        pixel_spec = _pixel_spec(_image_processor(name), config, name)
+        pixel_spec = preprocessing.read(name, config)
     known, wanted = len(tokenizer), config.text_config.vocab_size
     if not wanted / 2 <= known <= wanted:
         told = f"its tokenizer knows {known} tokens, its model {wanted}"
@@ -215,13 +237,23 @@ def load(name: str) -> Towers:
     return Towers(model.eval(), tokenizer, pixel_spec, name)
 
 
+def _load_pair(name: str) -> Towers:
+    with _explained(name):
+        model, tokenizer = pair.load(Path(name))
+        vision = pair.Halves.of(Path(name)).vision
+        spec = preprocessing.read(vision, model.config)
+    return Towers(model, tokenizer, spec, name)
+
+
 def load_tokenizer(name: str) -> tuple[Callable[[Sequence[str]], list[list[int]]], int]:
-    """How a model cuts texts into tokens, special ones included and nothing cut off; and how many tokens it takes."""
+    """How a dual or text encoder cuts texts into tokens, special ones included, none cut off; and how many it takes."""
     transformers = quiet_transformers()
-    config = load_config(name)
+    config = load_text_config(name)
     with _explained(name):
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, local_files_only=True)
-    return lambda texts: _token_ids(tokenizer, texts), config.text_config.max_position_embeddings
+    dual = config.model_type in FAMILIES
+    limit = config.text_config.max_position_embeddings if dual else pair.text_limit(config, tokenizer)
+    return lambda texts: _token_ids(tokenizer, texts), limit
 
 
 def _token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
@@ -232,6 +264,9 @@ def _token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 def load_config(name: str) -> Any:
     """Only the configuration, refused where it is of no family that vlkit knows."""
     transformers = quiet_transformers()
+    if (Path(name) / pair.PAIR).is_file():
+        halves = pair.Halves.of(Path(name))
+        return pair.config_of(*map(_config_at, (halves.vision, halves.text)), halves.pooling)
     if not Path(name).exists() and (name.count("/") != 1 or name.startswith((".", "/"))):
         hint = (
             nearest(name, TINY_MODELS)
@@ -248,12 +283,38 @@ def load_config(name: str) -> Any:
     return config
 
 
+def load_text_config(name: str) -> Any:
+    """The configuration of a text encoder: any that AutoModel opens."""
+    if Path(name).exists() and not (Path(name) / "config.json").is_file():
+        raise UsageError(f"{name} holds no config.json", hint="give a folder that save_pretrained wrote, or a hub name")
+    return _config_at(name)
+
+
+def _config_at(name: str) -> Any:
+    transformers = quiet_transformers()
+    with _explained(name):
+        return transformers.AutoConfig.from_pretrained(name)
+
+
 def from_config(config: Any) -> Towers:
     """The model of a configuration on the meta device: names, shapes and counts without a byte of weights."""
     transformers = quiet_transformers()
     with torch.device("meta"):
-        model = getattr(transformers, FAMILIES[config.model_type].model_class)(config)
+        if isinstance(config, pair.PairConfig):
+            model: Any = _pair_on_meta(config)
+        else:
+            model = getattr(transformers, FAMILIES[config.model_type].model_class)(config)
     return Towers(model, None, PixelSpec(config.vision_config.image_size), "meta")
+
+
+def _pair_on_meta(config: pair.PairConfig) -> pair.Pair:
+    transformers = quiet_transformers()
+    text = transformers.AutoModel.from_config(config.text_config)
+    if config.model_type == "siglip":
+        return pair.Pair(config, transformers.SiglipVisionModel(config.vision_config), None, text)
+    vision = transformers.CLIPVisionModel(config.vision_config)
+    projection = torch.nn.Linear(config.vision_config.hidden_size, config.projection_dim, bias=False)
+    return pair.Pair(config, vision, projection, text)
 
 
 @contextmanager
@@ -285,56 +346,3 @@ def _explained(name: str) -> Iterator[None]:
             raise
         told = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ArtifactError(f"{name} cannot be loaded: {told}", hint="save or fetch the model again") from error
-
-
-def _image_processor(name: str) -> dict[str, Any]:
-    """The preprocessing's settings, from the file that older versions of transformers write or the newer ones'."""
-    from transformers.utils import cached_file
-
-    for file, section in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
-        found = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
-        if found is not None:
-            settings = json.loads(Path(found).read_text(encoding="utf-8"))
-            if section is None or section in settings:
-                return settings if section is None else settings[section]
-    return {}
-
-
-def _pixel_spec(processor: dict[str, Any], config: Any, name: str) -> PixelSpec:
-    """The settings as a PixelSpec. What they do not say is what the family was published with."""
-    size, crop = processor.get("size"), processor.get("crop_size")
-    target = config.vision_config.image_size
-    crops = processor.get("do_center_crop", config.model_type == "clip")
-    published = (CLIP_MEAN, CLIP_STD) if config.model_type == "clip" else ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    short = size.get("shortest_edge", size.get("height")) if isinstance(size, dict) else size
-    wanted = (crop.get("height") if isinstance(crop, dict) else crop) if crops else short
-    if wanted not in (None, target):
-        told = f"its preprocessing makes pictures of {wanted} pixels, its config.json wants {target}"
-        raise ArtifactError(f"{name}: {told}")
-    return PixelSpec(
-        size=target,
-        fit="crop" if crops else "squash",
-        resize=(short or target) if crops else None,
-        resample=processor.get("resample", RESAMPLING["bicubic"]),
-        mean=tuple(processor.get("image_mean") or published[0]),
-        std=tuple(processor.get("image_std") or published[1]),
-    )
-
-
-def _processor_dict(spec: PixelSpec) -> dict[str, Any]:
-    """The inverse: what transformers' image processors read."""
-    crops = spec.fit == "crop"
-    square = {"height": spec.size, "width": spec.size}
-    return {
-        "image_processor_type": "CLIPImageProcessor" if crops else "SiglipImageProcessor",
-        "do_resize": True,
-        "size": {"shortest_edge": spec.resize} if crops else square,
-        **({"do_center_crop": True, "crop_size": square} if crops else {}),
-        "resample": int(spec.resample),
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(spec.mean),
-        "image_std": list(spec.std),
-        "do_convert_rgb": True,
-    }

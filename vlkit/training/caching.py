@@ -86,7 +86,7 @@ def plans(config: TrainRetrievalConfig, towers: Towers, amounts: Amounts) -> lis
     found: list[CachePlan] = []
     for kind, items in (("pictures", amounts.pictures), ("texts", amounts.texts)):
         frozen = Frozen.of(towers, kind, config.precision, amounts.longest)
-        if frozen.depth == 0:
+        if not frozen.pays:
             continue
         row, dtype = frozen.row()
         size = (items + amounts.validation) * math.prod(row) * dtype.itemsize
@@ -96,8 +96,6 @@ def plans(config: TrainRetrievalConfig, towers: Towers, amounts: Amounts) -> lis
         refused = None
         if kind == "pictures" and amounts.varied:
             refused = "they are varied in every epoch"
-        elif not frozen.pays:
-            refused = "no encoder layer is frozen"
         elif config.cache == "auto" and encodings < LEAST_PASSES * items:
             refused = "hardly one is used twice"
         elif config.cache == "auto" and size > room:
@@ -108,10 +106,15 @@ def plans(config: TrainRetrievalConfig, towers: Towers, amounts: Amounts) -> lis
 
 @dataclass
 class Sources:
-    """Where validation's inputs come from."""
+    """Where a task's inputs come from; None: they are read when they are asked for."""
 
     pictures: Inputs | None = None
     captions: Inputs | None = None
+
+
+def decoded(task: Task | None, towers: Towers) -> Sources:
+    """A task's pictures and texts as they are: read, but not computed with."""
+    return Sources() if task is None else Sources(pixel_store(task, towers), token_store(task, towers))
 
 
 def cached(
@@ -125,7 +128,7 @@ def cached(
     Raises:
         ResourceError: a cache that was asked for does not fit on its disk.
     """
-    sources = Sources()
+    sources = decoded(validation, towers)
     amounts = Amounts(
         pictures=len(dataset.pixels),
         texts=len(dataset.tokens),
@@ -148,12 +151,12 @@ def cached(
         else:
             dataset.captions = frozen.features(store, dataset.tokens, keys, world)
         if validation is not None:
-            pixels, tokens = pixel_store(validation, towers), token_store(validation, towers)
-            keys = _keys_of(kind, pixels, list(validation.pictures["image_id"]), tokens)
+            plain = decoded(validation, towers)
+            keys = _keys_of(kind, plain.pictures, list(validation.pictures["image_id"]), plain.captions)
             if kind == "pictures":
-                sources.pictures = frozen.features(store, pixels, keys, world)
-            elif frozen.fits(tokens):
-                sources.captions = frozen.features(store, tokens, keys, world)
+                sources.pictures = frozen.features(store, plain.pictures, keys, world)
+            elif frozen.fits(plain.captions):
+                sources.captions = frozen.features(store, plain.captions, keys, world)
     return sources
 
 

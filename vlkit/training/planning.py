@@ -16,7 +16,7 @@ from vlkit.data.image_ops import Variation
 from vlkit.data.pairs import Pairs, read_pairs
 from vlkit.distributed import ALONE, World
 from vlkit.errors import DataError, ResourceError, UsageError
-from vlkit.models import adapters, opening
+from vlkit.models import adapters, opening, quantization
 from vlkit.models import towers as towers_module
 from vlkit.models.device import best_device, best_precision
 from vlkit.models.towers import FAMILIES, Towers
@@ -24,6 +24,7 @@ from vlkit.presets import model_preset
 from vlkit.runs import default_name, local_runs
 from vlkit.storage import existing
 from vlkit.training.caching import Amounts, plans
+from vlkit.training.interpolation import guard_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,6 +53,10 @@ class Rows:
         train, val = (matching.of(split, limit=config.limit, seed=config.seed) for split in ("train", "val"))
         if config.patience is not None and not len(val):
             raise UsageError("--patience waits for validation, and there are no validation rows")
+        if config.interpolate and not len(val):
+            raise UsageError("--interpolate is decided by validation, and there are no validation rows")
+        if config.guard is not None:
+            guard_rows(config.guard)  # A folder that is none is better known before the night than after it.
         if len(train) < 2:
             raise DataError(f"{pairs.folder}: {len(train)} training pairs; contrast needs at least 2")
         return cls(pairs, train, val, _wrong(pairs, train) if config.negatives else None)
@@ -84,7 +89,7 @@ def complete(config: TrainRetrievalConfig, train: Pairs) -> TrainRetrievalConfig
         UsageError: a batch larger than the data, or an unknown model.
     """
     rows = len(train)
-    preset = model_preset(config.model)
+    preset = model_preset(config.model, config.text_model)
     batch_size = config.batch_size or preset["batch_size"]
     if batch_size > rows:
         if config.was_given("batch_size"):
@@ -93,7 +98,7 @@ def complete(config: TrainRetrievalConfig, train: Pairs) -> TrainRetrievalConfig
                 hint=f"at most --batch-size {rows}",
             )
         batch_size = rows
-    model = opening.config_of(config.model)
+    model = opening.config_of(config.model, config.text_model)
     parameters = adapters.count(towers_module.from_config(model)).total
     per_epoch = BatchOrder.over(train, batch_size, config.seed).per_epoch
     total = config.steps or max(1, round((config.epochs or preset.get("epochs", 1)) * per_epoch / config.grad_accum))
@@ -108,7 +113,8 @@ def complete(config: TrainRetrievalConfig, train: Pairs) -> TrainRetrievalConfig
     return dataclasses.replace(
         config,
         # A local folder is remembered by its whole path, so that the run is understood from anywhere.
-        model=str(Path(config.model).resolve()) if Path(config.model).exists() else config.model,
+        model=_whole_path(config.model),
+        text_model=_whole_path(config.text_model) if config.text_model else None,
         name=config.name or default_name("train-retrieval", config.data),
         steps=total,
         epochs=None,
@@ -119,6 +125,10 @@ def complete(config: TrainRetrievalConfig, train: Pairs) -> TrainRetrievalConfig
         eval_every=eval_every,
         save_every=config.save_every or eval_every,
     )
+
+
+def _whole_path(name: str) -> str:
+    return str(Path(name).resolve()) if Path(name).exists() else name
 
 
 def dataset_of(rows: Rows, towers: Towers, config: TrainRetrievalConfig, world: World = ALONE) -> PairDataset:
@@ -177,7 +187,7 @@ def dry_run_of(config: TrainRetrievalConfig, rows: Rows) -> dict[str, Any]:
     Raises:
         ResourceError: the checkpoints would not fit on the disk.
     """
-    towers = towers_module.from_config(opening.config_of(config.model))
+    towers = towers_module.from_config(opening.config_of(config.model, config.text_model))
     counts = adapters.adapt(towers, config, seed=config.seed)
     kept = plans(config, towers, _amounts(rows, towers, config))
     facts = {
@@ -225,13 +235,18 @@ def _estimate(config: TrainRetrievalConfig, counts: adapters.Counts, towers: Tow
     micro = None if config.micro_batch in (None, "auto") else int(config.micro_batch)
     vision, text = towers.model.config.vision_config, towers.model.config.text_config
     patches = (vision.image_size // vision.patch_size) ** 2
-    activations = 0.0
+    activations = matrices = 0.0
     for part, tokens, items in ((vision, patches, 1.0), (text, text.max_position_embeddings, 1.0 + wrong)):
         width, layers, heads = part.hidden_size, part.num_hidden_layers, part.num_attention_heads
         at_once = min(config.batch_size * items, micro or math.inf)
-        activations += wide * layers * tokens * at_once * width * (34 + 5 * heads * tokens / width)
-    # Weights, their gradients and two moments, all float32.
-    memory = 4 * counts.total + 12 * counts.trainable + activations
-    exported = 4 * (counts.trainable if config.tune == "lora" else counts.total)
+        layer = wide * tokens * at_once * width * (34 + 5 * heads * tokens / width)
+        # Computed again, a layer keeps what went into it, and one layer at a time all it made of that.
+        kept = 2 * wide * tokens * at_once * width
+        activations += layers * kept + layer if config.checkpoint_activations else layers * layer
+        matrices += layers * (4 * width**2 + 2 * width * getattr(part, "intermediate_size", 4 * width))
+    weights = 4 * counts.total - (4 - quantization.BYTES) * matrices * bool(config.quantize)
+    # Gradients and two moments, all float32.
+    memory = weights + 12 * counts.trainable + activations
+    exported = 4 * (counts.trainable if config.tune == "lora" else counts.total) + 4 * counts.total * config.merge
     disk = 12 * counts.trainable * (config.keep + 2) + exported
     return {"memory_gb": memory / 2**30, "disk_gb": disk / 2**30}

@@ -22,6 +22,7 @@ from vlkit.models.towers import Towers
 from vlkit.runs import Run, local_runs, open_run
 from vlkit.training import caching
 from vlkit.training.contrast import Contrast
+from vlkit.training.interpolation import STRENGTHS, Sweep, best, facts, guard_rows, tell
 from vlkit.training.loop import Step, adamw, cosine_schedule, new_scaler, steps
 from vlkit.training.planning import Rows, complete, dataset_of, dry_run_of, forecast
 
@@ -58,7 +59,14 @@ def _trained(config: TrainRetrievalConfig, run: Run, rows: Rows, world: World) -
     try:
         if not world.first:
             world.wait()  # A tiny model is made by the first.
-        towers = opening.open_model(config.model, texts, seed=config.seed, keep_in=run.base)
+        towers = opening.open_model(
+            config.model,
+            texts,
+            seed=config.seed,
+            text_model=config.text_model,
+            keep_in=run.base,
+            quantized=config.precision if config.quantize else None,
+        )
         if world.first:
             world.wait()
     except VlkitError:
@@ -79,6 +87,7 @@ class Training:
         towers.to(best_device())
         self.dataset = dataset_of(rows, towers, config, world)
         self.trainable = adapters.trainable(towers)
+        self.sweep = Sweep(self.trainable) if config.interpolate or config.guard else None
         rates = adapters.rates(self.trainable, head=config.head_lr, logit=config.logit_lr)
         self.optimizer = adamw(self.trainable, lr=config.lr, weight_decay=config.weight_decay, rates=rates)
         self.scaler = new_scaler(towers.device, config.precision)
@@ -154,17 +163,8 @@ class Training:
 
     def _evaluate(self, step: int) -> None:
         """Score validation, log it, and keep the checkpoint if it is the best so far."""
-        config = self.config
         try:
-            scores = score(
-                self.towers,
-                self.validation,
-                batch_size=min(config.batch_size, self.at_once or EVALUATED_AT_ONCE),
-                precision=config.precision,
-                pictures=self.kept.pictures,
-                captions=self.kept.captions,
-                world=self.world,
-            ).metrics()
+            scores = self._scores(self.validation, self.kept)
         except NonFiniteError as error:
             raise NonFiniteError(f"after step {step}: {error.message}", hint=error.hint) from None
         adapters.train_mode(self.towers)
@@ -175,6 +175,18 @@ class Training:
             f"{direction.replace('_to_', ' -> ')} {metrics['recall@1']:.3f}" for direction, metrics in scores.items()
         )
         console.say(f"step {step}: validation recall@1 {', '.join(told)}")
+
+    def _scores(self, task: Task, sources: caching.Sources) -> dict[str, Any]:
+        config = self.config
+        return score(
+            self.towers,
+            task,
+            batch_size=min(config.batch_size, self.at_once or EVALUATED_AT_ONCE),
+            precision=config.precision,
+            pictures=sources.pictures,
+            captions=sources.captions,
+            world=self.world,
+        ).metrics()
 
     def _remember(self, step: int, scores: dict[str, Any]) -> bool:
         """Whether this step is the best so far: by recall@1 of both directions, MRR deciding ties; the later of equals.
@@ -213,9 +225,11 @@ class Training:
     def _finish(self, taken: int) -> dict[str, Any]:
         """Export the best of the steps `taken` (the last where there is no validation); mark the run as finished."""
         step = self.best.get("step", taken)
+        self.world.wait()
+        checkpoints.verified(self.run.checkpoints / checkpoints.name_of(step)).restore(self.trainable)
+        between = self._interpolated()
         if not self.world.first:
             return {}
-        checkpoints.verified(self.run.checkpoints / checkpoints.name_of(step)).restore(self.trainable)
         exported = adapters.export(self.towers, self.run.folder)
         if self.config.merge and self.towers.peft is not None:
             adapters.export_merged(self.towers, self.run.folder)
@@ -225,6 +239,7 @@ class Training:
             "train_seconds": round(self._train_seconds(), 2),
             "trainable_parameters": self.counts.trainable,
             "total_parameters": self.counts.total,
+            **between,
         }
         self.run.finish(facts)
         write_card(self.run)
@@ -233,6 +248,26 @@ class Training:
         console.say(f"{taken} steps in {facts['train_seconds']:.0f} s; {exported} holds {chosen}")
         console.hint(f"vlkit eval --run {quote(str(self.run.folder))}")
         return {"run": str(self.run.folder), **facts, "exported": str(exported), "validation": self.best.get("val", {})}
+
+    def _interpolated(self) -> dict[str, Any]:
+        """Leave the weights where validation prefers them between untouched and tuned; say what is retained."""
+        config = self.config
+        if self.sweep is None:
+            return {}
+        guard = Task.of(guard_rows(config.guard)) if config.guard else None
+        guard_of = caching.decoded(guard, self.towers)
+        points = self.sweep.points(
+            (lambda: self._scores(self.validation, self.kept)) if config.interpolate else None,
+            (lambda: self._scores(guard, guard_of)) if guard else None,
+            STRENGTHS if config.interpolate else (0.0, 1.0),
+        )
+        chosen = best(points).strength if config.interpolate else 1.0
+        self.sweep.move({name: p.detach().clone() for name, p in self.trainable.items()}, chosen)
+        tell(points, chosen)
+        self.run.write_json("interpolation.json", facts(points, chosen))
+        kept = next(point for point in points if point.strength == chosen)
+        self.best |= {"val": kept.val} if kept.val else {}
+        return {"strength": chosen, "retained": kept.retained}
 
     def _train_seconds(self) -> float:
         return self.seconds_before + time.perf_counter() - self.began
