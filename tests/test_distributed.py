@@ -5,8 +5,10 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -192,6 +194,26 @@ def test_torchrun_writes_one_run_that_is_the_run(prepared, vlkit, tmp_path):
     assert again.returncode != 0 and "is finished" in again.stderr
     refused = torchrun(2, tmp_path, "--name", "three", *flags, "--micro-batch", "auto")
     assert refused.returncode != 0 and "give a number" in refused.stderr and not (tmp_path / "three").exists()
+
+
+@pytest.mark.slow
+def test_torchrun_stops_together_and_goes_on(prepared, tmp_path):
+    """SIGTERM to torchrun: every process takes the same last step, one saves it, none hangs; then to the end."""
+    flags = ("--data", prepared, "--batch-size", 24, "--steps", 400, "--save-every", 400, "--eval-every", 400)
+    program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    words = [*program, "vlkit", "train-retrieval", "--model", "tiny-siglip", "--runs-dir", tmp_path, "--name", "s"]
+    words = list(map(str, [*words, *flags]))
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    metrics = tmp_path / "s/metrics.jsonl"
+    while not metrics.is_file() or metrics.read_text().count("\n") < 3:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode != 0 and "finishing this step" in told, told
+    saved = json.loads((tmp_path / "s/last.json").read_text())["step"]
+    assert 3 <= saved < 400 and len(lines_of(tmp_path / "s")) == saved
+    assert not (tmp_path / "s/finished.json").exists()
 
 
 @pytest.mark.slow

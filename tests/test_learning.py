@@ -1,4 +1,4 @@
-"""Each way of adapting learns, on sample data, what the model before it did not know: eval says so, with an interval."""
+"""Each way of adapting learns, on sample data, what the model before it did not: eval says so, with an interval."""
 
 import json
 
