@@ -13,6 +13,7 @@ is read can execute.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import re
@@ -24,10 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from vlkit import console
-from vlkit.errors import ArtifactError
+from vlkit.errors import ArtifactError, NonFiniteError, ResourceError
 from vlkit.storage import folder_written_whole, json_text
 
 SCHEMA = 1
@@ -51,7 +53,7 @@ class Checkpoint:
         Raises:
             ArtifactError: other names or shapes than were saved.
         """
-        saved = load_file(self.folder / "trainable.safetensors")
+        saved = _loaded(self.folder / "trainable.safetensors")
         wanted = {name: tuple(p.shape) for name, p in trainable.items()}
         found = {name: tuple(t.shape) for name, t in saved.items()}
         if wanted != found:
@@ -61,7 +63,7 @@ class Checkpoint:
             for name, parameter in trainable.items():
                 parameter.copy_(saved[name])
         if optimizer is not None:
-            _restore_optimizer(optimizer, load_file(self.folder / "optimizer.safetensors"))
+            _restore_optimizer(optimizer, _loaded(self.folder / "optimizer.safetensors"))
 
 
 def name_of(step: int) -> str:
@@ -76,14 +78,50 @@ def save(
     optimizer: torch.optim.Optimizer,
     state: Mapping[str, Any],
 ) -> Checkpoint:
-    """Save one checkpoint below `folder`, whole or not at all."""
+    """Save one checkpoint below `folder`, whole or not at all.
+
+    Raises:
+        NonFiniteError: a weight or a moment is not a finite number; nothing is written.
+        ResourceError: the disk is full, or fails; what was there is as it was.
+    """
+    tensors = {
+        "trainable.safetensors": {name: p.detach().cpu().contiguous() for name, p in trainable.items()},
+        "optimizer.safetensors": _optimizer_tensors(optimizer),
+    }
+    for name, value in ((name, value) for each in tensors.values() for name, value in each.items()):
+        if not torch.isfinite(value).all():
+            raise NonFiniteError(f"after step {step}: {name} is not finite; this step is not saved")
+    try:
+        return _written(folder, step, tensors, state)
+    except (OSError, SafetensorError) as error:
+        if not _of_the_disk(error):
+            raise
+        needed = sum(value.numel() * value.element_size() for each in tensors.values() for value in each.values())
+        free = shutil.disk_usage(folder).free
+        told = f"{folder}: step {step} could not be saved ({error}): it needs {_size(needed)}, {_size(free)} are free"
+        hint = "the checkpoints before it are whole: make room, and run the same command again"
+        raise ResourceError(told, hint=hint) from None
+
+
+def _of_the_disk(error: OSError | SafetensorError) -> bool:
+    codes = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
+    if isinstance(error, OSError):
+        return error.errno in codes
+    return any(f"os error {code}" in str(error) for code in codes)
+
+
+def _size(count: float) -> str:
+    return f"{count / 2**20:.1f} MB" if count < 2**30 else f"{count / 2**30:.1f} GB"
+
+
+def _written(
+    folder: Path, step: int, tensors: Mapping[str, Mapping[str, torch.Tensor]], state: Mapping[str, Any]
+) -> Checkpoint:
     target = folder / name_of(step)
     complete = {"schema": SCHEMA, "step": step, **state}
     with folder_written_whole(target) as aside:
-        save_file(
-            {name: p.detach().cpu().contiguous() for name, p in trainable.items()}, aside / "trainable.safetensors"
-        )
-        save_file(_optimizer_tensors(optimizer), aside / "optimizer.safetensors")
+        for name, each in tensors.items():
+            save_file(dict(each), aside / name)
         (aside / "state.json").write_text(json_text(complete, indent=2), encoding="utf-8")
         manifest = {"schema": SCHEMA, "files": {name: _hash(aside / name) for name in FILES}}
         (aside / "MANIFEST.json").write_text(json_text(manifest, indent=2), encoding="utf-8")
@@ -152,6 +190,13 @@ def prune(folder: Path, *, keep: int, best: int | None) -> None:
     for path in listed(folder)[:-keep]:
         if best is None or path.name != name_of(best):
             shutil.rmtree(path)
+
+
+def _loaded(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ArtifactError(f"{path} is no safetensors file: {error}") from None
 
 
 def _hash(path: Path) -> str:

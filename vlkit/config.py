@@ -45,6 +45,9 @@ class TrainingConfig(Settings):
     weight_decay: Annotated[float, "AdamW's, on matrices only"] = 0.01
     warmup: Annotated[float, "steps of linear warm-up; below 1: share of all steps"] = 0.05
     max_grad_norm: Annotated[float, "gradients are clipped to this norm"] = 1.0
+    max_bad_steps: Annotated[
+        int, "end after this many steps in a row without a finite loss and gradient; none of them touches a weight"
+    ] = 3
     precision: Annotated[
         Literal["bf16", "fp16", "fp32"] | None, "of the matrix products (default: what the device does best)"
     ] = None
@@ -61,7 +64,7 @@ class TrainingConfig(Settings):
     deterministic: Annotated[bool, "torch's deterministic algorithms only"] = False
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "steps", "grad_accum", "save_every", "keep", "limit")
+        at_least(self, 1, "steps", "grad_accum", "save_every", "keep", "limit", "max_bad_steps")
         at_least(self, 0, "eval_every", "workers", "weight_decay", "warmup", "seed")
         above(self, 0, "epochs", "lr", "max_grad_norm")
         if self.micro_batch not in (None, "auto") and not re.fullmatch("[1-9][0-9]*", self.micro_batch):

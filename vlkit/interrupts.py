@@ -17,8 +17,9 @@ from vlkit import console
 class StopRequest:
     """Whether somebody asked for the end, and by which signal."""
 
-    def __init__(self) -> None:
+    def __init__(self, droppable: bool = True) -> None:
         self.signal: signal.Signals | None = None
+        self.droppable = droppable
 
     def __bool__(self) -> bool:
         return self.signal is not None
@@ -40,21 +41,40 @@ def end_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, end)
 
 
+class Asked(Exception):
+    """The end was asked for in the middle of a piece of work that can be dropped."""
+
+
+_listening: list[StopRequest] = []
+
+
+def check() -> None:
+    """Raise `Asked` where the end was asked for, and whoever listens can drop the work at hand."""
+    if _listening and _listening[-1].droppable and _listening[-1]:
+        raise Asked
+
+
 @contextmanager
-def stop_request() -> Iterator[StopRequest]:
-    """Within the block the first SIGTERM or SIGINT is only noted; the code asks for it where it can stop."""
-    asked = StopRequest()
+def stop_request(*, droppable: bool = True) -> Iterator[StopRequest]:
+    """Within the block the first SIGTERM or SIGINT is only noted; the code asks for it where it can stop.
+
+    Args:
+        droppable: `check` may end a piece of work; not so where other processes wait for its end.
+    """
+    asked = StopRequest(droppable)
     listened = (signal.SIGTERM, signal.SIGINT)
 
     def note(number: int, frame: FrameType | None) -> None:
         asked.signal = signal.Signals(number)
         for each in listened:
             signal.signal(each, before[each])
-        console.say(f"{asked.signal.name}: finishing this step and saving; once more ends it at once")
+        console.say(f"{asked.signal.name}: what is done will be saved; once more ends it at once")
 
     before = {number: signal.signal(number, note) for number in listened}
+    _listening.append(asked)
     try:
         yield asked
     finally:
+        _listening.remove(asked)
         for number in listened:
             signal.signal(number, before[number])

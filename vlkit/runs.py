@@ -34,8 +34,8 @@ from vlkit.storage import Location, json_text, write_text
 
 PACKAGES = ("vlkit", "torch", "transformers", "peft", "tokenizers", "numpy", "pandas", "pillow")
 
-# Settings that make no other run: how it is carried out, not what comes out.
-PASSING = ("workers", "cache", "keep")
+# Settings that make no other run: how it is carried out and where it lies, not what comes out.
+PASSING = ("workers", "cache", "keep", "name", "runs_dir")
 
 
 @dataclass(frozen=True)
@@ -139,11 +139,20 @@ class Run:
         lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
         return [json.loads(line) for line in lines]
 
-    def forget_after(self, step: int) -> None:
-        """Drop what metrics.jsonl says of later steps: they will be taken again."""
+    def last_step(self) -> int:
+        """The last step that metrics.jsonl tells of; 0 where it tells of none."""
+        return max((line["step"] for line in self.metrics()), default=0)
+
+    def forget_after(self, step: int, *, evaluation: bool = False) -> None:
+        """Drop what metrics.jsonl says of later steps: they will be taken again.
+
+        Args:
+            evaluation: that of `step` itself will be made again, too.
+        """
         if not self.writes:
             return
-        kept = [json_text(line) + "\n" for line in self.metrics() if line["step"] <= step]
+        again = [line for line in self.metrics() if evaluation and line["step"] == step and "val" in line]
+        kept = [json_text(line) + "\n" for line in self.metrics() if line["step"] <= step and line not in again]
         write_text(self.folder / "metrics.jsonl", "".join(kept))
 
     def write_json(self, name: str, value: dict[str, Any] | list[Any]) -> None:
@@ -210,10 +219,25 @@ class Run:
                     f"{self.folder} is in use by {file.read().strip() or 'another process'}",
                     hint="wait for it, or give another --name",
                 ) from None
+            _locks.append(file)
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M:%S}")
             file.flush()
-            yield
+            try:
+                yield
+            finally:
+                _locks.remove(file)
+
+
+def _let_go() -> None:
+    """In a process that this one forked, such as a loader's: it outlives a kill for a while, and must hold no lock."""
+    for file in _locks:
+        os.close(file.fileno())
+    _locks.clear()
+
+
+_locks: list[Any] = []
+os.register_at_fork(after_in_child=_let_go)
 
 
 def local_runs(runs_dir: Location) -> Path:

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vlkit import faults
 from vlkit.errors import UsageError
 
 
@@ -97,8 +98,10 @@ def written_whole(path: Path) -> Iterator[Path]:
     try:
         yield aside
         aside.chmod(0o666 & ~_umask())
-        flush(aside)
+        flush(aside, path.name)
+        faults.place("before rename", path)
         os.replace(aside, path)
+        faults.place("after rename", path)
         flush(path.parent)
     finally:
         aside.unlink(missing_ok=True)
@@ -118,11 +121,13 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
         for written in sorted(aside.rglob("*")):
             if not written.is_symlink():
                 flush(written)
-        flush(aside)
+        flush(aside, path.name)
+        faults.place("before rename", path)
         if path.exists():
             _exchange(aside, path)
         else:
             os.rename(aside, path)
+        faults.place("after rename", path)
         flush(path.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -190,11 +195,16 @@ def write_text(path: Path, text: str) -> None:
         aside.write_text(text, encoding="utf-8")
 
 
-def flush(path: Path) -> None:
-    """fsync a file or a folder, so that a rename that follows cannot overtake its content."""
+def flush(path: Path, name: str | None = None) -> None:
+    """fsync a file or a folder, so that a rename that follows cannot overtake its content.
+
+    Args:
+        name: what it will be called.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+        faults.place("after fsync", Path(name or path.name))
     finally:
         os.close(descriptor)
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from vlkit import console
+from vlkit import console, interrupts
 from vlkit.data.batches import Carried, Inputs, TokenStore, loader_workers, unpacked
 from vlkit.models.device import Precision, autocast, best_device, best_precision
 from vlkit.models.towers import Towers
@@ -30,6 +30,7 @@ def encode_images(
     blocks = [torch.zeros((0, towers.width), device=towers.device)]
     with console.progress("encoding pictures", len(positions)) as bar:
         for number, pixels in enumerate(unpacked(loader), start=1):
+            interrupts.check()
             with autocast(towers.device, precision):
                 blocks.append(towers.embed_images(pixels))
             bar.update(min(number * batch_size, len(positions)))
@@ -63,6 +64,7 @@ def encode_captions(
         positions.sort(key=lambda position: len(captions.tokens[position]))
     blocks = [torch.zeros((0, towers.width), device=towers.device)]
     for start in range(0, len(positions), batch_size):
+        interrupts.check()
         with autocast(towers.device, precision):
             blocks.append(towers.embed_texts(captions[positions[start : start + batch_size]]))
     embedded = torch.cat(blocks)

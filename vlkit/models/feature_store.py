@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from vlkit import faults
 from vlkit.errors import ArtifactError, ResourceError
 from vlkit.storage import json_text, write_text
 
@@ -153,3 +154,4 @@ def _appended(path: Path, length: int, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+        faults.place("after fsync", path)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from vlkit import console
+from vlkit import console, interrupts
 from vlkit.data.batches import Carried, Inputs, TokenStore, loader_workers, unpacked
 from vlkit.distributed import ALONE, World
 from vlkit.errors import UsageError
@@ -166,6 +166,7 @@ class Frozen:
                     told = f"the frozen part of {self.towers.source} makes numbers that {store.dtype} cannot hold"
                     raise UsageError(told, hint="--precision fp32, or --cache off")
                 store.append([keys[position] for position in block], values)
+                interrupts.check()
                 bar.update(min(number * BLOCK, len(mine)))
         world.wait()
         store.reload()

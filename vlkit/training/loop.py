@@ -62,6 +62,7 @@ def steps(
     scaler: torch.amp.GradScaler | None = None,
     max_bad_steps: int = 3,
     smaller: Callable[[], bool] | None = None,
+    stopped: Callable[[], bool] = lambda: False,
     world: World = ALONE,
     names_of: Callable[[B], str] = repr,
 ) -> Iterator[Step]:
@@ -79,6 +80,7 @@ def steps(
         max_bad_steps: this many steps in a row without a finite loss and gradient, and NonFiniteError is raised.
         smaller: called when memory runs out; whether the same step may be tried again, with less of it at a time. None:
             it may not.
+        stopped: asked after each part of a step; then the step is dropped, no weight touched, and the generator ends.
         world: processes whose gradients add up to the batch's; every one then takes the same step.
         names_of: names a batch for that message.
     """
@@ -100,7 +102,9 @@ def steps(
         drawn = (world.rank,) if world.rank else ()
         seeds = [_mixed(seed, number, at, *drawn) for at in range(accumulate)]
         weighted = [(b, items_of(b) / items, each) for b, each in zip(window, seeds, strict=True)]
-        loss = _differentiated(weighted, loss_of, optimizer, scaler, precision, smaller)
+        loss = _differentiated(weighted, loss_of, optimizer, scaler, precision, smaller, stopped)
+        if loss is None:
+            return
         _add_up(parameters, world)
         if number == start:
             _refuse_unreached(optimizer)
@@ -132,8 +136,12 @@ def _differentiated(
     scaler: torch.amp.GradScaler,
     precision: Precision,
     smaller: Callable[[], bool] | None,
-) -> torch.Tensor:
-    """The loss of some batches, each with its weight and its seed; its gradient is then at the parameters."""
+    stopped: Callable[[], bool],
+) -> torch.Tensor | None:
+    """The loss of some batches, each with its weight and its seed; its gradient is then at the parameters.
+
+    None: the work was to stop, and the gradients are gone.
+    """
     device = optimizer.param_groups[0]["params"][0].device
     while True:
         loss = torch.zeros((), device=device)
@@ -143,6 +151,9 @@ def _differentiated(
                 for part in _parts(loss_of, batch, lambda: autocast(device, precision)):
                     scaler.scale(part.surrogate * weight).backward()
                     loss += part.loss.detach() * weight
+                    if stopped():
+                        optimizer.zero_grad(set_to_none=True)
+                        return None
             return loss
         except torch.OutOfMemoryError:
             optimizer.zero_grad(set_to_none=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -12,10 +13,10 @@ from vlkit import checkpoints, console
 from vlkit.config import TrainRetrievalConfig
 from vlkit.data.batches import BatchOrder, stream
 from vlkit.distributed import World, joined
-from vlkit.errors import NonFiniteError, Stopped, UsageError, VlkitError
+from vlkit.errors import ArtifactError, NonFiniteError, Stopped, UsageError, VlkitError
 from vlkit.evaluation.card import write_card
 from vlkit.evaluation.scoring import Task, score
-from vlkit.interrupts import stop_request
+from vlkit.interrupts import Asked, StopRequest, Terminated, stop_request
 from vlkit.models import adapters, opening
 from vlkit.models.device import best_device, use_deterministic_algorithms
 from vlkit.models.towers import Towers
@@ -92,38 +93,67 @@ class Training:
         self.optimizer = adamw(self.trainable, lr=config.lr, weight_decay=config.weight_decay, rates=rates)
         self.scaler = new_scaler(towers.device, config.precision)
         self.validation = Task.of(rows.val) if len(rows.val) else None
-        self.kept = caching.cached(config, towers, self.dataset, self.validation, world)
+        self.kept = caching.Sources()
+        self.per_epoch = BatchOrder.over(self.dataset, config.batch_size, config.seed).per_epoch
         self.at_once = None if config.micro_batch in (None, "auto") else int(config.micro_batch)
         self.best: dict[str, Any] = {}
+        self.done, self.evaluation_due = 0, False
         self.began, self.seconds_before = time.perf_counter(), 0.0
 
     def run_to_the_end(self) -> dict[str, Any]:
         """Train from the newest checkpoint, or from the start; then write what other tools load."""
-        config, start = self.config, self._resume()
-        self._tell()
-        if self._waited_enough(start):
-            return self._finish(start)
+        with stop_request(droppable=self.world.size == 1) as asked:
+            try:
+                self.kept = caching.cached(self.config, self.towers, self.dataset, self.validation, self.world)
+                self.done = self._resume()
+                self._tell()
+                self._train(asked)
+                return self._finish(self.done)
+            except Asked:
+                raise self._stopped(asked) from None
+
+    def _train(self, asked: StopRequest) -> None:
+        """Take the steps that are left, or as many as --patience or a signal leave."""
+        config = self.config
+        if self.evaluation_due:
+            self._evaluate(self.done)
+        if self._waited_enough(self.done):
+            return
         adapters.train_mode(self.towers)
-        with stop_request() as asked, console.progress("training", config.steps) as bar:
-            for step in self._steps(start):
+        with console.progress("training", config.steps) as bar:
+            for step in self._steps(self.done, asked):
+                self.done = step.step
                 self.towers.clamp_scale()
                 self.run.log({**asdict(step), **self._logit_values()})
                 bar.update(step.step, loss=step.loss, lr=step.lr, grad_norm=step.grad_norm)
                 last, stopped = step.step == config.steps, self.world.stops(bool(asked))
                 if self.validation and (last or step.step % config.eval_every == 0):
                     self._evaluate(step.step)
-                if stopped or last or step.step % config.save_every == 0:
+                if stopped or last or step.step % config.save_every == 0 or self._epoch_ends(step.step):
                     self._save(step.step)
                 if self._waited_enough(step.step):
                     console.say(f"the end: {config.patience} evaluations without a better recall")
-                    return self._finish(step.step)
+                    return
                 if stopped and not last:
-                    by = asked.signal.name if asked.signal else "another process"
-                    told = f"stopped by {by} after step {step.step} of {config.steps}, which is saved"
-                    raise Stopped(told, hint="the same command goes on from there")
-        return self._finish(config.steps)
+                    raise self._stopped(asked)
+        if self.done < config.steps:
+            raise self._stopped(asked)
 
-    def _steps(self, start: int) -> Iterator[Step]:
+    def _stopped(self, asked: StopRequest) -> BaseException:
+        """What to end with: the steps that are done are saved, if there are any."""
+        if not self.done:
+            return Terminated() if asked.signal is signal.SIGTERM else KeyboardInterrupt()
+        self._save(self.done)
+        by = asked.signal.name if asked.signal else "another process"
+        told = f"stopped by {by} after step {self.done} of {self.config.steps}, which is saved"
+        return Stopped(told, hint="the same command goes on from there")
+
+    def _epoch_ends(self, step: int) -> bool:
+        """Whether an epoch's last batch was in this step."""
+        before, after = ((number * self.config.grad_accum) // self.per_epoch for number in (step - 1, step))
+        return after > before
+
+    def _steps(self, start: int, asked: StopRequest) -> Iterator[Step]:
         config = self.config
         contrast = Contrast(self.towers, config.loss, self.at_once, self.world)
         order = BatchOrder.over(self.dataset, config.batch_size, config.seed, first=start * config.grad_accum)
@@ -142,6 +172,8 @@ class Training:
             scaler=self.scaler,
             world=self.world,
             smaller=contrast.halve if config.micro_batch == "auto" else None,
+            max_bad_steps=config.max_bad_steps,
+            stopped=lambda: asked.droppable and bool(asked),
             names_of=lambda batch: ", ".join(batch.pair_ids),
         )
 
@@ -152,21 +184,31 @@ class Training:
         self.world.wait()
         if self.world.first:
             checkpoints.forget_after(self.run.checkpoints, done)
-        self.run.forget_after(done)
+        self.evaluation_due = bool(checkpoint and checkpoint.state.get("evaluation_due"))
+        if checkpoint is None and self.run.last_step() > self._first_save():
+            told = f"{self.run.folder} has taken {self.run.last_step()} steps, and none of its checkpoints is left"
+            raise ArtifactError(told, hint="bring back its checkpoints/, or start anew under another --name")
+        self.run.forget_after(done, evaluation=self.evaluation_due)
         if checkpoint is None:
             return 0
         checkpoint.restore(self.trainable, self.optimizer)
         self.scaler.load_state_dict(checkpoint.state["scaler"])
         self.seconds_before, self.best = checkpoint.state["train_seconds"], checkpoint.state["best"]
+        self._point_at(checkpoint.step)
         console.say(f"going on from step {checkpoint.step}")
         return checkpoint.step
 
+    def _first_save(self) -> int:
+        return min(self.config.save_every, self.config.eval_every, self.config.steps)
+
     def _evaluate(self, step: int) -> None:
         """Score validation, log it, and keep the checkpoint if it is the best so far."""
+        self.evaluation_due = True
         try:
             scores = self._scores(self.validation, self.kept)
         except NonFiniteError as error:
             raise NonFiniteError(f"after step {step}: {error.message}", hint=error.hint) from None
+        self.evaluation_due = False
         adapters.train_mode(self.towers)
         self.run.log({"step": step, "val": scores})
         if self._remember(step, scores):
@@ -213,14 +255,23 @@ class Training:
             return
         name = checkpoints.name_of(step)
         if not (self.run.checkpoints / name).is_dir():
-            state = {"scaler": self.scaler.state_dict(), "train_seconds": self._train_seconds(), "best": self.best}
+            state = {
+                "scaler": self.scaler.state_dict(),
+                "train_seconds": self._train_seconds(),
+                "best": self.best,
+                "evaluation_due": self.evaluation_due,
+            }
             checkpoints.save(self.run.checkpoints, step, self.trainable, self.optimizer, state)
-        self.run.write_json("last.json", {"step": step, "checkpoint": f"checkpoints/{name}"})
+        self._point_at(step)
+        checkpoints.prune(self.run.checkpoints, keep=self.config.keep, best=self.best.get("step"))
+        self.run.mirror()
+
+    def _point_at(self, step: int) -> None:
+        """Write where the newest checkpoint is, and the best."""
+        self.run.write_json("last.json", {"step": step, "checkpoint": f"checkpoints/{checkpoints.name_of(step)}"})
         if self.best:
             best = checkpoints.name_of(self.best["step"])
             self.run.write_json("best.json", {"checkpoint": f"checkpoints/{best}", **self.best})
-        checkpoints.prune(self.run.checkpoints, keep=self.config.keep, best=self.best.get("step"))
-        self.run.mirror()
 
     def _finish(self, taken: int) -> dict[str, Any]:
         """Export the best of the steps `taken` (the last where there is no validation); mark the run as finished."""
