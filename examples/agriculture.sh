@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
 # Crop diseases: class folders, or one CSV; from the raw folder to numbers.
 #
-# Usage: examples/agriculture.sh RAW [further flags of train-retrieval]
+# Usage: [NAME=run] examples/agriculture.sh RAW [further flags of train-retrieval]
 # For a try without a network:
-#   vlkit sample agriculture raw && examples/agriculture.sh raw --model tiny-siglip --unfreeze-layers 1 --steps 20
+#   vlkit sample agriculture raw-agriculture && examples/agriculture.sh raw-agriculture --model tiny-siglip --unfreeze-layers 1 --steps 20
 set -euo pipefail
 raw=${1:?give the raw folder}
 shift
 here=$(dirname "$0")
-name=agriculture-$(date +%Y%m%d)
+name=${NAME:-agriculture}
 
 # Clean pairs, split so that no picture, and none that looks like it, is on both sides.
 vlkit prep --domain agriculture --source "$raw" --out data/agriculture
 
-# Steps, memory, disk and what is kept of frozen parts, before the first weight is touched; then the run. Started again,
-# it goes on where it stopped.
+# Steps, memory, disk and what is kept of frozen parts, before the first weight is touched; then the run. Interrupted and
+# started again, it goes on where it stopped.
 vlkit train-retrieval --config "$here/agriculture.yaml" --data data/agriculture --name "$name" "$@" --dry-run
 vlkit train-retrieval --config "$here/agriculture.yaml" --data data/agriculture --name "$name" "$@"
 

@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
 # Skin conditions: labels.csv with pictures, conditions and descriptions, or class folders; from the raw folder to numbers.
 #
-# Usage: examples/dermatology.sh RAW [further flags of train-retrieval]
+# Usage: [NAME=run] examples/dermatology.sh RAW [further flags of train-retrieval]
 # For a try without a network:
-#   vlkit sample dermatology raw && examples/dermatology.sh raw --model tiny-siglip --precision fp32 --steps 20
+#   vlkit sample dermatology raw-dermatology && examples/dermatology.sh raw-dermatology --model tiny-siglip --precision fp32 --steps 20
 set -euo pipefail
 raw=${1:?give the raw folder}
 shift
 here=$(dirname "$0")
-name=dermatology-$(date +%Y%m%d)
+name=${NAME:-dermatology}
 
 # Clean pairs, split so that no picture, and none that looks like it, is on both sides.
 vlkit prep --domain dermatology --source "$raw" --out data/dermatology
 
-# Steps, memory, disk and what is kept of frozen parts, before the first weight is touched; then the run. Started again,
-# it goes on where it stopped.
+# Steps, memory, disk and what is kept of frozen parts, before the first weight is touched; then the run. Interrupted and
+# started again, it goes on where it stopped.
 vlkit train-retrieval --config "$here/dermatology.yaml" --data data/dermatology --name "$name" "$@" --dry-run
 vlkit train-retrieval --config "$here/dermatology.yaml" --data data/dermatology --name "$name" "$@"
 

@@ -1,14 +1,20 @@
 """What frozen parts have computed once: the same training, whatever was cached before, and no half-written row."""
 
+import dataclasses
 import json
+import multiprocessing
+import os
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlkit.errors import ArtifactError
+from vlkit.data.batches import TokenStore
+from vlkit.errors import ArtifactError, DataError, UsageError
 from vlkit.models.feature_store import FeatureStore
+from vlkit.models.features import Frozen, picture_keys, text_keys
 
 ROWS = np.arange(60, dtype=np.float32).reshape(10, 2, 3)
 
@@ -126,3 +132,168 @@ def test_what_is_frozen_decides_what_is_kept(prepared, vlkit, tmp_path):
     assert kept("--tune", "text", "--cache", "off") == {}
     assert "hardly" in kept("--tune", "text", "--steps", 2)["pictures"]
     assert kept("--tune", "last", "--unfreeze-layers", 2) == {}, "the embeddings alone are not worth it"
+
+
+def test_a_key_that_repeats_in_a_block_shifts_nothing(tmp_path):
+    store = opened(tmp_path / "s")
+    assert store.missing(["a", "a", "b", "a"]) == [0, 2]
+    store.append(["a", "a", "b"], ROWS[[0, 0, 1]])
+    store.append(["c", "c"], ROWS[[2, 2]])
+    for again in (store, opened(tmp_path / "s")):
+        assert np.array_equal(again.read([again.places[key] for key in "abc"]), ROWS[:3])
+
+
+def fill(folder, first):
+    store = opened(folder)
+    for number in range(first, first + 40):
+        store.append([f"k{number}"], np.full((1, 2, 3), number, np.float32))
+
+
+def test_two_processes_fill_one_store_at_once(tmp_path):
+    """Half of their keys are the same; every row is under its key, once."""
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=fill, args=(tmp_path / "s", first)) for first in (0, 20)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    store = opened(tmp_path / "s")
+    assert len(store.places) == 60 and (tmp_path / "s/rows.bin").stat().st_size == 60 * 24
+    for key, place in store.places.items():
+        assert (store.read([place]) == int(key[1:])).all()
+
+
+def test_texts_of_the_same_tokens_are_one_row_and_the_others_stay_theirs(tiny, tmp_path):
+    """Texts that a tokenizer cannot tell apart, among others: every embedding is that of no cache."""
+    towers = tiny("tiny-clip")
+    towers.model.requires_grad_(False)
+    texts = [form for word in ("tart", "soup", "pie", "bread") for form in (word, word.upper(), f"a {word}, blue")] * 2
+    tokens = TokenStore(towers.tokenize(texts)[0], towers.pad)
+    frozen = Frozen.of(towers, "texts", "fp32", max(map(len, tokens.tokens)))
+    features = frozen.features(frozen.store(tmp_path), tokens, text_keys(tokens.tokens))
+    assert len(frozen.store(tmp_path).places) < len(set(texts))
+    with torch.no_grad():
+        wanted = towers.embed_texts(tokens[range(len(texts))])
+        assert torch.allclose(towers.embed_texts(features[range(len(texts))]), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["tiny-clip", "tiny-siglip"])
+def test_whatever_changes_the_features_changes_the_folder(name, tiny, tmp_path):
+    """Weights, preprocessing, precision, depth, length, configuration: one by one."""
+
+    def folders(change=lambda towers: None, precision="fp32", longest=20):
+        towers = tiny(name)
+        towers.model.requires_grad_(False)
+        change(towers)
+        return tuple(Frozen.of(towers, kind, precision, longest).folder(tmp_path) for kind in ("pictures", "texts"))
+
+    def weights(towers):
+        with torch.no_grad():
+            towers.model.vision_model.encoder.layers[0].mlp.fc1.bias[0] += 1e-3
+            towers.model.text_model.encoder.layers[0].mlp.fc1.bias[0] += 1e-3
+
+    def heads(towers):
+        towers.model.config.vision_config.num_attention_heads = towers.model.config.text_config.num_attention_heads = 1
+
+    def depth(towers):
+        for chain in (towers.image_chain, towers.text_chain):
+            chain[-1].modules[0].requires_grad_(True)
+
+    def preprocessing(towers):
+        towers.pixel_spec = dataclasses.replace(towers.pixel_spec, mean=(0.1, 0.2, 0.3))
+
+    plain = folders()
+    assert plain == folders()
+    for change in (weights, heads, depth):
+        assert all(one != other for one, other in zip(plain, folders(change), strict=True)), change.__name__
+    assert all(one != other for one, other in zip(plain, folders(precision="bf16"), strict=True))
+    pictures, texts = folders(preprocessing)
+    assert pictures != plain[0] and texts == plain[1]
+    longer = folders(longest=40)
+    assert longer[0] == plain[0] and (longer[1] != plain[1]) == (name == "tiny-clip")
+
+
+def test_a_picture_that_was_changed_is_computed_again(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"x")
+    before = picture_keys([path], ["id"])
+    os.utime(path, (1, 1))
+    touched = picture_keys([path], ["id"])
+    path.write_bytes(b"xx")
+    os.utime(path, (1, 1))
+    assert len({*before, *touched, *picture_keys([path], ["id"])}) == 3
+    with pytest.raises(DataError, match="no such picture"):
+        picture_keys([tmp_path / "b.png"], ["id"])
+
+
+def test_frozen_parts_run_without_dropout(tiny, tmp_path):
+    towers = tiny("tiny-clip")
+    towers.model.requires_grad_(False)
+    for module in towers.model.modules():
+        if hasattr(module, "dropout"):
+            module.dropout = 0.5
+    towers.train()
+    tokens = TokenStore(towers.tokenize(["red tart", "soup"])[0], towers.pad)
+    frozen = Frozen.of(towers, "texts", "fp32", 8)
+    features = frozen.features(frozen.store(tmp_path), tokens, text_keys(tokens.tokens))
+    towers.eval()
+    with torch.no_grad():
+        assert torch.allclose(towers.embed_texts(features[[0, 1]]), towers.embed_texts(tokens[[0, 1]]), atol=1e-6)
+
+
+def test_numbers_that_16_bits_cannot_hold_are_refused_or_not_cached(tiny, prepared, vlkit, tmp_path):
+    towers = tiny("tiny-clip")
+    towers.model.requires_grad_(False)
+    with torch.no_grad():
+        towers.model.text_projection.weight.mul_(1e8)
+    tokens = TokenStore(towers.tokenize(["red tart", "soup"])[0], towers.pad)
+    frozen = Frozen.of(towers, "texts", "bf16", 8)
+    with pytest.raises(UsageError, match="cannot hold"):
+        frozen.features(frozen.store(tmp_path / "c"), tokens, text_keys(tokens.tokens))
+
+
+@pytest.mark.parametrize(("value", "code"), [("s3://b/x", 2), ("OFF", 2), ("", 2), ("FILE", 2), ("FILE/below", 2)])
+def test_a_cache_that_cannot_be_is_refused_before_anything_else(value, code, prepared, vlkit, tmp_path):
+    (tmp_path / "file").write_text("x")
+    base = ("train-retrieval", "--data", prepared, "--model", "tiny-clip", "--runs-dir", tmp_path / "runs")
+    flags = ("--name", "x", "--tune", "text", "--cache", value.replace("FILE", str(tmp_path / "file")))
+    for more in ((), ("--dry-run",)):
+        outcome = vlkit(*base, *flags, *more)
+        assert outcome.code == code and "--cache" in outcome.err, outcome.err
+    assert not (tmp_path / "runs").exists() or not (tmp_path / "runs/x/checkpoints").exists()
+
+
+def test_a_damaged_cache_that_nobody_asked_for_is_filled_again(prepared, vlkit, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def train(name, *extra):
+        base = ("train-retrieval", "--data", prepared, "--model", "tiny-clip", "--runs-dir", tmp_path, "--name", name)
+        return vlkit(*base, "--steps", 12, "--batch-size", 16, "--tune", "text", *extra)
+
+    assert train("first").code == 0
+    (index,) = (tmp_path / "cache/vlkit/features").glob("pictures-*/index.jsonl")
+    index.write_text('{"kexs": []}\n')
+    again = train("second")
+    assert again.code == 0 and "filled again" in again.err
+    index.write_text('{"kexs": []}\n')
+    asked = train("third", "--cache", tmp_path / "cache/vlkit/features")
+    assert asked.code == 6 and "damaged" in asked.err
+
+
+@pytest.mark.slow
+def test_processes_of_a_torchrun_share_a_cache_that_is_half_full(prepared, vlkit, tmp_path):
+    """One that opens it late finds what the other wrote meanwhile; none misses an item. Losses as of one process."""
+    from test_distributed import torchrun
+
+    cache = tmp_path / "c"
+    flags = ("--data", prepared, "--steps", 8, "--batch-size", 20, "--tune", "text", "--eval-every", 4)
+    one = ("train-retrieval", "--model", "tiny-siglip", "--runs-dir", tmp_path, "--name", "one", *flags)
+    assert vlkit(*one, "--cache", "off").code == 0
+    for number in range(3):
+        done = torchrun(2, tmp_path, "--name", f"two-{number}", *flags, "--cache", cache)
+        assert done.returncode == 0, done.stderr
+        found = [[line["loss"] for line in lines_of(tmp_path / name) if "loss" in line] for name in ("one", "two-0")]
+        assert found[1] == pytest.approx(found[0], rel=1e-4)
+        (index,) = cache.glob("pictures-*/index.jsonl")
+        index.write_text(index.read_text().split("\n")[0] + "\n")

@@ -1,6 +1,7 @@
 """A text encoder of any kind beside CLIP's or SigLIP's vision tower."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -141,3 +142,58 @@ def test_what_is_no_text_encoder_or_no_pair_is_refused(folders, tmp_path, prepar
     (folder / "pair.json").write_text(json.dumps({"vision": "vision"}))
     with pytest.raises(ArtifactError, match=r"pair\.json"):
         towers.load(str(folder))
+
+
+def test_pooling_is_what_the_text_model_says_and_stays_so(folders, tmp_path):
+    text = tmp_path / "text"
+    shutil.copytree(folders("tiny-clip") / "text", text)
+    assert pair.pooling_of(str(text)) == "mean"
+    (text / "1_Pooling").mkdir()
+    told = {"word_embedding_dimension": 64, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
+    (text / "1_Pooling/config.json").write_text(json.dumps(told))
+    assert pair.pooling_of(str(text)) == "cls"
+    made = opening.open_model("tiny-clip", TEXTS, seed=1, text_model=str(text), keep_in=tmp_path / "base")
+    assert made.model.config.pooling == "cls"
+    made.save(tmp_path / "saved")
+    again = towers.load(str(tmp_path / "saved"))
+    ids = made.pad(made.tokenize(TEXTS)[0])
+    with torch.no_grad():
+        assert torch.allclose(again.embed_texts(ids), made.embed_texts(ids), atol=1e-6)
+        again.model.config.pooling = "mean"
+        assert not torch.allclose(again.embed_texts(ids), made.embed_texts(ids), atol=1e-6)
+    (text / "1_Pooling/config.json").write_text("{")
+    with pytest.raises(ArtifactError, match="damaged"):
+        pair.pooling_of(str(text))
+
+
+def test_an_encoder_whose_layers_are_not_known_is_refused():
+    from transformers import CLIPConfig, ModernBertConfig, MPNetConfig
+
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    modern = towers.from_config(pair.config_of(CLIPConfig(), ModernBertConfig(vocab_size=100, pad_token_id=0, **small)))
+    for tune in ("lora", "last"):
+        with pytest.raises(UsageError, match="does not know"):
+            adapters.adapt(modern, TrainRetrievalConfig(tune=tune), seed=0)
+    mpnet = towers.from_config(pair.config_of(CLIPConfig(), MPNetConfig(vocab_size=100, **small)))
+    adapters.adapt(mpnet, TrainRetrievalConfig(tune="lora"), seed=0)
+    assert len([n for n in adapters.trainable(mpnet) if n.startswith("text_model") and "lora_A" in n]) == 2 * 4
+
+
+def test_a_frozen_text_encoder_is_kept_too(prepared, vlkit, tmp_path):
+    base = ("train-retrieval", "--data", prepared, "--model", "tiny-clip", "--text-model", "tiny-xlmr")
+    flags = ("--runs-dir", tmp_path, "--name", "x", "--steps", 12, "--batch-size", 16, "--tune", "image")
+    assert "texts" in vlkit(*base, *flags, "--dry-run", "--json").json()["cache"]
+
+
+def test_a_half_can_be_taken_from_a_saved_pair_and_a_pair_is_whole(folders, prepared, vlkit, tmp_path):
+    made = tmp_path / "pair"
+    towers.load(str(folders("tiny-clip"))).save(made)
+    base = ("train-retrieval", "--data", prepared, "--runs-dir", tmp_path, "--steps", 2, "--batch-size", 8)
+    halves = ("--model", made / "vision", "--text-model", made / "text")
+    assert vlkit(*base, "--name", "halves", *halves).code == 0
+    refused = vlkit(*base, "--name", "x", "--model", made, "--text-model", "tiny-xlmr")
+    assert refused.code == 2 and "pair already" in refused.err
+    refused = vlkit(*base, "--name", "x", "--model", made, "--tune", "lora", "--quantize", "nf4")
+    assert refused.code == 2 and "--quantize" in refused.err
+    assert vlkit(*base, "--name", "x", "--model", "tiny-clip", "--text-model", "tiny-siglip").code == 2
+    assert vlkit(*base, "--name", "x", "--model", "tiny-clip", "--text-model", "./nowhere").code == 2

@@ -101,3 +101,8 @@ def test_what_cannot_be_in_four_bits_is_refused(prepared, vlkit):
     assert "pair" in vlkit(*base, "--tune", "lora", "--text-model", "tiny-xlmr").err
     plain = vlkit(*base[:-2], "--tune", "lora", "--dry-run", "--json").json()
     assert vlkit(*base, "--tune", "lora", "--dry-run", "--json").json()["memory_gb"] < plain["memory_gb"]
+
+
+def test_matrices_are_multiplied_in_the_precision_of_the_run(quantized):
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        assert {module.compute_dtype for module in four_bit(quantized("tiny-clip", precision)).values()} == {dtype}

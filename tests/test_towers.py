@@ -299,3 +299,13 @@ def test_the_chain_of_stages_is_the_model(name, precision, tiny):
     assert frozen_depth(towers.image_chain) == 0
     towers.model.requires_grad_(False)
     assert frozen_depth(towers.image_chain) == len(towers.image_chain)
+
+
+def test_an_old_clip_configuration_pools_at_the_highest_token(tiny):
+    """Configurations from before the end's number was right say 2; transformers then takes the largest id."""
+    towers = tiny("tiny-clip")
+    ids = towers.pad(towers.tokenize(["red tart", "a soup that is blue"])[0])
+    with torch.no_grad():
+        towers.model.config.text_config.eos_token_id = towers.model.text_model.eos_token_id = 2
+        theirs = towers.model.get_text_features(input_ids=ids).pooler_output
+        assert torch.allclose(towers.embed_texts(ids), torch.nn.functional.normalize(theirs, dim=1), atol=1e-6)

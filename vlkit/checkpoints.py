@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 
 from vlkit import console
 from vlkit.errors import ArtifactError, NonFiniteError, ResourceError
-from vlkit.storage import folder_written_whole, json_text
+from vlkit.storage import folder_written_whole, json_text, size_of
 
 SCHEMA = 1
 FILES = ("trainable.safetensors", "optimizer.safetensors", "state.json")
@@ -98,7 +98,9 @@ def save(
             raise
         needed = sum(value.numel() * value.element_size() for each in tensors.values() for value in each.values())
         free = shutil.disk_usage(folder).free
-        told = f"{folder}: step {step} could not be saved ({error}): it needs {_size(needed)}, {_size(free)} are free"
+        told = (
+            f"{folder}: step {step} could not be saved ({error}): it needs {size_of(needed)}, {size_of(free)} are free"
+        )
         hint = "the checkpoints before it are whole: make room, and run the same command again"
         raise ResourceError(told, hint=hint) from None
 
@@ -108,10 +110,6 @@ def _of_the_disk(error: OSError | SafetensorError) -> bool:
     if isinstance(error, OSError):
         return error.errno in codes
     return any(f"os error {code}" in str(error) for code in codes)
-
-
-def _size(count: float) -> str:
-    return f"{count / 2**20:.1f} MB" if count < 2**30 else f"{count / 2**30:.1f} GB"
 
 
 def _written(

@@ -21,6 +21,7 @@ from vlkit.settings import Settings
 from vlkit.storage import Location
 
 RUNS = Location("runs")
+KEPT = ("off", "auto")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +89,7 @@ class TrainRetrievalConfig(TrainingConfig):
     text_model: Annotated[
         str | None,
         "a text encoder beside the model's vision tower, with its own tokenizer: any that AutoModel opens, such as "
-        "xlm-roberta-base, or tiny-xlmr",
+        "FacebookAI/xlm-roberta-base, or tiny-xlmr",
     ] = None
     loss: Annotated[Literal["sigmoid", "softmax"] | None, "default: sigmoid for SigLIP, softmax for CLIP"] = None
     labels: Annotated[Literal["eye", "multi-positive", "mask"], "what counts as a match within a batch"] = (
@@ -146,6 +147,8 @@ class TrainRetrievalConfig(TrainingConfig):
             raise UsageError(f"--tune {self.tune} --towers {self.towers}: these are two different towers")
         if self.merge and self.tune != "lora":
             raise UsageError(f"--merge merges a LoRA; with --tune {self.tune} there is none")
+        if not self.cache.strip() or "://" in self.cache or (self.cache not in KEPT and self.cache.lower() in KEPT):
+            raise UsageError(f"--cache {self.cache!r} is none of off, auto, or a folder on this machine")
         if self.quantize and self.tune != "lora":
             told = f"--quantize {self.quantize} with --tune {self.tune}: weights in 4 bits cannot be trained"
             raise UsageError(told, hint="--tune lora trains adapters on them")

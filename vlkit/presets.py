@@ -121,7 +121,11 @@ def resolve_train_retrieval(given: Mapping[str, Any]) -> TrainRetrievalConfig:
     if preset.get("model", model) != model:
         preset = {}
     text_model = given.get("text_model") or preset.get("text_model")
-    return TrainRetrievalConfig.from_layers(model_preset(model, text_model), preset, given)
+    layers = [model_preset(model, text_model), preset]
+    if text_model and given.get("tune") == "lora":
+        # Theirs is the rate of a whole encoder.
+        layers = [{key: value for key, value in layer.items() if key != "lr"} for layer in layers]
+    return TrainRetrievalConfig.from_layers(*layers, given)
 
 
 def _domain_of_data(data: Location) -> str | None:

@@ -72,6 +72,14 @@ def existing(path: Path) -> Path:
     return path if path.exists() else existing(path.parent) if path.parent != path else Path()
 
 
+def size_of(count: float) -> str:
+    """Bytes as people read them."""
+    for unit, size in (("GB", 2**30), ("MB", 2**20), ("kB", 2**10)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count:.0f} bytes"
+
+
 def refuse_unwritable(folder: Path, flag: str) -> None:
     """Refuse, before any work is done, a folder that cannot be written, or made where it is to be.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vlkit.evaluation.scoring import DIRECTIONS
+from vlkit.models.quantization import SPARED
 from vlkit.runs import Run
 from vlkit.settings import yaml_text
 from vlkit.storage import write_text
@@ -80,34 +81,57 @@ def _loading(run: Run, kind: str, place: str) -> str:
     base = f"{up}base" if run.base.is_dir() else str(run.config()["model"])
     if run.config().get("text_model"):
         return _loading_pair(here, kind, base)
-    lines = ["from transformers import AutoModel, AutoTokenizer", ""]
     if kind == "model":
-        lines += [f'model = AutoModel.from_pretrained("{here}")']
-        lines += [f'tokenizer = AutoTokenizer.from_pretrained("{here}")']
-    else:
-        lines[0:1] = ["from peft import PeftModel", lines[0]]
-        lines += [f'base = AutoModel.from_pretrained("{base}")']
-        lines += [f'tokenizer = AutoTokenizer.from_pretrained("{base}")']
-        lines += [f'model = PeftModel.from_pretrained(base, "{here}")']
-        lines += [
-            "# logit_parameters.safetensors beside the adapter holds what no PEFT adapter does: logit scale and bias"
-        ]
-    return "```python\n" + "\n".join(lines) + "\n```"
+        return _code(
+            "from transformers import AutoModel, AutoTokenizer",
+            "",
+            f'model = AutoModel.from_pretrained("{here}")',
+            f'tokenizer = AutoTokenizer.from_pretrained("{here}")',
+        )
+    packed = ["import torch"] if run.config().get("quantize") else []
+    more = ""
+    if packed:
+        dtype = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[run.config()["precision"]]
+        packed.append(f"how = BitsAndBytesConfig({NF4}, bnb_4bit_compute_dtype=torch.{dtype},")
+        packed.append(f"    llm_int8_skip_modules={SPARED})")
+        more = ", quantization_config=how"
+    return _code(
+        *packed[:1],
+        "from peft import PeftModel",
+        f"from transformers import AutoModel, AutoTokenizer{', BitsAndBytesConfig' if packed else ''}",
+        "",
+        *packed[1:],
+        f'base = AutoModel.from_pretrained("{base}"{more})',
+        f'tokenizer = AutoTokenizer.from_pretrained("{base}")',
+        f'model = PeftModel.from_pretrained(base, "{here}")',
+        "# logit_parameters.safetensors beside the adapter holds what no PEFT adapter does: logit scale and bias",
+    )
+
+
+NF4 = 'load_in_4bit=True, bnb_4bit_quant_type="nf4"'
 
 
 def _loading_pair(here: str, kind: str, base: str) -> str:
     """The same for a vision tower and a text encoder of another family, whose halves transformers opens one by one."""
     if kind == "adapter":
         told = f"A PEFT adapter on the pair in `{base}/`, with what joins the halves in logit_parameters.safetensors."
-        return f"{told} `vlkit` opens them together."
-    lines = [
+        return told + "\n\n" + _code("from vlkit.models.opening import open_trained", "", 'pair = open_trained(".")')
+    return _code(
         "from transformers import AutoModel, AutoTokenizer",
+        "from safetensors.torch import load_file",
         "",
-        f'text = AutoModel.from_pretrained("{here}/text")',
+        f'text = AutoModel.from_pretrained("{here}/text", add_pooling_layer=False)',
         f'tokenizer = AutoTokenizer.from_pretrained("{here}/text")',
-        f'vision = AutoModel.from_pretrained("{here}/vision")',
-        "# pair.safetensors beside them: the projection of the texts' pooled states, logit scale and bias",
-    ]
+        f'joint = load_file("{here}/pair.safetensors")',
+        "tokens = tokenizer([...], padding=True, return_tensors='pt')",
+        "states, mask = text(**tokens).last_hidden_state, tokens['attention_mask'][..., None]",
+        f"# pooled as {here}/pair.json says; here the mean. The pictures' half: CLIPVisionModelWithProjection, or",
+        f"# SiglipVisionModel, of {here}/vision",
+        "embeddings = (states * mask).sum(1) / mask.sum(1) @ joint['text_projection.weight'].T",
+    )
+
+
+def _code(*lines: str) -> str:
     return "```python\n" + "\n".join(lines) + "\n```"
 
 

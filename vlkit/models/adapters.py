@@ -32,13 +32,14 @@ LAYER = re.compile(r"(vision_model|text_model)\.(?:encoder|transformer)\.layers?
 # What stands behind the encoders: CLIP's projections, SigLIP's pooling head and text head.
 HEAD = re.compile(r"(visual_projection|text_projection|(vision_model|text_model)\.head)\.")
 TOWERS = {"image": ("vision_model.", "visual_projection."), "text": ("text_model.", "text_projection.")}
-# Attention's projections, below an encoder layer, as CLIP and SigLIP, BERT and its kin, and DistilBERT call them.
+# Attention's projections, below an encoder layer, as CLIP and SigLIP, BERT and its kin, DistilBERT and MPNet say.
 PROJECTIONS = {
-    "q": r"self_attn\.q_proj|attention\.self\.query|attention\.q_lin",
-    "k": r"self_attn\.k_proj|attention\.self\.key|attention\.k_lin",
-    "v": r"self_attn\.v_proj|attention\.self\.value|attention\.v_lin",
-    "out": r"self_attn\.out_proj|attention\.output\.dense|attention\.out_lin",
+    "q": r"self_attn\.q_proj|attention\.self\.query|attention\.q_lin|attention\.attn\.q",
+    "k": r"self_attn\.k_proj|attention\.self\.key|attention\.k_lin|attention\.attn\.k",
+    "v": r"self_attn\.v_proj|attention\.self\.value|attention\.v_lin|attention\.attn\.v",
+    "out": r"self_attn\.out_proj|attention\.output\.dense|attention\.out_lin|attention\.attn\.o",
 }
+TOWER_NAMES = {"both": ("vision_model", "text_model"), "image": ("vision_model",), "text": ("text_model",)}
 LOGITS = ("logit_scale", "logit_bias")
 LOGIT_FILE = "logit_parameters.safetensors"
 
@@ -91,7 +92,13 @@ def _chosen(towers: Towers, config: TrainRetrievalConfig) -> set[str]:
     """Names of the parameters that --tune and --towers choose."""
     names = {name for name, _ in towers.model.named_parameters()}
     if config.tune == "last":
-        names = _upper(names, check_depth(towers.model.config, config.unfreeze_layers), config.unfreeze_layers)
+        depth = check_depth(towers.model.config, config.unfreeze_layers)
+        for tower in TOWER_NAMES[config.towers]:
+            if len({m[2] for name in names if (m := LAYER.match(name)) and m[1] == tower}) != depth[tower]:
+                kind = getattr(towers.model, tower).config.model_type
+                told = f"--tune last: vlkit does not know the layers of a {kind} model"
+                raise UsageError(told, hint="--tune text, image, head and full work with any model")
+        names = _upper(names, depth, config.unfreeze_layers)
     elif config.tune == "head":
         names = {name for name in names if is_head(name)}
     where = config.tune if config.tune in TOWERS else config.towers
@@ -172,18 +179,23 @@ def _upper(names: set[str], depth: dict[str, int], unfreeze: int) -> set[str]:
 def lora_pattern(targets: tuple[str, ...], towers: str = "both") -> str:
     """What PEFT matches module names against: attention projections of the encoder layers, and no others."""
     projections = "|".join(PROJECTIONS[target] for target in targets)
-    models = {"both": "vision_model|text_model", "image": "vision_model", "text": "text_model"}[towers]
-    return rf"({models})\.(encoder|transformer)\.layers?\.\d+\.({projections})"
+    return rf"({'|'.join(TOWER_NAMES[towers])})\.(encoder|transformer)\.layers?\.\d+\.({projections})"
 
 
 def _insert_lora(towers: Towers, config: TrainRetrievalConfig, seed: int) -> None:
     from peft import LoraConfig, get_peft_model
 
+    pattern = lora_pattern(config.lora_targets, config.towers)
+    for tower in TOWER_NAMES[config.towers]:
+        if not any(re.fullmatch(pattern, n) and n.startswith(tower) for n, _ in towers.model.named_modules()):
+            kind = getattr(towers.model, tower).config.model_type
+            told = f"--tune lora: vlkit does not know the attention layers of a {kind} model"
+            raise UsageError(told, hint="--towers image adapts the other one; --tune text or full trains all of it")
     lora = LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
-        target_modules=lora_pattern(config.lora_targets, config.towers),
+        target_modules=pattern,
         bias="none",
     )
     with torch.random.fork_rng(devices=[]):

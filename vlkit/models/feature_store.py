@@ -42,7 +42,7 @@ class FeatureStore:
         """
         self.folder, self.shape, self.dtype = folder, tuple(shape), np.dtype(dtype)
         self.places, self._sums, self._seen = dict[str, int](), np.zeros(0, np.uint32), 0
-        self._rows: np.memmap | None = None
+        self._checked, self._rows = np.zeros(0, bool), None
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "about.json").is_file():
             told = {**about, "shape": list(self.shape), "dtype": self.dtype.name}
@@ -56,16 +56,17 @@ class FeatureStore:
 
     def reload(self) -> None:
         """Learn what has been written since, by whomever."""
-        for block in self._new_blocks():
-            first = len(self.places)
-            self.places |= {key: first + position for position, key in enumerate(block["keys"])}
-            self._sums = np.concatenate([self._sums, np.array(block["sums"], np.uint32)])
-        self._checked = np.zeros(len(self._sums), bool)
-        self._rows = None
+        for keys, sums in self._new_blocks():
+            first = len(self._sums)
+            self.places |= {key: first + position for position, key in enumerate(keys)}
+            self._sums = np.concatenate([self._sums, np.array(sums, np.uint32)])
+        fresh = np.zeros(len(self._sums) - len(self._checked), bool)
+        self._checked, self._rows = np.concatenate([self._checked, fresh]), None
 
     def missing(self, keys: Sequence[str]) -> list[int]:
-        """Positions, in `keys`, of what is not here."""
-        return [position for position, key in enumerate(keys) if key not in self.places]
+        """Positions, in `keys`, of what is not here; a key that repeats counts once."""
+        first = {key: position for position, key in reversed(list(enumerate(keys)))}
+        return sorted(position for key, position in first.items() if key not in self.places)
 
     def append(self, keys: Sequence[str], rows: np.ndarray) -> None:
         """Write rows [keys, *shape]; they are there, whatever happens, once this returns.
@@ -118,7 +119,7 @@ class FeatureStore:
     def _damaged(self) -> ArtifactError:
         return ArtifactError(f"the cache {self.folder} is damaged", hint="remove the folder: it is filled again")
 
-    def _new_blocks(self) -> list[dict[str, Any]]:
+    def _new_blocks(self) -> list[tuple[list[str], list[int]]]:
         path = self.folder / "index.jsonl"
         if not path.is_file():
             return []
@@ -129,8 +130,9 @@ class FeatureStore:
         whole = told[: told.rfind(b"\n") + 1]
         self._seen += len(whole)
         try:
-            return [json.loads(line) for line in whole.splitlines()]
-        except ValueError:
+            blocks = [json.loads(line) for line in whole.splitlines()]
+            return [(block["keys"], block["sums"]) for block in blocks]
+        except (ValueError, KeyError, TypeError):
             raise self._damaged() from None
 
     def _write(self, keys: list[str], rows: np.ndarray) -> None:

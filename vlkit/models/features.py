@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from torch.utils.data import DataLoader
 from vlkit import console, interrupts
 from vlkit.data.batches import Carried, Inputs, TokenStore, loader_workers, unpacked
 from vlkit.distributed import ALONE, World
-from vlkit.errors import UsageError
+from vlkit.errors import DataError, UsageError
 from vlkit.models.device import Precision, autocast
 from vlkit.models.feature_store import FeatureStore
 from vlkit.models.stages import Halfway, Stage, frozen_depth, through
@@ -30,8 +31,7 @@ from vlkit.models.towers import Towers
 
 SCHEMA = 1
 BLOCK = 64
-# The embeddings alone cost less than reading what they make.
-LEAST_DEPTH = 2
+TORCH_TYPES = {"float32": torch.float32, "float16": torch.float16}
 
 Kind = Literal["pictures", "texts"]
 
@@ -101,8 +101,8 @@ class Frozen:
 
     @property
     def pays(self) -> bool:
-        """There is enough of it to be worth keeping."""
-        return self.depth >= LEAST_DEPTH
+        """An encoder layer is in it: embeddings alone cost less than reading what they make."""
+        return any(stage.layers for stage in self._chain_of(self.towers, self.kind)[: self.depth])
 
     def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
         """Pixels or token ids -> what the frozen stages make of them, on the towers' device."""
@@ -121,6 +121,9 @@ class Frozen:
 
     def row(self) -> tuple[tuple[int, ...], np.dtype]:
         """Shape and type of what is kept of one item: float32 where that is the precision, else float16."""
+        kept = np.dtype(np.float32 if self.precision == "fp32" else np.float16)
+        if (width := self._chain_of(self.towers, self.kind)[self.depth - 1].width) is not None:
+            return (width,), kept
         # Wherever the weights are: of a model without any, on the meta device, shapes are known all the same.
         device = next(self.towers.model.parameters()).device
         size = self.towers.pixel_spec.size
@@ -128,7 +131,7 @@ class Frozen:
         begun = Halfway(torch.zeros((1, *shape), dtype=dtype, device=device), 0, torch.zeros(1, dtype=torch.long))
         with torch.inference_mode():
             found = through(self._chain_of(self.towers, self.kind), begun, self.depth).values
-        return tuple(found.shape[1:]), np.dtype(np.float32 if self.precision == "fp32" else np.float16)
+        return tuple(found.shape[1:]), kept
 
     def identity(self) -> dict[str, Any]:
         """All that decides what it makes of an item, but the item."""
@@ -140,39 +143,56 @@ class Frozen:
                 digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         half = "vision_config" if self.kind == "pictures" else "text_config"
         config = {k: v for k, v in getattr(self.towers.model.config, half).to_dict().items() if not k.startswith("_")}
-        spec = asdict(self.towers.pixel_spec) if self.kind == "pictures" else {"length": self.length}
+        if self.kind == "pictures":
+            spec = asdict(self.towers.pixel_spec)
+        else:
+            pooling = getattr(self.towers.model.config, "pooling", None)
+            spec = {"length": self.length, "pad": self.towers.pad_token, "pooling": pooling}
         about = {"schema": SCHEMA, "kind": self.kind, "depth": self.depth, "precision": self.precision}
         return {**about, "weights": digest.hexdigest(), "preprocessing": spec, "config": config}
 
-    def store(self, folder: Path) -> FeatureStore:
-        """Its folder below `folder`, opened."""
-        identity, (shape, dtype) = self.identity(), self.row()
-        key = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:20]
-        return FeatureStore(folder / f"{self.kind}-{key}", shape, dtype, {**identity, "model": self.towers.source})
+    def folder(self, below: Path) -> Path:
+        """Where its rows are kept below a cache's folder: named by its identity."""
+        told = json.dumps(self.identity(), sort_keys=True, default=str)
+        return below / f"{self.kind}-{hashlib.sha256(told.encode()).hexdigest()[:20]}"
+
+    def store(self, below: Path) -> FeatureStore:
+        """That folder, opened."""
+        about = {**self.identity(), "model": self.towers.source}
+        return FeatureStore(self.folder(below), *self.row(), about)
 
     def features(self, store: FeatureStore, items: Inputs, keys: Sequence[str], world: World = ALONE) -> Features:
         """The items' features; what is not yet in the store is computed, each process its share."""
-        missing = store.missing(keys)
-        mine = missing[world.share(len(missing))]
-        blocks = [mine[start : start + BLOCK] for start in range(0, len(mine), BLOCK)]
+        # A share of all: what is missing is another list for every process that looks while others write.
+        share = range(len(keys))[world.share(len(keys))]
+        mine = [share[position] for position in store.missing([keys[position] for position in share])]
+        self.towers.eval()
+        self._compute(store, items, keys, mine)
+        world.wait()
+        store.reload()
+        # Another machine of the same run may have written to a disk of its own.
+        self._compute(store, items, keys, store.missing(keys))
+        places = np.array([store.places[key] for key in keys], np.int64)
+        whole = self.kind == "pictures" or len(store.shape) == 1 or self.towers.pads_to_limit
+        return Features(store, self.depth, places, None if whole else self._ends(items))
+
+    def _compute(self, store: FeatureStore, items: Inputs, keys: Sequence[str], mine: Sequence[int]) -> None:
+        """Compute the items at the positions `mine`, and keep them."""
+        blocks = [list(mine[start : start + BLOCK]) for start in range(0, len(mine), BLOCK)]
+        if not blocks:
+            return
         loader: DataLoader[Any] = DataLoader(
             Carried(items), sampler=blocks, batch_size=None, num_workers=loader_workers(items)
         )
-        self.towers.eval()
         with console.progress(f"caching {self.kind}", len(mine)) as bar:
             for number, (block, inputs) in enumerate(zip(blocks, unpacked(loader), strict=True), start=1):
-                values = self(inputs).float().cpu().numpy().astype(store.dtype)
+                values = self(inputs).to(TORCH_TYPES[store.dtype.name]).cpu().numpy()
                 if not np.isfinite(values).all():
                     told = f"the frozen part of {self.towers.source} makes numbers that {store.dtype} cannot hold"
                     raise UsageError(told, hint="--precision fp32, or --cache off")
                 store.append([keys[position] for position in block], values)
                 interrupts.check()
                 bar.update(min(number * BLOCK, len(mine)))
-        world.wait()
-        store.reload()
-        places = np.array([store.places[key] for key in keys], np.int64)
-        whole = self.kind == "pictures" or len(store.shape) == 1 or self.towers.pads_to_limit
-        return Features(store, self.depth, places, None if whole else self._ends(items))
 
     def fits(self, tokens: TokenStore) -> bool:
         """No text is longer than what is kept of one."""
@@ -186,8 +206,15 @@ class Frozen:
 
 def picture_keys(paths: Sequence[Path], image_ids: Sequence[str]) -> list[str]:
     """The hash of each picture's bytes, and size and time of its file, lest it was changed since it was hashed."""
-    found = ((image_id, path.stat()) for path, image_id in zip(paths, image_ids, strict=True))
+    found = ((image_id, _stat(path)) for path, image_id in zip(paths, image_ids, strict=True))
     return [f"{image_id}-{stat.st_size}-{stat.st_mtime_ns}" for image_id, stat in found]
+
+
+def _stat(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except OSError as error:
+        raise DataError(f"no such picture: {path} ({error.strerror})", hint="run prep again") from None
 
 
 def text_keys(tokens: Sequence[Sequence[int]]) -> list[str]:

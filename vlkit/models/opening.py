@@ -22,10 +22,13 @@ def config_of(name: str, text_model: str | None = None) -> Any:
     Args:
         text_model: beside the model's vision tower, instead of its own text tower.
     """
-    config = tiny.config_of(name) if name in tiny.MAKERS else towers.load_config(name)
+    if name in tiny.MAKERS:
+        config = tiny.config_of(name)
+    else:
+        config = towers.load_config(name) if text_model is None else towers.load_half_config(name)
     if text_model is None:
         return config
-    text = tiny.text_config() if text_model == tiny.TEXT_MODEL else towers.load_text_config(text_model)
+    text = tiny.text_config() if text_model == tiny.TEXT_MODEL else towers.load_half_config(text_model)
     return pair.config_of(config, text)
 
 

@@ -21,10 +21,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from vlkit import console
 from vlkit.errors import ArtifactError, UsageError
 from vlkit.storage import json_text
 
 PAIR, WEIGHTS = "pair.json", "pair.safetensors"
+TINY_TEXT = "tiny-xlmr"
 Pooling = Literal["mean", "cls"]
 # What the logits of a fresh projection begin with, as the two families were trained from.
 SCALES = {"clip": 1 / 0.07, "siglip": 10.0}
@@ -99,10 +101,22 @@ def text_limit(config: Any, tokenizer: Any) -> int:
 
 
 def pooling_of(name: str) -> Pooling:
-    """How a folder of sentence-transformers says that its token states are pooled; mean where nothing is said."""
-    path = Path(name) / "1_Pooling" / "config.json"
-    told = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return "cls" if told.get("pooling_mode_cls_token") else "mean"
+    """How a model of sentence-transformers says that its token states are pooled; mean where nothing is said."""
+    from transformers.utils import cached_file
+
+    path = None
+    if Path(name).exists() or name.count("/") == 1:
+        path = cached_file(name, "1_Pooling/config.json", _raise_exceptions_for_missing_entries=False)
+    if path is None:
+        return "mean"
+    try:
+        told = json.loads(Path(path).read_text(encoding="utf-8"))
+        modes = [mode for mode, on in told.items() if mode.startswith("pooling_mode_") and on is True]
+    except (ValueError, AttributeError) as error:
+        raise ArtifactError(f"{path} is damaged: {error}") from None
+    if modes and not {"pooling_mode_cls_token", "pooling_mode_mean_tokens"} & set(modes):
+        console.warn(f"{name} pools its tokens by {modes[0].removeprefix('pooling_mode_')}; here their mean is taken")
+    return "cls" if "pooling_mode_cls_token" in modes else "mean"
 
 
 def config_of(vision: Any, text: Any, pooling: Pooling = "mean", pad_token: int = 0) -> PairConfig:
@@ -179,7 +193,7 @@ class Halves:
         try:
             told = json.loads((folder / PAIR).read_text(encoding="utf-8"))
             vision, text, pooling = told["vision"], told["text"], told["pooling"]
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise ArtifactError(f"{folder / PAIR} is damaged: {error}") from None
         below = [str(folder / name) if (folder / name).is_dir() else name for name in (vision, text)]
         return cls(*below, pooling)

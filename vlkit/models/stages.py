@@ -25,10 +25,14 @@ class Stage:
         modules: whose parameters it uses.
         run: (values [items, ...], ends int64 [items] or None) -> values. `ends` are the positions that texts are
             pooled at.
+        layers: encoder layers in it.
+        width: of what comes out, where an item is one row and no run is needed to know it.
     """
 
     modules: tuple[nn.Module, ...]
     run: Run
+    layers: int = 0
+    width: int | None = None
 
     @property
     def frozen(self) -> bool:
@@ -98,8 +102,14 @@ def text_chain(model: Any) -> list[Stage]:
     text = model.text_model
     if hasattr(model, "text_states"):
         return [
-            Stage((text,), lambda ids, _: model.text_states(ids)),
-            Stage((model.text_projection,), lambda x, _: model.text_projection(x)),
+            Stage(
+                (text,), lambda ids, _: model.text_states(ids), text.config.num_hidden_layers, text.config.hidden_size
+            ),
+            Stage(
+                (model.text_projection,),
+                lambda x, _: model.text_projection(x),
+                width=model.text_projection.out_features,
+            ),
         ]
     embeddings = Stage((text.embeddings,), lambda ids, _: text.embeddings(input_ids=ids))
     if hasattr(model, "text_projection"):
@@ -119,7 +129,7 @@ def text_chain(model: Any) -> list[Stage]:
 
 
 def _layer(layer: nn.Module) -> Stage:
-    return Stage((layer,), lambda x, _: layer(x, None))
+    return Stage((layer,), lambda x, _: layer(x, None), 1)
 
 
 def _causal_layer(layer: nn.Module, config: Any) -> Stage:
@@ -129,7 +139,7 @@ def _causal_layer(layer: nn.Module, config: Any) -> Stage:
         mask = create_causal_mask(config=config, inputs_embeds=values, attention_mask=None, past_key_values=None)
         return layer(values, mask, is_causal=True)
 
-    return Stage((layer,), run)
+    return Stage((layer,), run, 1)
 
 
 def _at(values: torch.Tensor, ends: torch.Tensor | None) -> torch.Tensor:

@@ -18,6 +18,7 @@ import torch
 
 from vlkit.data.images import PixelSpec
 from vlkit.errors import UsageError, nearest
+from vlkit.models.pair import TINY_TEXT
 from vlkit.models.towers import Towers, quiet_transformers
 from vlkit.storage import folder_written_whole
 
@@ -176,4 +177,4 @@ def _write_xlmr(texts: Sequence[str], folder: Path) -> None:
 
 # Dual encoders, and a text encoder to be put beside another's vision tower.
 MAKERS = {"tiny-siglip": _write_siglip, "tiny-clip": _write_clip}
-TEXT_MODEL = "tiny-xlmr"
+TEXT_MODEL = TINY_TEXT

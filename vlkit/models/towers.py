@@ -216,6 +216,8 @@ def load(name: str, *, quantized: Precision | None = None) -> Towers:
     """
     transformers = quiet_transformers()
     if (Path(name) / pair.PAIR).is_file():
+        if quantized is not None:
+            raise UsageError(f"{name} is a pair, which --quantize does not take", hint="leave out --quantize")
         return _load_pair(name)
     config = load_config(name)
     with _explained(name):
@@ -248,7 +250,7 @@ def _load_pair(name: str) -> Towers:
 def load_tokenizer(name: str) -> tuple[Callable[[Sequence[str]], list[list[int]]], int]:
     """How a dual or text encoder cuts texts into tokens, special ones included, none cut off; and how many it takes."""
     transformers = quiet_transformers()
-    config = load_text_config(name)
+    config = _config_at(name)
     with _explained(name):
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, local_files_only=True)
     dual = config.model_type in FAMILIES
@@ -283,10 +285,16 @@ def load_config(name: str) -> Any:
     return config
 
 
-def load_text_config(name: str) -> Any:
-    """The configuration of a text encoder: any that AutoModel opens."""
+def load_half_config(name: str) -> Any:
+    """The configuration of a model that one half of a pair is taken from: any that AutoModel opens."""
+    if (Path(name) / pair.PAIR).is_file():
+        raise UsageError(f"{name} is a pair already", hint=f"its halves: {name}/vision and {name}/text")
     if Path(name).exists() and not (Path(name) / "config.json").is_file():
         raise UsageError(f"{name} holds no config.json", hint="give a folder that save_pretrained wrote, or a hub name")
+    if name in (*TINY_MODELS, pair.TINY_TEXT):
+        raise UsageError(f"--model takes one of {', '.join(TINY_MODELS)}, --text-model {pair.TINY_TEXT}; not {name}")
+    if not Path(name).exists() and name.startswith((".", "/", "~")):
+        raise UsageError(f"no such folder: {name}")
     return _config_at(name)
 
 

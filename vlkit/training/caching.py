@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import shutil
 from collections.abc import Sequence
@@ -13,13 +14,15 @@ from vlkit import console
 from vlkit.config import TrainRetrievalConfig
 from vlkit.data.batches import Inputs, PairDataset, PixelStore, TokenStore
 from vlkit.distributed import ALONE, World
-from vlkit.errors import ResourceError
+from vlkit.errors import ArtifactError, ResourceError, UsageError
 from vlkit.evaluation.scoring import Task, pixel_store, token_store
 from vlkit.models.feature_store import FeatureStore
 from vlkit.models.features import Frozen, Kind, picture_keys, text_keys
 from vlkit.models.towers import Towers
-from vlkit.storage import cache_dir, existing
+from vlkit.storage import cache_dir, existing, refuse_unwritable, size_of
 
+# What the two kinds are called in batches.
+ATTRIBUTE: dict[Kind, str] = {"pictures": "pictures", "texts": "captions"}
 # Below this many encodings of an item, on average, a cache that nobody asked for is not worth filling.
 LEAST_PASSES = 1.5
 # And it takes no more of the free disk than this.
@@ -52,7 +55,7 @@ class CachePlan:
         if self.refused:
             return f"cache of {kind}: none, {self.refused}"
         shape = " x ".join(map(str, self.row))
-        return f"cache of {kind}: {self.items:,} x {shape} numbers, {self.size / 2**30:.2f} GB"
+        return f"cache of {kind}: {self.items:,} x {shape} numbers, {size_of(self.size)}"
 
 
 def folder_of(config: TrainRetrievalConfig) -> Path:
@@ -82,6 +85,8 @@ def plans(config: TrainRetrievalConfig, towers: Towers, amounts: Amounts) -> lis
     """What is kept, of pictures and of texts; nothing is computed or written yet."""
     if config.cache == "off":
         return []
+    if config.cache != "auto":
+        refuse_unwritable(folder_of(config), "--cache")
     encodings = config.steps * config.batch_size * config.grad_accum
     found: list[CachePlan] = []
     for kind, items in (("pictures", amounts.pictures), ("texts", amounts.texts)):
@@ -98,10 +103,16 @@ def plans(config: TrainRetrievalConfig, towers: Towers, amounts: Amounts) -> lis
             refused = "they are varied in every epoch"
         elif config.cache == "auto" and encodings < LEAST_PASSES * items:
             refused = "hardly one is used twice"
-        elif config.cache == "auto" and size > room:
-            refused = f"its {size / 2**30:.1f} GB are over half of the free disk; --cache DIR keeps it anyway"
+        elif config.cache == "auto" and size > room and not _begun(frozen, config):
+            refused = f"its {size_of(size)} are over half of the free disk; --cache DIR keeps it anyway"
         found.append(CachePlan(frozen, items, row, size, refused))
     return found
+
+
+def _begun(frozen: Frozen, config: TrainRetrievalConfig) -> bool:
+    """It was decided for before: what is there already takes no more room."""
+    known = all(not p.is_meta for p in frozen.towers.model.parameters())
+    return known and frozen.folder(folder_of(config)).is_dir()
 
 
 @dataclass
@@ -128,7 +139,8 @@ def cached(
     Raises:
         ResourceError: a cache that was asked for does not fit on its disk.
     """
-    sources = decoded(validation, towers)
+    plain = decoded(validation, towers)
+    sources = Sources(plain.pictures, plain.captions)
     amounts = Amounts(
         pictures=len(dataset.pixels),
         texts=len(dataset.tokens),
@@ -136,36 +148,53 @@ def cached(
         longest=max(map(len, dataset.tokens.tokens)),
         varied=dataset.variation is not None,
     )
-    for plan in plans(config, towers, amounts):
-        if plan.refused:
-            console.say(str(plan))
+    # Free disks, and what others have written, change from one look to the next: one process decides.
+    found = plans(config, towers, amounts)
+    decided = world.from_first([plan.refused for plan in found])
+    for plan, refused in zip(found, decided, strict=True):
+        if refused:
+            console.say(str(dataclasses.replace(plan, refused=refused)))
             continue
         frozen, kind = plan.frozen, plan.frozen.kind
-        store = frozen.store(folder_of(config))
-        keys = _keys_of(kind, dataset.pixels, dataset.image_ids, dataset.tokens)
-        missing = len(store.missing(keys))
-        console.say(f"{plan}, in {store.folder}; {missing:,} to be computed")
-        _refuse_too_large(kind, store, missing)
-        if kind == "pictures":
-            dataset.pictures = frozen.features(store, dataset.pixels, keys, world)
-        else:
-            dataset.captions = frozen.features(store, dataset.tokens, keys, world)
-        if validation is not None:
-            plain = decoded(validation, towers)
+        try:
+            store = _opened(frozen, config)
+            keys = _keys_of(kind, dataset.pixels, dataset.image_ids, dataset.tokens)
+            missing = len(store.missing(keys))
+            console.say(f"{plan}, in {store.folder}; {missing:,} to be computed")
+            _refuse_too_large(kind, store, missing, world)
+            of_training = frozen.features(store, dataset.pixels if kind == "pictures" else dataset.tokens, keys, world)
+        except (UsageError, OSError) as error:
+            # Nobody asked for it, so nothing fails for want of it.
+            if config.cache != "auto" or world.size > 1:
+                raise
+            console.warn(f"no cache of {kind}: {error}")
+            continue
+        setattr(dataset, ATTRIBUTE[kind], of_training)
+        if validation is not None and (kind == "pictures" or frozen.fits(plain.captions)):
             keys = _keys_of(kind, plain.pictures, list(validation.pictures["image_id"]), plain.captions)
-            if kind == "pictures":
-                sources.pictures = frozen.features(store, plain.pictures, keys, world)
-            elif frozen.fits(plain.captions):
-                sources.captions = frozen.features(store, plain.captions, keys, world)
+            items = getattr(plain, ATTRIBUTE[kind])
+            setattr(sources, ATTRIBUTE[kind], frozen.features(store, items, keys, world))
     return sources
+
+
+def _opened(frozen: Frozen, config: TrainRetrievalConfig) -> FeatureStore:
+    """The store; one that nobody asked for and that is damaged begins anew."""
+    try:
+        return frozen.store(folder_of(config))
+    except ArtifactError as error:
+        if config.cache != "auto":
+            raise
+        console.warn(f"{error.message}; it is filled again")
+        shutil.rmtree(frozen.folder(folder_of(config)))
+        return frozen.store(folder_of(config))
 
 
 def _keys_of(kind: Kind, pixels: PixelStore, image_ids: Sequence[str], tokens: TokenStore) -> list[str]:
     return picture_keys(pixels.paths, image_ids) if kind == "pictures" else text_keys(tokens.tokens)
 
 
-def _refuse_too_large(kind: Kind, store: FeatureStore, missing: int) -> None:
+def _refuse_too_large(kind: Kind, store: FeatureStore, missing: int, world: World) -> None:
     needed, free = missing * store.row_bytes, shutil.disk_usage(store.folder).free
-    if needed > free:
-        told = f"the cache of {kind} needs {needed / 2**30:.1f} GB more, {free / 2**30:.1f} are free"
+    if needed > free and world.first:
+        told = f"the cache of {kind} needs {size_of(needed)} more, {size_of(free)} are free"
         raise ResourceError(told, hint="--cache off trains without it; --cache DIR keeps it on another disk")

@@ -22,6 +22,8 @@ from vlkit.storage import Location
 STRENGTHS = tuple(number / 10 for number in range(11))
 # The first matrix of an adapter is random from the start: without the second one it adds nothing.
 SPARED = "lora_A"
+# Below this many queries one of them moves recall by more than neighbouring strengths do.
+FEW = 500
 
 Metrics = dict[str, dict[str, float]]
 
@@ -93,19 +95,23 @@ def best(points: list[Point]) -> Point:
 
 def tell(points: list[Point], chosen: float) -> None:
     """The sweep as a table."""
-    guarded = points[0].guard is not None
-    columns = ["strength", *(f"{d.replace('_to_', ' -> ')} r@1" for d in DIRECTIONS)]
+    guarded, validated = points[0].guard is not None, points[0].val is not None
+    columns = ["strength", *(f"{d.replace('_to_', ' -> ')} r@1" for d in DIRECTIONS if validated)]
     columns += [f"guard {d.replace('_to_', ' -> ')} r@1" for d in DIRECTIONS] + ["retained"] if guarded else []
     rows = []
     for point in points:
-        mark = " *" if point.strength == chosen else ""
+        mark = " *" if validated and point.strength == chosen else ""
         row = [f"{point.strength:.1f}{mark}"]
-        for metrics in (point.val, *([point.guard] if guarded else [])):
-            row += [f"{metrics[d]['recall@1']:.3f}" if metrics else "" for d in DIRECTIONS]
+        for metrics in (point.val, point.guard):
+            row += [f"{metrics[d]['recall@1']:.3f}" for d in DIRECTIONS] if metrics else []
         if guarded:
             row.append("" if point.retained is None else f"{point.retained:.0%}")
         rows.append(row)
-    console.table("between the untouched (0) and the tuned weights (1); * is what is kept", columns, rows)
+    kept = "; * is what is kept" if validated else ""
+    console.table(f"between the untouched (0) and the tuned weights (1){kept}", columns, rows)
+    queries = min(int(each["queries"]) for each in points[0].val.values()) if points[0].val else 0
+    if 0 < queries < FEW:
+        console.say(f"validation has {queries} queries: neighbouring strengths may differ by luck alone")
 
 
 def facts(points: list[Point], chosen: float) -> dict[str, Any]:
@@ -114,14 +120,20 @@ def facts(points: list[Point], chosen: float) -> dict[str, Any]:
 
 
 def guard_rows(guard: Location) -> Pairs:
-    """The rows of a guard set: its test split, else validation, else whatever there is.
+    """The rows of a guard set: its test split, else validation, else whatever there is; said, if it is not the test.
 
     Raises:
-        DataError: no row of it matches.
+        DataError: no row of it matches, or a picture is gone.
     """
     pairs = read_pairs(guard).positives()
     for split in ("test", "val", "train"):
-        if len(rows := pairs.of(split)):
+        rows = pairs.of(split)
+        if len(rows):
+            gone = [path for path in rows.image_paths(rows.unique_images()) if not path.is_file()]
+            if gone:
+                raise DataError(f"--guard {guard}: no such picture: {gone[0]}", hint="run prep again")
+            if split != "test":
+                console.say(f"--guard {guard} has no test split: its {split} split guards")
             return rows
     raise DataError(f"{guard}: no matching rows to guard by")
 

@@ -236,7 +236,7 @@ def _estimate(config: TrainRetrievalConfig, counts: adapters.Counts, towers: Tow
     vision, text = towers.model.config.vision_config, towers.model.config.text_config
     patches = (vision.image_size // vision.patch_size) ** 2
     activations = matrices = 0.0
-    for part, tokens, items in ((vision, patches, 1.0), (text, text.max_position_embeddings, 1.0 + wrong)):
+    for part, tokens, items in ((vision, patches, 1.0), (text, towers.text_limit, 1.0 + wrong)):
         width, layers, heads = part.hidden_size, part.num_hidden_layers, part.num_attention_heads
         at_once = min(config.batch_size * items, micro or math.inf)
         layer = wide * tokens * at_once * width * (34 + 5 * heads * tokens / width)
