@@ -297,7 +297,7 @@ def small_disk(tmp_path):
 
     def mount(kilobytes):
         if mounted:
-            subprocess.run(["umount", folder], check=True)
+            subprocess.run(["umount", "--lazy", folder], check=True)
         done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "none", folder], capture_output=True)
         if done.returncode:
             pytest.skip("no right to mount a small disk")
@@ -306,7 +306,7 @@ def small_disk(tmp_path):
 
     yield mount
     if mounted:
-        subprocess.run(["umount", folder], check=True)
+        subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 def test_a_disk_that_fills_up_anywhere(small_disk):
@@ -416,3 +416,75 @@ def test_settings_that_make_another_run_are_refused(runs, vlkit):
         assert outcome.code == 2 and flag[2:].replace("-", "_") in outcome.err
     settings = yaml.safe_load((own.folder / "runs/other/config.yaml").read_text())
     assert settings["batch_size"] == 20
+
+
+def test_a_step_is_replayed_from_the_run_folder(runs, vlkit):
+    """Any step: the pairs that the order says, the loss and the gradient to the bit; nothing in the folder changes."""
+    own = runs("lora")
+    run = own.folder / "runs/whole"
+
+    def content():
+        return {p: hashlib.sha256(p.read_bytes()).hexdigest() for p in run.rglob("*") if p.is_file()}
+
+    before = content()
+    lines = {line["step"]: line for line in map(json.loads, (run / "metrics.jsonl").open()) if "loss" in line}
+    for step in (1, 4, 7):
+        told = vlkit("train-retrieval", "--config", run / "config.yaml", "--replay", step, "--json")
+        assert told.code == 0, told.err
+        again = told.json()
+        assert (again["loss"], again["grad_norm"]) == (lines[step]["loss"], lines[step]["grad_norm"])
+        assert again["recorded"] == {"loss": again["loss"], "grad_norm": again["grad_norm"]}
+        assert len(again["pair_ids"]) == lines[step]["items"]
+    assert content() == before
+    assert vlkit("train-retrieval", "--config", run / "config.yaml", "--replay", 8).code == 2
+
+
+def test_a_finished_run_is_extended_and_the_extension_survives_a_kill(runs, vlkit):
+    """A second cosine over the steps to come; killed in between, the same bytes; its snapshot repeats it as a whole."""
+    own = runs("head")
+    for name in ("long", "killed"):
+        assert own.run(name) == 0
+    longer = (*own.command, "long", "--extend-to", 9)
+    assert vlkit(*own.command, "long").code == 2, "finished"
+    outcome = vlkit(*longer)
+    assert outcome.code == 0 and "going on from step 4" in outcome.err, outcome.err
+    lines = [json.loads(line) for line in (own.folder / "runs/long/metrics.jsonl").open()]
+    rates = [line["lr"] for line in lines if "loss" in line]
+    assert len(rates) == 9 and rates[4] > rates[3] and rates[8] < rates[5]
+    killed = (*own.command, "killed", "--extend-to", 9)
+    environment = {"VLKIT_FAULT": "kill@before rename of step-000006"}
+    assert own.zygote.run(*killed, log=own.folder / "k.log", **environment) == -9
+    assert own.zygote.run(*killed, log=own.folder / "k.log") == 0, (own.folder / "k.log").read_text()
+    assert own.state("killed") == own.state("long")
+    repeat = ("train-retrieval", "--config", own.folder / "runs/long/config.yaml", "--name", "repeat")
+    assert vlkit(*repeat).code == 0
+    assert own.state("repeat")[0] == own.state("long")[0]
+    for flags, word in (((9,), "already"), ((12, "--lr", 1e-4), "lr was")):
+        refused = vlkit(*own.command, "long", "--extend-to", *flags)
+        assert refused.code == 2 and word in refused.err, refused.err
+    assert vlkit(*own.command, "nothing", "--extend-to", 9).code == 2
+
+
+@pytest.mark.parametrize("way", ["lora", "head"])
+def test_a_new_run_begins_with_the_weights_of_another(way, runs, vlkit, prepared, tmp_path):
+    """Its untouched model is the other one's tuned model, measured on the same rows."""
+    own = runs(way)
+    base = ("train-retrieval", "--data", prepared, "--runs-dir", tmp_path, "--name", "n", "--steps", 2)
+    flags = ("--batch-size", 16, "--tune", "lora", "--init-from", own.folder / "runs/whole")
+    outcome = vlkit(*base, *flags)
+    assert outcome.code == 0, outcome.err
+    fresh = vlkit("eval", "--run", tmp_path / "n", "--json").json()["baseline"]
+    old = vlkit("eval", "--run", own.folder / "runs/whole", "--json", "--out", tmp_path / "o").json()["metrics"]
+    for direction, metrics in old.items():
+        assert fresh[direction]["mrr"] == pytest.approx(metrics["mrr"], abs=1e-6)
+    refused = vlkit(*base[:-4], "--name", "m", *flags, "--model", "tiny-clip")
+    assert refused.code == 2 and "--model says" in refused.err
+    assert vlkit(*base[:-4], "--name", "m", *flags[:-1], tmp_path / "nowhere").code == 6
+
+
+def test_a_run_that_does_not_fit_on_its_disk_is_refused_before_it_begins(prepared, vlkit, small_disk):
+    for kilobytes, told in ((5000, "checkpoints and model need"), (1000, "the disk is full")):
+        disk = small_disk(kilobytes)
+        base = ("train-retrieval", "--data", prepared, "--model", "tiny-siglip", "--runs-dir", disk, "--name", "n")
+        outcome = vlkit(*base, "--steps", 2, "--batch-size", 16)
+        assert outcome.code == 5 and told in outcome.err, outcome.err

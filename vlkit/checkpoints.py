@@ -1,14 +1,30 @@
 """Checkpoints: save, verify, resume.
 
-    checkpoints/step-000400/   trainable.safetensors  optimizer.safetensors  state.json  MANIFEST.json
+    checkpoints/step-000400/
+      trainable.safetensors     what is trained, by parameter name; what is frozen comes from the base model
+      optimizer.safetensors     AdamW's moments and step counts, as "parameter/moment"
+      state.json                the step, the loss scaler, seconds trained, the best so far and its scores, and whether
+                                the evaluation of this very step is still to come
+      MANIFEST.json             SHA-256 of each of the three
 
-What is kept: the trained tensors (the frozen ones come from the base), the optimizer's moments by parameter name,
-and in state.json the step, the loss scaler and what the caller adds. Nothing else is needed, because everything else is
-a pure function of the step: the order of the samples, the learning rate, dropout's randomness.
+Why this is enough. Everything else that a step depends on is a function of its number and the settings: which rows make
+its batch (a hash of seed, epoch and pair id), how pictures are varied (seed, epoch, picture), what dropout drops (seed,
+step, batch within the step), the learning rate (step). No random generator and no position in a data set has a state
+that would have to be saved. On a CPU, in float32, the same bytes in give the same bytes out; so a run that was killed
+and started again ends with the bytes of one that was left alone.
 
-A checkpoint is written aside, flushed and renamed, its manifest of hashes last. The truth is the newest checkpoint
-whose manifest verifies; best.json and last.json only point. Tensors are safetensors and the rest is JSON: nothing that
-is read can execute.
+How it is written. Into a folder aside: the tensors, then the state, then the manifest, last; each file and the folder
+flushed to the disk, then one rename, then the folder above flushed. A kill at any moment leaves no new checkpoint, or a
+whole one. last.json and best.json are written after it and only point: the truth is the newest checkpoint whose
+manifest verifies, and on a resume the pointers are written again.
+
+How it is read. The manifest must name exactly the three files, so that a name like ../x is never opened; their hashes
+must agree before anything is parsed. Tensors are safetensors and the rest is JSON: nothing that is read can execute. A
+damaged checkpoint is named and the one before is taken; if none verifies the run ends with exit code 6, and never
+begins at step 0 again.
+
+What is never written: a number that is not finite. And what was logged of steps after the one that is resumed is
+dropped from metrics.jsonl: these steps are taken, and logged, again, so that each stands there once.
 """
 
 from __future__ import annotations
@@ -69,6 +85,11 @@ class Checkpoint:
 def name_of(step: int) -> str:
     """The folder's name of a step's checkpoint."""
     return f"step-{step:06d}"
+
+
+def step_of(path: Path) -> int:
+    """The step that a checkpoint's folder is named after."""
+    return int(path.name.removeprefix("step-"))
 
 
 def save(
@@ -169,17 +190,13 @@ def verified(path: Path) -> Checkpoint:
 
 def listed(folder: Path) -> list[Path]:
     """The checkpoints' folders, oldest first, unverified."""
-    return (
-        sorted((p for p in folder.glob("step-*") if NAME.fullmatch(p.name)), key=lambda p: int(p.name[5:]))
-        if folder.is_dir()
-        else []
-    )
+    return sorted((p for p in folder.glob("step-*") if NAME.fullmatch(p.name)), key=step_of) if folder.is_dir() else []
 
 
 def forget_after(folder: Path, step: int) -> None:
     """Remove what stands for later steps, damaged or not: those steps will be taken, and saved, again."""
     for path in listed(folder):
-        if int(path.name[5:]) > step:
+        if step_of(path) > step:
             shutil.rmtree(path)
 
 

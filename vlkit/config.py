@@ -46,6 +46,15 @@ class TrainingConfig(Settings):
     weight_decay: Annotated[float, "AdamW's, on matrices only"] = 0.01
     warmup: Annotated[float, "steps of linear warm-up; below 1: share of all steps"] = 0.05
     max_grad_norm: Annotated[float, "gradients are clipped to this norm"] = 1.0
+    extend_to: Annotated[
+        int | None, "go on with a finished run, to this many steps in all: a new warm-up and cosine over those to come"
+    ] = None
+    legs: Annotated[
+        tuple[int, ...], "steps at which the run had ended before it was extended; a snapshot remembers them"
+    ] = ()
+    replay: Annotated[
+        int | None, "take this step of the run again, write nothing: its pairs and its loss, beside what was recorded"
+    ] = None
     max_bad_steps: Annotated[
         int, "end after this many steps in a row without a finite loss and gradient; none of them touches a weight"
     ] = 3
@@ -65,11 +74,13 @@ class TrainingConfig(Settings):
     deterministic: Annotated[bool, "torch's deterministic algorithms only"] = False
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "steps", "grad_accum", "save_every", "keep", "limit", "max_bad_steps")
+        at_least(self, 1, "steps", "grad_accum", "save_every", "keep", "limit", "max_bad_steps", "extend_to", "replay")
         at_least(self, 0, "eval_every", "workers", "weight_decay", "warmup", "seed")
         above(self, 0, "epochs", "lr", "max_grad_norm")
         if self.micro_batch not in (None, "auto") and not re.fullmatch("[1-9][0-9]*", self.micro_batch):
             raise UsageError(f"--micro-batch {self.micro_batch} is neither a number from 1 on nor auto")
+        if list(self.legs) != sorted({*self.legs}) or (self.steps and any(leg >= self.steps for leg in self.legs)):
+            raise UsageError(f"--legs {','.join(map(str, self.legs))}: steps below --steps, in their order")
         if self.batch_size is not None and self.batch_size < 2:
             raise UsageError(
                 f"--batch-size {self.batch_size}: a batch of one contrasts a pair with nothing",
@@ -86,6 +97,7 @@ class TrainRetrievalConfig(TrainingConfig):
     """`vlkit train-retrieval`."""
 
     model: Annotated[str, "hub name, local folder, tiny-siglip or tiny-clip"] = "google/siglip-base-patch16-224"
+    init_from: Annotated[Path | None, "run whose weights a new run begins with, instead of --model"] = None
     text_model: Annotated[
         str | None,
         "a text encoder beside the model's vision tower, with its own tokenizer: any that AutoModel opens, such as "
@@ -149,6 +161,8 @@ class TrainRetrievalConfig(TrainingConfig):
             raise UsageError(f"--merge merges a LoRA; with --tune {self.tune} there is none")
         if not self.cache.strip() or "://" in self.cache or (self.cache not in KEPT and self.cache.lower() in KEPT):
             raise UsageError(f"--cache {self.cache!r} is none of off, auto, or a folder on this machine")
+        if self.init_from and self.text_model:
+            raise UsageError("--init-from takes its text encoder from the run: leave out --text-model")
         if self.quantize and self.tune != "lora":
             told = f"--quantize {self.quantize} with --tune {self.tune}: weights in 4 bits cannot be trained"
             raise UsageError(told, hint="--tune lora trains adapters on them")

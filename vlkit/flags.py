@@ -179,9 +179,12 @@ def guarded(work: Callable[[], Any]) -> Any:
     except MemoryError:
         failure = ResourceError("memory ran out", hint="a smaller --batch-size or --limit needs less")
     except Exception as error:
-        if type(error).__name__ != "OutOfMemoryError":
+        if type(error).__name__ == "SafetensorError" and f"os error {errno.ENOSPC}" in str(error):
+            failure = _disk(OSError(errno.ENOSPC, str(error)))
+        elif type(error).__name__ == "OutOfMemoryError":
+            failure = ResourceError(f"the device's memory ran out: {error}", hint="a smaller --batch-size needs less")
+        else:
             _bug(error)
-        failure = ResourceError(f"the device's memory ran out: {error}", hint="a smaller --batch-size needs less")
     _show_traceback_if_wanted()
     console.fail(failure.message, failure.hint, failure.exit_code)
     raise typer.Exit(failure.exit_code)

@@ -117,7 +117,8 @@ def resolve_train_retrieval(given: Mapping[str, Any]) -> TrainRetrievalConfig:
     domain = _domain_of_data(data)
     preset = domain_preset(domain, "train-retrieval") if domain else {}
     given["augment"] = _picture_settings(given.get("augment"), domain, given.get("seed"))
-    model = str(given.get("model") or preset.get("model") or TrainRetrievalConfig.model)
+    begun = given.get("model") or (given.get("init_from") and _model_of(Path(str(given["init_from"]))))
+    model = str(begun or preset.get("model") or TrainRetrievalConfig.model)
     if preset.get("model", model) != model:
         preset = {}
     text_model = given.get("text_model") or preset.get("text_model")
@@ -126,6 +127,12 @@ def resolve_train_retrieval(given: Mapping[str, Any]) -> TrainRetrievalConfig:
         # Theirs is the rate of a whole encoder.
         layers = [{key: value for key, value in layer.items() if key != "lr"} for layer in layers]
     return TrainRetrievalConfig.from_layers(*layers, given)
+
+
+def _model_of(run: Path) -> str | None:
+    """The model that a run was begun with, for its presets; None where the folder says none."""
+    snapshot = run / "config.yaml"
+    return read_yaml(snapshot).get("model") if snapshot.is_file() else None
 
 
 def _domain_of_data(data: Location) -> str | None:

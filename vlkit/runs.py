@@ -35,7 +35,7 @@ from vlkit.storage import Location, json_text, write_text
 PACKAGES = ("vlkit", "torch", "transformers", "peft", "tokenizers", "numpy", "pandas", "pillow")
 
 # Settings that make no other run: how it is carried out and where it lies, not what comes out.
-PASSING = ("workers", "cache", "keep", "name", "runs_dir")
+PASSING = ("workers", "cache", "keep", "name", "runs_dir", "extend_to", "replay")
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Run:
             UsageError: names what differs.
         """
         if any(self.checkpoints.glob("step-*")):
-            self._refuse_other(config, data)
+            self.refuse_other(config, data)
             return
         shutil.rmtree(self.base, ignore_errors=True)
         write_text(self.folder / "environment.yaml", yaml_text({**_environment(), "data": data}))
@@ -105,20 +105,25 @@ class Run:
         if not any(self.checkpoints.glob("step-*")):
             shutil.rmtree(self.folder)
 
-    def _refuse_other(self, config: Settings, data: dict[str, Any]) -> None:
+    def refuse_other(self, config: Settings, data: dict[str, Any] | None = None) -> None:
+        """Refuse settings, or data, that are not the run's.
+
+        Raises:
+            UsageError: names what differs.
+        """
         # A setting that is younger than the run has its default there.
         defaults = {name: field.default for name, field in config.fields().items()}
         before, now = {**type(config).plain(defaults), **self.config()}, config.to_dict()
         trained_on = self.environment().get("data", {})
         keys = {*before, *now}.difference(PASSING)
         changed = {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
-        for name in ("fingerprint", "augmentation"):
+        for name in ("fingerprint", "augmentation") if data is not None else ():
             if trained_on.get(name) != data.get(name):
                 changed[f"data {name}"] = (trained_on.get(name), data.get(name))
         if changed:
             told = ", ".join(f"{key} was {was!r}, is {now!r}" for key, (was, now) in sorted(changed.items())[:4])
             hint = "the same settings and data go on with it; others need another --name"
-            raise UsageError(f"the unfinished run {self.folder} is another one: {told}", hint=hint)
+            raise UsageError(f"the run {self.folder} is another one: {told}", hint=hint)
 
     def environment(self) -> dict[str, Any]:
         """What it ran on; empty where that was not written down."""
@@ -170,6 +175,12 @@ class Run:
             raise ArtifactError(
                 f"{path} is damaged: {error}", hint="remove it and run the same command again"
             ) from None
+
+    def reopen(self, config: Settings) -> None:
+        """Go on with a finished run under other settings. Its results are those of what it was."""
+        write_text(self.folder / "config.yaml", config.to_yaml())
+        for name in ("finished.json", "results.json", "examples_top5.json", "README.md"):
+            (self.folder / name).unlink(missing_ok=True)
 
     def finish(self, facts: dict[str, Any]) -> None:
         """The run is done; nothing trains into it again."""
@@ -245,8 +256,11 @@ def local_runs(runs_dir: Location) -> Path:
     return Path("runs") if runs_dir.is_remote else runs_dir.path
 
 
-def open_run(runs_dir: Location, name: str) -> Run:
+def open_run(runs_dir: Location, name: str, *, extending: bool = False) -> Run:
     """The run folder to train into: a new one, or one that was begun and not finished.
+
+    Args:
+        extending: a finished one, too.
 
     Raises:
         UsageError: the name is taken by a finished run or by something that is no run.
@@ -259,8 +273,8 @@ def open_run(runs_dir: Location, name: str) -> Run:
     )
     if not run.begun and held - {"environment.yaml"}:
         raise UsageError(f"{run.folder} exists and is no run", hint="choose another --name")
-    if run.finished:
-        hint = f"choose another --name, or measure it: vlkit eval --run {run.folder}"
+    if run.finished and not extending:
+        hint = f"another --name, --extend-to STEPS to go on with it, or measure it: vlkit eval --run {run.folder}"
         raise UsageError(f"the run {run.folder} is finished", hint=hint)
     return run
 

@@ -40,6 +40,7 @@ def open_model(
     text_model: str | None = None,
     keep_in: Path | None = None,
     quantized: Precision | None = None,
+    merged_from: Run | None = None,
 ) -> Towers:
     """The untouched model, with its weights.
 
@@ -50,7 +51,15 @@ def open_model(
         keep_in: folder where stays, and is found again, what no hub has: a tiny model, a pair's projection; None: it
             stays nowhere.
         quantized: in 4 bits, multiplied in this precision; None: in float32.
+        merged_from: a run whose adapter, merged into its model, makes the untouched model; it is kept in `keep_in`.
     """
+    if merged_from is not None and keep_in is not None:
+        if not keep_in.is_dir():
+            tuned = open_tuned(merged_from)
+            tuned.model, tuned.peft = tuned.peft.merge_and_unload(), None
+            with folder_written_whole(keep_in) as aside:
+                tuned.save(aside)
+        return towers.load(str(keep_in), quantized=quantized)
     if name not in tiny.MAKERS and text_model is None:
         return towers.load(name, quantized=quantized)
     if keep_in is None:

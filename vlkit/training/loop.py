@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import math
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from typing import TypeVar
 
 import torch
@@ -212,6 +213,18 @@ def cosine_schedule(total: int, warmup: float) -> Callable[[int], float]:
         if step < rising:
             return (step + 1) / rising
         return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, total - rising)))
+
+    return factor
+
+
+def legs_schedule(total: int, warmup: float, legs: Sequence[int] = ()) -> Callable[[int], float]:
+    """A `cosine_schedule` for each leg of a run that was extended: up to each of `legs`, then to `total`."""
+    bounds = [0, *legs, total]
+    factors = [cosine_schedule(stop - start, warmup) for start, stop in pairwise(bounds)]
+
+    def factor(step: int) -> float:
+        leg = bisect_right(bounds, step, hi=len(bounds) - 1) - 1
+        return factors[leg](step - bounds[leg])
 
     return factor
 

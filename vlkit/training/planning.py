@@ -21,8 +21,8 @@ from vlkit.models import towers as towers_module
 from vlkit.models.device import best_device, best_precision
 from vlkit.models.towers import FAMILIES, Towers
 from vlkit.presets import model_preset
-from vlkit.runs import default_name, local_runs
-from vlkit.storage import existing
+from vlkit.runs import Run, default_name, local_runs
+from vlkit.storage import existing, size_of
 from vlkit.training.caching import Amounts, plans
 from vlkit.training.interpolation import guard_rows
 
@@ -82,6 +82,55 @@ def _wrong(pairs: Pairs, train: Pairs) -> pd.DataFrame | None:
     return wrong.reset_index(drop=True) if len(wrong) else None
 
 
+def extended(config: TrainRetrievalConfig, run: Run) -> TrainRetrievalConfig:
+    """The settings of a run that --extend-to goes on with: more steps, and where it had ended before.
+
+    Raises:
+        UsageError: there is no finished run of fewer steps.
+    """
+    wanted = config.extend_to
+    if wanted is None:
+        return config
+    hint = "the same command without --extend-to trains it to its end"
+    if not run.begun:
+        raise UsageError(f"--extend-to {wanted}: there is no run {run.folder}", hint=hint)
+    snapshot, done = run.config(), run.read_json("finished.json").get("steps")
+    had, legs = int(snapshot["steps"]), tuple(snapshot.get("legs") or ())
+    config = dataclasses.replace(config, extend_to=None)
+    if had == wanted and legs and done != wanted:  # It was being extended, and did not get there.
+        return dataclasses.replace(config, steps=wanted, legs=legs)
+    if done is None:
+        raise UsageError(f"--extend-to {wanted}: the run {run.folder} is not finished", hint=hint)
+    if done != had:
+        told = f"--extend-to {wanted}: the run {run.folder} was ended by --patience after {done} of {had} steps"
+        raise UsageError(told, hint="--init-from starts a new run from its weights")
+    if wanted <= had:
+        raise UsageError(f"--extend-to {wanted}: the run {run.folder} has {had} steps already", hint="give it more")
+    run.refuse_other(dataclasses.replace(config, steps=had, legs=legs))
+    config = dataclasses.replace(config, steps=wanted, legs=(*legs, had))
+    run.reopen(config)
+    return config
+
+
+def _begun_from(config: TrainRetrievalConfig) -> TrainRetrievalConfig:
+    """--init-from: the model is the run's; where it has no weights of its own but an adapter, what that belongs on."""
+    if config.init_from is None:
+        return config
+    run = Run(Path(config.init_from))
+    settings = run.config()
+    if not run.finished:
+        raise UsageError(f"--init-from {run.folder}: that run is not finished", hint="train it to its end first")
+    if config.was_given("model") and config.model not in (settings["model"], str(run.folder / "model")):
+        raise UsageError(f"--init-from {run.folder} is a {settings['model']}, --model says {config.model}")
+    if settings.get("quantize"):
+        raise UsageError(f"--init-from {run.folder}: its adapter belongs on a model in 4 bits")
+    if (run.folder / "model").is_dir():
+        return dataclasses.replace(config, model=str(run.folder / "model"), init_from=None)
+    return dataclasses.replace(
+        config, model=settings["model"], text_model=settings.get("text_model"), init_from=run.folder.resolve()
+    )
+
+
 def complete(config: TrainRetrievalConfig, train: Pairs) -> TrainRetrievalConfig:
     """Fill in what depends on the data and the model, so that the snapshot repeats the run.
 
@@ -89,6 +138,7 @@ def complete(config: TrainRetrievalConfig, train: Pairs) -> TrainRetrievalConfig
         UsageError: a batch larger than the data, or an unknown model.
     """
     rows = len(train)
+    config = _begun_from(config)
     preset = model_preset(config.model, config.text_model)
     batch_size = config.batch_size or preset["batch_size"]
     if batch_size > rows:
@@ -207,11 +257,24 @@ def dry_run_of(config: TrainRetrievalConfig, rows: Rows) -> dict[str, Any]:
     console.result(f"memory about {facts['memory_gb']:.2f} GB, disk about {facts['disk_gb']:.2f} GB")
     for plan in kept:
         console.result(str(plan))
-    free = shutil.disk_usage(existing(local_runs(config.runs_dir))).free / 2**30
-    if facts["disk_gb"] > free:
-        told = f"the checkpoints need about {facts['disk_gb']:.1f} GB, {free:.1f} GB are free"
-        raise ResourceError(told, hint="a smaller --keep, or another --runs-dir")
+    refuse_small_disk(config, counts, towers)
     return facts
+
+
+def refuse_small_disk(config: TrainRetrievalConfig, counts: adapters.Counts, towers: Towers) -> None:
+    """Before a night is spent on it: what the run will write has to fit.
+
+    Raises:
+        ResourceError: it does not.
+    """
+    needed = _estimate(config, counts, towers, 0.0)["disk_gb"] * 2**30
+    folder = local_runs(config.runs_dir) / str(config.name)
+    there = sum(path.stat().st_size for path in folder.glob("checkpoints/*/*") if path.is_file())
+    free = shutil.disk_usage(existing(folder)).free
+    if needed - there > free:
+        sizes = f"{size_of(needed - there)}, {size_of(free)} are free in {existing(folder)}"
+        told = f"checkpoints and model need about {sizes}"
+        raise ResourceError(told, hint="a smaller --keep, or another --runs-dir")
 
 
 def _amounts(rows: Rows, towers: Towers, config: TrainRetrievalConfig) -> Amounts:

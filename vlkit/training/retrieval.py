@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import signal
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import chain
 from shlex import quote
 from typing import Any
 
 from vlkit import checkpoints, console
 from vlkit.config import TrainRetrievalConfig
-from vlkit.data.batches import BatchOrder, stream
-from vlkit.distributed import World, joined
+from vlkit.data.batches import Batch, BatchOrder, stream
+from vlkit.distributed import ALONE, World, joined
 from vlkit.errors import ArtifactError, NonFiniteError, Stopped, UsageError, VlkitError
 from vlkit.evaluation.card import write_card
 from vlkit.evaluation.scoring import Task, score
@@ -24,8 +26,8 @@ from vlkit.runs import Run, local_runs, open_run
 from vlkit.training import caching
 from vlkit.training.contrast import Contrast
 from vlkit.training.interpolation import STRENGTHS, Sweep, best, facts, guard_rows, tell
-from vlkit.training.loop import Step, adamw, cosine_schedule, new_scaler, steps
-from vlkit.training.planning import Rows, complete, dataset_of, dry_run_of, forecast
+from vlkit.training.loop import Step, adamw, legs_schedule, new_scaler, steps
+from vlkit.training.planning import Rows, complete, dataset_of, dry_run_of, extended, forecast, refuse_small_disk
 
 EVALUATED_AT_ONCE = 256
 
@@ -40,6 +42,8 @@ def train_retrieval(config: TrainRetrievalConfig, *, dry_run: bool = False) -> d
         if world.size > 1 and config.micro_batch == "auto":
             told = "--micro-batch auto: a process that runs out of memory would try again while the others go on"
             raise UsageError(told, hint="on several processes give a number")
+        if config.replay is not None:
+            return _replayed(config)
         rows = Rows.of(config)
         config = complete(config, rows.train)
         if dry_run:
@@ -47,15 +51,30 @@ def train_retrieval(config: TrainRetrievalConfig, *, dry_run: bool = False) -> d
         # The name may hold the time of day, which each process reads for itself.
         config = world.from_first(config)
         if world.first:
-            run = open_run(config.runs_dir, config.name)
+            run = open_run(config.runs_dir, config.name, extending=config.extend_to is not None)
             with run.locked():
+                config = world.from_first(extended(config, run))
                 run.begin(config, rows.facts())
                 return _trained(config, run, rows, world)
+        config = world.from_first(config)
         return _trained(config, Run(local_runs(config.runs_dir) / config.name, writes=False), rows, world)
 
 
-def _trained(config: TrainRetrievalConfig, run: Run, rows: Rows, world: World) -> dict[str, Any]:
-    """The run, from a model as it is to what it became."""
+def _replayed(config: TrainRetrievalConfig) -> dict[str, Any]:
+    """--replay: a step of a run again, from what its folder holds."""
+    run = Run(local_runs(config.runs_dir) / (config.name or ""), writes=False)
+    settings = TrainRetrievalConfig.from_layers(run.config())
+    rows = Rows.of(settings)
+    found = run.environment().get("data", {}).get("fingerprint")
+    if found != rows.facts()["fingerprint"]:
+        raise UsageError(f"{settings.data} is not what {run.folder} was trained on: its fingerprint was {found}")
+    return _trained(settings, run, rows, ALONE, replay=config.replay)
+
+
+def _trained(
+    config: TrainRetrievalConfig, run: Run, rows: Rows, world: World, *, replay: int | None = None
+) -> dict[str, Any]:
+    """The run, from a model as it is to what it became; or one step of it again."""
     texts = list(rows.train.frame["text"])
     try:
         if not world.first:
@@ -66,15 +85,17 @@ def _trained(config: TrainRetrievalConfig, run: Run, rows: Rows, world: World) -
             seed=config.seed,
             text_model=config.text_model,
             keep_in=run.base,
+            merged_from=Run(config.init_from) if config.init_from else None,
             quantized=config.precision if config.quantize else None,
         )
         if world.first:
             world.wait()
     except VlkitError:
-        if world.first:
+        if world.first and run.writes:
             run.discard()
         raise
-    return Training(config, run, rows, towers, world).run_to_the_end()
+    training = Training(config, run, rows, towers, world)
+    return training.run_to_the_end() if replay is None else training.replayed(replay)
 
 
 class Training:
@@ -89,6 +110,7 @@ class Training:
         self.dataset = dataset_of(rows, towers, config, world)
         self.trainable = adapters.trainable(towers)
         self.sweep = Sweep(self.trainable) if config.interpolate or config.guard else None
+        refuse_small_disk(config, self.counts, towers)
         rates = adapters.rates(self.trainable, head=config.head_lr, logit=config.logit_lr)
         self.optimizer = adamw(self.trainable, lr=config.lr, weight_decay=config.weight_decay, rates=rates)
         self.scaler = new_scaler(towers.device, config.precision)
@@ -98,6 +120,7 @@ class Training:
         self.at_once = None if config.micro_batch in (None, "auto") else int(config.micro_batch)
         self.best: dict[str, Any] = {}
         self.done, self.evaluation_due = 0, False
+        self.window: deque[list[str]] = deque(maxlen=config.grad_accum)
         self.began, self.seconds_before = time.perf_counter(), 0.0
 
     def run_to_the_end(self) -> dict[str, Any]:
@@ -111,6 +134,44 @@ class Training:
                 return self._finish(self.done)
             except Asked:
                 raise self._stopped(asked) from None
+
+    def replayed(self, step: int) -> dict[str, Any]:
+        """Step `step` again, from the newest whole checkpoint before it; nothing is written.
+
+        Raises:
+            UsageError: the run has not come so far.
+        """
+        if not 1 <= step <= self.run.last_step():
+            raise UsageError(f"--replay {step}: {self.run.folder} has taken {self.run.last_step()} steps")
+        before = [path for path in checkpoints.listed(self.run.checkpoints) if checkpoints.step_of(path) < step]
+        start = 0
+        if before:
+            checkpoint = checkpoints.verified(before[-1])
+            checkpoint.restore(self.trainable, self.optimizer)
+            self.scaler.load_state_dict(checkpoint.state["scaler"])
+            start = checkpoint.step
+        console.say(f"from step {start} of {self.run.folder}, nothing is written")
+        self.kept = caching.cached(self.config, self.towers, self.dataset, self.validation, self.world)
+        adapters.train_mode(self.towers)
+        for taken in self._steps(start, StopRequest(), max_bad_steps=step + 1):
+            self.towers.clamp_scale()
+            if taken.step == step:
+                break
+        recorded = next((line for line in self.run.metrics() if line["step"] == step and "loss" in line), {})
+        facts = {"step": step, "pair_ids": list(chain(*self.window)), "loss": taken.loss, "grad_norm": taken.grad_norm}
+        facts |= {"recorded": {name: recorded.get(name) for name in ("loss", "grad_norm")}, "skipped": taken.skipped}
+        console.table(
+            f"step {step}",
+            ("", "again", "recorded"),
+            [(name, f"{facts[name]!r}", f"{facts['recorded'][name]!r}") for name in ("loss", "grad_norm")],
+        )
+        console.result(f"pairs: {', '.join(facts['pair_ids'])}")
+        return facts
+
+    def _items(self, batch: Batch) -> int:
+        """How many pairs a batch has; the window of a step remembers which."""
+        self.window.append(batch.pair_ids)
+        return len(batch)
 
     def _train(self, asked: StopRequest) -> None:
         """Take the steps that are left, or as many as --patience or a signal leave."""
@@ -153,26 +214,26 @@ class Training:
         before, after = ((number * self.config.grad_accum) // self.per_epoch for number in (step - 1, step))
         return after > before
 
-    def _steps(self, start: int, asked: StopRequest) -> Iterator[Step]:
+    def _steps(self, start: int, asked: StopRequest, max_bad_steps: int | None = None) -> Iterator[Step]:
         config = self.config
         contrast = Contrast(self.towers, config.loss, self.at_once, self.world)
         order = BatchOrder.over(self.dataset, config.batch_size, config.seed, first=start * config.grad_accum)
         return steps(
             stream(self.dataset, order, workers=config.workers),
             contrast,
-            len,
+            self._items,
             self.optimizer,
             total=config.steps,
             start=start,
             accumulate=config.grad_accum,
-            schedule=cosine_schedule(config.steps, config.warmup),
+            schedule=legs_schedule(config.steps, config.warmup, config.legs),
             max_grad_norm=config.max_grad_norm,
             precision=config.precision,
             seed=config.seed,
             scaler=self.scaler,
             world=self.world,
             smaller=contrast.halve if config.micro_batch == "auto" else None,
-            max_bad_steps=config.max_bad_steps,
+            max_bad_steps=max_bad_steps or config.max_bad_steps,
             stopped=lambda: asked.droppable and bool(asked),
             names_of=lambda batch: ", ".join(batch.pair_ids),
         )
