@@ -158,6 +158,7 @@ def test_every_example_script_is_valid_bash_and_calls_real_flags():
             assert set(re.findall(r"--[a-z-]+", rest)) <= known, (path, command)
 
 
+@pytest.mark.slow
 def test_the_smoke_example_runs(tmp_path):
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = subprocess.run(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vlkit.errors import NonFiniteError
-from vlkit.training.loop import adamw, cosine_schedule, new_scaler, steps
+from vlkit.training.loop import adamw, cosine_schedule, legs_schedule, new_scaler, steps
 
 
 def make(seed=0):
@@ -182,6 +182,13 @@ def test_the_schedule_is_a_pure_function_of_the_step():
     assert factor(99) == pytest.approx(0.5 * (1 + math.cos(math.pi * 89 / 90)))
     assert cosine_schedule(100, 20)(9) == pytest.approx(0.5)
     assert cosine_schedule(10, 0)(0) == 1.0
+
+
+def test_every_leg_of_an_extended_run_has_a_schedule_of_its_own():
+    factor, first, second = legs_schedule(30, 0.1, (10,)), cosine_schedule(10, 0.1), cosine_schedule(20, 0.1)
+    assert [factor(step) for step in range(30)] == [*map(first, range(10)), *map(second, range(20))]
+    plain = cosine_schedule(30, 3)
+    assert [legs_schedule(30, 3)(step) for step in range(30)] == [plain(step) for step in range(30)]
 
 
 def test_decay_spares_biases_norms_and_logit_parameters(tiny):

@@ -7,7 +7,9 @@ import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -324,7 +326,7 @@ def test_a_disk_that_fills_up_anywhere(small_disk):
             checkpoints.save(folder, 2, named, optimizer, {})
         except ResourceError as error:
             failed += 1
-            assert "make room" in error.hint and "0.1 MB" in error.message
+            assert "make room" in error.hint and "it needs 149.2 kB" in error.message
             assert checkpoints.newest(folder).step == 1
             assert [path.name for path in folder.iterdir()] == ["step-000001"]
     assert failed >= 8
@@ -398,6 +400,19 @@ def test_a_run_that_was_moved_and_whose_times_are_scrambled_goes_on(runs, vlkit)
     outcome = vlkit(*own.command, "moved")
     assert outcome.code == 0 and "going on from step" in outcome.err, outcome.err
     assert own.state("moved") == own.state("whole")
+
+
+def test_the_second_of_two_processes_says_who_has_the_run_at_once(runs):
+    """Before torch is even imported: its message is there within the import of torch."""
+    own = runs("lora")
+    pid = own.start("two")
+    lock = own.folder / "runs/two/.lock"
+    while not (lock.exists() and lock.read_text()):
+        time.sleep(0.01)
+    program = [sys.executable, "-X", "importtime", "-m", "vlkit", *map(str, own.command), "two"]
+    done = subprocess.run(program, capture_output=True, text=True)
+    assert done.returncode == 2 and f"process {pid} on {socket.gethostname()} since" in done.stderr
+    assert "| torch\n" not in done.stderr and own.zygote.wait(pid) == 0
 
 
 def test_a_lock_that_a_kill_left_does_not_block(runs):

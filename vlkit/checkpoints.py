@@ -49,6 +49,8 @@ from vlkit.errors import ArtifactError, NonFiniteError, ResourceError
 from vlkit.storage import folder_written_whole, json_text, size_of
 
 SCHEMA = 1
+# Bytes, about, of headers, state and manifest.
+BESIDE = 2**15
 FILES = ("trainable.safetensors", "optimizer.safetensors", "state.json")
 NAME = re.compile(r"step-(\d{6,})")
 
@@ -118,6 +120,7 @@ def save(
         if not _of_the_disk(error):
             raise
         needed = sum(value.numel() * value.element_size() for each in tensors.values() for value in each.values())
+        needed += BESIDE
         free = shutil.disk_usage(folder).free
         told = (
             f"{folder}: step {step} could not be saved ({error}): it needs {size_of(needed)}, {size_of(free)} are free"

@@ -90,6 +90,10 @@ def _embed_of(model: str) -> Embed:
 @command(app, "train-retrieval", TrainRetrievalConfig, resolve=resolve_train_retrieval, dry_run=True)
 def train_retrieval(config: TrainRetrievalConfig, dry_run: bool) -> dict[str, Any]:
     """Adapt CLIP or SigLIP to a prepared folder: fully, its upper layers, or by LoRA."""
+    from vlkit.runs import refuse_busy
+
+    if not dry_run:
+        refuse_busy(config.runs_dir, config.name)
     from vlkit.training.retrieval import train_retrieval
 
     return train_retrieval(config, dry_run=dry_run)

@@ -279,6 +279,19 @@ def open_run(runs_dir: Location, name: str, *, extending: bool = False) -> Run:
     return run
 
 
+def refuse_busy(runs_dir: Location, name: str | None) -> None:
+    """Refuse a run that another process works on, before anything else is loaded; `locked` decides for good.
+
+    Raises:
+        UsageError: names the owner.
+    """
+    run = Run(local_runs(Location(runs_dir)) / (name or ""))
+    # Of the processes of a torchrun one locks.
+    if name and (run.folder / ".lock").is_file() and os.environ.get("RANK", "0") == "0":
+        with run.locked():
+            pass
+
+
 def default_name(command: str, data: Location) -> str:
     """A name for a run that was given none: date, time, command and data."""
     return f"{datetime.now():%Y%m%d-%H%M%S}-{command}-{data.name}"
