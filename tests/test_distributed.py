@@ -129,7 +129,7 @@ TASKS = [
 ]
 
 
-# Four processes take long to start: what two do not show is shown by the uneven batches, and, slowly, by the micro ones.
+# Four processes take long to start: what two do not show is shown by the uneven batches and, slowly, the micro ones.
 SIZES = [
     *(pytest.param(2, task, id=f"{task['name']}-2") for task in TASKS),
     pytest.param(4, TASKS[0], id="uneven-4"),

@@ -130,7 +130,7 @@ def test_killed_at_every_place_inside_a_save(runs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ["lora", "cached"])
 def test_killed_at_every_place_at_all(way, runs, tmp_path):
     own = runs(way)
     for number, place in enumerate(places_of(own)):

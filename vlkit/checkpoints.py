@@ -49,6 +49,7 @@ from vlkit.errors import ArtifactError, NonFiniteError, ResourceError
 from vlkit.storage import folder_written_whole, json_text, size_of
 
 SCHEMA = 1
+MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # AdamW's
 # Bytes, about, of headers, state and manifest.
 BESIDE = 2**15
 FILES = ("trainable.safetensors", "optimizer.safetensors", "state.json")
@@ -150,13 +151,16 @@ def _written(
     return Checkpoint(target, step, dict(complete))
 
 
-def newest(folder: Path) -> Checkpoint | None:
+def newest(folder: Path, *, before: int | None = None) -> Checkpoint | None:
     """The newest checkpoint that verifies; a damaged one is named and the one before is taken.
+
+    Args:
+        before: only those of earlier steps.
 
     Raises:
         ArtifactError: there are checkpoints, and none of them is whole.
     """
-    found = listed(folder)
+    found = [path for path in listed(folder) if before is None or step_of(path) < before]
     for path in reversed(found):
         try:
             return verified(path)
@@ -184,7 +188,7 @@ def verified(path: Path) -> Checkpoint:
             and all(_hash(path / name) == hashes[name] for name in FILES)
         )
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        if whole and state["schema"] == SCHEMA:
+        if whole and state["schema"] == SCHEMA and state["step"] == step_of(path):
             return Checkpoint(path, int(state["step"]), state)
     except (OSError, ValueError, KeyError, TypeError):
         pass
@@ -200,7 +204,7 @@ def forget_after(folder: Path, step: int) -> None:
     """Remove what stands for later steps, damaged or not: those steps will be taken, and saved, again."""
     for path in listed(folder):
         if step_of(path) > step:
-            shutil.rmtree(path)
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def prune(folder: Path, *, keep: int, best: int | None) -> None:
@@ -237,6 +241,10 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, t
     for key, value in tensors.items():
         name, _, moment = key.rpartition("/")
         moments[name][moment] = value
+    known = {name for group in optimizer.param_groups for name in group["param_names"]}
+    # Empty where no step has touched a weight yet; else of every parameter the same.
+    if moments and (set(moments) != known or any(set(each) != MOMENTS for each in moments.values())):
+        raise ArtifactError("optimizer.safetensors of this checkpoint is of another model or optimizer")
     for group in optimizer.param_groups:
         for name, parameter in zip(group["param_names"], group["params"], strict=True):
             optimizer.state[parameter] = {moment: value.to(parameter.device) for moment, value in moments[name].items()}

@@ -92,7 +92,7 @@ def train_retrieval(config: TrainRetrievalConfig, dry_run: bool) -> dict[str, An
     """Adapt CLIP or SigLIP to a prepared folder: fully, its upper layers, or by LoRA."""
     from vlkit.runs import refuse_busy
 
-    if not dry_run:
+    if not dry_run and config.replay is None:
         refuse_busy(config.runs_dir, config.name)
     from vlkit.training.retrieval import train_retrieval
 

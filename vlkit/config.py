@@ -50,10 +50,11 @@ class TrainingConfig(Settings):
         int | None, "go on with a finished run, to this many steps in all: a new warm-up and cosine over those to come"
     ] = None
     legs: Annotated[
-        tuple[int, ...], "steps at which the run had ended before it was extended; a snapshot remembers them"
+        tuple[int, ...], "for snapshots: steps at which the run had ended before --extend-to went on with it"
     ] = ()
     replay: Annotated[
-        int | None, "take this step of the run again, write nothing: its pairs and its loss, beside what was recorded"
+        int | None,
+        "take this step of a run again, which stays as it is: its pairs and loss, beside what was recorded",
     ] = None
     max_bad_steps: Annotated[
         int, "end after this many steps in a row without a finite loss and gradient; none of them touches a weight"
@@ -97,7 +98,7 @@ class TrainRetrievalConfig(TrainingConfig):
     """`vlkit train-retrieval`."""
 
     model: Annotated[str, "hub name, local folder, tiny-siglip or tiny-clip"] = "google/siglip-base-patch16-224"
-    init_from: Annotated[Path | None, "run whose weights a new run begins with, instead of --model"] = None
+    init_from: Annotated[Path | None, "finished run: the new one begins with a copy of its weights"] = None
     text_model: Annotated[
         str | None,
         "a text encoder beside the model's vision tower, with its own tokenizer: any that AutoModel opens, such as "

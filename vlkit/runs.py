@@ -84,17 +84,22 @@ class Run:
             raise ArtifactError(f"{self.folder / 'config.yaml'} is damaged: it names no data or no model")
         return settings
 
-    def begin(self, config: Settings, data: dict[str, Any]) -> None:
+    def begin(self, config: Settings, data: dict[str, Any], before: Settings | None = None) -> None:
         """Write the snapshot, or find that what is there says the same. Call it under the lock.
 
         config.yaml repeats the run, environment.yaml says what it ran on. Until there is a checkpoint the settings may
         still change; after that they, and the data's fingerprint, are the run.
 
+        Args:
+            before: the settings of a finished run that is to go on under others.
+
         Raises:
             UsageError: names what differs.
         """
         if any(self.checkpoints.glob("step-*")):
-            self.refuse_other(config, data)
+            self.refuse_other(before or config, data)
+            if before is not None:
+                self._reopen(config)
             return
         shutil.rmtree(self.base, ignore_errors=True)
         write_text(self.folder / "environment.yaml", yaml_text({**_environment(), "data": data}))
@@ -142,7 +147,11 @@ class Run:
         path = self.folder / "metrics.jsonl"
         # What follows the last line break was torn by a kill, whatever it looks like.
         lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
-        return [json.loads(line) for line in lines]
+        try:
+            return [json.loads(line) for line in lines]
+        except ValueError as error:
+            hint = "take the broken line out; what it told of is taken from the checkpoints"
+            raise ArtifactError(f"{path} is damaged: {error}", hint=hint) from None
 
     def last_step(self) -> int:
         """The last step that metrics.jsonl tells of; 0 where it tells of none."""
@@ -176,11 +185,11 @@ class Run:
                 f"{path} is damaged: {error}", hint="remove it and run the same command again"
             ) from None
 
-    def reopen(self, config: Settings) -> None:
+    def _reopen(self, config: Settings) -> None:
         """Go on with a finished run under other settings. Its results are those of what it was."""
-        write_text(self.folder / "config.yaml", config.to_yaml())
         for name in ("finished.json", "results.json", "examples_top5.json", "README.md"):
             (self.folder / name).unlink(missing_ok=True)
+        write_text(self.folder / "config.yaml", config.to_yaml())
 
     def finish(self, facts: dict[str, Any]) -> None:
         """The run is done; nothing trains into it again."""
@@ -273,6 +282,8 @@ def open_run(runs_dir: Location, name: str, *, extending: bool = False) -> Run:
     )
     if not run.begun and held - {"environment.yaml"}:
         raise UsageError(f"{run.folder} exists and is no run", hint="choose another --name")
+    if extending and not run.begun:
+        raise UsageError(f"--extend-to: there is no run {run.folder}", hint=_known_runs(run.folder.parent))
     if run.finished and not extending:
         hint = f"another --name, --extend-to STEPS to go on with it, or measure it: vlkit eval --run {run.folder}"
         raise UsageError(f"the run {run.folder} is finished", hint=hint)

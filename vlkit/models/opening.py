@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vlkit.errors import ArtifactError
 from vlkit.models import adapters, pair, tiny, towers
 from vlkit.models.device import Precision
 from vlkit.models.towers import Towers
@@ -51,12 +52,13 @@ def open_model(
         keep_in: folder where stays, and is found again, what no hub has: a tiny model, a pair's projection; None: it
             stays nowhere.
         quantized: in 4 bits, multiplied in this precision; None: in float32.
-        merged_from: a run whose adapter, merged into its model, makes the untouched model; it is kept in `keep_in`.
+        merged_from: a run whose tuned model, an adapter being merged, is the untouched one; `keep_in` gets a copy.
     """
     if merged_from is not None and keep_in is not None:
         if not keep_in.is_dir():
             tuned = open_tuned(merged_from)
-            tuned.model, tuned.peft = tuned.peft.merge_and_unload(), None
+            if tuned.peft is not None:
+                tuned.model, tuned.peft = tuned.peft.merge_and_unload(), None
             with folder_written_whole(keep_in) as aside:
                 tuned.save(aside)
         return towers.load(str(keep_in), quantized=quantized)
@@ -94,8 +96,14 @@ def open_untouched(run: Run) -> Towers:
 
 
 def open_tuned(run: Run) -> Towers:
-    """What became of it."""
+    """What became of it.
+
+    Raises:
+        ArtifactError: it is not trained to its end, or its files are damaged.
+    """
     settings = run.config()
+    if not run.finished:
+        raise ArtifactError(f"the run {run.folder} is not finished", hint="train it to its end: the same command again")
     quantized = settings["precision"] if settings.get("quantize") else None
     return adapters.load_adapted(run.folder, _base_of(run), quantized=quantized)
 

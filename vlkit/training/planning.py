@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlkit import console
+from vlkit import checkpoints, console
 from vlkit.config import TrainRetrievalConfig
 from vlkit.data.batches import BatchOrder, PairDataset
 from vlkit.data.image_ops import Variation
 from vlkit.data.pairs import Pairs, read_pairs
 from vlkit.distributed import ALONE, World
-from vlkit.errors import DataError, ResourceError, UsageError
+from vlkit.errors import ArtifactError, DataError, ResourceError, UsageError
 from vlkit.models import adapters, opening, quantization
 from vlkit.models import towers as towers_module
 from vlkit.models.device import best_device, best_precision
@@ -82,50 +82,53 @@ def _wrong(pairs: Pairs, train: Pairs) -> pd.DataFrame | None:
     return wrong.reset_index(drop=True) if len(wrong) else None
 
 
-def extended(config: TrainRetrievalConfig, run: Run) -> TrainRetrievalConfig:
+def extended(config: TrainRetrievalConfig, run: Run) -> tuple[TrainRetrievalConfig, TrainRetrievalConfig | None]:
     """The settings of a run that --extend-to goes on with: more steps, and where it had ended before.
+
+    Returns:
+        The settings, and those that the run had; None where it is not, or no longer, to be reopened.
 
     Raises:
         UsageError: there is no finished run of fewer steps.
+        ArtifactError: none of its checkpoints is whole.
     """
     wanted = config.extend_to
     if wanted is None:
-        return config
-    hint = "the same command without --extend-to trains it to its end"
-    if not run.begun:
-        raise UsageError(f"--extend-to {wanted}: there is no run {run.folder}", hint=hint)
+        return config, None
     snapshot, done = run.config(), run.read_json("finished.json").get("steps")
     had, legs = int(snapshot["steps"]), tuple(snapshot.get("legs") or ())
     config = dataclasses.replace(config, extend_to=None)
     if had == wanted and legs and done != wanted:  # It was being extended, and did not get there.
-        return dataclasses.replace(config, steps=wanted, legs=legs)
+        return dataclasses.replace(config, steps=wanted, legs=legs), None
+    told = f"--extend-to {wanted}: the run {run.folder}"
     if done is None:
-        raise UsageError(f"--extend-to {wanted}: the run {run.folder} is not finished", hint=hint)
+        end = f"--extend-to {had}" if legs else "the same command without --extend-to"
+        raise UsageError(f"{told} is not finished", hint=f"{end} trains it to its end")
     if done != had:
-        told = f"--extend-to {wanted}: the run {run.folder} was ended by --patience after {done} of {had} steps"
-        raise UsageError(told, hint="--init-from starts a new run from its weights")
+        hint = "--init-from starts a new run from its weights"
+        raise UsageError(f"{told} was ended by --patience after {done} of {had} steps", hint=hint)
     if wanted <= had:
-        raise UsageError(f"--extend-to {wanted}: the run {run.folder} has {had} steps already", hint="give it more")
-    run.refuse_other(dataclasses.replace(config, steps=had, legs=legs))
-    config = dataclasses.replace(config, steps=wanted, legs=(*legs, had))
-    run.reopen(config)
-    return config
+        raise UsageError(f"{told} has {had} steps already", hint="give it more")
+    if config.warmup >= wanted - had:
+        raise UsageError(f"{told}: --warmup {config.warmup:g} is not below the {wanted - had} steps to come")
+    if checkpoints.newest(run.checkpoints) is None:
+        raise ArtifactError(f"{told}: none of its checkpoints is left", hint="--init-from starts a new run from it")
+    before = dataclasses.replace(config, steps=had, legs=legs)
+    return dataclasses.replace(config, steps=wanted, legs=(*legs, had)), before
 
 
 def _begun_from(config: TrainRetrievalConfig) -> TrainRetrievalConfig:
-    """--init-from: the model is the run's; where it has no weights of its own but an adapter, what that belongs on."""
+    """--init-from: the model is the run's. Its weights are copied, so that it may go on living."""
     if config.init_from is None:
         return config
     run = Run(Path(config.init_from))
     settings = run.config()
     if not run.finished:
         raise UsageError(f"--init-from {run.folder}: that run is not finished", hint="train it to its end first")
-    if config.was_given("model") and config.model not in (settings["model"], str(run.folder / "model")):
+    if config.was_given("model") and config.model != settings["model"]:
         raise UsageError(f"--init-from {run.folder} is a {settings['model']}, --model says {config.model}")
     if settings.get("quantize"):
         raise UsageError(f"--init-from {run.folder}: its adapter belongs on a model in 4 bits")
-    if (run.folder / "model").is_dir():
-        return dataclasses.replace(config, model=str(run.folder / "model"), init_from=None)
     return dataclasses.replace(
         config, model=settings["model"], text_model=settings.get("text_model"), init_from=run.folder.resolve()
     )

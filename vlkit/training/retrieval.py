@@ -7,7 +7,6 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict
-from itertools import chain
 from shlex import quote
 from typing import Any
 
@@ -28,6 +27,7 @@ from vlkit.training.contrast import Contrast
 from vlkit.training.interpolation import STRENGTHS, Sweep, best, facts, guard_rows, tell
 from vlkit.training.loop import Step, adamw, legs_schedule, new_scaler, steps
 from vlkit.training.planning import Rows, complete, dataset_of, dry_run_of, extended, forecast, refuse_small_disk
+from vlkit.training.replay import replayed
 
 EVALUATED_AT_ONCE = 256
 
@@ -53,8 +53,9 @@ def train_retrieval(config: TrainRetrievalConfig, *, dry_run: bool = False) -> d
         if world.first:
             run = open_run(config.runs_dir, config.name, extending=config.extend_to is not None)
             with run.locked():
-                config = world.from_first(extended(config, run))
-                run.begin(config, rows.facts())
+                config, before = extended(config, run)
+                run.begin(config, rows.facts(), before)
+                config = world.from_first(config)
                 return _trained(config, run, rows, world)
         config = world.from_first(config)
         return _trained(config, Run(local_runs(config.runs_dir) / config.name, writes=False), rows, world)
@@ -62,7 +63,9 @@ def train_retrieval(config: TrainRetrievalConfig, *, dry_run: bool = False) -> d
 
 def _replayed(config: TrainRetrievalConfig) -> dict[str, Any]:
     """--replay: a step of a run again, from what its folder holds."""
-    run = Run(local_runs(config.runs_dir) / (config.name or ""), writes=False)
+    if config.name is None:
+        raise UsageError("--replay needs to know the run", hint="--config runs/NAME/config.yaml, or --name NAME")
+    run = Run(local_runs(config.runs_dir) / config.name, writes=False)
     settings = TrainRetrievalConfig.from_layers(run.config())
     rows = Rows.of(settings)
     found = run.environment().get("data", {}).get("fingerprint")
@@ -95,7 +98,7 @@ def _trained(
             run.discard()
         raise
     training = Training(config, run, rows, towers, world)
-    return training.run_to_the_end() if replay is None else training.replayed(replay)
+    return training.run_to_the_end() if replay is None else replayed(training, replay)
 
 
 class Training:
@@ -135,39 +138,6 @@ class Training:
             except Asked:
                 raise self._stopped(asked) from None
 
-    def replayed(self, step: int) -> dict[str, Any]:
-        """Step `step` again, from the newest whole checkpoint before it; nothing is written.
-
-        Raises:
-            UsageError: the run has not come so far.
-        """
-        if not 1 <= step <= self.run.last_step():
-            raise UsageError(f"--replay {step}: {self.run.folder} has taken {self.run.last_step()} steps")
-        before = [path for path in checkpoints.listed(self.run.checkpoints) if checkpoints.step_of(path) < step]
-        start = 0
-        if before:
-            checkpoint = checkpoints.verified(before[-1])
-            checkpoint.restore(self.trainable, self.optimizer)
-            self.scaler.load_state_dict(checkpoint.state["scaler"])
-            start = checkpoint.step
-        console.say(f"from step {start} of {self.run.folder}, nothing is written")
-        self.kept = caching.cached(self.config, self.towers, self.dataset, self.validation, self.world)
-        adapters.train_mode(self.towers)
-        for taken in self._steps(start, StopRequest(), max_bad_steps=step + 1):
-            self.towers.clamp_scale()
-            if taken.step == step:
-                break
-        recorded = next((line for line in self.run.metrics() if line["step"] == step and "loss" in line), {})
-        facts = {"step": step, "pair_ids": list(chain(*self.window)), "loss": taken.loss, "grad_norm": taken.grad_norm}
-        facts |= {"recorded": {name: recorded.get(name) for name in ("loss", "grad_norm")}, "skipped": taken.skipped}
-        console.table(
-            f"step {step}",
-            ("", "again", "recorded"),
-            [(name, f"{facts[name]!r}", f"{facts['recorded'][name]!r}") for name in ("loss", "grad_norm")],
-        )
-        console.result(f"pairs: {', '.join(facts['pair_ids'])}")
-        return facts
-
     def _items(self, batch: Batch) -> int:
         """How many pairs a batch has; the window of a step remembers which."""
         self.window.append(batch.pair_ids)
@@ -182,7 +152,7 @@ class Training:
             return
         adapters.train_mode(self.towers)
         with console.progress("training", config.steps) as bar:
-            for step in self._steps(self.done, asked):
+            for step in self.steps_from(self.done, asked):
                 self.done = step.step
                 self.towers.clamp_scale()
                 self.run.log({**asdict(step), **self._logit_values()})
@@ -214,7 +184,8 @@ class Training:
         before, after = ((number * self.config.grad_accum) // self.per_epoch for number in (step - 1, step))
         return after > before
 
-    def _steps(self, start: int, asked: StopRequest, max_bad_steps: int | None = None) -> Iterator[Step]:
+    def steps_from(self, start: int, asked: StopRequest, max_bad_steps: int | None = None) -> Iterator[Step]:
+        """The loop over this run's batches, from step `start` on."""
         config = self.config
         contrast = Contrast(self.towers, config.loss, self.at_once, self.world)
         order = BatchOrder.over(self.dataset, config.batch_size, config.seed, first=start * config.grad_accum)
@@ -253,8 +224,11 @@ class Training:
         if checkpoint is None:
             return 0
         checkpoint.restore(self.trainable, self.optimizer)
-        self.scaler.load_state_dict(checkpoint.state["scaler"])
-        self.seconds_before, self.best = checkpoint.state["train_seconds"], checkpoint.state["best"]
+        try:
+            self.scaler.load_state_dict(checkpoint.state["scaler"])
+            self.seconds_before, self.best = checkpoint.state["train_seconds"], checkpoint.state["best"]
+        except (KeyError, TypeError) as error:
+            raise ArtifactError(f"{checkpoint.folder / 'state.json'} lacks {error}") from None
         self._point_at(checkpoint.step)
         console.say(f"going on from step {checkpoint.step}")
         return checkpoint.step
@@ -308,7 +282,9 @@ class Training:
         config = self.config
         if config.patience is None or not self.best or step % config.eval_every:
             return False
-        return step - self.best["improved"] >= config.patience * config.eval_every
+        # Extended, a run waits anew.
+        since = max(self.best["improved"], *(leg for leg in config.legs if leg <= step), 0)
+        return step - since >= config.patience * config.eval_every
 
     def _save(self, step: int) -> None:
         """Write the checkpoint of this step, if it is not yet there, and the pointers to it."""
