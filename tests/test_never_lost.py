@@ -386,6 +386,10 @@ def test_a_past_run_without_checkpoints_does_not_begin_anew(runs, vlkit):
     outcome = vlkit(*own.command, "robbed")
     assert outcome.code == 6 and "none of its checkpoints" in outcome.err
     assert (own.folder / "runs/robbed/metrics.jsonl").read_text()
+    (own.folder / "runs/robbed/metrics.jsonl").unlink()
+    assert vlkit(*own.command, "robbed").code == 6, "last.json knows it, too"
+    (own.folder / "runs/robbed/environment.yaml").write_text("a: [")
+    assert vlkit(*own.command, "robbed").code == 6
 
 
 def test_a_run_that_was_moved_and_whose_times_are_scrambled_goes_on(runs, vlkit):

@@ -13,7 +13,7 @@ from vlkit.config import EvalConfig, QuickstartConfig, TrainRetrievalConfig
 from vlkit.config_data import AugmentConfig, PrepConfig, SampleConfig
 from vlkit.errors import nearest
 from vlkit.flags import command
-from vlkit.interrupts import end_on_sigterm
+from vlkit.interrupts import Terminated, end_on_sigterm
 from vlkit.presets import resolve_augment, resolve_prep, resolve_train_retrieval
 
 if TYPE_CHECKING:
@@ -117,6 +117,8 @@ def main() -> None:
         status = app(standalone_mode=False)
     except typer.Abort:
         status = 130
+    except KeyboardInterrupt as error:
+        status = 143 if isinstance(error, Terminated) else 130
     except Exception as error:
         # Typer's own usage errors are told in vlkit's voice, and under --json as its one object.
         if not hasattr(error, "format_message"):

@@ -79,7 +79,7 @@ class Run:
         if not self.begun:
             what = "is no run folder: it has no config.yaml" if self.folder.exists() else "does not exist"
             raise ArtifactError(f"the run {self.folder} {what}", hint=_known_runs(self.folder.parent))
-        settings = read_yaml(self.folder / "config.yaml")
+        settings = _read(self.folder / "config.yaml")
         if not all(settings.get(key) for key in ("data", "model")):
             raise ArtifactError(f"{self.folder / 'config.yaml'} is damaged: it names no data or no model")
         return settings
@@ -133,7 +133,7 @@ class Run:
     def environment(self) -> dict[str, Any]:
         """What it ran on; empty where that was not written down."""
         path = self.folder / "environment.yaml"
-        return read_yaml(path) if path.is_file() else {}
+        return _read(path) if path.is_file() else {}
 
     def log(self, line: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
@@ -247,6 +247,14 @@ class Run:
                 yield
             finally:
                 _locks.remove(file)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A YAML file of a run; one that vlkit wrote and cannot read is damaged."""
+    try:
+        return read_yaml(path)
+    except UsageError as error:
+        raise ArtifactError(f"damaged: {error.message}", hint="bring back the file from a copy of the run") from None
 
 
 def _let_go() -> None:

@@ -217,8 +217,10 @@ class Training:
         if self.world.first:
             checkpoints.forget_after(self.run.checkpoints, done)
         self.evaluation_due = bool(checkpoint and checkpoint.state.get("evaluation_due"))
-        if checkpoint is None and self.run.last_step() > self._first_save():
-            told = f"{self.run.folder} has taken {self.run.last_step()} steps, and none of its checkpoints is left"
+        saved = self.run.read_json("last.json").get("step", 0)
+        if checkpoint is None and (saved or self.run.last_step() > self._first_save()):
+            told = f"{self.run.folder} has taken {max(saved, self.run.last_step())} steps, and none of its"
+            told += " checkpoints is left"
             raise ArtifactError(told, hint="bring back its checkpoints/, or start anew under another --name")
         self.run.forget_after(done, evaluation=self.evaluation_due)
         if checkpoint is None:
