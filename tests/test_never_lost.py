@@ -110,7 +110,8 @@ def places_of(runs):
 
 def killed_at(runs, number, place):
     name = f"at-{number}"
-    assert runs.run(name, VLKIT_FAULT=f"kill@{place}") == -9, place
+    here = place.replace("of recorded", f"of {name}")  # The run's own folder is flushed, too.
+    assert runs.run(name, VLKIT_FAULT=f"kill@{here}") == -9, place
     if not (runs.folder / "runs" / name / "finished.json").is_file():
         assert runs.run(name) == 0, (place, runs.said(name))
     assert runs.state(name) == runs.state("whole"), place
