@@ -242,7 +242,7 @@ def test_frozen_parts_run_without_dropout(tiny, tmp_path):
         assert torch.allclose(towers.embed_texts(features[[0, 1]]), towers.embed_texts(tokens[[0, 1]]), atol=1e-6)
 
 
-def test_numbers_that_16_bits_cannot_hold_are_refused_or_not_cached(tiny, prepared, vlkit, tmp_path):
+def test_numbers_that_16_bits_cannot_hold_are_refused(tiny, tmp_path):
     towers = tiny("tiny-clip")
     towers.model.requires_grad_(False)
     with torch.no_grad():

@@ -508,3 +508,44 @@ def test_a_run_that_does_not_fit_on_its_disk_is_refused_before_it_begins(prepare
         base = ("train-retrieval", "--data", prepared, "--model", "tiny-siglip", "--runs-dir", disk, "--name", "n")
         outcome = vlkit(*base, "--steps", 2, "--batch-size", 16)
         assert outcome.code == 5 and told in outcome.err, outcome.err
+
+
+def test_a_stop_in_the_sweep_of_a_run_that_patience_ended(prepared, vlkit, tmp_path, monkeypatch):
+    """The weights are then at some strength, and never get into the last step's checkpoint."""
+    from vlkit.interrupts import Asked
+    from vlkit.training.interpolation import Sweep
+
+    train = ("train-retrieval", "--data", prepared, "--model", "tiny-siglip", "--runs-dir", tmp_path, "--name")
+    flags = ("--steps", 40, "--batch-size", 44, "--lr", 1e-9, "--eval-every", 3, "--save-every", 40, "--patience", 1)
+    assert vlkit(*train, "whole", *flags, "--interpolate").code == 0
+
+    def asked(self, *args):
+        for parameter in self.trained.values():
+            parameter.data.zero_()
+        raise Asked
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Sweep, "points", asked)
+        outcome = vlkit(*train, "stopped", *flags, "--interpolate")
+        assert outcome.code == 75, outcome.err
+    assert final_state(tmp_path / "stopped") == final_state(tmp_path / "whole")
+    assert vlkit(*train, "stopped", *flags, "--interpolate").code == 0
+    one, other = (tmp_path / name / "model/model.safetensors" for name in ("whole", "stopped"))
+    assert hashlib.sha256(one.read_bytes()).digest() == hashlib.sha256(other.read_bytes()).digest()
+
+
+def test_killed_before_the_first_save_a_run_without_validation_begins_anew(raw, vlkit, tmp_path):
+    """What such a kill leaves: lines of metrics, and no checkpoint; there are no evaluations that would save one."""
+    prep = ("prep", "--domain", "recipes", "--source", raw, "--out", tmp_path / "data", "--val-share", 0)
+    assert vlkit(*prep).code == 0
+    train = ("train-retrieval", "--data", tmp_path / "data", "--model", "tiny-siglip", "--runs-dir", tmp_path)
+    flags = ("--name", "n", "--steps", 12, "--batch-size", 4, "--eval-every", 2, "--save-every", 12)
+    assert vlkit(*train, *flags).code == 0
+    run, whole = tmp_path / "n", (tmp_path / "n/metrics.jsonl").read_text()
+    for name in ("finished.json", "last.json"):
+        (run / name).unlink()
+    shutil.rmtree(run / "checkpoints")
+    (run / "metrics.jsonl").write_text("".join(whole.splitlines(keepends=True)[:5]))
+    outcome = vlkit(*train, *flags)
+    assert outcome.code == 0 and "going on" not in outcome.err, outcome.err
+    assert (run / "metrics.jsonl").read_text() == whole

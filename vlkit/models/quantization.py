@@ -6,14 +6,13 @@ projections.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from vlkit.errors import UsageError
 from vlkit.models.device import DTYPES, Precision, best_device
 
-Quantization = Literal["nf4"]
 # SigLIP's pooling head uses its weights past their module's forward; a projection is the last word on an embedding.
 SPARED = ["visual_projection", "text_projection", "vision_model.head", "text_model.head"]
 # Bytes a number takes: 4 bits, and a float32 scale for every 64 of them.

@@ -160,9 +160,11 @@ class Training:
                 last, stopped = step.step == config.steps, self.world.stops(bool(asked))
                 if self.validation and (last or step.step % config.eval_every == 0):
                     self._evaluate(step.step)
-                if stopped or last or step.step % config.save_every == 0 or self._epoch_ends(step.step):
+                waited = self._waited_enough(step.step)
+                due = step.step % config.save_every == 0 or self._epoch_ends(step.step)
+                if stopped or last or waited or due:
                     self._save(step.step)
-                if self._waited_enough(step.step):
+                if waited:
                     console.say(f"the end: {config.patience} evaluations without a better recall")
                     return
                 if stopped and not last:
@@ -236,7 +238,9 @@ class Training:
         return checkpoint.step
 
     def _first_save(self) -> int:
-        return min(self.config.save_every, self.config.eval_every, self.config.steps)
+        """The step by which a checkpoint is there for sure: the first evaluation is always the best so far."""
+        config = self.config
+        return min(config.save_every, config.steps, config.eval_every if self.validation else config.steps)
 
     def _evaluate(self, step: int) -> None:
         """Score validation, log it, and keep the checkpoint if it is the best so far."""
