@@ -112,8 +112,8 @@ def test_a_run_exports_the_best_of_the_sweep(tune, prepared, trained, guard, vlk
         for direction, metrics in measured[which].items():
             assert metrics["mrr"] == pytest.approx(point["val"][direction]["mrr"], abs=1e-6), (which, direction)
     elsewhere = vlkit("eval", "--run", tmp_path / "i", "--data", guard, "--json", "--out", tmp_path / "g").json()
-    for direction, metrics in elsewhere["metrics"].items():
-        assert metrics["recall@1"] == pytest.approx(kept["guard"][direction]["recall@1"])
+    for direction, metrics in kept["guard"].items():
+        assert metrics["recall@1"] == pytest.approx(elsewhere["metrics"][direction]["recall@1"])
     assert told["points"][0]["retained"] == 1.0
     assert opening.open_trained(str(tmp_path / "i")).source
     assert "strength" in (tmp_path / "i/README.md").read_text() and Run(tmp_path / "i").finished

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from vlkit.evaluation.evaluate import verdict
-from vlkit.evaluation.intervals import interval, p_value, resample, units_that_differ
+from vlkit.evaluation.comparison import verdict
+from vlkit.evaluation.intervals import interval, median_of, p_value, resample, units_that_differ
 
 
 def test_resampling_equals_repeating_the_queries():
@@ -14,7 +14,7 @@ def test_resampling_equals_repeating_the_queries():
     values = generator.integers(1, 9, 40).astype(float)
     names = np.unique(units)
     # A mean per unit tells how often it was drawn: give each unit a huge number of its own.
-    found = resample({"mean": values, "count": np.ones(40)}, {"median": values}, units, draws=200, seed=3)
+    found = resample({"mean": values, "count": np.ones(40)}, {"median": median_of(values)}, units, draws=200, seed=3)
     picks = np.random.default_rng(3)
     for start in range(0, 200, 64):
         chosen = picks.integers(len(names), size=(min(64, 200 - start), len(names)))
@@ -46,7 +46,7 @@ def test_a_handful_of_units_proves_nothing(changed):
     """All of n units went from wrong to right: the sign test gives 2 / 2^n, and five units are not enough."""
     p = p_value(np.ones(2000), changed)
     assert p == pytest.approx(max(2 * 0.5**changed, 2 / 2001))
-    told = verdict({"value": 1.0, "low": 0.9, "high": 1.0, "p_value": p}, changed)
+    told = verdict({"value": 1.0, "low": 0.9, "high": 1.0, "p_value": p}, changed, 0.1)
     assert told.startswith("better") == (changed >= 6)
 
 
@@ -60,7 +60,9 @@ def test_equal_models_are_rarely_called_different():
         drawn = draws["a"] - draws["b"]
         low, high = interval(drawn, units=60, bounds=(-1, 1))
         p = p_value(drawn, units_that_differ(one, other, units))
-        called += not verdict({"value": 0.0, "low": low, "high": high, "p_value": p}, 60).startswith("no difference")
+        called += not verdict({"value": 0.0, "low": low, "high": high, "p_value": p}, 60, 0.1).startswith(
+            "no difference"
+        )
     assert called / 300 <= 0.08
 
 
@@ -88,7 +90,7 @@ def test_intervals_hold_the_truth():
 
 def test_the_verdict_follows_the_interval():
     def said(low, high, p):
-        return verdict({"value": (low + high) / 2, "low": low, "high": high, "p_value": p}, 50)
+        return verdict({"value": (low + high) / 2, "low": low, "high": high, "p_value": p}, 50, 0.1)
 
     assert said(0.2, 0.4, 0.001).startswith("better")
     assert said(-0.4, -0.2, 0.001).startswith("worse")

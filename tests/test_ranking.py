@@ -21,14 +21,14 @@ CHECK = [
 ]
 
 
-def rank_scores(scores, right):
+def rank_scores(scores, right, **how):
     """Rank given scores: the gallery is the identity, so the embeddings' product is the scores themselves."""
     scores = torch.tensor(scores, dtype=torch.float32)
     query_groups = [[f"{q}:{g}" for g in found] or ["none"] for q, found in enumerate(right)]
     gallery_groups = [
         [f"{q}:{g}" for q, found in enumerate(right) if g in found] or ["alone"] for g in range(scores.shape[1])
     ]
-    return rank(scores, torch.eye(scores.shape[1]), query_groups, gallery_groups)
+    return rank(scores, torch.eye(scores.shape[1]), query_groups, gallery_groups, **how)
 
 
 def test_the_check_array():
@@ -116,3 +116,71 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
     added = float(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout)
     assert added < 300
+
+
+def brute_precision(scores, right):
+    """Average precision and the fraction found, as means over every order of the tied items."""
+    precisions, found = [], {k: [] for k in (1, 5, 10)}
+    for order in itertools.permutations(range(len(scores))):
+        by_score = sorted(order, key=lambda item: -scores[item])
+        places = sorted(by_score.index(item) + 1 for item in right)
+        precisions.append(np.mean([number / place for number, place in enumerate(places, start=1)]))
+        for k in found:
+            found[k].append(np.mean([place <= k for place in places]))
+    return {"map": np.mean(precisions), **{f"fraction_recall@{k}": np.mean(v) for k, v in found.items()}}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_precision_is_an_expectation_over_ties(data):
+    gallery = data.draw(st.integers(1, 6))
+    scores = data.draw(st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=gallery, max_size=gallery))
+    right = data.draw(st.sets(st.integers(0, gallery - 1), min_size=1))
+    values = metric_values(rank_scores([scores], [right], every=True))
+    for metric, expected in brute_precision(scores, right).items():
+        assert values[metric][0] == pytest.approx(expected), metric
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 30), st.integers(2, 40), st.integers(1, 12))
+def test_average_precision_is_scikit_learns(seed, queries, gallery, groups):
+    """Few and many right items a query: both ways of counting."""
+    from sklearn.metrics import average_precision_score
+
+    generator = torch.Generator().manual_seed(seed)
+    q, g = torch.randn(queries, 8, generator=generator), torch.randn(gallery, 8, generator=generator)
+    asked, there = [str(n % groups) for n in range(queries)], [str(n % groups) for n in range(gallery)]
+    ranks = rank(q, g, asked, there, every=True)
+    values, scores = metric_values(ranks), (q @ g.T).numpy()
+    for place, query in enumerate(ranks.query):
+        truth = np.array([group == asked[query] for group in there])
+        assert values["map"][place] == pytest.approx(average_precision_score(truth, scores[query]))
+        top = np.argsort(-scores[query], kind="stable")[:5]
+        assert values["fraction_recall@5"][place] == pytest.approx(truth[top].sum() / truth.sum())
+
+
+def test_five_captions_cap_the_fraction_at_a_fifth():
+    """The same name elsewhere: any hit is 1 here, the fraction found is 1 of 5."""
+    images = torch.eye(4)
+    texts = images.repeat_interleave(5, 0)
+    ranks = rank(images, texts, list("abcd"), [name for name in "abcd" for _ in range(5)], every=True)
+    values = metric_values(ranks)
+    assert (values["recall@1"].mean(), values["fraction_recall@1"].mean()) == (1, pytest.approx(0.2))
+    assert values["fraction_recall@5"].mean() == values["map"].mean() == pytest.approx(1)
+
+
+def test_shares_of_several_processes_are_the_whole():
+    """Ranks of two shares, put together by hand, are those of one process."""
+    from vlkit.distributed import World
+
+    class Half(World):
+        def gathered(self, mine, count):
+            return mine
+
+    torch.manual_seed(0)
+    q, g = torch.randn(33, 8), torch.randn(20, 8)
+    groups = [str(n % 5) for n in range(33)]
+    whole = rank(q, g, groups, groups[:20], every=True)
+    halves = [rank(q, g, groups, groups[:20], every=True, world=Half(r, 2)) for r in (0, 1)]
+    for name in ("better", "tied_wrong", "tied_right", "top", "precision"):
+        assert np.array_equal(getattr(whole, name), np.concatenate([getattr(half, name) for half in halves])), name

@@ -13,6 +13,7 @@ import yaml
 from safetensors.torch import load_file
 
 from vlkit import checkpoints
+from vlkit.config import RANKED
 from vlkit.remote import hash_of
 from vlkit.training import retrieval
 
@@ -251,7 +252,7 @@ def test_results_have_the_published_shape(trained, prepared, vlkit):
     results = json.loads((trained / "results.json").read_text())
     assert results == outcome.json()
     assert (results["schema"], results["task"], results["data"]["split"]) == (1, "retrieval", "test")
-    metrics = {"recall@1", "recall@5", "recall@10", "mrr", "median_rank", "mean_rank"}
+    metrics = {*RANKED, "median_rank", "mean_rank"}
     for direction, queries, gallery in (("text_to_image", 12, 12), ("image_to_text", 12, 12)):
         assert set(results["metrics"][direction]) == metrics | {"queries", "gallery"}
         assert set(results["baseline"][direction]) == metrics | {"queries", "gallery"}

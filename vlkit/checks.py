@@ -10,6 +10,8 @@ from typing import Any
 from vlkit.errors import UsageError, nearest
 from vlkit.settings import Settings
 
+CACHES = ("off", "auto")
+
 
 def _values(config: Settings, names: tuple[str, ...]) -> list[tuple[str, Any]]:
     return [(name, getattr(config, name)) for name in names if getattr(config, name) is not None]
@@ -36,6 +38,12 @@ def only(config: Settings, name: str, known: tuple[str, ...]) -> None:
         if value not in known:
             told = f"{config.fields()[name].flag}: unknown {value!r}"
             raise UsageError(told, hint=nearest(value, known))
+
+
+def cache_place(cache: str) -> None:
+    """Refuse a --cache that is none of off, auto, or a folder here."""
+    if not cache.strip() or "://" in cache or (cache not in CACHES and cache.lower() in CACHES):
+        raise UsageError(f"--cache {cache!r} is none of off, auto, or a folder on this machine")
 
 
 def above(config: Settings, low: float, *names: str) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlkit import __version__, console
-from vlkit.config import EvalConfig, QuickstartConfig, TrainRetrievalConfig
+from vlkit.config import EvalConfig, QuickstartConfig, ReportConfig, RunsConfig, TrainRetrievalConfig
 from vlkit.config_data import AugmentConfig, PrepConfig, SampleConfig
 from vlkit.errors import nearest
 from vlkit.flags import command
@@ -101,10 +101,26 @@ def train_retrieval(config: TrainRetrievalConfig, dry_run: bool) -> dict[str, An
 
 @command(app, "eval", EvalConfig)
 def evaluate(config: EvalConfig) -> dict[str, Any]:
-    """Measure retrieval against the untouched model on the same rows, with intervals."""
+    """Measure a run, or a model as it is, beside the untouched model on the same rows, with intervals."""
     from vlkit.evaluation.evaluate import evaluate
 
     return evaluate(config)
+
+
+@command(app, "report", ReportConfig)
+def report(config: ReportConfig) -> dict[str, Any]:
+    """Write one page with everything about a run: curves, numbers with intervals, pictures; and compare runs."""
+    from vlkit.report.html import report
+
+    return report(config)
+
+
+@command(app, "runs", RunsConfig)
+def runs(config: RunsConfig) -> dict[str, Any]:
+    """List the runs: how they stand, and how good they are."""
+    from vlkit.report.listing import listed
+
+    return listed(config)
 
 
 def main() -> None:

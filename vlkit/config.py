@@ -14,14 +14,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from vlkit.checks import above, at_least, between
+from vlkit.checks import above, at_least, between, cache_place, only
 from vlkit.config_data import PictureSettings
-from vlkit.errors import UsageError
-from vlkit.settings import Settings
+from vlkit.errors import UsageError, nearest
+from vlkit.settings import REPEATED, Settings
 from vlkit.storage import Location
 
 RUNS = Location("runs")
-KEPT = ("off", "auto")
+DIRECTIONS = ("text_to_image", "image_to_text")
+# What eval measures, by the groups of results.json.
+RANKED = (
+    "recall@1",
+    "recall@5",
+    "recall@10",
+    "mrr",
+    "map",
+    "fraction_recall@1",
+    "fraction_recall@5",
+    "fraction_recall@10",
+)
+CLASSIFIED = ("accuracy", "top1_of_10", "precision_macro", "recall_macro", "f1_macro", "average_precision_macro")
+MEASURES = {**dict.fromkeys(DIRECTIONS, RANKED), "classification": CLASSIFIED}
+SHIFTS = ("low-light", "blur", "jpeg", "rotate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,8 +174,7 @@ class TrainRetrievalConfig(TrainingConfig):
             raise UsageError(f"--tune {self.tune} --towers {self.towers}: these are two different towers")
         if self.merge and self.tune != "lora":
             raise UsageError(f"--merge merges a LoRA; with --tune {self.tune} there is none")
-        if not self.cache.strip() or "://" in self.cache or (self.cache not in KEPT and self.cache.lower() in KEPT):
-            raise UsageError(f"--cache {self.cache!r} is none of off, auto, or a folder on this machine")
+        cache_place(self.cache)
         if self.init_from and self.text_model:
             raise UsageError("--init-from takes its text encoder from the run: leave out --text-model")
         if self.quantize and self.tune != "lora":
@@ -191,16 +204,89 @@ class EvalConfig(Settings):
     limit: Annotated[int | None, "measure on about this many rows, drawn by the seed"] = None
     batch_size: Annotated[int, "pictures or texts encoded at a time"] = 64
     precision: Annotated[Literal["bf16", "fp16", "fp32"] | None, "of the encoders (default: the run's)"] = None
+    slice_by: Annotated[tuple[str, ...], "columns of the table whose values are compared, beside the usual slices"] = ()
+    shift: Annotated[tuple[str, ...], f"measure under corruptions, too: {', '.join(SHIFTS)}"] = ()
+    guard: Annotated[Location | None, "prepared folder of a general kind: what has been forgotten of it"] = None
+    templates: Annotated[
+        tuple[str, ...],
+        "prompts for the classes, {class_name} in each (default: prep's); give it again for more",
+        REPEATED,
+    ] = ()
+    fold_size: Annotated[
+        int | None,
+        "pictures a fold: scores averaged over folds of this many, beside the whole (default: 1000 where there are "
+        "2000 pictures or more of several captions each, as in COCO; 0: none)",
+    ] = None
+    fail_under: Annotated[
+        tuple[str, ...],
+        "exit with 8 where a metric is below: text_to_image.recall@5=0.6; give it again for more",
+        REPEATED,
+    ] = ()
+    cache: Annotated[
+        str,
+        "keep the untouched model's embeddings, so that they are paid once: off, auto (~/.cache/vlkit), or a folder",
+    ] = "auto"
     draws: Annotated[int, "bootstrap draws behind an interval"] = 2000
     seed: Annotated[int, "of the draws and of --limit"] = 42
 
     def __post_init__(self) -> None:
         at_least(self, 1, "limit", "batch_size")
+        at_least(self, 0, "fold_size")
         at_least(self, 1000, "draws")
+        cache_place(self.cache)
+        only(self, "shift", SHIFTS)
+        demanded(self.fail_under)
         if (self.run is None) == (self.model is None):
             raise UsageError("eval measures a run or a model: give --run RUN, or --model M --data DIR --out DIR")
         if self.model is not None and (self.data is None or self.out is None):
             raise UsageError("eval --model needs --data DIR and --out DIR")
+
+
+def demanded(lines: tuple[str, ...]) -> list[tuple[str, str, float]]:
+    """`text_to_image.recall@5=0.6` -> ("text_to_image", "recall@5", 0.6).
+
+    Raises:
+        UsageError: no such metric, or no number.
+    """
+    found = []
+    for line in lines:
+        name, _, number = line.partition("=")
+        group, _, metric = name.strip().partition(".")
+        if group not in MEASURES:
+            raise UsageError(f"--fail-under {line}: unknown {group!r}", hint=nearest(group, MEASURES))
+        if metric not in MEASURES[group]:
+            raise UsageError(f"--fail-under {line}: unknown {metric!r}", hint=nearest(metric, MEASURES[group]))
+        try:
+            least = float(number)
+        except ValueError:
+            raise UsageError(f"--fail-under {line}: after = stands the least value, such as 0.6") from None
+        if not 0 <= least <= 1:
+            raise UsageError(f"--fail-under {line}: these metrics lie between 0 and 1")
+        found.append((group, metric, least))
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig(Settings):
+    """`vlkit report`."""
+
+    run: Annotated[Path, "run folder, or the folder of the results of eval --model"]
+    against: Annotated[
+        tuple[str, ...], "another run, compared on the same queries; give it again for more", REPEATED
+    ] = ()
+    across_data: Annotated[bool, "show runs that were measured on other data, too; nothing is subtracted then"] = False
+    out: Annotated[Path | None, "folder for report.html and plots/ (default: the run's)"] = None
+    queries: Annotated[int, "queries in each gallery"] = 4
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "queries")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunsConfig(Settings):
+    """`vlkit runs`."""
+
+    runs_dir: Annotated[Path, "folder of the runs"] = Path("runs")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,6 +68,12 @@ class NetworkError(VlkitError):
     exit_code = 7
 
 
+class QualityError(VlkitError):
+    """A quality that was demanded is missed; everything is measured and written."""
+
+    exit_code = 8
+
+
 def _rebuilt(kind: type[VlkitError], message: str, hint: str | None) -> VlkitError:
     return kind(message, hint=hint)
 

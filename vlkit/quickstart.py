@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from vlkit import console
-from vlkit.config import EvalConfig, QuickstartConfig
+from vlkit.config import EvalConfig, QuickstartConfig, ReportConfig
 from vlkit.config_data import SampleConfig
 from vlkit.errors import UsageError
 from vlkit.presets import resolve_prep, resolve_train_retrieval
@@ -26,6 +26,7 @@ def quickstart(config: QuickstartConfig) -> dict[str, Any]:
     from vlkit.data.prepare import prepare
     from vlkit.data.samples import sample
     from vlkit.evaluation.evaluate import evaluate
+    from vlkit.report.html import report
     from vlkit.training.retrieval import train_retrieval
 
     out, began = config.out, time.perf_counter()
@@ -51,15 +52,18 @@ def quickstart(config: QuickstartConfig) -> dict[str, Any]:
     )
     _step(4, f"the untouched model and the trained one: vlkit eval --run {runs / 'first'}")
     results = evaluate(EvalConfig(run=runs / "first"))
+    _step(5, f"a page with pictures: vlkit report --run {runs / 'first'}")
+    page = report(ReportConfig(run=runs / "first"))
 
     console.say(f"\ndone in {time.perf_counter() - began:.0f} s. The run is {runs / 'first'}. Next:")
+    console.hint(f"look at {page['report']}, which opens from disk")
     console.hint(f"CLIP instead: vlkit train-retrieval --data {data} --model tiny-clip --runs-dir {runs} --name second")
     console.hint(
         "your own pictures, one folder a class: vlkit prep --domain agriculture --source my-folder --out data/mine"
     )
     console.hint("a real model on them: vlkit train-retrieval --data data/mine --model google/siglip-base-patch16-224")
-    return {"run": trained["run"], "data": str(data), "results": results}
+    return {"run": trained["run"], "data": str(data), "results": results, "report": page["report"]}
 
 
 def _step(number: int, what: str) -> None:
-    console.say(f"\n[{number}/4] {what}")
+    console.say(f"\n[{number}/5] {what}")

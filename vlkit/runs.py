@@ -187,7 +187,14 @@ class Run:
 
     def _reopen(self, config: Settings) -> None:
         """Go on with a finished run under other settings. Its results are those of what it was."""
-        for name in ("finished.json", "results.json", "examples_top5.json", "README.md"):
+        for name in (
+            "finished.json",
+            "results.json",
+            "queries.parquet",
+            "examples_top5.json",
+            "report.html",
+            "README.md",
+        ):
             (self.folder / name).unlink(missing_ok=True)
         write_text(self.folder / "config.yaml", config.to_yaml())
 

@@ -124,10 +124,14 @@ class PixelStore:
     def _one(self, position: int) -> np.ndarray:
         if position in self._kept:
             return self._kept[position]
-        pixels = images.pixels(self.paths[position], self.spec)
+        pixels = self.pixels(self.paths[position])
         if self.small:
             self._kept[position] = pixels
         return pixels
+
+    def pixels(self, path: Path) -> np.ndarray:
+        """uint8 [3, size, size] of a picture."""
+        return images.pixels(path, self.spec)
 
     def __len__(self) -> int:
         return len(self.paths)

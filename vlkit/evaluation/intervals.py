@@ -6,7 +6,8 @@ gallery stays as it is. Percentile bootstrap, Efron & Tibshirani 1993, chapter 1
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -16,37 +17,46 @@ LEVEL = 0.95
 DRAWS_AT_ONCE = 64
 
 K = TypeVar("K", bound=Hashable)
+# float64 [draws, queries], how often each query came up in each draw -> float64 [draws], a number for each.
+Statistic = Callable[[np.ndarray], np.ndarray]
 
 
 def resample(
-    means: Mapping[K, np.ndarray], medians: Mapping[K, np.ndarray], units: Sequence[str], *, draws: int, seed: int
+    means: Mapping[K, np.ndarray],
+    others: Mapping[K, Statistic],
+    units: Sequence[str],
+    *,
+    draws: int,
+    seed: int,
 ) -> dict[K, np.ndarray]:
-    """Means and medians over the queries, in every draw of units. All see the same draws, so differences are paired.
+    """Numbers about the queries, in every draw of units. All see the same draws, so differences are paired.
 
     Args:
-        means, medians: name -> float64 [queries].
+        means: name -> float64 [queries], of which the mean is taken; where it is NaN, the query is not asked.
+        others: name -> what else is made of the queries, such as `median_of`.
         units: the unit of each query.
 
     Returns:
-        name -> float64 [draws].
+        name -> float64 [draws]; NaN where a draw has none of the queries.
     """
     names, unit_of = np.unique(np.asarray(units, dtype=str), return_inverse=True)
-    sizes = np.bincount(unit_of, minlength=len(names)).astype(np.float64)
-    sums = (
-        np.stack([np.bincount(unit_of, weights=v, minlength=len(names)) for v in means.values()], axis=1)
-        if means
-        else np.zeros((len(names), 0))
-    )
+    sums, sizes = np.zeros((2, len(names), len(means)))
+    for column, values in enumerate(means.values()):
+        asked = ~np.isnan(values)
+        sums[:, column] = np.bincount(unit_of[asked], weights=values[asked], minlength=len(names))
+        sizes[:, column] = np.bincount(unit_of[asked], minlength=len(names))
     generator = np.random.default_rng(seed)
-    found = {name: np.empty(draws) for name in (*means, *medians)}
+    found = {name: np.empty(draws) for name in (*means, *others)}
     for start in range(0, draws, DRAWS_AT_ONCE):
         chunk = slice(start, min(start + DRAWS_AT_ONCE, draws))
         weights = _draw(generator, chunk.stop - chunk.start, len(names))
-        averaged = (weights @ sums) / (weights @ sizes)[:, None]
+        with np.errstate(invalid="ignore"):
+            averaged = (weights @ sums) / (weights @ sizes)
         for column, name in enumerate(means):
             found[name][chunk] = averaged[:, column]
-        for name, values in medians.items():
-            found[name][chunk] = _weighted_medians(values, weights[:, unit_of])
+        of_queries = weights[:, unit_of] if others else weights
+        for name, statistic in others.items():
+            found[name][chunk] = statistic(of_queries)
     return found
 
 
@@ -56,14 +66,19 @@ def _draw(generator: np.random.Generator, draws: int, units: int) -> np.ndarray:
     return np.bincount(picked.ravel(), minlength=draws * units).reshape(draws, units).astype(np.float64)
 
 
-def _weighted_medians(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """float64 [draws]: np.median of the values, each repeated by its weight in the draw."""
+def median_of(values: np.ndarray) -> Statistic:
+    """np.median of the values, each repeated by its weight in the draw."""
     order = np.argsort(values, kind="stable")
-    ascending, reached = values[order], np.cumsum(weights[:, order], axis=1)
-    total = reached[:, -1:]
-    low = (reached > (total - 1) // 2).argmax(axis=1)
-    high = (reached > total // 2).argmax(axis=1)
-    return (ascending[low] + ascending[high]) / 2
+    ascending = values[order]
+
+    def median(weights: np.ndarray) -> np.ndarray:
+        reached = np.cumsum(weights[:, order], axis=1)
+        total = reached[:, -1:]
+        low = (reached > (total - 1) // 2).argmax(axis=1)
+        high = (reached > total // 2).argmax(axis=1)
+        return (ascending[low] + ascending[high]) / 2
+
+    return median
 
 
 def interval(draws: np.ndarray, *, units: int, bounds: tuple[float, float] | None = None) -> tuple[float, float]:
@@ -73,19 +88,23 @@ def interval(draws: np.ndarray, *, units: int, bounds: tuple[float, float] | Non
     much: the interval is then as wide as `units` trials without an exception allow, 1 - 0.025^(1/units) to either side.
 
     Args:
+        draws: NaN where a draw says nothing; all of them NaN: so is the interval.
         units: how many units were drawn from.
         bounds: of a metric that has them: (0, 1) for recall and MRR, (-1, 1) for their differences.
     """
-    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    if bounds is not None and np.ptp(draws) == 0:
+    if np.isnan(draws).all():
+        return math.nan, math.nan
+    low, high = np.nanquantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    if bounds is not None and np.nanmin(draws) == np.nanmax(draws):
         doubt = 1 - ((1 - LEVEL) / 2) ** (1 / units)
         low, high = max(bounds[0], low - doubt), min(bounds[1], high + doubt)
     return float(low), float(high)
 
 
 def units_that_differ(one: np.ndarray, other: np.ndarray, units: Sequence[str]) -> int:
-    """How many units have a query whose value is not the same in both, float64 [queries] each."""
-    return len(set(np.asarray(units, dtype=str)[one != other]))
+    """How many units have a query whose values are not the same in both, [queries, ...] each."""
+    apart = (one != other).reshape(len(one), -1).any(axis=1)
+    return len(set(np.asarray(units, dtype=str)[apart]))
 
 
 def p_value(differences: np.ndarray, changed: int) -> float:
@@ -97,3 +116,12 @@ def p_value(differences: np.ndarray, changed: int) -> float:
     """
     tail = min((differences <= 0).sum(), (differences >= 0).sum())
     return float(min(1.0, max(2 * (tail + 1) / (len(differences) + 1), 2.0 * 0.5**changed)))
+
+
+def smallest_shown(drawn: np.ndarray, units: int) -> float:
+    """About the smallest difference that these units could have shown, had it been there.
+
+    A difference is called one where its interval leaves out 0: beyond 1.96 standard deviations of its draws; and where
+    six units at least have changed, for five may by luck alone (2 / 2^5 > 0.05).
+    """
+    return float(min(1.0, max(1.96 * float(np.std(drawn)), 6 / units)))

@@ -13,7 +13,9 @@ import numpy as np
 import torch
 
 from vlkit.data.labels import Groups, matching_pairs
+from vlkit.distributed import ALONE, World
 from vlkit.errors import NonFiniteError
+from vlkit.evaluation.precision import Places
 
 KS = (1, 5, 10)
 # Scores held at a time, by device.
@@ -31,6 +33,8 @@ class Ranks:
         top: int64 [queries, up to 5], the items ranked first.
         query: int64 [queries], position of each of these queries among those asked; one without a match is left out.
         gallery: number of items.
+        precision: float64 [queries, 1 + len(KS)], average precision and the fraction of all right items among the first
+            k (see `precision.py`); None where it was not asked for.
     """
 
     better: np.ndarray
@@ -39,6 +43,7 @@ class Ranks:
     top: np.ndarray
     query: np.ndarray
     gallery: int
+    precision: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.better)
@@ -90,6 +95,8 @@ def rank(
     gallery_groups: Sequence[Groups],
     *,
     keep: int = 5,
+    every: bool = False,
+    world: World = ALONE,
 ) -> Ranks:
     """Rank the gallery for every query by the product of their embeddings.
 
@@ -101,6 +108,8 @@ def rank(
         gallery: float32 [items, width].
         query_groups, gallery_groups: an item is right for a query where their ids intersect (see `labels.py`).
         keep: how many of the first items to remember.
+        every: look at every right item, not at the best alone: for average precision.
+        world: processes that share the queries; each gets all ranks.
 
     Raises:
         NonFiniteError: an embedding that is not finite.
@@ -112,20 +121,30 @@ def rank(
         )
     right_query, right_item = matching_pairs(query_groups, gallery_groups)
     asked, keep = np.unique(right_query), min(keep, len(gallery))
-    block = min(max(1, BLOCK_SCORES[gallery.device.type] // max(1, len(gallery))), max(1, len(asked)))
+    mine = asked[world.share(len(asked))]
+    block = min(max(1, BLOCK_SCORES[gallery.device.type] // max(1, len(gallery))), max(1, len(mine)))
     # Results and scores live in memory taken once: small results kept between large blocks would tear the heap apart.
     buffer = torch.empty(block, len(gallery), dtype=gallery.dtype, device=gallery.device)
-    counts, top = np.empty((3, len(asked)), np.int64), np.empty((len(asked), keep), np.int64)
-    for start in range(0, len(asked), block):
-        chosen = asked[start : start + block]
+    counts, top = np.empty((len(mine), 3), np.int64), np.empty((len(mine), keep), np.int64)
+    precision = np.empty((len(mine), 1 + len(KS)))
+    for start in range(0, len(mine), block):
+        chosen = mine[start : start + block]
         low, high = np.searchsorted(right_query, [chosen[0], chosen[-1] + 1])
         rows = torch.from_numpy(np.searchsorted(chosen, right_query[low:high])).to(gallery.device)
         items = torch.from_numpy(right_item[low:high]).to(gallery.device)
         asking = queries[torch.from_numpy(chosen).to(queries.device)]
         scores = torch.mm(asking, gallery.T, out=buffer[: len(chosen)])
-        counts[:, start : start + len(chosen)] = _count(scores, rows, items).cpu()
-        top[start : start + len(chosen)] = scores.topk(keep, dim=1).indices.cpu()
-    return Ranks(*counts, top, asked, len(gallery))
+        done = slice(start, start + len(chosen))
+        counts[done] = _count(scores, rows, items).T.cpu()
+        top[done] = scores.topk(keep, dim=1).indices.cpu()
+        if every:
+            places = Places.of(scores, rows, items)
+            precision[done] = np.stack([places.average_precision(), *(places.found(k) for k in KS)], axis=1)
+    counts, top, precision = (
+        world.gathered(torch.from_numpy(part).to(gallery.device), len(asked)).cpu().numpy()
+        for part in (counts, top, precision)
+    )
+    return Ranks(*counts.T, top, asked, len(gallery), precision if every else None)
 
 
 def _count(scores: torch.Tensor, rows: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
@@ -142,9 +161,12 @@ def _count(scores: torch.Tensor, rows: torch.Tensor, items: torch.Tensor) -> tor
 def metric_values(ranks: Ranks) -> dict[str, np.ndarray]:
     """Each metric's value for each query, float64 [queries]; a metric is their mean, median_rank their median."""
     expected = ranks.expected_rank()
-    return {
+    values = {
         **{f"recall@{k}": ranks.recall(k) for k in KS},
         "mrr": ranks.reciprocal(),
         "median_rank": expected,
         "mean_rank": expected,
     }
+    if ranks.precision is not None:
+        values |= dict(zip(("map", *(f"fraction_recall@{k}" for k in KS)), ranks.precision.T, strict=True))
+    return values

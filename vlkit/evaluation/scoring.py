@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
+from vlkit.config import DIRECTIONS
 from vlkit.data.batches import Inputs, PixelStore, TokenStore
 from vlkit.data.pairs import Pairs
 from vlkit.distributed import ALONE, World
@@ -16,8 +19,6 @@ from vlkit.evaluation.ranking import Ranks, metric_values, rank
 from vlkit.models.device import Precision
 from vlkit.models.encode import encode_captions, encode_images
 from vlkit.models.towers import Towers
-
-DIRECTIONS = ("text_to_image", "image_to_text")
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,37 @@ class Task:
         positives = pairs.positives()
         return cls(positives, positives.unique_images(), positives.unique_texts())
 
+    def of_pictures(self, positions: np.ndarray) -> Task:
+        """The task of some of the pictures, with the texts of their rows."""
+        chosen = set(self.pictures["image_id"].iloc[positions])
+        kept = self.pairs.frame["image_id"].isin(chosen)
+        return Task.of(replace(self.pairs, frame=self.pairs.frame[kept].reset_index(drop=True)))
+
     def queries(self, direction: str) -> pd.DataFrame:
         """The table that a direction asks with."""
         return self.texts if direction == "text_to_image" else self.pictures
+
+    def groups(self) -> tuple[list[frozenset[str]], list[frozenset[str]]]:
+        """For every picture and every text the set that matches where two intersect."""
+        image_sets, text_sets = self.pairs.match_sets()
+        return [image_sets[key] for key in self.pictures["image_id"]], [text_sets[key] for key in self.texts["text_id"]]
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A task's pictures and texts in a model's space.
+
+    Attributes:
+        images, texts: float32 [pictures, width] and [texts, width].
+        brightness: float32 [pictures], mean of what the model sees, 0 (black) to 255; NaN where no pixels were read.
+        images_per_second, texts_per_second: of encoding, files read and decoded.
+    """
+
+    images: torch.Tensor
+    texts: torch.Tensor
+    brightness: np.ndarray
+    images_per_second: float
+    texts_per_second: float
 
 
 @dataclass(frozen=True)
@@ -45,12 +74,9 @@ class Scores:
 
     Attributes:
         ranks: direction -> Ranks.
-        images_per_second, texts_per_second: of encoding, files read and decoded.
     """
 
     ranks: dict[str, Ranks]
-    images_per_second: float
-    texts_per_second: float
 
     def values(self) -> dict[tuple[str, str], np.ndarray]:
         """(direction, metric) -> float64 [queries]."""
@@ -64,15 +90,72 @@ class Scores:
         """direction -> metric -> value, as results.json has it."""
         found: dict[str, dict[str, float]] = {direction: {} for direction in self.ranks}
         for (direction, metric), values in self.values().items():
-            found[direction][metric] = summary(metric, values)
+            found[direction][metric] = float(np.median(values) if metric == "median_rank" else np.mean(values))
         for direction, ranks in self.ranks.items():
             found[direction] |= {"queries": len(ranks), "gallery": ranks.gallery}
         return found
 
 
-def summary(metric: str, values: np.ndarray) -> float:
-    """A metric from its values a query: the median for median_rank, else the mean."""
-    return float(np.median(values) if metric == "median_rank" else np.mean(values))
+def embed(
+    towers: Towers,
+    task: Task,
+    *,
+    batch_size: int,
+    precision: Precision,
+    pictures: Inputs | None = None,
+    captions: Inputs | None = None,
+    texts: torch.Tensor | None = None,
+    world: World = ALONE,
+) -> Embedded:
+    """Encode the task's pictures and texts, each once.
+
+    Args:
+        pictures, captions: of the task, where they are at hand.
+        texts: the texts' embeddings, where they are known already.
+        world: processes that share the encoding; each gets all embeddings.
+    """
+    towers.eval()
+    pictures, captions = pictures or pixel_store(task, towers), captions or token_store(task, towers)
+    started = time.perf_counter()
+    how: dict[str, Any] = {"batch_size": batch_size, "precision": precision}
+    seen: list[torch.Tensor] = []
+    mine = encode_images(towers, pictures, part=world.share(len(pictures)), watch=_brightness_into(seen), **how)
+    light = torch.cat(seen).to(mine) if seen else mine.new_full((len(mine),), torch.nan)
+    images, brightness = (world.gathered(part, len(pictures)) for part in (mine, light))
+    between = time.perf_counter()
+    if texts is None:
+        own = encode_captions(towers, captions, part=world.share(len(captions)), **how)
+        texts = world.gathered(own, len(captions))
+    done = time.perf_counter()
+    speeds = len(images) / (between - started), len(texts) / (done - between)
+    return Embedded(images, texts, brightness.cpu().numpy(), *speeds)
+
+
+def _brightness_into(seen: list[torch.Tensor]) -> Callable[[Any], None]:
+    """Note the mean light (Rec. 601 luma) of pixels; what frozen parts have made of pictures has none."""
+    weights = torch.tensor([0.299, 0.587, 0.114])
+
+    def watch(pixels: Any) -> None:
+        if isinstance(pixels, torch.Tensor) and pixels.dtype == torch.uint8:
+            seen.append(pixels.float().mean(dim=(2, 3)) @ weights)
+
+    return watch
+
+
+def ranked(task: Task, embedded: Embedded, *, every: bool = False, world: World = ALONE) -> Scores:
+    """Rank in both directions.
+
+    Args:
+        every: look at every right item, for average precision (see `rank`).
+    """
+    image_groups, text_groups = task.groups()
+    images, texts = embedded.images, embedded.texts
+    return Scores(
+        {
+            "text_to_image": rank(texts, images, text_groups, image_groups, every=every, world=world),
+            "image_to_text": rank(images, texts, image_groups, text_groups, every=every, world=world),
+        }
+    )
 
 
 def score(
@@ -85,28 +168,9 @@ def score(
     captions: Inputs | None = None,
     world: World = ALONE,
 ) -> Scores:
-    """Encode the task's pictures and texts once, rank in both directions.
-
-    Args:
-        pictures, captions: of the task, where they are at hand.
-        world: processes that share the encoding; each gets all scores.
-    """
-    towers.eval()
-    pictures, captions = pictures or pixel_store(task, towers), captions or token_store(task, towers)
-    started = time.perf_counter()
-    how: dict[str, Any] = {"batch_size": batch_size, "precision": precision}
-    images = world.gathered(encode_images(towers, pictures, part=world.share(len(pictures)), **how), len(pictures))
-    between = time.perf_counter()
-    texts = world.gathered(encode_captions(towers, captions, part=world.share(len(captions)), **how), len(captions))
-    done = time.perf_counter()
-    image_sets, text_sets = task.pairs.match_sets()
-    image_groups = [image_sets[key] for key in task.pictures["image_id"]]
-    text_groups = [text_sets[key] for key in task.texts["text_id"]]
-    ranks = {
-        "text_to_image": rank(texts, images, text_groups, image_groups),
-        "image_to_text": rank(images, texts, image_groups, text_groups),
-    }
-    return Scores(ranks, len(images) / (between - started), len(texts) / (done - between))
+    """`embed`, then `ranked`."""
+    how: dict[str, Any] = {"batch_size": batch_size, "precision": precision, "world": world}
+    return ranked(task, embed(towers, task, pictures=pictures, captions=captions, **how), world=world)
 
 
 def pixel_store(task: Task, towers: Towers) -> PixelStore:
@@ -117,3 +181,6 @@ def pixel_store(task: Task, towers: Towers) -> PixelStore:
 def token_store(task: Task, towers: Towers) -> TokenStore:
     """The task's texts as this model reads them."""
     return TokenStore(towers.tokenize(list(task.texts["text"]))[0], towers.pad)
+
+
+__all__ = ["DIRECTIONS", "Embedded", "Scores", "Task", "embed", "pixel_store", "ranked", "score", "token_store"]

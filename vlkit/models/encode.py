@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from vlkit import console, interrupts
-from vlkit.data.batches import Carried, Inputs, TokenStore, loader_workers, unpacked
+from vlkit.data.batches import Carried, Inputs, Item, TokenStore, loader_workers, unpacked
 from vlkit.models.device import Precision, autocast, best_device, best_precision
 from vlkit.models.towers import Towers
 
@@ -19,9 +19,19 @@ ALL = slice(None)
 
 @torch.inference_mode()
 def encode_images(
-    towers: Towers, store: Inputs, *, batch_size: int, precision: Precision, part: slice = ALL
+    towers: Towers,
+    store: Inputs,
+    *,
+    batch_size: int,
+    precision: Precision,
+    part: slice = ALL,
+    watch: Callable[[Item], None] | None = None,
 ) -> torch.Tensor:
-    """Embeddings of pictures, all or a part: float32 [pictures, width], in order, on the towers' device."""
+    """Embeddings of pictures, all or a part: float32 [pictures, width], in order, on the towers' device.
+
+    Args:
+        watch: is shown every batch that goes in.
+    """
     positions = range(len(store))[part]
     order = [positions[start : start + batch_size] for start in range(0, len(positions), batch_size)]
     loader: DataLoader[Any] = DataLoader(
@@ -31,6 +41,8 @@ def encode_images(
     with console.progress("encoding pictures", len(positions)) as bar:
         for number, pixels in enumerate(unpacked(loader), start=1):
             interrupts.check()
+            if watch:
+                watch(pixels)
             with autocast(towers.device, precision):
                 blocks.append(towers.embed_images(pixels))
             bar.update(min(number * batch_size, len(positions)))

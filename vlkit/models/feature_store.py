@@ -24,7 +24,12 @@ import numpy as np
 
 from vlkit import faults
 from vlkit.errors import ArtifactError, ResourceError
-from vlkit.storage import json_text, write_text
+from vlkit.storage import cache_dir, json_text, write_text
+
+
+def folder_of(cache: str) -> Path:
+    """Where features are kept: auto, or the folder that --cache names."""
+    return cache_dir() / "features" if cache == "auto" else Path(cache)
 
 
 class FeatureStore:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,11 +22,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from vlkit import console, interrupts
-from vlkit.data.batches import Carried, Inputs, TokenStore, loader_workers, unpacked
+from vlkit.data.batches import Carried, Inputs, PixelStore, TokenStore, loader_workers, unpacked
 from vlkit.distributed import ALONE, World
-from vlkit.errors import DataError, UsageError
+from vlkit.errors import ArtifactError, DataError, UsageError
 from vlkit.models.device import Precision, autocast
-from vlkit.models.feature_store import FeatureStore
+from vlkit.models.feature_store import FeatureStore, folder_of
 from vlkit.models.stages import Halfway, Stage, frozen_depth, through
 from vlkit.models.towers import Towers
 
@@ -161,6 +162,17 @@ class Frozen:
         about = {**self.identity(), "model": self.towers.source}
         return FeatureStore(self.folder(below), *self.row(), about)
 
+    def opened(self, cache: str) -> FeatureStore:
+        """Its store in the folder of --cache; one that nobody asked for and that is damaged begins anew."""
+        try:
+            return self.store(folder_of(cache))
+        except ArtifactError as error:
+            if cache != "auto":
+                raise
+            console.warn(f"{error.message}; it is filled again")
+            shutil.rmtree(self.folder(folder_of(cache)))
+            return self.store(folder_of(cache))
+
     def features(self, store: FeatureStore, items: Inputs, keys: Sequence[str], world: World = ALONE) -> Features:
         """The items' features; what is not yet in the store is computed, each process its share."""
         # A share of all: what is missing is another list for every process that looks while others write.
@@ -202,6 +214,11 @@ class Frozen:
         positions = range(len(items))
         blocks = [self.towers.ends(items[positions[start : start + 1024]]) for start in range(0, len(items), 1024)]
         return torch.cat(blocks).numpy()
+
+
+def keys_of(kind: Kind, pixels: PixelStore, image_ids: Sequence[str], tokens: TokenStore) -> list[str]:
+    """What names each picture, or each text, in a store."""
+    return picture_keys(pixels.paths, image_ids) if kind == "pictures" else text_keys(tokens.tokens)
 
 
 def picture_keys(paths: Sequence[Path], image_ids: Sequence[str]) -> list[str]:

@@ -5,21 +5,19 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from vlkit import console
 from vlkit.config import TrainRetrievalConfig
-from vlkit.data.batches import Inputs, PairDataset, PixelStore, TokenStore
+from vlkit.data.batches import Inputs, PairDataset
 from vlkit.distributed import ALONE, World
-from vlkit.errors import ArtifactError, ResourceError, UsageError
+from vlkit.errors import ResourceError, UsageError
 from vlkit.evaluation.scoring import Task, pixel_store, token_store
-from vlkit.models.feature_store import FeatureStore
-from vlkit.models.features import Frozen, Kind, picture_keys, text_keys
+from vlkit.models.feature_store import FeatureStore, folder_of
+from vlkit.models.features import Frozen, Kind, keys_of
 from vlkit.models.towers import Towers
-from vlkit.storage import cache_dir, existing, refuse_unwritable, size_of
+from vlkit.storage import existing, refuse_unwritable, size_of
 
 # What the two kinds are called in batches.
 ATTRIBUTE: dict[Kind, str] = {"pictures": "pictures", "texts": "captions"}
@@ -58,11 +56,6 @@ class CachePlan:
         return f"cache of {kind}: {self.items:,} x {shape} numbers, {size_of(self.size)}"
 
 
-def folder_of(config: TrainRetrievalConfig) -> Path:
-    """Where the features are kept."""
-    return cache_dir() / "features" if config.cache == "auto" else Path(config.cache)
-
-
 @dataclass(frozen=True)
 class Amounts:
     """How much there is to be kept.
@@ -86,7 +79,7 @@ def plans(config: TrainRetrievalConfig, towers: Towers, amounts: Amounts) -> lis
     if config.cache == "off":
         return []
     if config.cache != "auto":
-        refuse_unwritable(folder_of(config), "--cache")
+        refuse_unwritable(folder_of(config.cache), "--cache")
     encodings = config.steps * config.batch_size * config.grad_accum
     found: list[CachePlan] = []
     for kind, items in (("pictures", amounts.pictures), ("texts", amounts.texts)):
@@ -95,7 +88,7 @@ def plans(config: TrainRetrievalConfig, towers: Towers, amounts: Amounts) -> lis
             continue
         row, dtype = frozen.row()
         size = (items + amounts.validation) * math.prod(row) * dtype.itemsize
-        room = shutil.disk_usage(existing(folder_of(config))).free * SHARE_OF_DISK - sum(
+        room = shutil.disk_usage(existing(folder_of(config.cache))).free * SHARE_OF_DISK - sum(
             plan.size for plan in found if not plan.refused
         )
         refused = None
@@ -112,7 +105,7 @@ def plans(config: TrainRetrievalConfig, towers: Towers, amounts: Amounts) -> lis
 def _begun(frozen: Frozen, config: TrainRetrievalConfig) -> bool:
     """It was decided for before: what is there already takes no more room."""
     known = all(not p.is_meta for p in frozen.towers.model.parameters())
-    return known and frozen.folder(folder_of(config)).is_dir()
+    return known and frozen.folder(folder_of(config.cache)).is_dir()
 
 
 @dataclass
@@ -157,8 +150,8 @@ def cached(
             continue
         frozen, kind = plan.frozen, plan.frozen.kind
         try:
-            store = _opened(frozen, config)
-            keys = _keys_of(kind, dataset.pixels, dataset.image_ids, dataset.tokens)
+            store = frozen.opened(config.cache)
+            keys = keys_of(kind, dataset.pixels, dataset.image_ids, dataset.tokens)
             missing = len(store.missing(keys))
             console.say(f"{plan}, in {store.folder}; {missing:,} to be computed")
             _refuse_too_large(kind, store, missing, world)
@@ -171,26 +164,10 @@ def cached(
             continue
         setattr(dataset, ATTRIBUTE[kind], of_training)
         if validation is not None and (kind == "pictures" or frozen.fits(plain.captions)):
-            keys = _keys_of(kind, plain.pictures, list(validation.pictures["image_id"]), plain.captions)
+            keys = keys_of(kind, plain.pictures, list(validation.pictures["image_id"]), plain.captions)
             items = getattr(plain, ATTRIBUTE[kind])
             setattr(sources, ATTRIBUTE[kind], frozen.features(store, items, keys, world))
     return sources
-
-
-def _opened(frozen: Frozen, config: TrainRetrievalConfig) -> FeatureStore:
-    """The store; one that nobody asked for and that is damaged begins anew."""
-    try:
-        return frozen.store(folder_of(config))
-    except ArtifactError as error:
-        if config.cache != "auto":
-            raise
-        console.warn(f"{error.message}; it is filled again")
-        shutil.rmtree(frozen.folder(folder_of(config)))
-        return frozen.store(folder_of(config))
-
-
-def _keys_of(kind: Kind, pixels: PixelStore, image_ids: Sequence[str], tokens: TokenStore) -> list[str]:
-    return picture_keys(pixels.paths, image_ids) if kind == "pictures" else text_keys(tokens.tokens)
 
 
 def _refuse_too_large(kind: Kind, store: FeatureStore, missing: int, world: World) -> None:

@@ -14,18 +14,14 @@ from typing import Any
 import torch
 
 from vlkit import console
-from vlkit.data.pairs import Pairs, read_pairs
-from vlkit.errors import DataError
+from vlkit.evaluation.retention import Metrics, retained
 from vlkit.evaluation.scoring import DIRECTIONS
-from vlkit.storage import Location
 
 STRENGTHS = tuple(number / 10 for number in range(11))
 # The first matrix of an adapter is random from the start: without the second one it adds nothing.
 SPARED = "lora_A"
 # Below this many queries one of them moves recall by more than neighbouring strengths do.
 FEW = 500
-
-Metrics = dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -69,9 +65,9 @@ class Sweep:
             at_guard = guard() if guard else None
             found.append(Point(strength, validation() if validation else None, at_guard))
         self.move(tuned, 1.0)
-        before = _recall(found[0].guard) if found[0].guard else 0.0
+        before = found[0].guard
         return [
-            Point(p.strength, p.val, p.guard, _recall(p.guard) / before if p.guard and before else None) for p in found
+            Point(p.strength, p.val, p.guard, retained(p.guard, before) if p.guard and before else None) for p in found
         ]
 
     @torch.no_grad()
@@ -117,26 +113,3 @@ def tell(points: list[Point], chosen: float) -> None:
 def facts(points: list[Point], chosen: float) -> dict[str, Any]:
     """For interpolation.json."""
     return {"strength": chosen, "points": [asdict(point) for point in points]}
-
-
-def guard_rows(guard: Location) -> Pairs:
-    """The rows of a guard set: its test split, else validation, else whatever there is; said, if it is not the test.
-
-    Raises:
-        DataError: no row of it matches, or a picture is gone.
-    """
-    pairs = read_pairs(guard).positives()
-    for split in ("test", "val", "train"):
-        rows = pairs.of(split)
-        if len(rows):
-            gone = [path for path in rows.image_paths(rows.unique_images()) if not path.is_file()]
-            if gone:
-                raise DataError(f"--guard {guard}: no such picture: {gone[0]}", hint="run prep again")
-            if split != "test":
-                console.say(f"--guard {guard} has no test split: its {split} split guards")
-            return rows
-    raise DataError(f"{guard}: no matching rows to guard by")
-
-
-def _recall(metrics: Metrics | None) -> float:
-    return sum(each["recall@1"] for each in (metrics or {}).values()) / len(DIRECTIONS)

@@ -16,6 +16,7 @@ from vlkit.data.image_ops import Variation
 from vlkit.data.pairs import Pairs, read_pairs
 from vlkit.distributed import ALONE, World
 from vlkit.errors import ArtifactError, DataError, ResourceError, UsageError
+from vlkit.evaluation.retention import guard_rows
 from vlkit.models import adapters, opening, quantization
 from vlkit.models import towers as towers_module
 from vlkit.models.device import best_device, best_precision
@@ -24,7 +25,6 @@ from vlkit.presets import model_preset
 from vlkit.runs import Run, default_name, local_runs
 from vlkit.storage import existing, size_of
 from vlkit.training.caching import Amounts, plans
-from vlkit.training.interpolation import guard_rows
 
 if TYPE_CHECKING:
     import pandas as pd

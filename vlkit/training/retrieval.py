@@ -16,15 +16,18 @@ from vlkit.data.batches import Batch, BatchOrder, stream
 from vlkit.distributed import ALONE, World, joined
 from vlkit.errors import ArtifactError, NonFiniteError, Stopped, UsageError, VlkitError
 from vlkit.evaluation.card import write_card
+from vlkit.evaluation.efficiency import peak_memory_gb
+from vlkit.evaluation.retention import guard_rows
 from vlkit.evaluation.scoring import Task, score
 from vlkit.interrupts import Asked, StopRequest, Terminated, stop_request
 from vlkit.models import adapters, opening
 from vlkit.models.device import best_device, use_deterministic_algorithms
 from vlkit.models.towers import Towers
 from vlkit.runs import Run, local_runs, open_run
+from vlkit.standing import noting_why
 from vlkit.training import caching
 from vlkit.training.contrast import Contrast
-from vlkit.training.interpolation import STRENGTHS, Sweep, best, facts, guard_rows, tell
+from vlkit.training.interpolation import STRENGTHS, Sweep, best, facts, tell
 from vlkit.training.loop import Step, adamw, legs_schedule, new_scaler, steps
 from vlkit.training.planning import Rows, complete, dataset_of, dry_run_of, extended, forecast, refuse_small_disk
 from vlkit.training.replay import replayed
@@ -56,7 +59,8 @@ def train_retrieval(config: TrainRetrievalConfig, *, dry_run: bool = False) -> d
                 config, before = extended(config, run)
                 run.begin(config, rows.facts(), before)
                 config = world.from_first(config)
-                return _trained(config, run, rows, world)
+                with noting_why(run):
+                    return _trained(config, run, rows, world)
         config = world.from_first(config)
         return _trained(config, Run(local_runs(config.runs_dir) / config.name, writes=False), rows, world)
 
@@ -125,6 +129,7 @@ class Training:
         self.done, self.evaluation_due = 0, False
         self.window: deque[list[str]] = deque(maxlen=config.grad_accum)
         self.began, self.seconds_before = time.perf_counter(), 0.0
+        self.peak_before: dict[str, float | None] = {}
 
     def run_to_the_end(self) -> dict[str, Any]:
         """Train from the newest checkpoint, or from the start; then write what other tools load."""
@@ -231,6 +236,7 @@ class Training:
         try:
             self.scaler.load_state_dict(checkpoint.state["scaler"])
             self.seconds_before, self.best = checkpoint.state["train_seconds"], checkpoint.state["best"]
+            self.peak_before = checkpoint.state.get("peak_memory_gb") or {}
         except (KeyError, TypeError) as error:
             raise ArtifactError(f"{checkpoint.folder / 'state.json'} lacks {error}") from None
         self._point_at(checkpoint.step)
@@ -301,6 +307,7 @@ class Training:
             state = {
                 "scaler": self.scaler.state_dict(),
                 "train_seconds": self._train_seconds(),
+                "peak_memory_gb": self._peak_memory(),
                 "best": self.best,
                 "evaluation_due": self.evaluation_due,
             }
@@ -331,6 +338,7 @@ class Training:
             "steps": taken,
             "exported_step": step,
             "train_seconds": round(self._train_seconds(), 2),
+            "peak_memory_gb": self._peak_memory(),
             "trainable_parameters": self.counts.trainable,
             "total_parameters": self.counts.total,
             **between,
@@ -365,6 +373,11 @@ class Training:
 
     def _train_seconds(self) -> float:
         return self.seconds_before + time.perf_counter() - self.began
+
+    def _peak_memory(self) -> dict[str, float | None]:
+        """The most that this process, or one before it, has held."""
+        now = peak_memory_gb()
+        return {of: max(filter(None, (held, self.peak_before.get(of))), default=None) for of, held in now.items()}
 
     def _logit_values(self) -> dict[str, float]:
         return {name: p.detach().float().item() for name, p in self.towers.logit_parameters().items()}

@@ -1,0 +1,205 @@
+"""Classes told from their names, against scikit-learn and against plain counting."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import write_class_folders
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, average_precision_score, precision_recall_fscore_support
+
+from vlkit.data.pairs import Pairs, make_frame, read_pairs
+from vlkit.errors import UsageError
+from vlkit.evaluation.classification import OTHERS, Classes, Classified, Tens
+from vlkit.evaluation.scoring import Embedded, Task
+from vlkit.storage import Location
+
+
+def classified(scores, truth):
+    return Classified(np.asarray(scores, np.float32), np.asarray(truth, bool), np.full(len(scores), np.nan))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**31), st.integers(2, 30), st.integers(2, 7))
+def test_the_macro_numbers_are_scikit_learns(seed, pictures, classes):
+    generator = np.random.default_rng(seed)
+    scores, truth = generator.random((pictures, classes)), generator.integers(0, classes, pictures)
+    of = classified(scores, np.eye(classes)[truth])
+    measured, predicted = of.measured(), np.asarray(scores, np.float32).argmax(1)
+    present = np.unique(truth)
+    expected = precision_recall_fscore_support(truth, predicted, labels=present, average="macro", zero_division=0)
+    for name, value in zip(("precision", "recall", "f1"), expected, strict=False):
+        assert measured.value(f"{name}_macro", pictures) == pytest.approx(value), name
+    assert measured.value("accuracy", pictures) == pytest.approx(accuracy_score(truth, predicted))
+    each = precision_recall_fscore_support(truth, predicted, labels=range(classes), zero_division=0)
+    for name, values in zip(("precision", "recall", "f1"), each, strict=False):
+        assert of.per_class()[name][present] == pytest.approx(values[present]), name
+    assert np.isnan(np.delete(of.per_class()["recall"], present)).all()
+    assert of.confusion().sum() == pytest.approx(pictures)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**31), st.integers(2, 30), st.integers(2, 6), st.booleans())
+def test_average_precision_of_several_labels_is_scikit_learns(seed, pictures, classes, tied):
+    """Ties fall under one threshold, there and here; a draw that repeats pictures is the table with them repeated."""
+    generator = np.random.default_rng(seed)
+    scores = generator.integers(0, 3, (pictures, classes)) / 2 if tied else generator.random((pictures, classes))
+    truth = generator.random((pictures, classes)) < 0.4
+    truth[0] = True
+    of = classified(scores, truth)
+    expected = [average_precision_score(truth[:, c], of.scores[:, c]) for c in range(classes)]
+    assert of.measured().value("average_precision_macro", pictures) == pytest.approx(np.mean(expected))
+    weights = generator.integers(0, 3, pictures)
+    weights[0] = 1
+    repeated = np.repeat(np.arange(pictures), weights)
+    drawn = of.measured().others["average_precision_macro"](weights[None, :].astype(float))
+    expected = [average_precision_score(truth[repeated, c], of.scores[repeated, c]) for c in range(classes)]
+    assert drawn[0] == pytest.approx(np.mean(expected))
+    drawn = of.measured().others["f1_macro"](weights[None, :].astype(float))
+    again = classified(scores[repeated], truth[repeated]).measured().value("f1_macro", len(repeated))
+    assert drawn[0] == pytest.approx(again, nan_ok=True)
+
+
+def test_a_model_that_says_the_same_of_everything_is_at_chance():
+    of = classified(np.zeros((12, 4)), np.eye(4)[np.arange(12) % 4])
+    assert of.measured().value("accuracy", 12) == pytest.approx(0.25)
+    assert of.confusion() == pytest.approx(np.full((4, 4), 0.75))
+
+
+def table(rows):
+    """(image, text, classes) rows of a test split."""
+    frame = make_frame(
+        {
+            "image": [f"{image}.png" for image, _, _ in rows],
+            "image_id": [image for image, _, _ in rows],
+            "text": [text for _, text, _ in rows],
+            "image_group": [classes for _, _, classes in rows],
+            "unit": [image for image, _, _ in rows],
+            "class_name": [classes[0] for _, _, classes in rows],
+            "split": ["test"] * len(rows),
+        }
+    )
+    return Pairs(frame, Location("."))
+
+
+def test_a_picture_has_the_classes_of_all_its_rows():
+    pairs = table(
+        [("a", "one", ["rust", "scab"]), ("b", "two", ["rust"]), ("c", "three", ["scab"]), ("c", "x", ["rot"])]
+    )
+    classes = Classes.among(pairs, Task.of(pairs))
+    assert classes.names == ["rot", "rust", "scab"]
+    assert classes.of.tolist() == [[False, True, True], [False, True, False], [True, False, True]]
+    assert Classes.among(table([("a", "one", ["rust"])]), Task.of(pairs)) is None, "one class tells nothing apart"
+
+
+def test_prompts_are_averaged_and_told_by_their_templates():
+    pairs = table([("a", "one", ["Leaf_Rust"]), ("b", "two", ["scab"])])
+    task = Task.of(pairs)
+    classes = Classes.among(pairs, task, ("a {class_name}", "the {class_name}"))
+    assert classes.prompts == [["a leaf rust", "the leaf rust"], ["a scab", "the scab"]]
+    encoded = {text: torch.nn.functional.normalize(torch.randn(4), dim=0) for text in classes.texts()}
+    mean = (encoded["a scab"] + encoded["the scab"]) / 2
+    assert torch.allclose(classes.embeddings(encoded)[1], mean / mean.norm())
+    assert Classes.among(pairs, task).prompts[1] == ["a photo of scab"]
+    with pytest.raises(UsageError, match="names no"):
+        Classes.among(pairs, task, ("a photo",))
+
+
+def many(classes):
+    rows = [(f"{c}-{n}", f"text {n} of class {c}", [f"class{c}"]) for c in range(classes) for n in range(3)]
+    pairs = table(rows)
+    return pairs, Task.of(pairs)
+
+
+@pytest.mark.parametrize("count", [2, 5, 10, 14])
+def test_ten_descriptions_are_the_right_one_and_nine_of_other_classes(count):
+    pairs, task = many(count)
+    classes = Classes.among(pairs, task)
+    tens = Tens.drawn(task, classes, seed=1)
+    assert tens.texts.shape == (len(task.pictures), 1 + min(OTHERS, count - 1))
+    class_of = task.texts["class_name"].to_numpy()
+    for row, own in zip(tens.texts, task.pictures["class_name"], strict=True):
+        assert class_of[row[0]] == own
+        assert own not in class_of[row[1:]] and len(set(class_of[row])) == len(row)
+    assert np.array_equal(tens.texts, Tens.drawn(task, classes, seed=1).texts)
+    assert count == 2 or not np.array_equal(tens.texts, Tens.drawn(task, classes, seed=2).texts)
+    fewer = Task.of(Pairs(task.pairs.frame.iloc[3:], Location(".")))
+    assert len(Tens.drawn(fewer, Classes.among(pairs, fewer), seed=1).texts) == len(task.pictures) - 3
+
+
+def test_one_of_ten_is_won_as_a_plain_loop_says():
+    pairs, task = many(12)
+    classes = Classes.among(pairs, task)
+    tens = Tens.drawn(task, classes, seed=3)
+    generator = torch.Generator().manual_seed(0)
+    images, texts = torch.randn(36, 6, generator=generator), torch.randn(36, 6, generator=generator)
+    texts[5] = texts[6]  # A tie, should both be drawn.
+    embedded = Embedded(images, texts, np.full(36, np.nan), 1.0, 1.0)
+    for picture, won in enumerate(tens.won(embedded)):
+        scores = (images[picture] @ texts[tens.texts[picture]].T).numpy()
+        ties = np.isclose(scores, scores[0], atol=1e-6).sum()
+        assert won == pytest.approx(0 if scores.max() > scores[0] + 1e-6 else 1 / ties)
+
+
+@pytest.fixture(scope="module")
+def leaves(tmp_path_factory, vlkit):
+    """A run on class folders, measured."""
+    folder = tmp_path_factory.mktemp("leaves")
+    write_class_folders(folder / "raw", per_class=14)
+    prep = ("prep", "--domain", "agriculture", "--source", folder / "raw", "--out", folder / "data")
+    assert vlkit(*prep, "--test-share", 0.3).code == 0
+    train = ("train-retrieval", "--data", folder / "data", "--model", "tiny-siglip", "--runs-dir", folder / "runs")
+    assert vlkit(*train, "--name", "leaves", "--steps", 40, "--batch-size", 32).code == 0
+    outcome = vlkit("eval", "--run", folder / "runs/leaves")
+    assert outcome.code == 0, outcome.err
+    return folder / "runs/leaves"
+
+
+def test_eval_says_the_same_as_counting_by_hand(leaves):
+    from vlkit.models.encode import encode_texts
+    from vlkit.models.opening import open_trained
+
+    results = json.loads((leaves / "results.json").read_text())
+    pairs = read_pairs(leaves.parent.parent / "data")
+    frame = pairs.of("test").frame.drop_duplicates("image_id")
+    names = sorted(pairs.frame["class_name"].unique())
+    assert results["confusion"]["classes"] == names
+    towers = open_trained(str(leaves))
+    towers.eval()
+    prompts = [f"a leaf showing leaf {name.split('___')[1].split('_')[0]} spot" for name in names]
+    assert [of[1] for of in results["prompts"].values()] == prompts
+    both = [[f"a photo of leaf {p.split()[-2]} spot", p] for p in prompts]
+    flat = encode_texts(towers, [text for pair in both for text in pair], batch_size=8, precision="fp32")
+    means = torch.nn.functional.normalize(flat.view(len(names), 2, -1).mean(1), dim=1)
+    from vlkit.data.batches import PixelStore
+
+    store = PixelStore(pairs.image_paths(frame), towers.pixel_spec)
+    with torch.no_grad():
+        taken = (towers.embed_images(store[range(len(frame))]) @ means.T).argmax(1).tolist()
+    truth = [names.index(name) for name in frame["class_name"]]
+    confusion = np.zeros((len(names), len(names)))
+    np.add.at(confusion, (truth, taken), 1)
+    assert np.array_equal(confusion, np.array(results["confusion"]["tuned"]))
+    assert results["metrics"]["classification"]["accuracy"] == pytest.approx(np.mean(np.equal(truth, taken)))
+    assert results["metrics"]["classification"]["accuracy"] > results["baseline"]["classification"]["accuracy"]
+    low, high = results["intervals"]["classification"]["f1_macro"]
+    assert low <= results["metrics"]["classification"]["f1_macro"] <= high
+    training = pd.Series(pairs.of("train").frame.drop_duplicates("image_id")["class_name"]).value_counts()
+    assert {name: of["training"] for name, of in results["classes"].items()} == training.to_dict()
+
+
+def test_prompts_of_ones_own(leaves, vlkit, tmp_path):
+    flags = ("--templates", "a spotted {class_name}", "--templates", "{class_name}")
+    outcome = vlkit("eval", "--run", leaves, "--out", tmp_path, *flags, "--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.json()["prompts"]["Leaf___red_spot"] == ["a spotted leaf red spot", "leaf red spot"]
+    outcome = vlkit("eval", "--run", leaves, "--out", tmp_path, "--templates", "a photo")
+    assert outcome.code == 2 and "class_name" in outcome.err
+
+
+def test_a_class_of_one_picture_is_said(leaves, vlkit, tmp_path):
+    outcome = vlkit("eval", "--run", leaves, "--out", tmp_path, "--limit", 6)
+    assert outcome.code == 0 and "one picture only of" in outcome.err

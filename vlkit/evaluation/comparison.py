@@ -1,0 +1,165 @@
+"""Two models on the same queries: each number with its interval, the difference, and what may be said of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from vlkit.evaluation.intervals import (
+    Statistic,
+    interval,
+    median_of,
+    p_value,
+    resample,
+    smallest_shown,
+    units_that_differ,
+)
+from vlkit.evaluation.ranking import Ranks, metric_values
+
+# Of few pictures a class, a draw misses some and repeats others: these numbers then lie beside what they are drawn
+# from, and their draws are moved back to it.
+CENTRED = ("precision_macro", "recall_macro", "f1_macro", "average_precision_macro")
+PARTS = ("metrics", "intervals", "baseline", "baseline_intervals", "difference", "smallest_difference")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a model did, query by query.
+
+    Attributes:
+        means: metric -> float64 [queries], whose mean it is; NaN: that query is not asked.
+        others: metric -> how it is made of the queries.
+        told_by: metric of `others` -> array [queries, ...] that is equal where two models did the same.
+    """
+
+    means: Mapping[str, np.ndarray]
+    others: Mapping[str, Statistic] = field(default_factory=dict)
+    told_by: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, ranks: Ranks) -> Measured:
+        """A direction of retrieval."""
+        values = metric_values(ranks)
+        ranked = values.pop("median_rank")
+        return cls(values, {"median_rank": median_of(ranked)}, {"median_rank": ranked})
+
+    @property
+    def names(self) -> list[str]:
+        """Every metric."""
+        return [*self.means, *self.others]
+
+    def value(self, metric: str, queries: int) -> float:
+        """A metric over all queries; NaN where none is asked."""
+        if metric in self.others:
+            return float(self.others[metric](np.ones((1, queries)))[0])
+        values = self.means[metric]
+        asked = values[~np.isnan(values)]
+        return float(asked.mean()) if len(asked) else math.nan
+
+    def differs_by(self, metric: str) -> np.ndarray:
+        """By what two models are told apart."""
+        return np.nan_to_num(self.told_by[metric] if metric in self.others else self.means[metric], nan=-1.0)
+
+
+def compare(
+    tuned: Measured, base: Measured | None, units: Sequence[str], *, draws: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Values and intervals of both, and the paired difference.
+
+    Args:
+        base: the untouched model on the same queries; None: there is none to compare with.
+        units: the unit of each query.
+        draws, seed: of the bootstrap.
+
+    Returns:
+        PARTS -> metric -> number, [low, high], or {"value", "low", "high", "p_value"}. Without a base the parts that
+        speak of it are empty.
+    """
+    models = {"tuned": tuned} | ({"base": base} if base else {})
+    drawn = resample(
+        {(who, metric): values for who, of in models.items() for metric, values in of.means.items()},
+        {(who, metric): statistic for who, of in models.items() for metric, statistic in of.others.items()},
+        units,
+        draws=draws,
+        seed=seed,
+    )
+    for (who, metric), draw in drawn.items():
+        if metric in CENTRED:
+            draw += models[who].value(metric, len(units)) - np.nanmean(draw)
+    count = len(np.unique(np.asarray(units, dtype=str)))
+    found: dict[str, dict[str, Any]] = {part: {} for part in PARTS}
+    for metric in tuned.names:
+        bounds, apart = _bounds(metric)
+        for who, of, value, around in (
+            ("tuned", tuned, "metrics", "intervals"),
+            ("base", base, "baseline", "baseline_intervals"),
+        ):
+            if of is not None:
+                found[value][metric] = of.value(metric, len(units))
+                found[around][metric] = _within(interval(drawn[who, metric], units=count, bounds=bounds), bounds)
+        if base is not None:
+            between = drawn["tuned", metric] - drawn["base", metric]
+            found["difference"][metric] = difference(
+                found["metrics"][metric] - found["baseline"][metric],
+                between,
+                units_that_differ(tuned.differs_by(metric), base.differs_by(metric), units),
+                units=count,
+                bounds=apart,
+            )
+            if bounds:
+                found["smallest_difference"][metric] = smallest_shown(between, count)
+    return found
+
+
+def _within(ends: tuple[float, float], bounds: tuple[float, float] | None) -> tuple[float, float]:
+    return ends if bounds is None else (max(ends[0], bounds[0]), min(ends[1], bounds[1]))
+
+
+def _bounds(metric: str) -> tuple[tuple[float, float] | None, tuple[float, float] | None]:
+    """Between which numbers a metric, and a difference of it, must lie; ranks have no upper end."""
+    return (None, None) if metric.endswith("rank") else ((0.0, 1.0), (-1.0, 1.0))
+
+
+def difference(
+    value: float, drawn: np.ndarray, changed: int, *, units: int, bounds: tuple[float, float] | None
+) -> dict[str, float]:
+    """A difference with its interval and p-value.
+
+    Args:
+        drawn: the same in every draw.
+        changed: units in which the two are not the same.
+    """
+    low, high = interval(drawn, units=units, bounds=bounds)
+    return {"value": value, "low": low, "high": high, "p_value": p_value(drawn, changed)}
+
+
+def judged(difference: Mapping[str, float]) -> str:
+    """better, worse or no difference: it is one where the interval and the p-value agree."""
+    if difference["p_value"] < 0.05 and difference["low"] > 0:
+        return "better"
+    if difference["p_value"] < 0.05 and difference["high"] < 0:
+        return "worse"
+    return "no difference"
+
+
+def verdict(difference: Mapping[str, float], units: int, smallest: float, metric: str = "recall@1") -> str:
+    """One plain sentence about a metric.
+
+    Args:
+        smallest: about the smallest difference that the units could have shown.
+    """
+    told = f"{metric} {difference['value']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]"
+    told += f", p {p_told(difference['p_value'])}, over {units} units"
+    found = judged(difference)
+    if found == "no difference":
+        return f"no difference that this test set can show: {told}; it would have taken about {smallest:.3f}"
+    return f"{found}: {told}"
+
+
+def p_told(value: float) -> str:
+    """A p-value as people write it."""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"

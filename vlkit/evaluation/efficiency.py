@@ -1,0 +1,62 @@
+"""What a model costs: measured here, and what its run says of its training."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from vlkit.evaluation.scoring import Embedded, Task
+from vlkit.models import adapters
+from vlkit.models.device import Precision
+from vlkit.models.encode import encode_texts
+from vlkit.models.towers import Towers
+from vlkit.runs import Run
+
+QUERIES, AT_MOST_SECONDS, WARM_UP = 200, 2.0, 3
+
+
+def peak_memory_gb() -> dict[str, float | None]:
+    """The most that this process has held so far, in GB of 2^30 bytes; of the GPU what torch had allocated."""
+    # macOS counts bytes, Linux kilobytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+    return {"process": process, "gpu": torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None}
+
+
+def efficiency(towers: Towers, embedded: Embedded, task: Task, run: Run | None, precision: Precision) -> dict[str, Any]:
+    """The section of results.json: speeds and latency of this machine, training's time and memory of the run."""
+    facts = run.read_json("finished.json") if run else {}
+    median, late = query_latency(towers, list(task.texts["text"]), precision)
+    peak = peak_memory_gb()
+    return {
+        "images_per_second": embedded.images_per_second,
+        "texts_per_second": embedded.texts_per_second,
+        "latency_ms": median * 1000,
+        "latency_ms_p95": late * 1000,
+        "peak_memory_gb": peak["process"] if peak["gpu"] is None else peak["gpu"],
+        "peak_memory_process_gb": peak["process"],
+        "peak_memory_gpu_gb": peak["gpu"],
+        "train_seconds": facts.get("train_seconds"),
+        "train_peak_memory_process_gb": (facts.get("peak_memory_gb") or {}).get("process"),
+        "train_peak_memory_gpu_gb": (facts.get("peak_memory_gb") or {}).get("gpu"),
+        "trainable_parameters": facts.get("trainable_parameters", 0),
+        "total_parameters": adapters.count(towers).total,
+    }
+
+
+def query_latency(towers: Towers, texts: list[str], precision: Precision) -> tuple[float, float]:
+    """Seconds to encode one text as a query: the median, and what 95 of 100 stay below."""
+    seconds: list[float] = []
+    began = time.perf_counter()
+    for number in range(WARM_UP + QUERIES):
+        started = time.perf_counter()
+        encode_texts(towers, [texts[number % len(texts)]], batch_size=1, precision=precision).cpu()
+        seconds.append(time.perf_counter() - started)
+        if number > 2 * WARM_UP and time.perf_counter() - began > AT_MOST_SECONDS:
+            break
+    return float(np.median(seconds[WARM_UP:])), float(np.quantile(seconds[WARM_UP:], 0.95))

@@ -1,0 +1,105 @@
+"""What all right items of a query say, not the first alone: average precision, and how many the first k hold.
+
+Tied items have no order of their own, so both are expectations over random orders within each tie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+# Up to this many right items a query, counting beats sorting.
+COUNTED = 8
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the right items of some queries stand; every right item of every query is an entry.
+
+    Attributes:
+        query: int64 [entries], ascending.
+        above: int64 [entries], items that score above it.
+        tied: int64 [entries], items that score the same, itself included.
+        right_above, tied_right: int64 [entries], the right ones among these.
+        queries: how many queries there are; each has an entry at least.
+    """
+
+    query: np.ndarray
+    above: np.ndarray
+    tied: np.ndarray
+    right_above: np.ndarray
+    tied_right: np.ndarray
+    queries: int
+
+    @classmethod
+    def of(cls, scores: torch.Tensor, rows: torch.Tensor, items: torch.Tensor) -> Places:
+        """The places of the entries (rows, items) of a block of scores [queries, items]; `rows` ascend."""
+        right = scores[rows, items]
+        above, tied = (_counted if int(rows.bincount().max()) <= COUNTED else _searched)(scores, rows, right)
+        query, values = rows.cpu().numpy(), right.cpu().numpy()
+        order = np.lexsort((-values, query))
+        starts = _starts(query)[query]
+        # Among the query's own entries, sorted: those before the first, and up to the last, of equal value.
+        fresh = np.ones(len(order), bool)
+        fresh[1:] = (query[order][1:] != query[order][:-1]) | (values[order][1:] != values[order][:-1])
+        tie = np.cumsum(fresh) - 1
+        first, size = np.flatnonzero(fresh), np.bincount(tie)
+        right_above, tied_right = np.empty(len(order), np.int64), np.empty(len(order), np.int64)
+        right_above[order], tied_right[order] = first[tie] - starts, size[tie]
+        return cls(query, above.cpu().numpy(), tied.cpu().numpy(), right_above, tied_right, len(scores))
+
+    def average_precision(self) -> np.ndarray:
+        """float64 [queries]: mean, over the right items, of the precision down to each of them.
+
+        At place p of a tie of n items, r of them right, the others right before it are (p - 1)(r - 1)/(n - 1) on
+        average; what stands above the tie is known. Summed over p, with H the harmonic numbers:
+        (R + 1)(H(N + n) - H(N)) + (r - 1)/(n - 1) (n - (N + 1)(H(N + n) - H(N))).
+        """
+        harmonic = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, int((self.above + self.tied).max()) + 1))])
+        spread = harmonic[self.above + self.tied] - harmonic[self.above]
+        share = (self.tied_right - 1) / np.maximum(self.tied - 1, 1)
+        inner = (self.right_above + 1) * spread + share * (self.tied - (self.above + 1) * spread)
+        # An entry that ties with nothing needs no sums that round.
+        precision = np.where(self.tied == 1, (self.right_above + 1) / (self.above + 1), inner / self.tied)
+        return self._mean(precision)
+
+    def found(self, k: int) -> np.ndarray:
+        """float64 [queries]: the fraction of the right items that stand among the first k."""
+        return self._mean(np.clip((k - self.above) / self.tied, 0.0, 1.0))
+
+    def _mean(self, values: np.ndarray) -> np.ndarray:
+        counts = np.bincount(self.query, minlength=self.queries)
+        return np.bincount(self.query, weights=values, minlength=self.queries) / counts
+
+
+def _starts(query: np.ndarray) -> np.ndarray:
+    """For each query the position of its first entry."""
+    return np.concatenate([[0], np.cumsum(np.bincount(query))[:-1]])
+
+
+def _counted(scores: torch.Tensor, rows: torch.Tensor, right: torch.Tensor) -> Sequence[torch.Tensor]:
+    """above and tied of each entry, counted in one pass over the scores for every further right item of a query."""
+    above, tied = torch.empty_like(rows), torch.empty_like(rows)
+    ahead = rows.new_tensor(_starts(rows.cpu().numpy()))
+    within = torch.arange(len(rows), device=rows.device) - ahead[rows]
+    for number in range(int(within.max()) + 1):
+        chosen = torch.nonzero(within == number)[:, 0]
+        compared = scores if len(chosen) == len(scores) else scores[rows[chosen]]
+        above[chosen] = (compared > right[chosen, None]).sum(1)
+        tied[chosen] = (compared == right[chosen, None]).sum(1)
+    return above, tied
+
+
+def _searched(scores: torch.Tensor, rows: torch.Tensor, right: torch.Tensor) -> Sequence[torch.Tensor]:
+    """The same by sorting each query's scores once and looking its right items up."""
+    ascending = scores.sort(dim=1).values
+    ahead = rows.new_tensor(_starts(rows.cpu().numpy()))
+    within = torch.arange(len(rows), device=rows.device) - ahead[rows]
+    padded = scores.new_full((len(scores), int(within.max()) + 1), torch.inf)
+    padded[rows, within] = right
+    below = torch.searchsorted(ascending, padded)[rows, within]
+    up_to = torch.searchsorted(ascending, padded, right=True)[rows, within]
+    return scores.shape[1] - up_to, up_to - below

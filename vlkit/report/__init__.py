@@ -1,0 +1,1 @@
+"""What a run did, for people: one page, its plots, and the list of runs."""

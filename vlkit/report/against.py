@@ -1,0 +1,88 @@
+"""Runs beside each other: on the same queries the paired difference, on other data none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from vlkit.config import DIRECTIONS, EvalConfig
+from vlkit.errors import UsageError
+from vlkit.evaluation.comparison import Measured, compare, verdict
+from vlkit.report.collecting import Collected
+
+METRICS = ("recall@1", "recall@5", "recall@10", "mrr")
+
+
+@dataclass(frozen=True)
+class Against:
+    """The first run against another one.
+
+    Attributes:
+        other: its name.
+        apart: why nothing is subtracted; None: the queries are the same.
+        difference: direction -> metric -> {"value", "low", "high", "p_value"}: the first less the other.
+        verdict: direction -> sentence.
+    """
+
+    other: str
+    apart: str | None
+    difference: dict[str, dict[str, Any]]
+    verdict: dict[str, str]
+
+
+def compared(first: Collected, others: Sequence[Collected], *, across_data: bool) -> list[Against]:
+    """Each of the others against the first.
+
+    Args:
+        across_data: show runs that were measured on other data, too.
+
+    Raises:
+        UsageError: one was not measured, or on other data and that was not asked for.
+    """
+    for run in (first, *others):
+        if not run.results:
+            told = f"{run.run.folder} was not measured, so there is nothing to compare"
+            raise UsageError(told, hint=f"vlkit eval --run {run.run.folder}")
+    found = []
+    for other in others:
+        apart = _apart(first, other)
+        if apart and not across_data:
+            hint = "measure both on the same folder (vlkit eval --data), or --across-data shows them side by side"
+            raise UsageError(f"{first.name} and {other.name} cannot be compared: {apart}", hint=hint)
+        found.append(Against(other.name, apart, {}, {}) if apart else _paired(first, other))
+    return found
+
+
+def _apart(first: Collected, other: Collected) -> str | None:
+    """Why two results are about different things; None: they are not."""
+    one, two = first.results["data"], other.results["data"]
+    for key, what in (("fingerprint", "data"), ("split", "split"), ("limit", "--limit")):
+        if one.get(key) != two.get(key):
+            return f"they were measured on another {what} ({one.get(key)} and {two.get(key)})"
+    if first.queries is None or other.queries is None:
+        return "the file of the queries is gone for one of them"
+    if _keys(first.queries) != _keys(other.queries):
+        return "their queries are not the same"
+    return None
+
+
+def _keys(queries: pd.DataFrame) -> set[tuple[str, str]]:
+    return set(zip(queries["direction"], queries["query_id"], strict=True))
+
+
+def _paired(first: Collected, other: Collected) -> Against:
+    differences, verdicts = {}, {}
+    assert first.queries is not None and other.queries is not None
+    for direction in DIRECTIONS:
+        ours, theirs = (of[of["direction"] == direction].set_index("query_id") for of in (first.queries, other.queries))
+        theirs = theirs.loc[ours.index]
+        one, two = (Measured({name: of[name].to_numpy() for name in METRICS}) for of in (ours, theirs))
+        how = {"draws": EvalConfig.draws, "seed": EvalConfig.seed}
+        found = compare(one, two, list(ours["unit"]), **how)
+        differences[direction] = found["difference"]
+        smallest = found["smallest_difference"]["recall@1"]
+        verdicts[direction] = verdict(found["difference"]["recall@1"], ours["unit"].nunique(), smallest)
+    return Against(other.name, None, differences, verdicts)

@@ -1,0 +1,132 @@
+"""A run as a report needs it: what its folder says, checked, with a note on everything that is missing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from vlkit.data.pairs import Pairs, read_pairs
+from vlkit.errors import ArtifactError, VlkitError
+from vlkit.evaluation.evaluate import SCHEMA
+from vlkit.remote import hash_of
+from vlkit.runs import Run
+from vlkit.standing import Standing, standing
+from vlkit.storage import Location
+
+SECTIONS = ("metrics", "intervals", "data")
+
+
+@dataclass
+class Collected:
+    """One run.
+
+    Attributes:
+        settings, environment: of its training; empty where it has none.
+        lines: of metrics.jsonl.
+        results: of eval; empty where it was not measured.
+        notes: what a reader of the report should know is missing, and why.
+    """
+
+    run: Run
+    standing: Standing
+    settings: dict[str, Any]
+    environment: dict[str, Any]
+    lines: list[dict[str, Any]]
+    results: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, folder: Path) -> Collected:
+        """Read a run folder, or one that holds the results of `eval --model`.
+
+        Raises:
+            ArtifactError: it is neither, or its results are damaged or of another schema.
+        """
+        run = Run(folder)
+        if not run.begun and not (folder / "results.json").is_file():
+            run.config()  # Says that there is none, and which there are.
+        found = standing(run)
+        if found.state == "damaged":
+            raise ArtifactError(str(found.why), hint=found.hint)
+        results = checked(run.read_json("results.json"), folder / "results.json")
+        begun = run.begun
+        return cls(
+            run,
+            found,
+            run.config() if begun else {},
+            run.environment() if begun else {},
+            run.metrics() if begun else [],
+            results,
+        )
+
+    @property
+    def name(self) -> str:
+        """The folder's."""
+        return self.run.folder.resolve().name
+
+    @cached_property
+    def queries(self) -> pd.DataFrame | None:
+        """Every query of the evaluation; None where its file is not that of the results."""
+        told = self.results.get("queries")
+        if not told:
+            return None
+        path = self.run.folder / str(told.get("file"))
+        if not path.is_file() or hash_of(path) != told.get("hash"):
+            self.notes.append(f"{path.name} is not the one that results.json speaks of: evaluate again for galleries")
+            return None
+        return pd.read_parquet(path)
+
+    @cached_property
+    def pairs(self) -> Pairs | None:
+        """The prepared folder that was measured on, or trained on; None where it is not to be had."""
+        measured = self.results.get("data", {}).get("path")
+        where = measured or (self.environment.get("data") or {}).get("path") or self.settings.get("data")
+        if not where:
+            return None
+        try:
+            place = Location(where)
+            trained = (self.environment.get("data") or {}).get("path")
+            if not place.is_remote and not place.path.exists() and trained:
+                place = Location(trained)
+            return read_pairs(place)
+        except VlkitError as error:
+            self.notes.append(f"the prepared folder is not to be read, so pictures and data are left out: {error}")
+            return None
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of the data that was measured on."""
+        return self.results.get("data", {}).get("fingerprint")
+
+    def others(self) -> list[dict[str, Any]]:
+        """Further results in the folder: of other splits and other data."""
+        found = []
+        for path in sorted(self.run.folder.glob("results-*.json")):
+            try:
+                results = checked(self.run.read_json(path.name), path)
+            except ArtifactError as error:
+                self.notes.append(error.message)
+                continue
+            found.append({"file": path.name, **results})
+        return found
+
+
+def checked(results: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Results that this version can read; empty ones are none.
+
+    Raises:
+        ArtifactError: of another schema, or not whole.
+    """
+    if not results:
+        return {}
+    if results.get("schema") != SCHEMA:
+        told = f"{path} has schema {results.get('schema')!r}; this vlkit reads {SCHEMA}"
+        raise ArtifactError(told, hint="measure again with this version: vlkit eval")
+    missing = [name for name in SECTIONS if not isinstance(results.get(name), dict)]
+    if missing:
+        raise ArtifactError(f"{path} is damaged: it has no {missing[0]}", hint="measure again: vlkit eval")
+    return results

@@ -1,0 +1,95 @@
+"""runs: what there is under a folder of runs, and how each of them stands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+from vlkit import console
+from vlkit.config import RunsConfig
+from vlkit.errors import ArtifactError, UsageError
+from vlkit.evaluation.told import cell
+from vlkit.runs import Run
+from vlkit.standing import Standing, standing
+
+KEY = ("text_to_image", "image_to_text")
+
+
+def listed(config: RunsConfig) -> dict[str, Any]:
+    """Run `vlkit runs`: a table, the newest first.
+
+    Raises:
+        UsageError: there is no such folder.
+    """
+    folder = config.runs_dir
+    if not folder.is_dir():
+        raise UsageError(f"there is no folder {folder}", hint="train a run first: vlkit train-retrieval")
+    found = [_facts(path) for path in sorted(folder.iterdir()) if _is_run(path)]
+    found.sort(key=lambda facts: facts["seconds"])
+    if not found:
+        console.say(f"no runs in {folder}")
+        return {"runs": []}
+    rows = [_row(facts) for facts in found]
+    columns = ("run", "state", "model", "data", "text -> image recall@1", "image -> text recall@1", "age")
+    console.table(f"runs in {folder}", columns, rows)
+    for facts in found:
+        if facts["state"] in ("failed", "interrupted", "stopped", "damaged"):
+            console.say(f"{facts['name']}: {facts['why']}")
+    console.hint(f"what one did: vlkit report --run {quote(str(folder / found[0]['name']))}")
+    return {"runs": found}
+
+
+def _row(facts: dict[str, Any]) -> list[str]:
+    numbers = (_key(facts, direction) for direction in KEY)
+    return [facts["name"], _state(facts), facts["model"] or "", facts["data"] or "", *numbers, _age(facts["seconds"])]
+
+
+def _is_run(path: Path) -> bool:
+    return path.is_dir() and any((path / name).is_file() for name in ("config.yaml", "results.json"))
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    """A run as --json prints it; one that cannot be read says why."""
+    run = Run(path)
+    try:
+        found = standing(run)
+        settings = run.config() if run.begun and found.state != "damaged" else {}
+        results = run.read_json("results.json")
+        best = run.read_json("best.json")
+    except ArtifactError as error:
+        found = Standing("damaged", 0, None, error.message, error.hint, 0.0)
+        settings, results, best = {}, {}, {}
+    data = settings.get("data") or (results.get("data") or {}).get("path")
+    model = settings.get("model") or results.get("model")
+    return {
+        "name": path.name,
+        **found.facts(),
+        "model": None if model is None else Path(str(model)).name if str(model).startswith("/") else str(model),
+        "data": None if data is None else str(data).rstrip("/").rpartition("/")[2],
+        "metrics": results.get("metrics") or {},
+        "intervals": results.get("intervals") or {},
+        "verdict": results.get("verdict") or {},
+        "validation": best.get("val") or {},
+    }
+
+
+def _state(facts: dict[str, Any]) -> str:
+    unfinished = facts["state"] in ("running", "stopped", "failed", "interrupted")
+    return f"{facts['state']} {facts['step']}/{facts['steps']}" if unfinished and facts["steps"] else facts["state"]
+
+
+def _key(facts: dict[str, Any], direction: str) -> str:
+    """recall@1 with its interval; before it is measured, validation's without one."""
+    metrics = facts["metrics"].get(direction) or {}
+    if "recall@1" in metrics:
+        return cell("recall@1", metrics["recall@1"], facts["intervals"][direction]["recall@1"])
+    validation = facts["validation"].get(direction) or {}
+    return f"{validation['recall@1']:.3f} on validation" if "recall@1" in validation else ""
+
+
+def _age(seconds: float) -> str:
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
