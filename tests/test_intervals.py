@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from vlkit.evaluation.comparison import verdict
-from vlkit.evaluation.intervals import interval, median_of, p_value, resample, units_that_differ
+from vlkit.evaluation.comparison import Measured, compare, judged, verdict
+from vlkit.evaluation.intervals import interval, median_of, p_value, resample, smallest_shown, swapped_p_value
 
 
 def test_resampling_equals_repeating_the_queries():
@@ -41,6 +43,33 @@ def test_no_hit_at_all_is_no_certainty(units):
     assert low == -high < 0
 
 
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**31), st.integers(2, 9))
+def test_swapping_is_the_exact_permutation_test(seed, count):
+    """Against scipy's, which goes through every way of swapping."""
+    from scipy.stats import permutation_test
+
+    generator = np.random.default_rng(seed)
+    one, other = generator.integers(0, 4, (2, count)) / 4
+
+    def statistic(a, b, axis):
+        return (a - b).mean(axis=axis)
+
+    how = {"permutation_type": "samples", "n_resamples": np.inf, "alternative": "two-sided"}
+    exact = permutation_test((one, other), statistic, **how).pvalue
+    found = swapped_p_value(one, other, [str(n) for n in range(count)], draws=20000, seed=0)
+    assert found == pytest.approx(min(1.0, exact), abs=0.02)
+
+
+@pytest.mark.parametrize("changed", [1, 2, 3, 4, 5, 6, 12])
+def test_a_handful_of_units_proves_nothing_by_swapping_either(changed):
+    """All of n units went from wrong to right, each with three queries: two of 2^n ways are as good."""
+    units = np.repeat(np.arange(40), 3).astype(str)
+    one = np.repeat(np.arange(40) < changed, 3).astype(float)
+    found = swapped_p_value(one, np.zeros(120), units, draws=20000, seed=0)
+    assert found == pytest.approx(2 * 0.5**changed, abs=0.01)
+
+
 @pytest.mark.parametrize("changed", [1, 2, 3, 4, 5, 6, 12])
 def test_a_handful_of_units_proves_nothing(changed):
     """All of n units went from wrong to right: the sign test gives 2 / 2^n, and five units are not enough."""
@@ -50,20 +79,28 @@ def test_a_handful_of_units_proves_nothing(changed):
     assert told.startswith("better") == (changed >= 6)
 
 
-def test_equal_models_are_rarely_called_different():
-    """Two models that are right by the toss of a coin, 60 units: at most 6 of 100 such pairs are called different."""
-    generator = np.random.default_rng(11)
-    units, called = [str(n) for n in range(60)], 0
-    for trial in range(300):
-        one, other = (generator.integers(0, 2, (2, 60))).astype(float)
-        draws = resample({"a": one, "b": other}, {}, units, draws=1000, seed=trial)
-        drawn = draws["a"] - draws["b"]
-        low, high = interval(drawn, units=60, bounds=(-1, 1))
-        p = p_value(drawn, units_that_differ(one, other, units))
-        called += not verdict({"value": 0.0, "low": low, "high": high, "p_value": p}, 60, 0.1).startswith(
-            "no difference"
-        )
-    assert called / 300 <= 0.08
+def called_different(trials, units, agreeing):
+    """Share of pairs of equally good models that a verdict tells apart; `agreeing`: share of queries they share."""
+    generator, names, called = np.random.default_rng(11), [str(n) for n in range(units)], 0
+    for trial in range(trials):
+        one, other = (generator.integers(0, 2, (2, units))).astype(float)
+        other = np.where(generator.random(units) < agreeing, one, other)
+        found = compare(Measured({"x": one}), Measured({"x": other}), names, draws=1000, seed=trial)
+        called += judged(found["difference"]["x"]) != "no difference"
+    return called / trials
+
+
+@pytest.mark.parametrize("agreeing", [0.0, 0.8])
+def test_equal_models_are_rarely_called_different(agreeing):
+    """Two models that are right by the toss of a coin, 200 units: at most 6 of 100 such pairs."""
+    assert called_different(500, 200, agreeing) <= 0.06
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("units", [20, 60, 200])
+@pytest.mark.parametrize("agreeing", [0.0, 0.5, 0.9])
+def test_equal_models_are_rarely_called_different_however_many_units(units, agreeing):
+    assert called_different(2000, units, agreeing) <= 0.06
 
 
 def test_queries_of_a_unit_widen_the_interval():
@@ -76,16 +113,51 @@ def test_queries_of_a_unit_widen_the_interval():
     assert by_unit[1] - by_unit[0] == pytest.approx(single[1] - single[0], rel=0.1)
 
 
-def test_intervals_hold_the_truth():
-    """200 units, true value 0.4: the 95 % interval holds it about 95 times in 100."""
-    generator = np.random.default_rng(5)
-    held = 0
-    for trial in range(300):
-        hits = (generator.random(200) < 0.4).astype(float)
-        draws = resample({"x": hits}, {}, [str(n) for n in range(200)], draws=1000, seed=trial)["x"]
+def holds(trials, truth, queries):
+    """How often the interval of 200 units, each of up to `queries` queries that go together, holds the true value."""
+    generator, held = np.random.default_rng(5), 0
+    for trial in range(trials):
+        unit_hits = (generator.random(200) < truth).astype(float)
+        sizes = generator.integers(1, queries + 1, 200)
+        units = np.repeat(np.arange(200), sizes).astype(str)
+        draws = resample({"x": np.repeat(unit_hits, sizes)}, {}, units, draws=1000, seed=trial)["x"]
         low, high = interval(draws, units=200, bounds=(0, 1))
-        held += low <= 0.4 <= high
-    assert 0.91 <= held / 300 <= 0.99
+        held += low <= truth <= high
+    return held / trials
+
+
+@pytest.mark.parametrize("truth", [0.3, 0.5, 0.7])
+def test_intervals_hold_the_truth(truth):
+    """200 units: the 95 % interval holds the true value 92 to 98 times in 100."""
+    assert 0.92 <= holds(500, truth, queries=1) <= 0.98
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("truth", [0.3, 0.4, 0.5, 0.6, 0.7])
+@pytest.mark.parametrize("queries", [1, 4])
+def test_intervals_hold_the_truth_however_often_it_is_tried(truth, queries):
+    assert 0.92 <= holds(2000, truth, queries) <= 0.98
+
+
+def test_the_smallest_difference_is_about_what_can_be_shown():
+    """Models whose true difference is twice that are told apart more often than not; at a quarter of it, rarely."""
+    generator, units = np.random.default_rng(2), [str(n) for n in range(200)]
+
+    def shown(apart):
+        found, smallest = 0, []
+        for trial in range(100):
+            one = (generator.random(200) < 0.5 + apart / 2).astype(float)
+            other = (generator.random(200) < 0.5 - apart / 2).astype(float)
+            draws = resample({"a": one, "b": other}, {}, units, draws=1000, seed=trial)
+            drawn = draws["a"] - draws["b"]
+            low, _ = interval(drawn, units=200, bounds=(-1, 1))
+            found += low > 0
+            smallest.append(smallest_shown(drawn, 200))
+        return found / 100, np.mean(smallest)
+
+    _, smallest = shown(0.1)
+    assert shown(2 * smallest)[0] > 0.9 and shown(smallest / 4)[0] < 0.2
+    assert smallest_shown(np.zeros(1000), 20) == pytest.approx(0.3), "six of twenty units, or a sign test sees nothing"
 
 
 def test_the_verdict_follows_the_interval():

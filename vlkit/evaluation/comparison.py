@@ -16,6 +16,7 @@ from vlkit.evaluation.intervals import (
     p_value,
     resample,
     smallest_shown,
+    swapped_p_value,
     units_that_differ,
 )
 from vlkit.evaluation.ranking import Ranks, metric_values
@@ -60,10 +61,6 @@ class Measured:
         asked = values[~np.isnan(values)]
         return float(asked.mean()) if len(asked) else math.nan
 
-    def differs_by(self, metric: str) -> np.ndarray:
-        """By what two models are told apart."""
-        return np.nan_to_num(self.told_by[metric] if metric in self.others else self.means[metric], nan=-1.0)
-
 
 def compare(
     tuned: Measured, base: Measured | None, units: Sequence[str], *, draws: int, seed: int
@@ -103,13 +100,13 @@ def compare(
                 found[around][metric] = _within(interval(drawn[who, metric], units=count, bounds=bounds), bounds)
         if base is not None:
             between = drawn["tuned", metric] - drawn["base", metric]
-            found["difference"][metric] = difference(
-                found["metrics"][metric] - found["baseline"][metric],
-                between,
-                units_that_differ(tuned.differs_by(metric), base.differs_by(metric), units),
-                units=count,
-                bounds=apart,
-            )
+            if metric in tuned.means:
+                by_luck = swapped_p_value(tuned.means[metric], base.means[metric], units, draws=draws, seed=seed)
+            else:
+                changed = units_that_differ(tuned.told_by[metric], base.told_by[metric], units)
+                by_luck = p_value(between, changed)
+            value = found["metrics"][metric] - found["baseline"][metric]
+            found["difference"][metric] = difference(value, between, by_luck, units=count, bounds=apart)
             if bounds:
                 found["smallest_difference"][metric] = smallest_shown(between, count)
     return found
@@ -125,16 +122,16 @@ def _bounds(metric: str) -> tuple[tuple[float, float] | None, tuple[float, float
 
 
 def difference(
-    value: float, drawn: np.ndarray, changed: int, *, units: int, bounds: tuple[float, float] | None
+    value: float, drawn: np.ndarray, by_luck: float, *, units: int, bounds: tuple[float, float] | None
 ) -> dict[str, float]:
     """A difference with its interval and p-value.
 
     Args:
         drawn: the same in every draw.
-        changed: units in which the two are not the same.
+        by_luck: its p-value.
     """
     low, high = interval(drawn, units=units, bounds=bounds)
-    return {"value": value, "low": low, "high": high, "p_value": p_value(drawn, changed)}
+    return {"value": value, "low": low, "high": high, "p_value": by_luck}
 
 
 def judged(difference: Mapping[str, float]) -> str:

@@ -5,7 +5,7 @@ Tied items have no order of their own, so both are expectations over random orde
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,8 @@ import torch
 
 # Up to this many right items a query, counting beats sorting.
 COUNTED = 8
+# float32 counts exactly up to here.
+EXACT = 2**24
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,15 @@ class Places:
     queries: int
 
     @classmethod
-    def of(cls, scores: torch.Tensor, rows: torch.Tensor, items: torch.Tensor) -> Places:
-        """The places of the entries (rows, items) of a block of scores [queries, items]; `rows` ascend."""
+    def of(cls, scores: torch.Tensor, rows: torch.Tensor, items: torch.Tensor, mask: torch.Tensor) -> Places:
+        """The places of the entries (rows, items) of a block of scores [queries, items]; `rows` ascend.
+
+        Args:
+            mask: memory to compare in, as large as the scores.
+        """
         right = scores[rows, items]
-        above, tied = (_counted if int(rows.bincount().max()) <= COUNTED else _searched)(scores, rows, right)
+        few = int(rows.bincount().max()) <= COUNTED
+        above, tied = _one_by_one(scores, rows, right, mask) if few else _searched(scores, rows, right)
         query, values = rows.cpu().numpy(), right.cpu().numpy()
         order = np.lexsort((-values, query))
         starts = _starts(query)[query]
@@ -80,7 +87,25 @@ def _starts(query: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(np.bincount(query))[:-1]])
 
 
-def _counted(scores: torch.Tensor, rows: torch.Tensor, right: torch.Tensor) -> Sequence[torch.Tensor]:
+def counted(
+    compare: Callable[..., torch.Tensor], scores: torch.Tensor, against: torch.Tensor, mask: torch.Tensor
+) -> torch.Tensor:
+    """int64 [queries]: of each row of scores, how many compare so with its number.
+
+    Args:
+        compare: torch.gt or torch.eq.
+        against: [queries].
+        mask: memory as large as the scores, of their type.
+    """
+    ones = compare(scores, against[:, None], out=mask[: len(scores)])
+    if scores.shape[1] >= EXACT:
+        return ones.sum(1, dtype=torch.float64).long()
+    return (ones @ ones.new_ones(scores.shape[1])).long()
+
+
+def _one_by_one(
+    scores: torch.Tensor, rows: torch.Tensor, right: torch.Tensor, mask: torch.Tensor
+) -> Sequence[torch.Tensor]:
     """above and tied of each entry, counted in one pass over the scores for every further right item of a query."""
     above, tied = torch.empty_like(rows), torch.empty_like(rows)
     ahead = rows.new_tensor(_starts(rows.cpu().numpy()))
@@ -88,8 +113,8 @@ def _counted(scores: torch.Tensor, rows: torch.Tensor, right: torch.Tensor) -> S
     for number in range(int(within.max()) + 1):
         chosen = torch.nonzero(within == number)[:, 0]
         compared = scores if len(chosen) == len(scores) else scores[rows[chosen]]
-        above[chosen] = (compared > right[chosen, None]).sum(1)
-        tied[chosen] = (compared == right[chosen, None]).sum(1)
+        above[chosen] = counted(torch.gt, compared, right[chosen], mask)
+        tied[chosen] = counted(torch.eq, compared, right[chosen], mask)
     return above, tied
 
 

@@ -15,11 +15,11 @@ import torch
 from vlkit.data.labels import Groups, matching_pairs
 from vlkit.distributed import ALONE, World
 from vlkit.errors import NonFiniteError
-from vlkit.evaluation.precision import Places
+from vlkit.evaluation.precision import Places, counted
 
 KS = (1, 5, 10)
 # Scores held at a time, by device.
-BLOCK_SCORES = {"cpu": 2**20, "cuda": 2**26}
+BLOCK_SCORES = {"cpu": 2**22, "cuda": 2**26}
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,8 @@ def rank(
     Raises:
         NonFiniteError: an embedding that is not finite.
     """
-    if not (torch.isfinite(queries).all() and torch.isfinite(gallery).all()):
+    # A sum is finite if all are; it needs no memory, and embeddings are too small for it to overflow.
+    if not (torch.isfinite(queries.sum()) and torch.isfinite(gallery.sum())):
         raise NonFiniteError(
             "the model gives embeddings that are not finite numbers",
             hint="a lower --lr or a longer --warmup keeps training finite; --precision fp32 where fp16 overflows",
@@ -123,8 +124,8 @@ def rank(
     asked, keep = np.unique(right_query), min(keep, len(gallery))
     mine = asked[world.share(len(asked))]
     block = min(max(1, BLOCK_SCORES[gallery.device.type] // max(1, len(gallery))), max(1, len(mine)))
-    # Results and scores live in memory taken once: small results kept between large blocks would tear the heap apart.
-    buffer = torch.empty(block, len(gallery), dtype=gallery.dtype, device=gallery.device)
+    # Scores, comparisons and results live in memory taken once: touching fresh memory costs more than the arithmetic.
+    buffer, mask = torch.empty(2, block, len(gallery), dtype=gallery.dtype, device=gallery.device)
     counts, top = np.empty((len(mine), 3), np.int64), np.empty((len(mine), keep), np.int64)
     precision = np.empty((len(mine), 1 + len(KS)))
     for start in range(0, len(mine), block):
@@ -135,10 +136,10 @@ def rank(
         asking = queries[torch.from_numpy(chosen).to(queries.device)]
         scores = torch.mm(asking, gallery.T, out=buffer[: len(chosen)])
         done = slice(start, start + len(chosen))
-        counts[done] = _count(scores, rows, items).T.cpu()
+        counts[done] = _count(scores, rows, items, mask).T.cpu()
         top[done] = scores.topk(keep, dim=1).indices.cpu()
         if every:
-            places = Places.of(scores, rows, items)
+            places = Places.of(scores, rows, items, mask)
             precision[done] = np.stack([places.average_precision(), *(places.found(k) for k in KS)], axis=1)
     counts, top, precision = (
         world.gathered(torch.from_numpy(part).to(gallery.device), len(asked)).cpu().numpy()
@@ -147,13 +148,12 @@ def rank(
     return Ranks(*counts.T, top, asked, len(gallery), precision if every else None)
 
 
-def _count(scores: torch.Tensor, rows: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+def _count(scores: torch.Tensor, rows: torch.Tensor, items: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """int64 [3, queries]: better, tied_wrong and tied_right of a block; (rows, items) are its right scores' places."""
     right = scores[rows, items]
     best = torch.full((len(scores),), -torch.inf, device=scores.device, dtype=scores.dtype)
     best.scatter_reduce_(0, rows, right, "amax")
-    better = (scores > best[:, None]).sum(1)
-    tied = (scores == best[:, None]).sum(1)
+    better, tied = (counted(compare, scores, best, mask) for compare in (torch.gt, torch.eq))
     tied_right = torch.zeros_like(tied).index_add_(0, rows, (right == best[rows]).to(tied.dtype))
     return torch.stack([better, tied - tied_right, tied_right])
 

@@ -19,7 +19,7 @@ from vlkit.data.pairs import Pairs
 from vlkit.errors import UsageError, nearest
 from vlkit.evaluation.classification import Classes, classes_by
 from vlkit.evaluation.comparison import Measured, difference
-from vlkit.evaluation.intervals import interval, resample, units_that_differ
+from vlkit.evaluation.intervals import interval, resample, swapped_p_value
 from vlkit.evaluation.scoring import DIRECTIONS, Embedded, Scores, Task
 
 RARE = 50
@@ -174,13 +174,13 @@ def sliced(
         for (name, label), masks in sides.items():
             own = {key[1:]: (values[key], drawn[key]) for key in values if key[0] == (name, label)}
             counts = {side: len(set(units[mask])) for side, mask in masks.items()}
-            cell = {"queries": int(masks["in"].sum()), "units": counts["in"], **_cell(own, counts, units)}
+            cell = {"queries": int(masks["in"].sum()), "units": counts["in"], **_cell(own, counts, units, seed)}
             found.setdefault(name, {}).setdefault(label, {})[direction] = cell
     return found
 
 
 def _cell(
-    own: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]], counts: dict[str, int], units: np.ndarray
+    own: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]], counts: dict[str, int], units: np.ndarray, seed: int
 ) -> dict[str, Any]:
     """One slice: of each model and side, "in" or "rest", the values a query and the mean in every draw."""
     means = {key: float(np.nanmean(values)) for key, (values, _) in own.items() if not np.isnan(values).all()}
@@ -196,7 +196,7 @@ def _cell(
     if ("base", "in") in means:
         (now, drawn), (before, drawn_before) = own["tuned", "in"], own["base", "in"]
         between = drawn - drawn_before
-        changed = units_that_differ(np.nan_to_num(now, nan=-1), np.nan_to_num(before, nan=-1), units)
+        by_luck = swapped_p_value(now, before, units.tolist(), draws=len(drawn), seed=seed)
         apart = means["tuned", "in"] - means["base", "in"]
-        cell["difference"] = difference(apart, between[~np.isnan(between)], changed, units=counts["in"], bounds=(-1, 1))
+        cell["difference"] = difference(apart, between, by_luck, units=counts["in"], bounds=(-1, 1))
     return cell

@@ -135,9 +135,9 @@ def _recall_at_k(direction: str, models: Mapping[str, Mapping[str, Any]]) -> Plo
         for who, curve in models.items():
             style = {"color": COLOURS[who], "marker": MARKERS[who], "markersize": 3.5, "label": NAMES[who]}
             axes.plot(curve["k"], curve["recall"], LINES[who], **style)
-        axes.set(
-            xscale="log", xlabel="k", ylabel="recall@k", ylim=(0, 1.02), title=f"{arrow(direction)}: recall against k"
-        )
+        axes.set(xscale="log", xlabel="k", ylabel="recall@k", ylim=(0, 1.02))
+        axes.set_title(f"{arrow(direction)}: recall against k")
+        axes.xaxis.set_major_formatter("{x:g}")
         beside(axes)
 
     told = "; ".join(
@@ -152,10 +152,10 @@ def _histogram(direction: str, models: Mapping[str, Mapping[str, Any]]) -> Plot:
         for number, (who, curve) in enumerate(models.items()):
             found = curve["ranks"]
             places = np.arange(len(found["from"])) + (number - (len(models) - 1) / 2) * 0.4
-            hatch = (
-                {"hatch": "///", "fill": False, "edgecolor": COLOURS[who]} if who == "base" else {"color": COLOURS[who]}
-            )
-            axes.bar(places, found["queries"], width=0.4, label=NAMES[who], **hatch)
+            look: dict[str, Any] = {"color": COLOURS[who]}
+            if who == "base":
+                look = {"hatch": "///", "fill": False, "edgecolor": COLOURS[who]}
+            axes.bar(places, found["queries"], width=0.4, label=NAMES[who], **look)
         of = next(iter(models.values()))["ranks"]
         named = [f"{a}" if a == b else f"{a}-{b}" for a, b in zip(of["from"], of["to"], strict=True)]
         axes.set_xticks(range(len(named)), named, rotation=45, ha="right")

@@ -21,6 +21,8 @@ from vlkit.settings import yaml_text
 from vlkit.storage import refuse_unwritable, size_of, write_text
 
 HERE = Path(__file__).parent
+# Sections of results.json that not every evaluation has.
+OPTIONAL = ("baseline", "verdict", "one_to_one", "folds", "classes", "slices", "shifts", "retention", "efficiency")
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,8 @@ def rendered(page: Page, queries: int) -> str:
     return environment.get_template("page.html.j2").render(
         page=page,
         run=run,
-        results=run.results,
+        measured=bool(run.results),
+        results={**{section: {} for section in OPTIONAL}, **run.results},
         galleries=shown,
         described=run.pairs.described if run.pairs else {},
         confused=_confused(run.results),
