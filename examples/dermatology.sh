@@ -19,4 +19,7 @@ vlkit train-retrieval --config "$here/dermatology.yaml" --data data/dermatology 
 vlkit train-retrieval --config "$here/dermatology.yaml" --data data/dermatology --name "$name" "$@"
 
 # Tuned beside untouched on rows that neither has seen; runs/<name>/ holds every number, and the model.
-vlkit eval --run "runs/$name"
+vlkit eval --run "runs/$name" --shift low-light,blur
+
+# The same as one page with pictures: runs/<name>/report.html.
+vlkit report --run "runs/$name"

@@ -20,3 +20,6 @@ vlkit train-retrieval --config "$here/persian-food.yaml" --data data/persian-foo
 
 # Tuned beside untouched on rows that neither has seen; runs/<name>/ holds every number, and the model.
 vlkit eval --run "runs/$name"
+
+# The same as one page with pictures: runs/<name>/report.html.
+vlkit report --run "runs/$name"

@@ -20,3 +20,6 @@ vlkit train-retrieval --config "$here/recipes.yaml" --data data/recipes --name "
 
 # Tuned beside untouched on rows that neither has seen; runs/<name>/ holds every number, and the model.
 vlkit eval --run "runs/$name"
+
+# The same as one page with pictures: runs/<name>/report.html.
+vlkit report --run "runs/$name"

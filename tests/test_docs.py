@@ -21,7 +21,7 @@ from vlkit.settings import read_yaml
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-COMMANDS = ("quickstart", "sample", "prep", "augment", "train-retrieval", "eval")
+COMMANDS = ("quickstart", "sample", "prep", "augment", "train-retrieval", "eval", "report", "runs")
 
 
 def help_text(command: str) -> str:
@@ -63,7 +63,9 @@ def test_the_tree_in_readme_is_the_tree():
         if not entry[0].endswith("/"):
             found["".join(stack)] = " ".join(entry[1:])
     modules = [
-        path.relative_to(ROOT).as_posix() for path in (ROOT / "vlkit").rglob("*") if path.suffix in (".py", ".yaml")
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "vlkit").rglob("*")
+        if path.suffix in (".py", ".yaml", ".j2", ".css")
     ]
     assert sorted(found) == sorted(m for m in modules if not m.endswith(("__init__.py", "__main__.py")))
     assert all(found.values())
@@ -71,7 +73,7 @@ def test_the_tree_in_readme_is_the_tree():
 
 def test_modules_stay_small_and_import_downwards():
     """A room imports only from rooms above it and from the foundation; no file passes 400 lines."""
-    rooms = ["data", "models", "evaluation", "training"]
+    rooms = ["data", "models", "evaluation", "training", "report"]
     for path in (ROOT / "vlkit").rglob("*.py"):
         text, parts = path.read_text(encoding="utf-8"), path.relative_to(ROOT / "vlkit").parts
         assert text.count("\n") <= 400, path
@@ -143,10 +145,10 @@ def test_the_example_augmentation_says_every_default(tmp_path):
 
 
 def test_every_example_script_is_valid_bash_and_calls_real_flags():
-    from vlkit.config import EvalConfig
+    from vlkit.config import EvalConfig, ReportConfig
     from vlkit.config_data import SampleConfig
 
-    flags = {**SECTIONS, "eval": EvalConfig, "sample": SampleConfig}
+    flags = {**SECTIONS, "eval": EvalConfig, "sample": SampleConfig, "report": ReportConfig}
     for path in (ROOT / "examples").glob("*.sh"):
         subprocess.run(["bash", "-n", path], check=True)
         for command, rest in re.findall(r"^\s*vlkit (\S+)(.*)$", path.read_text(encoding="utf-8"), re.MULTILINE):
@@ -182,6 +184,7 @@ def test_every_published_recipe_runs_as_its_script_says(path, tmp_path):
     done = subprocess.run(["bash", "-euc", line], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (results,) = tmp_path.glob("runs/*/results.json")
+    assert (results.parent / "report.html").is_file()
     assert "recall@1" in json.loads(results.read_text())["intervals"]["text_to_image"]
     settings = read_yaml(results.parent / "config.yaml")
     published = read_yaml(path.with_suffix(".yaml"))

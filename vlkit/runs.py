@@ -335,7 +335,8 @@ def _hidden(name: str) -> bool:
 def in_zone(name: str) -> str:
     """A run's file under the names of the lake's zones."""
     folders = {"metrics.jsonl": "logs", "environment.yaml": "logs", "finished.json": "logs"}
-    kind = "results" if name.startswith("results") else "examples" if name.startswith("examples") else folders.get(name)
+    measured = ("results", "queries", "report", "plots/")
+    kind = "results" if name.startswith(measured) else "examples" if name.startswith("examples") else folders.get(name)
     return f"{kind}/{name}" if kind else name
 
 

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from vlkit.evaluation.scoring import DIRECTIONS
+from vlkit.evaluation.told import arrow, cell
 from vlkit.models.quantization import SPARED
 from vlkit.runs import Run
 from vlkit.settings import yaml_text
 from vlkit.storage import write_text
 
-METRICS = ("recall@1", "recall@5", "recall@10", "mrr")
+RETRIEVAL = ("recall@1", "recall@5", "recall@10", "mrr")
+SHOWN = {**dict.fromkeys(DIRECTIONS, RETRIEVAL), "classification": ("accuracy", "top1_of_10", "f1_macro")}
 # What decides a result; the rest stands in config.yaml.
 TOLD = (
     *("model", "text_model", "quantize", "tune", "towers", "trainable", "unfreeze_layers"),
@@ -141,26 +143,17 @@ def _results(results: dict[str, Any]) -> str:
     split, baseline = results["data"]["split"], results.get("baseline") or {}
     lines = [f"On the {split} split, 95 % intervals by resampling units (recipes, patients, pictures).", ""]
     lines += ["| | metric | untouched | tuned | difference |", "|---|---|---|---|---|"]
-    for direction in DIRECTIONS:
-        for name in METRICS:
-            tuned = _with_interval(results["metrics"][direction][name], results["intervals"][direction][name])
+    for direction in (group for group in SHOWN if group in results["metrics"]):
+        for name in SHOWN[direction]:
+            tuned = cell(name, results["metrics"][direction][name], results["intervals"][direction][name])
             before = change = ""
             if baseline:
-                before = _with_interval(baseline[direction][name], results["baseline_intervals"][direction][name])
+                before = cell(name, baseline[direction][name], results["baseline_intervals"][direction][name])
                 apart = results["difference"][direction][name]
-                change = _with_interval(apart["value"], (apart["low"], apart["high"]), sign="+")
-            lines.append(f"| {_arrow(direction)} | {name} | {before} | {tuned} | {change} |")
-    lines += ["", *(f"- {_arrow(direction)}: {told}" for direction, told in results.get("verdict", {}).items())]
+                change = cell(name, apart["value"], (apart["low"], apart["high"]), sign="+")
+            lines.append(f"| {arrow(direction)} | {name} | {before} | {tuned} | {change} |")
+    lines += ["", *(f"- {arrow(direction)}: {told}" for direction, told in results.get("verdict", {}).items())]
     return "\n".join(lines)
-
-
-def _arrow(direction: str) -> str:
-    return direction.replace("_to_", " -> ")
-
-
-def _with_interval(value: float, interval: Any, *, sign: str = "") -> str:
-    low, high = interval
-    return f"{value:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
 
 
 def _training(run: Run, settings: dict[str, Any]) -> str:
