@@ -32,6 +32,7 @@ def tell(results: dict[str, Any], path: Path) -> None:
         console.result(f"{arrow(group)}: {sentence}")
     for line in (*_one_to_one(results), *_gaps(results), *_shifts(results), *_retention(results)):
         console.result(line)
+    console.result(_cost(results["efficiency"]))
     console.hint(f"all numbers: {path}")
 
 
@@ -104,6 +105,13 @@ def _retention(results: dict[str, Any]) -> list[str]:
     if found["retained"] is not None:
         lines.append(f"of the untouched model's recall@1 on the guard set, {found['retained']:.0%} are left")
     return lines
+
+
+def _cost(of: dict[str, Any]) -> str:
+    speeds = f"{of['images_per_second']:,.0f} pictures/s, {of['texts_per_second']:,.0f} texts/s"
+    latency = f"one query {of['latency_ms']:.1f} ms (95 of 100 below {of['latency_ms_p95']:.1f})"
+    gpu = "" if of["peak_memory_gpu_gb"] is None else f", {of['peak_memory_gpu_gb']:.2f} GB on the GPU"
+    return f"{speeds}, {latency}, {of['peak_memory_process_gb']:.2f} GB{gpu}"
 
 
 def arrow(group: str) -> str:

@@ -21,6 +21,20 @@ from vlkit.settings import yaml_text
 from vlkit.storage import refuse_unwritable, size_of, write_text
 
 HERE = Path(__file__).parent
+# What a cost is called, where it stands in results.json, and its unit.
+COSTS = (
+    ("training", "train_seconds", "s"),
+    ("training, memory of the process", "train_peak_memory_process_gb", "GB"),
+    ("training, memory of the GPU", "train_peak_memory_gpu_gb", "GB"),
+    ("pictures a second", "images_per_second", ""),
+    ("texts a second", "texts_per_second", ""),
+    ("one query, median", "latency_ms", "ms"),
+    ("one query, 95 of 100 below", "latency_ms_p95", "ms"),
+    ("evaluation, memory of the process", "peak_memory_process_gb", "GB"),
+    ("evaluation, memory of the GPU", "peak_memory_gpu_gb", "GB"),
+    ("trained parameters", "trainable_parameters", ""),
+    ("all parameters", "total_parameters", ""),
+)
 # Sections of results.json that not every evaluation has.
 OPTIONAL = ("baseline", "verdict", "one_to_one", "folds", "classes", "slices", "shifts", "retention", "efficiency")
 
@@ -116,6 +130,7 @@ def rendered(page: Page, queries: int) -> str:
         confused=_confused(run.results),
         shown_metrics=_shown_metrics(run.results),
         compared_metrics=METRICS,
+        costs=COSTS,
         command=_command(run),
         resume=_resume(run),
         settings=yaml_text(run.settings) if run.settings else "",
