@@ -238,14 +238,12 @@ class Run:
         """Keep a second process out for as long as the block runs. The lock dies with the process that holds it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / ".lock").open("a+", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _taken(file):
                 file.seek(0)
                 raise UsageError(
                     f"{self.folder} is in use by {file.read().strip() or 'another process'}",
                     hint="wait for it, or give another --name",
-                ) from None
+                )
             _locks.append(file)
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M:%S}")
@@ -254,6 +252,17 @@ class Run:
                 yield
             finally:
                 _locks.remove(file)
+
+
+def _taken(file: Any) -> bool:
+    """Take the lock; `vlkit runs`, which looks whether it is held, holds it for an instant itself."""
+    for _ in range(5):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(0.03)
+    return False
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -29,6 +29,8 @@ DEFAULT_TEMPLATES = ("a photo of {class_name}",)
 CLASS_FIELDS = ("class_name", "condition")
 OTHERS = 9
 BLOCK = 256
+# Scores that are compared at a time.
+THRESHOLDS = 2**22
 
 
 @dataclass(frozen=True)
@@ -197,18 +199,20 @@ def _average_precisions(scores: np.ndarray, truth: np.ndarray, weights: np.ndarr
 
     NaN for a class that a draw does not have.
     """
-    found = np.full((len(weights), scores.shape[1]), np.nan)
+    found, weights = np.full((len(weights), scores.shape[1]), np.nan), weights.astype(np.float32)
     for number in range(scores.shape[1]):
-        order = np.argsort(-scores[:, number], kind="stable")
-        # Pictures of equal score fall under one threshold: only the last of them counts.
-        ranked = scores[order, number]
-        last = np.append(ranked[1:] != ranked[:-1], True)
-        drawn = weights[:, order]
-        right = np.cumsum(drawn * truth[order, number], axis=1)[:, last]
-        taken = np.cumsum(drawn, axis=1)[:, last]
-        added = np.diff(right, axis=1, prepend=0.0)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            found[:, number] = np.where(added > 0, added * right / taken, 0.0).sum(axis=1) / right[:, -1]
+        right = np.flatnonzero(truth[:, number])
+        own = weights[:, right]
+        summed = np.zeros(len(weights))
+        # Each right picture's score is a threshold; what reaches it is counted by a product, some thresholds at a time.
+        block = max(1, THRESHOLDS // len(truth))
+        for start in range(0, len(right), block):
+            some = slice(start, start + block)
+            reached = (scores[:, number, None] >= scores[right[some], number]).astype(np.float32)
+            taken, hits = weights @ reached, own @ reached[right]
+            summed += (own[:, some] * hits / np.maximum(taken, 1)).sum(axis=1, dtype=np.float64)
+        with np.errstate(invalid="ignore"):
+            found[:, number] = summed / own.sum(axis=1)
     return found
 
 
@@ -239,9 +243,13 @@ class Tens:
             chosen = [place[own[image_id][int(draws.integers(len(own[image_id])))]]]
             has = {classes.names[number] for number in np.flatnonzero(classes.of[row])}
             for name in draws.permutation(sorted(by_class.keys() - has)).tolist():
-                wrong = [text for text in by_class[name] if not text_groups[text] & image_groups[row]]
-                if wrong:
-                    chosen.append(wrong[int(draws.integers(len(wrong)))])
+                text = by_class[name][int(draws.integers(len(by_class[name])))]
+                if text_groups[text] & image_groups[row]:
+                    # It fits this picture, too: another one of the class that does not.
+                    wrong = [text for text in by_class[name] if not text_groups[text] & image_groups[row]]
+                    text = wrong[int(draws.integers(len(wrong)))] if wrong else -1
+                if text >= 0:
+                    chosen.append(text)
                 if len(chosen) == rows.shape[1]:
                     break
             if len(chosen) > 1:
