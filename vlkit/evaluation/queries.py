@@ -17,11 +17,11 @@ from vlkit.evaluation.scoring import DIRECTIONS, Scores, Task
 from vlkit.storage import written_whole
 
 EXAMPLES = 20
-COLUMNS = ("direction", "query_id", "shown", "unit", "class_name", "rank", "top5", "top5_hits")
 
 
 def table(tuned: Scores, base: Scores | None, task: Task) -> pd.DataFrame:
-    """A row a query, both directions: COLUMNS, a column a metric, and the same of the untouched model as baseline_*.
+    """A row a query, both directions: direction, query_id, shown, unit, class_name, and of each model, the untouched one
+    behind baseline_, rank, mrr, recall@k, top5 and top5_hits.
 
     `shown` is the text, or the picture's path as the pairs table has it; top5 are ids, the first ranked first.
     """
