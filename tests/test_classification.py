@@ -30,7 +30,7 @@ def test_the_macro_numbers_are_scikit_learns(seed, pictures, classes):
     of = classified(scores, np.eye(classes)[truth])
     measured, predicted = of.measured(), np.asarray(scores, np.float32).argmax(1)
     present = np.unique(truth)
-    expected = precision_recall_fscore_support(truth, predicted, labels=present, average="macro", zero_division=0)
+    expected = precision_recall_fscore_support(truth, predicted, average="macro", zero_division=0)
     for name, value in zip(("precision", "recall", "f1"), expected, strict=False):
         assert measured.value(f"{name}_macro", pictures) == pytest.approx(value), name
     assert measured.value("accuracy", pictures) == pytest.approx(accuracy_score(truth, predicted))
@@ -49,6 +49,7 @@ def test_average_precision_of_several_labels_is_scikit_learns(seed, pictures, cl
     scores = generator.integers(0, 3, (pictures, classes)) / 2 if tied else generator.random((pictures, classes))
     truth = generator.random((pictures, classes)) < 0.4
     truth[0] = True
+    truth[:, 0] |= ~truth.any(axis=1)  # A picture of no class at all is another test's.
     of = classified(scores, truth)
     expected = [average_precision_score(truth[:, c], of.scores[:, c]) for c in range(classes)]
     assert of.measured().value("average_precision_macro", pictures) == pytest.approx(np.mean(expected))
@@ -104,7 +105,7 @@ def test_prompts_are_averaged_and_told_by_their_templates():
     mean = (encoded["a scab"] + encoded["the scab"]) / 2
     assert torch.allclose(classes.embeddings(encoded)[1], mean / mean.norm())
     assert Classes.among(pairs, task).prompts[1] == ["a photo of scab"]
-    with pytest.raises(UsageError, match="names no"):
+    with pytest.raises(UsageError, match="class_name"):
         Classes.among(pairs, task, ("a photo",))
 
 
@@ -203,3 +204,90 @@ def test_prompts_of_ones_own(leaves, vlkit, tmp_path):
 def test_a_class_of_one_picture_is_said(leaves, vlkit, tmp_path):
     outcome = vlkit("eval", "--run", leaves, "--out", tmp_path, "--limit", 6)
     assert outcome.code == 0 and "one picture only of" in outcome.err
+
+
+def test_a_picture_of_no_known_class_is_neither_right_nor_wrong():
+    """Accuracy, F1, average precision and the widths of their intervals are those of the labelled pictures alone."""
+    from vlkit.evaluation.comparison import compare
+
+    generator = np.random.default_rng(0)
+    truth = np.zeros((60, 3))
+    truth[:12] = np.eye(3)[np.arange(12) % 3]
+    scores = generator.random((60, 3))
+    whole, labelled = classified(scores, truth).measured(), classified(scores[:12], truth[:12]).measured()
+    for metric in ("accuracy", "f1_macro", "average_precision_macro"):
+        assert whole.value(metric, 60) == pytest.approx(labelled.value(metric, 12)), metric
+    perfect = classified(truth, truth)
+    found = compare(perfect.measured(), None, [str(n) for n in range(60)], draws=1000, seed=0)
+    assert found["units"] == dict.fromkeys(found["units"], 12) | {"top1_of_10": 0}
+    low, high = found["intervals"]["accuracy"]
+    assert (low**12, high) == (pytest.approx(0.025), 1), "twelve units' doubt, not sixty's"
+    assert np.isnan(found["intervals"]["top1_of_10"]).all()
+
+
+def test_what_cannot_be_measured_has_no_p_value():
+    """Every picture has two classes: no F1 and no difference of it, instead of p < 0.001; a few units prove nothing."""
+    from vlkit.evaluation.comparison import compare, p_told
+
+    generator, units = np.random.default_rng(1), [str(n) for n in range(40)]
+    truth = np.tile([1, 1, 0], (40, 1))
+    one, other = (classified(generator.random((40, 3)), truth).measured() for _ in range(2))
+    found = compare(one, other, units, draws=1000, seed=0)
+    assert all(np.isnan(value) for value in found["difference"]["f1_macro"].values())
+    assert np.isnan(found["smallest_difference"]["f1_macro"]) and p_told(float("nan")) == "-"
+    truth[:4] = [1, 0, 0]
+    right, wrong = np.array(truth, float), np.array(truth, float)
+    wrong[:4] = [0, 1, 0]
+    found = compare(*(classified(scores, truth).measured() for scores in (right, wrong)), units, draws=1000, seed=0)
+    assert found["difference"]["f1_macro"]["p_value"] >= 2 * 0.5**4
+
+
+def test_macro_numbers_lie_in_their_intervals_whatever_a_draw_misses():
+    """Few pictures a class: draws repeat some and miss others, and are moved back to what they are drawn from."""
+    from vlkit.evaluation.comparison import CENTRED, compare
+
+    generator, units = np.random.default_rng(3), [str(n) for n in range(24)]
+    truth = np.eye(8)[np.arange(24) % 8]
+    tuned = classified(truth * 0.7 + generator.random((24, 8)), truth).measured()
+    base = classified(generator.random((24, 8)), truth).measured()
+    found = compare(tuned, base, units, draws=1000, seed=0)
+    for values, intervals in (("metrics", "intervals"), ("baseline", "baseline_intervals")):
+        for metric in CENTRED:
+            (low, high), value = found[intervals][metric], found[values][metric]
+            assert 0 <= low <= value <= high <= 1, (values, metric)
+            assert value - low == pytest.approx(high - value, rel=1.2), (values, metric)
+
+
+def test_a_text_that_fits_is_never_among_the_others():
+    """A passage of two classes is right for both, though it is listed under either."""
+    rows = [(f"a{n}", "of both", ["rust", "scab"]) for n in range(3)]
+    rows += [(f"b{n}", f"rust {n}", ["rust"]) for n in range(3)] + [(f"c{n}", "scab alone", ["scab"]) for n in range(3)]
+    pairs = table(rows)
+    task = Task.of(pairs)
+    image_groups, text_groups = task.groups()
+    for seed in range(20):
+        for groups, listed in zip(image_groups, Tens.drawn(task, Classes.among(pairs, task), seed).texts, strict=True):
+            assert not any(text_groups[text] & groups for text in listed[1:] if text >= 0)
+
+
+def test_a_tie_among_ten_is_shared():
+    pairs, task = many(3)
+    classes = Classes.among(pairs, task)
+    tens = Tens.drawn(task, classes, seed=0)
+    same = Embedded(torch.ones(9, 4), torch.ones(9, 4), np.full(9, np.nan), 1.0, 1.0)
+    assert tens.won(same) == pytest.approx(np.full(9, 1 / 3))
+
+
+def test_training_pictures_are_the_originals():
+    pairs = table([("a", "one", ["rust"]), ("b", "two", ["scab"]), ("c", "three", ["rust"]), ("d", "x", ["rust"])])
+    task = Task.of(pairs)
+    pairs.frame["split"] = ["test", "test", "train", "train"]
+    pairs.frame["origin"] = ["original", "original", "original", "augmented"]
+    assert Classes.among(pairs, task).training.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("template", ["{0}", "a photo of {clas_name}", "a photo"])
+def test_a_template_names_the_class_and_it_alone(template):
+    pairs = table([("a", "one", ["rust"]), ("b", "two", ["scab"])])
+    with pytest.raises(UsageError, match="class_name"):
+        Classes.among(pairs, Task.of(pairs), (template,))

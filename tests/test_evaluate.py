@@ -287,6 +287,10 @@ def test_brightness_is_of_what_the_model_sees(vlkit, tmp_path, tiny):
     task.pictures["image"] = [str(tmp_path / f"{n}.png") for n in range(3)]
     found = embed(tiny("tiny-siglip"), task, batch_size=2, precision="fp32")
     assert found.brightness == pytest.approx([10, 120, 250], abs=0.5)
+    for number, colour in enumerate([(200, 0, 0), (0, 200, 0), (0, 0, 200)]):
+        Image.new("RGB", (50, 50), colour).save(tmp_path / f"{number}.png")
+    found = embed(tiny("tiny-siglip"), task, batch_size=2, precision="fp32")
+    assert found.brightness == pytest.approx([59.8, 117.4, 22.8], abs=0.5), "Rec. 601"
 
 
 def test_several_captions_cap_one_to_one_as_they_should():
@@ -301,3 +305,107 @@ def test_several_captions_cap_one_to_one_as_they_should():
     assert found["ceiling"] == {"text_to_image": pytest.approx(0.2), "image_to_text": pytest.approx(0.2)}
     for direction in DIRECTIONS:
         assert found["metrics"][direction]["recall@1"] == pytest.approx(0.2)
+
+
+def test_corruptions_are_kept_apart_from_the_pictures(trained, vlkit, tmp_path):
+    """With a cache, filled or new, and without one: the same numbers of the untouched model under a corruption."""
+    flags = ("--run", trained, "--shift", "low-light,rotate")
+    off = results_of(vlkit, *flags, "--out", tmp_path / "off", "--cache", "off")
+    results_of(vlkit, "--run", trained, "--out", tmp_path / "a", "--cache", tmp_path / "c")
+    for _ in range(2):
+        kept = results_of(vlkit, *flags, "--out", tmp_path / "b", "--cache", tmp_path / "c")
+        assert kept["shifts"] == off["shifts"]
+    store = next((tmp_path / "c").glob("pictures-*"))
+    keys = [key for line in (store / "index.jsonl").read_text().splitlines() for key in json.loads(line)["keys"]]
+    assert len(keys) == len(set(keys)) == 36, "plain and under two corruptions"
+
+
+def test_a_cache_that_nobody_asked_for_fails_nobody(trained, vlkit, tmp_path, monkeypatch):
+    """Damaged rows, and a folder that cannot be made: said, and measured all the same."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    first = results_of(vlkit, "--run", trained, "--out", tmp_path / "a")
+    store = next((tmp_path / "home/vlkit/features").glob("pictures-*"))
+    rows = bytearray((store / "rows.bin").read_bytes())
+    rows[7] ^= 0xFF
+    (store / "rows.bin").write_bytes(bytes(rows))
+    outcome = vlkit("eval", "--run", trained, "--out", tmp_path / "a", "--json")
+    assert outcome.code == 0 and "are not kept" in outcome.err and "damaged" in outcome.err
+    assert outcome.json()["baseline"] == first["baseline"]
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    outcome = vlkit("eval", "--run", trained, "--out", tmp_path / "a", "--json")
+    assert outcome.code == 0 and "are not kept" in outcome.err
+    outcome = vlkit("eval", "--run", trained, "--out", tmp_path / "a", "--cache", tmp_path / "file/x")
+    assert outcome.code != 0, "one that was asked for"
+
+
+def test_a_metric_that_is_what_was_demanded_passes(trained, vlkit, tmp_path):
+    value = results_of(vlkit, "--run", trained, "--out", tmp_path)["metrics"]["text_to_image"]["recall@10"]
+    demand = f"text_to_image.recall@10={value!r}"
+    assert vlkit("eval", "--run", trained, "--out", tmp_path, "--fail-under", demand).code == 0
+
+
+def test_results_of_other_data_are_never_written_over(trained, raw, vlkit, tmp_path):
+    """A folder called like a split, and two folders of one name; and no run gets another model's results."""
+    shutil.copytree(trained, tmp_path / "runs/run")
+    run = tmp_path / "runs/run"
+    assert vlkit("eval", "--run", run, "--split", "val").code == 0
+    for seed in (5, 6):
+        data = tmp_path / str(seed) / "val"
+        vlkit("prep", "--domain", "recipes", "--source", raw, "--out", data, "--seed", seed)
+        assert vlkit("eval", "--run", run, "--data", data).code == 0
+    told = [json.loads(path.read_text()) for path in run.glob("results-val*.json")]
+    assert sorted(each["data"]["split"] for each in told) == ["test", "test", "val"]
+    assert len({each["data"]["fingerprint"] for each in told}) == 3
+    before = (run / "results-val.json").read_text()
+    assert vlkit("eval", "--run", run, "--data", data).code == 0
+    assert (run / "results-val.json").read_text() == before
+    outcome = vlkit("eval", "--model", "tiny-siglip", "--data", data, "--out", run)
+    assert outcome.code == 2 and "is a run's folder" in outcome.err
+    assert vlkit("eval", "--run", trained, "--out", run).code == 2
+    (tmp_path / "file").write_text("x")
+    outcome = vlkit("eval", "--run", run, "--out", tmp_path / "file")
+    assert outcome.code == 2 and "is a file" in outcome.err
+
+
+def test_an_extended_run_has_no_results_of_what_it_was(trained, vlkit, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    config = (tmp_path / "run/config.yaml").read_text().replace(str(trained.parent), str(tmp_path))
+    (tmp_path / "run/config.yaml").write_text(config.replace("name: first", "name: run"))
+    assert vlkit("eval", "--run", tmp_path / "run", "--split", "val").code == 0
+    assert vlkit("report", "--run", tmp_path / "run").code == 0
+    outcome = vlkit("train-retrieval", "--config", tmp_path / "run/config.yaml", "--extend-to", 8)
+    assert outcome.code == 0, outcome.err
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert not any(name.startswith(("results", "queries", "examples", "plots", "report")) for name in left)
+
+
+def test_a_limit_counts_rows_that_are_measured(prepared, vlkit, tmp_path):
+    shutil.copytree(prepared, tmp_path / "data")
+    assert vlkit("augment", "--data", tmp_path / "data", "--pictures", 3, "--texts", 0).code == 0
+    model = ("--model", "tiny-siglip", "--data", tmp_path / "data", "--out", tmp_path / "out", "--split", "train")
+    assert 25 <= results_of(vlkit, *model, "--limit", 30)["data"]["rows"] <= 30
+
+
+def test_a_model_that_says_the_same_of_everything_has_no_rank_of_its_own():
+    """Tied scores: the histogram shares a query among the places it may come to, and sums to recall@1 at the first."""
+    from vlkit.evaluation.queries import histogram
+
+    task = task_of_captions(8, 1)
+    scores = ranked(task, embedded(torch.ones(8, 4), torch.ones(8, 4)))
+    found = histogram(scores, "text_to_image")
+    assert found["from"] == [1, 2, 4, 8] and found["to"] == [1, 3, 7, 15]
+    assert found["queries"] == pytest.approx([1, 2, 4, 1])
+
+
+def test_folds_that_cannot_be_made_are_said(trained, vlkit, tmp_path):
+    outcome = vlkit("eval", "--run", trained, "--out", tmp_path, "--fold-size", 1000, "--templates", "a {class_name}")
+    assert outcome.code == 0 and "there are no folds" in outcome.err and "no classes to tell apart" in outcome.err
+
+
+def test_the_card_says_what_was_forgotten(trained, prepared, vlkit, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    found = results_of(vlkit, "--run", tmp_path / "run", "--guard", prepared)
+    card = (tmp_path / "run/README.md").read_text()
+    kept = found["retention"]["retained"]
+    assert "was not measured" in card if kept is None else f"{kept:.0%} are left" in card

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlkit.evaluation.comparison import Measured, compare, judged, verdict
-from vlkit.evaluation.intervals import interval, median_of, p_value, resample, smallest_shown, swapped_p_value
+from vlkit.evaluation.intervals import interval, median_of, p_value, resample, swapped
 
 
 def test_resampling_equals_repeating_the_queries():
@@ -57,7 +57,7 @@ def test_swapping_is_the_exact_permutation_test(seed, count):
 
     how = {"permutation_type": "samples", "n_resamples": np.inf, "alternative": "two-sided"}
     exact = permutation_test((one, other), statistic, **how).pvalue
-    found = swapped_p_value(one, other, [str(n) for n in range(count)], draws=20000, seed=0)
+    found = swapped(one, other, [str(n) for n in range(count)], draws=20000, seed=0).p_value
     assert found == pytest.approx(min(1.0, exact), abs=0.02)
 
 
@@ -66,7 +66,7 @@ def test_a_handful_of_units_proves_nothing_by_swapping_either(changed):
     """All of n units went from wrong to right, each with three queries: two of 2^n ways are as good."""
     units = np.repeat(np.arange(40), 3).astype(str)
     one = np.repeat(np.arange(40) < changed, 3).astype(float)
-    found = swapped_p_value(one, np.zeros(120), units, draws=20000, seed=0)
+    found = swapped(one, np.zeros(120), units, draws=20000, seed=0).p_value
     assert found == pytest.approx(2 * 0.5**changed, abs=0.01)
 
 
@@ -148,16 +148,52 @@ def test_the_smallest_difference_is_about_what_can_be_shown():
         for trial in range(100):
             one = (generator.random(200) < 0.5 + apart / 2).astype(float)
             other = (generator.random(200) < 0.5 - apart / 2).astype(float)
-            draws = resample({"a": one, "b": other}, {}, units, draws=1000, seed=trial)
-            drawn = draws["a"] - draws["b"]
-            low, _ = interval(drawn, units=200, bounds=(-1, 1))
-            found += low > 0
-            smallest.append(smallest_shown(drawn, 200))
+            told = compare(Measured({"x": one}), Measured({"x": other}), units, draws=1000, seed=trial)
+            found += judged(told["difference"]["x"]) == "better"
+            smallest.append(told["smallest_difference"]["x"])
         return found / 100, np.mean(smallest)
 
     _, smallest = shown(0.1)
     assert shown(2 * smallest)[0] > 0.9 and shown(smallest / 4)[0] < 0.2
-    assert smallest_shown(np.zeros(1000), 20) == pytest.approx(0.3), "six of twenty units, or a sign test sees nothing"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 60), st.sampled_from([2, 5, 100]))
+def test_a_verdict_does_not_contradict_itself(seed, units, steps):
+    """What was not shown is no larger than what it would have taken; of fewer than six units none is."""
+    generator, names = np.random.default_rng(seed), [str(n) for n in range(units)]
+    one, other = generator.integers(0, steps, (2, units)) / (steps - 1)
+    found = compare(Measured({"x": one}), Measured({"x": other}), names, draws=1000, seed=0)
+    between, smallest = found["difference"]["x"], found["smallest_difference"]["x"]
+    told = verdict(between, units, smallest)
+    if units < 6:
+        assert np.isnan(smallest) and told.endswith("so few can show none")
+    elif told.startswith("no difference"):
+        assert abs(between["value"]) <= smallest * 1.15 + 1e-9, told
+
+
+def test_the_smallest_difference_of_models_that_agree_is_six_units():
+    same = np.ones(20)
+    found = compare(Measured({"x": same}), Measured({"x": same}), [str(n) for n in range(20)], draws=1000, seed=0)
+    assert found["smallest_difference"]["x"] == pytest.approx(0.3), "six of twenty, or the test of units sees nothing"
+
+
+def test_a_p_value_is_never_nothing():
+    """The observed difference is one of those that might have been."""
+    assert swapped(np.ones(60), np.zeros(60), [str(n) for n in range(60)], draws=999, seed=0).p_value >= 1 / 1000
+
+
+def test_the_interval_and_the_test_must_agree():
+    told = {"value": 0.1, "low": -0.01, "high": 0.2, "p_value": 0.01}
+    assert judged(told) == "no difference" == judged(told | {"low": 0.01, "p_value": 0.06})
+    assert judged(told | {"low": 0.01}) == "better" and judged(told | {"high": -0.001, "low": -0.2}) == "worse"
+
+
+def test_ten_queries_a_unit_are_one_unit_of_doubt():
+    found = compare(
+        Measured({"x": np.ones(100)}), None, np.repeat(np.arange(10), 10).astype(str).tolist(), draws=1000, seed=0
+    )
+    assert found["intervals"]["x"][0] ** 10 == pytest.approx(0.025) and found["units"]["x"] == 10
 
 
 def test_the_verdict_follows_the_interval():

@@ -1,5 +1,6 @@
 """The report: in a real browser, at two widths; what it says is what the files say; what it refuses; and `runs`."""
 
+import fcntl
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,9 +19,10 @@ from browser import needs_browser, opened
 from conftest import patterned, write_table
 from PIL import Image
 
+from vlkit.errors import UsageError
 from vlkit.runs import Run
 
-HOSTILE = '<script>alert("x")</script> & <img src=x onerror=alert(1)> soup'
+HOSTILE = '<script>alert("x")</script> & <img src=x onerror=alert(1)> $\\foo$ soup'
 
 
 class Page(HTMLParser):
@@ -34,7 +37,7 @@ class Page(HTMLParser):
         self.tags.append((tag, dict(attrs)))
 
     def handle_data(self, data):
-        self.text += data
+        self.text += data.replace("\xa0", " ")
 
 
 def read(folder):
@@ -226,7 +229,7 @@ def test_runs_on_other_data_are_not_compared_unless_it_is_said(skin, trained, vl
     assert vlkit("eval", "--run", trained, "--out", tmp_path / "other").code == 0
     flags = ("report", "--run", skin / "runs/one", "--against", tmp_path / "other", "--out", tmp_path / "page")
     outcome = vlkit(*flags)
-    assert outcome.code == 2 and "measured on another data" in outcome.err and "--across-data" in outcome.err
+    assert outcome.code == 2 and "measured on different data" in outcome.err and "--across-data" in outcome.err
     assert not (tmp_path / "page").exists()
     outcome = vlkit(*flags, "--across-data")
     assert outcome.code == 0, outcome.err
@@ -252,7 +255,7 @@ def test_bad_input_has_a_message(skin, trained, vlkit, tmp_path):
     assert vlkit("report", "--run", tmp_path / "empty").code == 6
     assert vlkit("report", "--run", skin / "runs/one", "--against", skin / "runs/one").code == 2
     outcome = vlkit("report", "--run", skin / "runs/one", "--against", trained, "--out", tmp_path)
-    assert outcome.code == 2 and ("not measured" in outcome.err or "another data" in outcome.err)
+    assert outcome.code == 2 and ("not measured" in outcome.err or "different data" in outcome.err)
 
 
 def test_what_is_missing_is_marked(skin, vlkit, tmp_path):
@@ -358,3 +361,81 @@ def test_a_finished_run_that_was_not_measured_says_so(trained, vlkit, tmp_path):
     assert outcome.code == 0 and "vlkit eval --run" in outcome.err
     assert "Not measured yet" in read(tmp_path / "run").text
     assert Run(tmp_path / "run").finished
+
+
+def test_names_that_other_tools_would_read_as_more(skin, vlkit, tmp_path):
+    """A run called _x$: in the legend, and no mathematics."""
+    shutil.copytree(skin / "runs/two", tmp_path / "_x$\\z$")
+    outcome = vlkit("report", "--run", skin / "runs/one", "--against", tmp_path / "_x$\\z$", "--out", tmp_path / "page")
+    assert outcome.code == 0, outcome.err
+    assert " _x$\\z$</text>" in (tmp_path / "page/report.html").read_text(encoding="utf-8")
+    assert vlkit("report", "--run", skin / "runs/one", "--against", "").code == 2
+
+
+def test_data_that_has_changed_since_is_said(skin, vlkit, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(skin / "runs/one", run)
+    results = json.loads((run / "results.json").read_text())
+    results["data"]["fingerprint"] = "0" * 20
+    (run / "results.json").write_text(json.dumps(results))
+    outcome = vlkit("report", "--run", run, "--json")
+    assert outcome.code == 0 and "has changed since" in outcome.json()["notes"][0]
+    assert "has changed since" in read(run).text
+
+
+def test_another_order_of_the_queries_is_the_same_comparison(page, skin, vlkit, tmp_path):
+    from vlkit.remote import hash_of
+
+    shutil.copytree(skin / "runs/two", tmp_path / "two")
+    frame = pd.read_parquet(tmp_path / "two/queries.parquet").sample(frac=1, random_state=0)
+    frame.to_parquet(tmp_path / "two/queries.parquet", index=False)
+    results = json.loads((tmp_path / "two/results.json").read_text())
+    results["queries"]["hash"] = hash_of(tmp_path / "two/queries.parquet")
+    (tmp_path / "two/results.json").write_text(json.dumps(results))
+    against = ("report", "--run", skin / "runs/one", "--against", tmp_path / "two", "--out", tmp_path / "page")
+    assert vlkit(*against).code == 0
+    told = [re.findall(r"less two\s*([^A-Za-z]+)", read(folder).text) for folder in (page, tmp_path / "page")]
+    assert told[0] and told[0] == told[1]
+
+
+def test_a_look_at_a_run_beside_its_trainer(skin, tmp_path):
+    """While the lock is held it is running; a stopped.json says how it ended; looking refuses no trainer."""
+    from vlkit.standing import standing
+
+    shutil.copytree(skin / "runs/one", tmp_path / "run")
+    run = Run(tmp_path / "run")
+    (run.folder / "finished.json").unlink()
+    with run.locked():
+        assert standing(run).state == "running"
+        with pytest.raises(UsageError, match="in use by"), Run(run.folder).locked():
+            pass
+    assert standing(run).state == "interrupted"
+    for code, state in ((75, "stopped"), (4, "failed")):
+        run.write_json("stopped.json", {"why": "so", "hint": None, "exit_code": code})
+        assert (standing(run).state, standing(run).why) == (state, "so")
+    with (run.folder / ".lock").open("rb") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        threading.Timer(0.05, lambda: fcntl.flock(looking, fcntl.LOCK_UN)).start()
+        with run.locked():
+            pass
+
+
+def test_any_error_leaves_a_word(skin, tmp_path):
+    from vlkit.standing import noting_why, standing
+
+    shutil.copytree(skin / "runs/one", tmp_path / "run")
+    (tmp_path / "run/finished.json").unlink()
+    with pytest.raises(KeyError), noting_why(Run(tmp_path / "run")):
+        raise KeyError("weights")
+    assert standing(Run(tmp_path / "run")).why == "KeyError: 'weights'"
+
+
+@pytest.mark.parametrize("content", ["[1]", "null", '{"schema": 1, "metrics": {}, "intervals": {}, "data": {}}'])
+def test_one_damaged_folder_is_one_damaged_line(content, skin, vlkit, tmp_path):
+    shutil.copytree(skin / "runs/two", tmp_path / "runs/good")
+    (tmp_path / "runs/odd").mkdir()
+    (tmp_path / "runs/odd/results.json").write_text(content)
+    outcome = vlkit("runs", "--runs-dir", tmp_path / "runs", "--json")
+    assert outcome.code == 0, outcome.err
+    assert {run["name"]: run["state"] for run in outcome.json()["runs"]} == {"good": "finished", "odd": "damaged"}
+    assert vlkit("report", "--run", tmp_path / "runs/odd").code == 6

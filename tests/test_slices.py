@@ -157,10 +157,49 @@ def test_eval_slices_by_a_column(vlkit, tmp_path):
     model = ("--model", "tiny-siglip", "--data", tmp_path / "data", "--out", tmp_path / "out")
     outcome = vlkit("eval", *model, "--slice-by", "site,year")
     assert outcome.code == 0, outcome.err
-    assert "--slice-by year: these rows have one value of it" in outcome.err
+    assert "--slice-by year: these rows have no two values of it" in outcome.err
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert set(results["slices"]["site"]) == {"arm", "leg"}
     queries = sum(of["image_to_text"]["queries"] for of in results["slices"]["site"].values())
     assert queries == results["metrics"]["image_to_text"]["queries"]
     outcome = vlkit("eval", *model, "--slice-by", "sites")
     assert outcome.code == 2 and "did you mean 'site'" in outcome.err
+
+
+def cut_by(count, **columns):
+    task = task_of(count, **columns)
+    embedded = Embedded(torch.eye(count), torch.eye(count), np.linspace(0, 200, count), 1.0, 1.0)
+    return slicings(task, embedded, task.pairs, None, 32, tuple(columns))
+
+
+def test_a_column_called_like_a_usual_slicing_stays_its_own():
+    found = cut_by(20, light=["normal", "off"] * 10)
+    assert set(labels(found, "light", "image_to_text")) == {"low light", "normal"}
+    assert set(labels(found, "light (column)", "image_to_text")) == {"normal", "off"}
+
+
+def test_quarters_have_ends_that_can_be_read():
+    seconds = [1_700_000_000 + 60 * n for n in range(40)]
+    assert labels(cut_by(40, age=list(range(1, 41))), "age", "image_to_text")[0] == "1 to 10"
+    found = labels(cut_by(40, taken=seconds), "taken", "image_to_text")
+    assert found[0] == f"{seconds[0]} to {seconds[9]}" and len(set(found)) == 4
+    days = pd.date_range("2024-01-01", periods=40)
+    assert labels(cut_by(40, day=days), "day", "image_to_text")[-1] == "2024-01-31 to 2024-02-09"
+    mixed = [True, False] * 20
+    assert set(labels(cut_by(40, flash=mixed), "flash", "image_to_text")) == {"True", "False"}
+
+
+def test_cells_of_several_values_are_refused():
+    with pytest.raises(UsageError, match="several values"):
+        cut_by(4, image_group=[["a", "b"], ["a"], ["b"], ["c"]])
+
+
+def test_the_rest_is_what_is_in_another_slice():
+    """Queries in no slice at all belong to neither side; a difference lies within its ends."""
+    hits = [True] * 12 + [False] * 12 + [True] * 16
+    cut = Slicing("third", "image_to_text", ["a"] * 12 + ["b"] * 12 + [None] * 16)
+    found = sliced([cut], scores_of(hits), scores_of([False] * 40), task_of(40), draws=1000, seed=0)["third"]
+    assert found["a"]["image_to_text"]["gap"]["value"] == 1
+    assert found["b"]["image_to_text"]["gap"]["value"] == -1
+    apart = found["a"]["image_to_text"]["difference"]
+    assert apart["low"] <= apart["value"] <= apart["high"] and apart["value"] == 1

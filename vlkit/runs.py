@@ -34,6 +34,9 @@ from vlkit.storage import Location, json_text, write_text
 
 PACKAGES = ("vlkit", "torch", "transformers", "peft", "tokenizers", "numpy", "pandas", "pillow")
 
+# What eval writes, of every split and other data.
+MEASURED = ("results", "queries", "examples_top5")
+
 # Settings that make no other run: how it is carried out and where it lies, not what comes out.
 PASSING = ("workers", "cache", "keep", "name", "runs_dir", "extend_to", "replay")
 
@@ -179,23 +182,21 @@ class Run:
         """Read one of them back; empty where it is not there."""
         path = self.folder / name
         try:
-            return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            value = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            if not isinstance(value, dict):
+                raise ValueError(f"it holds a {type(value).__name__}")
         except ValueError as error:
-            raise ArtifactError(
-                f"{path} is damaged: {error}", hint="remove it and run the same command again"
-            ) from None
+            told = f"{path} is damaged: {error}"
+            raise ArtifactError(told, hint="remove it and run the same command again") from None
+        return value
 
     def _reopen(self, config: Settings) -> None:
         """Go on with a finished run under other settings. Its results are those of what it was."""
-        for name in (
-            "finished.json",
-            "results.json",
-            "queries.parquet",
-            "examples_top5.json",
-            "report.html",
-            "README.md",
-        ):
+        for name in ("finished.json", "README.md", "report.html"):
             (self.folder / name).unlink(missing_ok=True)
+        for path in (path for kind in MEASURED for path in self.folder.glob(f"{kind}*")):
+            path.unlink()
+        shutil.rmtree(self.folder / "plots", ignore_errors=True)
         write_text(self.folder / "config.yaml", config.to_yaml())
 
     def finish(self, facts: dict[str, Any]) -> None:
@@ -231,7 +232,8 @@ class Run:
             {name: path for name, path in here.items() if known.get(name) != hashes[name] or name not in there}
         )
         remote.write_manifest(MANIFEST, hashes)
-        remote.remove([name for name in there if name.startswith("checkpoints/") and name not in here])
+        passing = ("checkpoints/", "plots/", "report.html", "stopped.json", *MEASURED)
+        remote.remove([name for name in there if name.startswith(passing) and name not in here])
 
     @contextmanager
     def locked(self) -> Iterator[None]:

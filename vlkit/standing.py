@@ -27,7 +27,7 @@ class Standing:
         step, steps: the last one taken, and how many there are to be.
         why: what ended it.
         hint: the way out.
-        seconds: since it last wrote anything.
+        seconds: since it ended, or last took a step; of results alone, since they were written.
     """
 
     state: State
@@ -44,14 +44,16 @@ class Standing:
 
 @contextmanager
 def noting_why(run: Run) -> Iterator[None]:
-    """Write down why the block ends, where it ends by an error, for whoever looks in the morning."""
-    run_writes = run.writes and run.folder.is_dir()
+    """Write down why the block ends, where it ends by an error, for whoever looks in the morning.
+
+    Of several processes, for the one that writes.
+    """
+    (run.folder / STOPPED).unlink(missing_ok=True)
     try:
-        if run_writes:
-            (run.folder / STOPPED).unlink(missing_ok=True)
         yield
-    except (VlkitError, MemoryError, OSError, RuntimeError) as error:
-        if run.writes and run.begun:
+    except Exception as error:
+        # One that could not begin is gone.
+        if run.begun:
             told = error.message if isinstance(error, VlkitError) else f"{type(error).__name__}: {error}"
             note = {
                 "why": told,
@@ -65,7 +67,11 @@ def noting_why(run: Run) -> Iterator[None]:
 
 
 def standing(run: Run) -> Standing:
-    """Look at a run folder, which need not be whole."""
+    """Look at a run folder, which need not be whole.
+
+    Raises:
+        ArtifactError: it is no run folder.
+    """
     seconds = max(0.0, time.time() - _last_written(run.folder))
     if not run.begun:
         if (run.folder / "results.json").is_file():
@@ -73,14 +79,14 @@ def standing(run: Run) -> Standing:
         raise ArtifactError(f"{run.folder} is no run folder: it has neither config.yaml nor results.json")
     try:
         settings, step = run.config(), run.last_step()
-        finished = run.read_json("finished.json")
+        finished, working = run.read_json("finished.json"), busy(run)
         stopped = run.read_json(STOPPED)
     except ArtifactError as error:
         return Standing("damaged", 0, None, error.message, error.hint, seconds)
     steps = settings.get("steps")
     if run.finished:
         return Standing("finished", int(finished.get("steps", step)), steps, None, None, seconds)
-    if busy(run):
+    if working:
         return Standing("running", step, steps, None, None, seconds)
     if stopped:
         state: State = "stopped" if stopped.get("exit_code") == 75 else "failed"
@@ -105,5 +111,11 @@ def busy(run: Run) -> bool:
 
 
 def _last_written(folder: Path) -> float:
-    times = [path.stat().st_mtime for path in folder.iterdir()] if folder.is_dir() else []
+    """When the run itself last wrote something; a report, or another measurement, makes it no younger."""
+    times = []
+    for name in ("config.yaml", "metrics.jsonl", "finished.json", STOPPED):
+        with suppress(FileNotFoundError):
+            times.append((folder / name).stat().st_mtime)
+    with suppress(FileNotFoundError):
+        times = times or [(folder / "results.json").stat().st_mtime]
     return max(times, default=time.time())

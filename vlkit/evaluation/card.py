@@ -184,6 +184,9 @@ def _limits(run: Run, results: dict[str, Any]) -> str:
     if retained is not None:
         guard = Path(str(run.config().get("guard"))).name
         forgotten = f"Of the recall@1 that the untouched model has on `{guard}`, {retained:.0%} are left."
+    if (kept := results.get("retention") or {}).get("retained") is not None:
+        guard = Path(str(kept["data"]["path"])).name
+        forgotten = f"Of the recall@1 that the untouched model has on `{guard}`, {kept['retained']:.0%} are left."
     lines = [f"- It was tuned for one domain. {forgotten}"]
     if results.get("metrics"):
         sizes = results["metrics"]["text_to_image"]

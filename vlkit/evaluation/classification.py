@@ -6,7 +6,7 @@ the highest score, each has its share of the picture: a model that says the same
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -67,8 +67,9 @@ class Classes:
         train = pairs.of("train")
         own = classes_by(train.frame[train.frame["origin"] != "augmented"], "image", names).values()
         counts = [sum(name in found for found in own) for name in names]
-        filled = templates or _templates(pairs.described)
-        prompts = [[_filled(template, name) for template in filled] for name in names]
+        fields = {*CLASS_FIELDS, *(pairs.described.get("settings", {}).get("label_column") or ())}
+        filled = templates or _templates(pairs.described, fields)
+        prompts = [[_filled(template, name, fields) for template in filled] for name in names]
         return cls(names, of, np.array(counts, np.int64), prompts)
 
     def embeddings(self, encoded: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -91,21 +92,17 @@ def classes_by(frame: pd.DataFrame, kind: str, names: Iterable[str]) -> dict[str
     return found
 
 
-def _templates(described: Mapping[str, Any]) -> Sequence[str]:
+def _templates(described: Mapping[str, Any], fields: Collection[str]) -> Sequence[str]:
     """Those of prep's templates that need nothing but the class."""
-    settings = described.get("settings", {})
-    fields = {*CLASS_FIELDS, *(settings.get("label_column") or ())}
-    return [t for t in settings.get("templates") or () if set(captions.template_fields(t)) <= fields] or list(
-        DEFAULT_TEMPLATES
-    )
+    known = described.get("settings", {}).get("templates") or ()
+    return [each for each in known if set(captions.template_fields(each)) <= set(fields)] or DEFAULT_TEMPLATES
 
 
-def _filled(template: str, name: str) -> str:
+def _filled(template: str, name: str, fields: Collection[str]) -> str:
     words = captions.readable_class(name)
-    fields = dict.fromkeys(captions.template_fields(template), words)
-    text = captions.from_template(template, fields)
-    if not fields or not text:
-        raise UsageError(f"--templates: {template!r} names no {{class_name}}")
+    text = captions.from_template(template, dict.fromkeys(fields, words))
+    if not captions.template_fields(template) or not text:
+        raise UsageError(f"--templates: {template!r} does not name the class, and it alone, as {{class_name}}")
     return text
 
 
@@ -148,7 +145,7 @@ class Classified:
         """accuracy, top1_of_10 and macro precision, recall, F1 and average precision.
 
         Accuracy counts a picture as right where the class is any of its own. The macro numbers are means over the
-        classes that the pictures have; one that was never predicted has a precision of 0, as scikit-learn has it.
+        classes that the pictures have or were taken for, what is undefined being 0, as scikit-learn has it.
         """
         known = self.truth.any(axis=1)
         accuracy = np.where(known, (self.predicted * self.truth).sum(axis=1), np.nan)
@@ -156,27 +153,35 @@ class Classified:
             f"{name}_macro": partial(_macro, self.predicted, self.truth * self.single[:, None], number)
             for number, name in enumerate(("precision", "recall", "f1"))
         }
-        # What is not said: which picture counts. A model that says the same of a picture did the same there.
-        told = dict.fromkeys(precise, self.predicted) | {"average_precision_macro": self.scores}
+        # A model that takes a picture for the same did the same there; of an average precision, that ranks it the same.
+        told = dict.fromkeys(precise, self.predicted * self.single[:, None])
+        told |= {"average_precision_macro": self.scores.argsort(axis=0).argsort(axis=0)}
         others = {**precise, "average_precision_macro": partial(_average_precision, self.scores, self.truth)}
-        return Measured({"accuracy": accuracy, "top1_of_10": self.ten}, others, told)
+        counted = dict.fromkeys(precise, self.single) | {"average_precision_macro": known}
+        return Measured({"accuracy": accuracy, "top1_of_10": self.ten}, others, told, counted)
 
     def per_class(self) -> dict[str, np.ndarray]:
         """precision, recall, f1, average_precision: float64 [classes]; NaN for a class that no picture has."""
-        weights = np.ones((1, len(self.truth)))
-        parts = _per_class(self.predicted, self.truth * self.single[:, None], weights)
-        found = dict(zip(("precision", "recall", "f1"), (part[0] for part in parts), strict=True))
+        weights, truth = np.ones((1, len(self.truth))), self.truth * self.single[:, None]
+        parts = _per_class(self.predicted, truth, weights)
+        has = truth.any(axis=0)
+        names = ("precision", "recall", "f1")
+        found = {name: np.where(has, part[0], np.nan) for name, part in zip(names, parts, strict=True)}
         return {**found, "average_precision": _average_precisions(self.scores, self.truth, weights)[0]}
 
 
 def _per_class(predicted: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, ...]:
-    """precision, recall and F1, float64 [draws, classes] each; NaN for a class that a draw does not have."""
+    """precision, recall and F1, float64 [draws, classes] each; NaN for a class that a draw neither has nor predicts.
+
+    One that is predicted and not there has 0 of all three, and so has the precision of one that is never predicted.
+    """
     asked = weights * truth.any(axis=1)
     right, taken, there = asked @ (predicted * truth), asked @ predicted, asked @ truth
-    with np.errstate(invalid="ignore", divide="ignore"):
-        recall = right / there
-        precision = np.where(taken > 0, right / taken, 0.0) + 0 * recall
-        return precision, recall, 2 * right / (taken + there) + 0 * recall
+    unknown = np.where(taken + there > 0, 0.0, np.nan)
+    return tuple(
+        np.divide(of * right, by, out=unknown.copy(), where=by > 0)
+        for of, by in ((1, taken), (1, there), (2, taken + there))
+    )
 
 
 def _macro(predicted: np.ndarray, truth: np.ndarray, number: int, weights: np.ndarray) -> np.ndarray:
@@ -197,9 +202,9 @@ def _average_precision(scores: np.ndarray, truth: np.ndarray, weights: np.ndarra
 def _average_precisions(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """float64 [draws, classes]: precision at each threshold, weighted by the recall it adds, as scikit-learn has it.
 
-    NaN for a class that a draw does not have.
+    NaN for a class that a draw does not have. A picture of which no class is known is no negative of any.
     """
-    found, weights = np.full((len(weights), scores.shape[1]), np.nan), weights.astype(np.float32)
+    found, weights = np.full((len(weights), scores.shape[1]), np.nan), (weights * truth.any(axis=1)).astype(np.float32)
     for number in range(scores.shape[1]):
         right = np.flatnonzero(truth[:, number])
         own = weights[:, right]
@@ -296,7 +301,7 @@ def class_table(
 
 def tell_few(classes: Classes) -> None:
     """Say which classes of the test have a single picture."""
-    alone = [name for name, count in zip(classes.names, classes.of.sum(axis=0), strict=True) if count == 1]
+    alone = [name[:40] for name, count in zip(classes.names, classes.of.sum(axis=0), strict=True) if count == 1]
     if alone:
         more = f" and {len(alone) - 3} more" if len(alone) > 3 else ""
         console.warn(f"one picture only of {', '.join(alone[:3])}{more}: their rows say next to nothing")

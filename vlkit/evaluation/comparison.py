@@ -16,7 +16,7 @@ from vlkit.evaluation.intervals import (
     p_value,
     resample,
     smallest_shown,
-    swapped_p_value,
+    swapped,
     units_that_differ,
 )
 from vlkit.evaluation.ranking import Ranks, metric_values
@@ -24,7 +24,7 @@ from vlkit.evaluation.ranking import Ranks, metric_values
 # Of few pictures a class, a draw misses some and repeats others: these numbers then lie beside what they are drawn
 # from, and their draws are moved back to it.
 CENTRED = ("precision_macro", "recall_macro", "f1_macro", "average_precision_macro")
-PARTS = ("metrics", "intervals", "baseline", "baseline_intervals", "difference", "smallest_difference")
+PARTS = ("metrics", "intervals", "units", "baseline", "baseline_intervals", "difference", "smallest_difference")
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,13 @@ class Measured:
         means: metric -> float64 [queries], whose mean it is; NaN: that query is not asked.
         others: metric -> how it is made of the queries.
         told_by: metric of `others` -> array [queries, ...] that is equal where two models did the same.
+        counted: metric of `others` -> bool [queries], those that it is made of; without it, all.
     """
 
     means: Mapping[str, np.ndarray]
     others: Mapping[str, Statistic] = field(default_factory=dict)
     told_by: Mapping[str, np.ndarray] = field(default_factory=dict)
+    counted: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
     def of(cls, ranks: Ranks) -> Measured:
@@ -57,9 +59,14 @@ class Measured:
         """A metric over all queries; NaN where none is asked."""
         if metric in self.others:
             return float(self.others[metric](np.ones((1, queries)))[0])
-        values = self.means[metric]
-        asked = values[~np.isnan(values)]
+        asked = self.means[metric][self.asked(metric, queries)]
         return float(asked.mean()) if len(asked) else math.nan
+
+    def asked(self, metric: str, queries: int) -> np.ndarray:
+        """bool [queries]: those that a metric is made of."""
+        if metric in self.means:
+            return ~np.isnan(self.means[metric])
+        return self.counted.get(metric, np.ones(queries, bool))
 
 
 def compare(
@@ -73,8 +80,8 @@ def compare(
         draws, seed: of the bootstrap.
 
     Returns:
-        PARTS -> metric -> number, [low, high], or {"value", "low", "high", "p_value"}. Without a base the parts that
-        speak of it are empty.
+        PARTS -> metric -> number, [low, high], or {"value", "low", "high", "p_value"}; units: how many the metric is
+        made of. Without a base the parts that speak of it are empty.
     """
     models = {"tuned": tuned} | ({"base": base} if base else {})
     drawn = resample(
@@ -85,12 +92,14 @@ def compare(
         seed=seed,
     )
     for (who, metric), draw in drawn.items():
-        if metric in CENTRED:
+        if metric in CENTRED and not np.isnan(draw).all():
             draw += models[who].value(metric, len(units)) - np.nanmean(draw)
-    count = len(np.unique(np.asarray(units, dtype=str)))
+    names = np.asarray(units, dtype=str)
     found: dict[str, dict[str, Any]] = {part: {} for part in PARTS}
     for metric in tuned.names:
         bounds, apart = _bounds(metric)
+        count = len(np.unique(names[tuned.asked(metric, len(names))]))
+        found["units"][metric] = count
         for who, of, value, around in (
             ("tuned", tuned, "metrics", "intervals"),
             ("base", base, "baseline", "baseline_intervals"),
@@ -100,15 +109,16 @@ def compare(
                 found[around][metric] = _within(interval(drawn[who, metric], units=count, bounds=bounds), bounds)
         if base is not None:
             between = drawn["tuned", metric] - drawn["base", metric]
+            needed = None
             if metric in tuned.means:
-                by_luck = swapped_p_value(tuned.means[metric], base.means[metric], units, draws=draws, seed=seed)
+                by_luck, needed = swapped(tuned.means[metric], base.means[metric], units, draws=draws, seed=seed)
             else:
                 changed = units_that_differ(tuned.told_by[metric], base.told_by[metric], units)
                 by_luck = p_value(between, changed)
             value = found["metrics"][metric] - found["baseline"][metric]
             found["difference"][metric] = difference(value, between, by_luck, units=count, bounds=apart)
             if bounds:
-                found["smallest_difference"][metric] = smallest_shown(between, count)
+                found["smallest_difference"][metric] = smallest_shown(between, count, needed)
     return found
 
 
@@ -134,29 +144,33 @@ def difference(
     return {"value": value, "low": low, "high": high, "p_value": by_luck}
 
 
+def leaves_out_zero(difference: Mapping[str, float]) -> bool:
+    """Its interval lies on one side of 0."""
+    return difference["low"] > 0 or difference["high"] < 0
+
+
 def judged(difference: Mapping[str, float]) -> str:
     """better, worse or no difference: it is one where the interval and the p-value agree."""
-    if difference["p_value"] < 0.05 and difference["low"] > 0:
-        return "better"
-    if difference["p_value"] < 0.05 and difference["high"] < 0:
-        return "worse"
-    return "no difference"
+    if not (difference["p_value"] < 0.05 and leaves_out_zero(difference)):
+        return "no difference"
+    return "better" if difference["low"] > 0 else "worse"
 
 
 def verdict(difference: Mapping[str, float], units: int, smallest: float, metric: str = "recall@1") -> str:
     """One plain sentence about a metric.
 
     Args:
-        smallest: about the smallest difference that the units could have shown.
+        smallest: about the smallest difference that the units could have shown; NaN: they could show none.
     """
     told = f"{metric} {difference['value']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]"
-    told += f", p {p_told(difference['p_value'])}, over {units} units"
+    told += f", p {p_told(difference['p_value'])}, over {units} unit{'' if units == 1 else 's'}"
     found = judged(difference)
     if found == "no difference":
-        return f"no difference that this test set can show: {told}; it would have taken about {smallest:.3f}"
+        taken = f"it would have taken about {smallest:.3f}" if smallest == smallest else "so few can show none"
+        return f"no difference that this test set can show: {told}; {taken}"
     return f"{found}: {told}"
 
 
-def p_told(value: float) -> str:
+def p_told(value: float | None) -> str:
     """A p-value as people write it."""
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+    return "-" if value is None or value != value else "< 0.001" if value < 0.001 else f"{value:.3f}"

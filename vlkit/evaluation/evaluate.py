@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from vlkit import console
 from vlkit.config import EvalConfig, demanded
 from vlkit.data.pairs import Pairs, read_pairs
 from vlkit.distributed import World, joined
-from vlkit.errors import DataError, QualityError
+from vlkit.errors import DataError, QualityError, UsageError
 from vlkit.evaluation import queries, told
 from vlkit.evaluation.card import write_card
 from vlkit.evaluation.efficiency import efficiency
@@ -22,7 +22,7 @@ from vlkit.models.device import best_device, best_precision
 from vlkit.models.opening import open_model, open_tuned, open_untouched
 from vlkit.remote import Remote, hash_of
 from vlkit.runs import Run, in_zone, mirror_of
-from vlkit.storage import Location
+from vlkit.storage import Location, refuse_unwritable
 
 SCHEMA = 1
 
@@ -41,13 +41,15 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
 
 def _evaluated(config: EvalConfig, world: World) -> dict[str, Any]:
     run = Run(config.run) if config.run else None
+    if config.out is not None:
+        _refuse_foreign(config.out.path, run)
     settings = run.config() if run else {}
     data = config.data or _data_of(run, settings)
     pairs = read_pairs(data)
-    rows = pairs.of(config.split, limit=config.limit, seed=config.seed)
     # What augment has written is no test of anything, also where the training rows are asked for.
-    rows = Pairs(rows.frame[rows.frame["origin"] != "augmented"].reset_index(drop=True), rows.folder, rows.described)
-    task = Task.of(rows)
+    own = pairs.positives()
+    own = replace(own, frame=own.frame[own.frame["origin"] != "augmented"].reset_index(drop=True))
+    task = Task.of(own.of(config.split, limit=config.limit, seed=config.seed))
     if not len(task.pairs):
         raise DataError(
             f"{data}: the {config.split} split has no pairs",
@@ -66,12 +68,20 @@ def _evaluated(config: EvalConfig, world: World) -> dict[str, Any]:
         "schema": SCHEMA,
         "task": "retrieval",
         "model": run.name if run else config.model,
-        "data": {"path": str(data), "split": config.split, "fingerprint": pairs.fingerprint, "limit": config.limit},
+        "data": {
+            "path": str(data.absolute),
+            "split": config.split,
+            "fingerprint": pairs.fingerprint,
+            "limit": config.limit,
+            "rows": len(task.pairs),
+        },
         **evaluation.compared(seen, before),
         "efficiency": cost,
     }
     if world.first:
         _write(results, evaluation, config, run)
+    # A process that fails is the end of the others, too: first everything is written.
+    world.wait()
     _refuse_missed(results, config)
     return results
 
@@ -80,6 +90,10 @@ def _write(results: dict[str, Any], evaluation: Evaluation, config: EvalConfig, 
     """The files, results.json last; then the table that people read."""
     folder, suffix = _place(config, run, evaluation.pairs)
     target = Run(folder)
+    # Another folder of the same name, or one called like a split: beside what is there, not over it.
+    there = target.read_json(f"results{suffix}.json").get("data") or results["data"]
+    if any(there.get(key) != results["data"][key] for key in ("fingerprint", "split")):
+        suffix += f"-{evaluation.pairs.fingerprint[:8]}"
     folder.mkdir(parents=True, exist_ok=True)
     frame = queries.table(evaluation.tuned, evaluation.base, evaluation.task)
     queries.write_table(folder / f"queries{suffix}.parquet", frame)
@@ -99,7 +113,8 @@ def _refuse_missed(results: dict[str, Any], config: EvalConfig) -> None:
     for group, metric, least in demanded(config.fail_under):
         value = results["metrics"].get(group, {}).get(metric)
         if value is None or not value >= least:
-            shown = "not measured: these rows have no classes" if value is None else f"{value:.4f}"
+            measured = value is not None and value == value
+            shown = f"{value:.4f}" if measured else "not measured: too few of these rows have classes"
             missed.append(f"{group}.{metric} is {shown}, {least:g} was demanded")
     if missed:
         raise QualityError("; ".join(missed))
@@ -109,14 +124,15 @@ def _evaluated_to_remote(config: EvalConfig, out: Location, world: World) -> dic
     """The same into a folder that is then uploaded; in a lake's zone, the untouched model's is a run of its own."""
     kind, name = ("run", Path(config.run).name) if config.run else ("baseline", str(config.model).replace("/", "--"))
     with tempfile.TemporaryDirectory() as aside:
-        demands, here = config.fail_under, dataclasses.replace(config, out=Location(aside), fail_under=())
+        demands, here = config.fail_under, replace(config, out=Location(aside), fail_under=())
         results = _evaluated(here, world)
         if world.first:
             files = {path.name: path for path in sorted(Path(aside).iterdir())}
             remote = Remote(mirror_of(out, name, kind) if out.is_bucket else out)
             remote.upload({(in_zone(file) if out.is_bucket else file): path for file, path in files.items()})
             console.say(f"uploaded to {remote.location}")
-    _refuse_missed(results, dataclasses.replace(config, fail_under=demands))
+        world.wait()
+    _refuse_missed(results, replace(config, fail_under=demands))
     return results
 
 
@@ -126,6 +142,17 @@ def _data_of(run: Run | None, settings: dict[str, Any]) -> Location:
     named = Location(settings["data"])
     there = named.is_remote or named.path.exists()
     return named if there else Location(run.environment().get("data", {}).get("path", named))
+
+
+def _refuse_foreign(out: Path, run: Run | None) -> None:
+    """Refuse, before any work is done, a folder that cannot be written, and another run's: its results stay its own.
+
+    Raises:
+        UsageError: names the folder.
+    """
+    refuse_unwritable(out, "--out")
+    if Run(out).begun and not (run and out.resolve() == run.folder.resolve()):
+        raise UsageError(f"--out {out} is a run's folder: its results would no longer be its own", hint="give another")
 
 
 def _place(config: EvalConfig, run: Run | None, pairs: Pairs) -> tuple[Path, str]:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 LEVEL = 0.95
 # Weights are held for this many draws at a time, so that memory does not grow with draws times units.
 DRAWS_AT_ONCE = 64
+# Were two models equal, five units would all change to one side more often than one time in twenty.
+LEAST_UNITS = 6
 
 K = TypeVar("K", bound=Hashable)
 # float64 [draws, queries], how often each query came up in each draw -> float64 [draws], a number for each.
@@ -107,7 +109,20 @@ def units_that_differ(one: np.ndarray, other: np.ndarray, units: Sequence[str]) 
     return len(set(np.asarray(units, dtype=str)[apart]))
 
 
-def swapped_p_value(one: np.ndarray, other: np.ndarray, units: Sequence[str], *, draws: int, seed: int) -> float:
+class Swapped(NamedTuple):
+    """What the paired permutation test says.
+
+    Attributes:
+        p_value: probability of a difference as large as the one observed, were the models equal.
+        needed: about the difference that would have been called one: beyond 95 % of those by luck, and of six units at
+            least, for five may all have changed to one side by luck (2 / 2^5 > 0.05); NaN: there are no six units.
+    """
+
+    p_value: float
+    needed: float
+
+
+def swapped(one: np.ndarray, other: np.ndarray, units: Sequence[str], *, draws: int, seed: int) -> Swapped:
     """Two-sided probability of such a difference of means between equal models: the paired permutation test.
 
     Were the models equal, each unit's two results might as well have changed places. So they do, at random, and the
@@ -118,15 +133,23 @@ def swapped_p_value(one: np.ndarray, other: np.ndarray, units: Sequence[str], *,
         one, other: float64 [queries]; NaN where a query is not asked of either.
         units: of the queries; those of a unit change places together.
     """
-    _, unit_of = np.unique(np.asarray(units, dtype=str), return_inverse=True)
-    apart = np.bincount(unit_of, weights=np.nan_to_num(one - other))
-    apart, generator = apart[apart != 0], np.random.default_rng(seed)
-    observed, reached = abs(apart.sum()), 0
-    for start in range(0, draws, DRAWS_AT_ONCE):
-        signs = generator.integers(0, 2, (min(DRAWS_AT_ONCE, draws - start), len(apart))) * 2 - 1
-        # What rounding makes of an equal sum is equal.
-        reached += int((np.abs(signs @ apart) >= observed * (1 - 1e-9)).sum())
-    return (reached + 1) / (draws + 1)
+    asked = ~np.isnan(one - other)
+    names, unit_of = np.unique(np.asarray(units, dtype=str)[asked], return_inverse=True)
+    if not len(names):
+        return Swapped(math.nan, math.nan)
+    apart = np.bincount(unit_of, weights=(one - other)[asked], minlength=len(names))
+    changed, generator = apart[apart != 0], np.random.default_rng(seed)
+    by_luck = np.concatenate(
+        [
+            np.abs((generator.integers(0, 2, (min(DRAWS_AT_ONCE, draws - start), len(changed))) * 2 - 1) @ changed)
+            for start in range(0, draws, DRAWS_AT_ONCE)
+        ]
+    )
+    # What rounding makes of an equal sum is equal.
+    p_value = (int((by_luck >= abs(apart.sum()) * (1 - 1e-9)).sum()) + 1) / (draws + 1)
+    a_unit = float(np.abs(changed).mean()) if len(changed) else 1.0
+    needed = max(float(np.quantile(by_luck, LEVEL)), LEAST_UNITS * a_unit) / int(asked.sum())
+    return Swapped(p_value, needed if len(names) >= LEAST_UNITS else math.nan)
 
 
 def p_value(differences: np.ndarray, changed: int) -> float:
@@ -136,14 +159,23 @@ def p_value(differences: np.ndarray, changed: int) -> float:
     sign test could say of the `changed` units that differ at all: were the models equal, each would have fallen either
     way with even odds, so three units that all improved do so by luck one time in four.
     """
-    tail = min((differences <= 0).sum(), (differences >= 0).sum())
-    return float(min(1.0, max(2 * (tail + 1) / (len(differences) + 1), 2.0 * 0.5**changed)))
+    known = differences[~np.isnan(differences)]
+    if not len(known):
+        return math.nan
+    tail = min((known <= 0).sum(), (known >= 0).sum())
+    return float(min(1.0, max(2 * (tail + 1) / (len(known) + 1), 2.0 * 0.5**changed)))
 
 
-def smallest_shown(drawn: np.ndarray, units: int) -> float:
-    """About the smallest difference that these units could have shown, had it been there.
+def smallest_shown(drawn: np.ndarray, units: int, needed: float | None = None) -> float:
+    """About the smallest difference that these units could have shown, had it been there; NaN: none at all.
 
-    A difference is called one where its interval leaves out 0: beyond 1.96 standard deviations of its draws; and where
-    six units at least have changed, for five may by luck alone (2 / 2^5 > 0.05).
+    A difference is called one where its interval leaves out 0, beyond 1.96 standard deviations of its draws, and where
+    a test of the units agrees.
+
+    Args:
+        needed: by that test (see `Swapped`); None: it is a number that has none.
     """
-    return float(min(1.0, max(1.96 * float(np.std(drawn)), 6 / units)))
+    known = drawn[~np.isnan(drawn)]
+    if not len(known) or units < LEAST_UNITS:
+        return math.nan
+    return max(1.96 * float(np.std(known)), needed or 0.0)

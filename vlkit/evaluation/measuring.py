@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from vlkit import console
 from vlkit.config import EvalConfig
 from vlkit.data.pairs import Pairs
 from vlkit.distributed import World
 from vlkit.evaluation import queries
 from vlkit.evaluation.classification import Classes, Classified, Tens, class_table, tell_few
-from vlkit.evaluation.comparison import PARTS, Measured, compare, verdict
+from vlkit.evaluation.comparison import PARTS, Measured, compare, judged, verdict
 from vlkit.evaluation.one_to_one import fold_size, folds, one_to_one
 from vlkit.evaluation.retention import guard_rows, retained
 from vlkit.evaluation.scoring import DIRECTIONS, Embedded, Scores, Task, ranked
@@ -99,6 +100,8 @@ class Evaluation:
         found = self._both_ways(task, self.tuned, self.base)
         if self.classes is not None:
             self._classification(found, tuned, base)
+        elif config.templates:
+            console.warn("--templates: these rows have no classes to tell apart")
         models = {"tuned": tuned.own} | ({"base": base.own} if base else {})
         cuts = slicings(task, tuned.own, self.pairs, self.classes, tuned.size, config.slice_by)
         return {
@@ -113,7 +116,7 @@ class Evaluation:
 
     def _both_ways(self, task: Task, tuned: Scores, base: Scores | None) -> dict[str, Any]:
         """metrics to verdict of both directions."""
-        found: dict[str, Any] = {part: {} for part in (*PARTS, "verdict")}
+        found: dict[str, Any] = {part: {} for part in (*PARTS, "judged", "verdict")}
         for direction in DIRECTIONS:
             ranks = tuned.ranks[direction]
             units = task.queries(direction)["unit"].to_numpy()[ranks.query]
@@ -135,11 +138,12 @@ class Evaluation:
         """Add a group's numbers to `found`, and a verdict on one metric."""
         compared = compare(tuned, base, units.tolist(), draws=self.config.draws, seed=self.config.seed)
         for part in PARTS:
-            if part in ("metrics", "intervals") or base is not None:
+            if part in ("metrics", "intervals", "units") or base is not None:
                 found[part][group] = compared[part]
         if base is not None:
-            smallest = compared["smallest_difference"][metric]
-            found["verdict"][group] = verdict(compared["difference"][metric], len(np.unique(units)), smallest, metric)
+            smallest, between = compared["smallest_difference"][metric], compared["difference"][metric]
+            found["verdict"][group] = verdict(between, compared["units"][metric], smallest, metric)
+            found["judged"][group] = judged(between)
 
     def _classification(self, found: dict[str, Any], tuned: Seen, base: Seen | None) -> None:
         """Add the group classification, the table of the classes and the confusion matrix."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from vlkit import console
 from vlkit.config import EvalConfig
 from vlkit.distributed import World
 from vlkit.evaluation.comparison import Measured
@@ -35,7 +36,7 @@ def one_to_one(task: Task, models: Mapping[str, Embedded], config: EvalConfig, w
     images = [image_at[key] for key in frame["image_id"]]
     texts = [text_at[key] for key in frame["text_id"]]
     rows = [str(number) for number in range(len(frame))]
-    found: dict[str, Any] = {"rows": len(frame), "ceiling": {}}
+    found: dict[str, Any] = {"rows": len(frame), "of": len(task.pairs), "ceiling": {}}
     for direction, own, other in zip(DIRECTIONS, (texts, images), (images, texts), strict=True):
         found["ceiling"][direction] = _ceiling(own, other)
     for who, embedded in models.items():
@@ -51,8 +52,8 @@ def one_to_one(task: Task, models: Mapping[str, Embedded], config: EvalConfig, w
 def _ceiling(own: Sequence[int], other: Sequence[int]) -> float:
     """Best recall@1 of queries `own`, row by row, that rank one item, with all its copies, first."""
     copies, best = Counter(other), dict[int, float]()
-    for query, item in zip(own, other, strict=True):
-        best[query] = max(best.get(query, 0.0), 1 / copies[item])
+    for (query, item), rows in Counter(zip(own, other, strict=True)).items():
+        best[query] = max(best.get(query, 0.0), rows / copies[item])
     return sum(best.values()) / len(own)
 
 
@@ -70,6 +71,8 @@ def folds(task: Task, models: Mapping[str, Embedded], size: int, world: World) -
     With COCO's 5000 test pictures these are the published 1k numbers; the whole is the 5k set.
     """
     count = len(task.pictures) // size if size else 0
+    if size and not count:
+        console.warn(f"--fold-size {size}: there are only {len(task.pictures)} pictures, so there are no folds")
     if not count:
         return {}
     text_at = {key: place for place, key in enumerate(task.texts["text_id"])}

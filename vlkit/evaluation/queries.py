@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ EXAMPLES = 20
 
 
 def table(tuned: Scores, base: Scores | None, task: Task) -> pd.DataFrame:
-    """A row a query, both directions: direction, query_id, shown, unit, class_name, and of each model, the untouched one
-    behind baseline_, rank, mrr, recall@k, top5 and top5_hits.
+    """A row a query, both directions: direction, query_id, shown, unit, class_name; then what each model made of it.
 
+    That is rank, mrr, recall@k, top5 and top5_hits, of the untouched model behind baseline_.
     `shown` is the text, or the picture's path as the pairs table has it; top5 are ids, the first ranked first.
     """
     return pd.concat([_of_direction(direction, tuned, base, task) for direction in DIRECTIONS], ignore_index=True)
@@ -98,11 +99,12 @@ def curve(scores: Scores, direction: str) -> dict[str, list[float]]:
 def histogram(scores: Scores, direction: str) -> dict[str, list[float]]:
     """How many queries have their first right item where: {"from": [...], "to": [...], "queries": [...]}.
 
-    By its expected rank; the bins double in width.
+    The bins double in width. Where scores tie, a query has its share in every place that it may come to.
     """
     ranks = scores.ranks[direction]
     edges = [1]
     while edges[-1] <= ranks.gallery:
         edges.append(edges[-1] * 2)
-    counts, _ = np.histogram(ranks.expected_rank(), bins=edges)
-    return {"from": edges[:-1], "to": [edge - 1 for edge in edges[1:]], "queries": counts.tolist()}
+    reached = [0.0, *(float(ranks.recall(edge - 1).sum()) for edge in edges[1:])]
+    counts = [round(more - less, 6) for less, more in pairwise(reached)]
+    return {"from": edges[:-1], "to": [edge - 1 for edge in edges[1:]], "queries": counts}

@@ -15,6 +15,7 @@ from vlkit.config import DIRECTIONS
 from vlkit.data.batches import Inputs, PixelStore, TokenStore
 from vlkit.data.pairs import Pairs
 from vlkit.distributed import ALONE, World
+from vlkit.evaluation.comparison import Measured
 from vlkit.evaluation.ranking import Ranks, metric_values, rank
 from vlkit.models.device import Precision
 from vlkit.models.encode import encode_captions, encode_images
@@ -88,10 +89,10 @@ class Scores:
 
     def metrics(self) -> dict[str, dict[str, float]]:
         """direction -> metric -> value, as results.json has it."""
-        found: dict[str, dict[str, float]] = {direction: {} for direction in self.ranks}
-        for (direction, metric), values in self.values().items():
-            found[direction][metric] = float(np.median(values) if metric == "median_rank" else np.mean(values))
+        found: dict[str, dict[str, float]] = {}
         for direction, ranks in self.ranks.items():
+            measured = Measured.of(ranks)
+            found[direction] = {metric: measured.value(metric, len(ranks)) for metric in measured.names}
             found[direction] |= {"queries": len(ranks), "gallery": ranks.gallery}
         return found
 

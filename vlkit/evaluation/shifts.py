@@ -16,6 +16,8 @@ from vlkit.data.images import PixelSpec
 
 # Longer pictures are brought to this many pixels first, so that a corruption means the same for all.
 MAX_SIDE = 640
+# Counts up when a corruption is made in another way: what is kept of it is then of no use.
+VERSION = 1
 LIGHT_LEFT, BLUR, QUALITY, DEGREES = 0.35, 0.015, 10, 15.0
 STATED = {
     "low-light": f"{LIGHT_LEFT:.0%} of the light",

@@ -19,7 +19,7 @@ from vlkit.data.pairs import Pairs
 from vlkit.errors import UsageError, nearest
 from vlkit.evaluation.classification import Classes, classes_by
 from vlkit.evaluation.comparison import Measured, difference
-from vlkit.evaluation.intervals import interval, resample, swapped_p_value
+from vlkit.evaluation.intervals import interval, resample, swapped
 from vlkit.evaluation.scoring import DIRECTIONS, Embedded, Scores, Task
 
 RARE = 50
@@ -29,6 +29,7 @@ SHORT, LONG = 5, 15
 # Fewer units say nothing of a gap.
 FEW = 5
 MOST_VALUES = 12
+USUAL = ("words", "script", "light", "shorter side", "class size")
 SEVERAL, OTHER = "(several)", "(other)"
 METRIC = "recall@1"
 
@@ -75,10 +76,11 @@ def slicings(
         if column not in task.pairs.frame:
             named = [str(name) for name in task.pairs.frame.columns]
             raise UsageError(f"--slice-by {column}: the table has no such column", hint=nearest(column, named))
-        cut = _cut(task.pairs.frame[column])
-        found += _by_key(task, column, lambda kind, cut=cut: _one_value(task.pairs.frame[f"{kind}_id"], cut))  # type: ignore[misc]
-        if column not in {each.name for each in found if _several(each)}:
-            console.warn(f"--slice-by {column}: these rows have one value of it, so there is nothing to compare")
+        cut = _cut(task.pairs.frame[column], column)
+        name = f"{column} (column)" if column in USUAL else column
+        found += _by_key(task, name, lambda kind, cut=cut: _one_value(task.pairs.frame[f"{kind}_id"], cut))  # type: ignore[misc]
+        if name not in {each.name for each in found if _several(each)}:
+            console.warn(f"--slice-by {column}: these rows have no two values of it, so there is nothing to compare")
     return [each for each in found if _several(each)]
 
 
@@ -122,16 +124,30 @@ def _class_sizes(task: Task, kind: str, counts: dict[str, int]) -> dict[str, str
     return found
 
 
-def _cut(column: pd.Series[Any]) -> pd.Series[Any]:
-    """A column's values as names of slices: quarters of many numbers, else the commonest values."""
-    numbers = pd.to_numeric(column, errors="coerce")
+def _cut(column: pd.Series[Any], name: str) -> pd.Series[Any]:
+    """A column's values as names of slices: quarters of many numbers or dates, else the commonest values.
+
+    Raises:
+        UsageError: a cell holds several values.
+    """
+    if any(isinstance(value, list | dict | np.ndarray) for value in column):
+        told = f"--slice-by {name}: its cells hold several values each"
+        raise UsageError(told, hint="name a column of single values")
+    dates = pd.api.types.is_datetime64_any_dtype(column)
+    numbers = column if dates else pd.to_numeric(column, errors="coerce")
     if numbers.notna().sum() == column.notna().sum() and numbers.nunique() > MOST_VALUES:
-        bins = pd.qcut(numbers, 4, duplicates="drop")
-        return bins.map(lambda each: f"{each.left:g} to {each.right:g}").astype(object)
-    kept = [str(value) for value in column.dropna().astype(str).value_counts().index[: MOST_VALUES - 1]]
-    if column.dropna().astype(str).nunique() <= MOST_VALUES:
-        kept = sorted(column.dropna().astype(str).unique())
+        quarters = pd.qcut(numbers, 4, labels=False, duplicates="drop")
+        ends = numbers.groupby(quarters).agg(["min", "max"])
+        named = {of: f"{_number(low)} to {_number(high)}" for of, (low, high) in ends.iterrows()}
+        return quarters.map(named).astype(object)
+    texts = column.dropna().astype(str)
+    many = texts.nunique() > MOST_VALUES
+    kept = set(texts.value_counts().index[: MOST_VALUES - 1] if many else texts)
     return column.map(lambda value: None if pd.isna(value) else str(value) if str(value) in kept else OTHER)
+
+
+def _number(value: Any) -> str:
+    return str(value.date()) if hasattr(value, "date") else f"{value:.10g}"
 
 
 def _one_value(keys: pd.Series[str], values: pd.Series[Any]) -> dict[str, str | None]:
@@ -196,7 +212,7 @@ def _cell(
     if ("base", "in") in means:
         (now, drawn), (before, drawn_before) = own["tuned", "in"], own["base", "in"]
         between = drawn - drawn_before
-        by_luck = swapped_p_value(now, before, units.tolist(), draws=len(drawn), seed=seed)
+        by_luck = swapped(now, before, units.tolist(), draws=len(drawn), seed=seed).p_value
         apart = means["tuned", "in"] - means["base", "in"]
         cell["difference"] = difference(apart, between, by_luck, units=counts["in"], bounds=(-1, 1))
     return cell

@@ -6,19 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from vlkit import console
+from vlkit.config import CLASSIFIED, DIRECTIONS
+from vlkit.evaluation.comparison import leaves_out_zero
 
-SHOWN = {
-    "text_to_image": ("recall@1", "recall@5", "recall@10", "mrr", "median_rank"),
-    "image_to_text": ("recall@1", "recall@5", "recall@10", "mrr", "median_rank"),
-    "classification": (
-        "accuracy",
-        "top1_of_10",
-        "precision_macro",
-        "recall_macro",
-        "f1_macro",
-        "average_precision_macro",
-    ),
-}
+RETRIEVAL = ("recall@1", "recall@5", "recall@10", "mrr", "median_rank")
+SHOWN = {**dict.fromkeys(DIRECTIONS, RETRIEVAL), "classification": CLASSIFIED}
 # A gap, or a price, is worth a line where its interval leaves out 0.
 MOST_GAPS = 6
 
@@ -53,7 +45,9 @@ def _table(results: dict[str, Any], group: str, names: tuple[str, ...]) -> None:
 
 def _title(group: str, tuned: dict[str, Any]) -> str:
     if group == "classification":
-        return f"classes by their names: {tuned['pictures']} pictures, {tuned['classes']} classes"
+        of = tuned["choices_of_10"]
+        few = f"; top1 of 10: of {of} here, by luck {1 / of:.2f}" if 0 < of < 10 else ""
+        return f"classes by their names: {tuned['pictures']} pictures, {tuned['classes']} classes{few}"
     return f"{arrow(group)}: {tuned['queries']} queries, {tuned['gallery']} in the gallery"
 
 
@@ -65,7 +59,8 @@ def _one_to_one(results: dict[str, Any]) -> list[str]:
         if abs(ours - theirs) >= 0.01:
             ceiling = found["ceiling"][direction]
             told = f"{arrow(direction)}: one-to-one scoring would say recall@1 {theirs:.3f}, not {ours:.3f}"
-            lines.append(told + (f" (it cannot pass {ceiling:.3f})" if ceiling < 1 else ""))
+            drawn = "" if found["rows"] == found["of"] else f", on {found['rows']} rows drawn of {found['of']}"
+            lines.append(told + drawn + (f" (it cannot pass {ceiling:.3f})" if ceiling < 1 else ""))
     return lines
 
 
@@ -76,7 +71,7 @@ def _gaps(results: dict[str, Any]) -> list[str]:
         for which, directions in labels.items():
             for direction, of in directions.items():
                 gap = of["gap"]
-                if gap and gap["high"] < 0:
+                if gap and leaves_out_zero(gap) and gap["value"] < 0:
                     told = cell("recall@1", gap["value"], (gap["low"], gap["high"]), sign="+")
                     line = f"weaker, {arrow(direction)}: {name} {which}: recall@1 {told} against the rest"
                     found.append((gap["value"], f"{line} ({of['queries']} queries)"))
@@ -86,7 +81,7 @@ def _gaps(results: dict[str, Any]) -> list[str]:
 def _shifts(results: dict[str, Any]) -> list[str]:
     lines = []
     for shift, found in results["shifts"].items():
-        for direction in ("text_to_image", "image_to_text"):
+        for direction in DIRECTIONS:
             of = found[direction]
             told = f"{arrow(direction)} under {shift} ({found['stated']}): recall@1 {of['recall@1']:.3f}"
             change = of["change"]
@@ -109,7 +104,7 @@ def _retention(results: dict[str, Any]) -> list[str]:
 
 def _cost(of: dict[str, Any]) -> str:
     speeds = f"{of['images_per_second']:,.0f} pictures/s, {of['texts_per_second']:,.0f} texts/s"
-    latency = f"one query {of['latency_ms']:.1f} ms (95 of 100 below {of['latency_ms_p95']:.1f})"
+    latency = f"a query's text encoded in {of['latency_ms']:.1f} ms (95 of 100 below {of['latency_ms_p95']:.1f})"
     gpu = "" if of["peak_memory_gpu_gb"] is None else f", {of['peak_memory_gpu_gb']:.2f} GB on the GPU"
     return f"{speeds}, {latency}, {of['peak_memory_process_gb']:.2f} GB{gpu}"
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from vlkit import console
-from vlkit.data.batches import Inputs, PixelStore, TokenStore
+from vlkit.data.batches import Inputs, PixelStore
 from vlkit.distributed import ALONE, World
-from vlkit.errors import UsageError
+from vlkit.errors import VlkitError
 from vlkit.evaluation.scoring import Embedded, Task, embed, pixel_store, token_store
-from vlkit.evaluation.shifts import STATED, ShiftedPixels
+from vlkit.evaluation.shifts import MAX_SIDE, STATED, VERSION, ShiftedPixels
 from vlkit.models.device import Precision
+from vlkit.models.feature_store import folder_of
 from vlkit.models.features import Frozen, Kind, keys_of
 from vlkit.models.towers import Towers
 
@@ -41,38 +43,53 @@ def embedded_once(
     pixels: PixelStore = pixel_store(task, towers)
     if shift is not None:
         pixels = ShiftedPixels(pixels.paths, pixels.spec, shift=shift)
-    pictures: Inputs = pixels
     tokens = token_store(task, towers)
+    pictures: Inputs = pixels
     captions: Inputs = tokens
     if cache != "off":
-        pictures = _kept("pictures", towers, pixels, list(task.pictures["image_id"]), tokens, precision, cache, world)
+        frozen = Kept(towers, precision, max(map(len, tokens.tokens)), cache, world)
+        keys = keys_of("pictures", pixels, list(task.pictures["image_id"]), tokens)
+        if shift is not None:
+            # What it does, and how, is part of what the features are.
+            made = f"{shift} {VERSION} {STATED[shift]} {MAX_SIDE}"
+            keys = [f"{key}-{shift}-{zlib.crc32(made.encode()):08x}" for key in keys]
+        pictures = frozen("pictures", pixels, keys)
         if texts is None:
-            captions = _kept("texts", towers, pixels, [], tokens, precision, cache, world)
+            captions = frozen("texts", tokens, keys_of("texts", pixels, [], tokens))
     how: dict[str, Any] = {"batch_size": batch_size, "precision": precision, "world": world}
     return embed(towers, task, pictures=pictures, captions=captions, texts=texts, **how)
 
 
-def _kept(
-    kind: Kind,
-    towers: Towers,
-    pixels: PixelStore,
-    image_ids: Sequence[str],
-    tokens: TokenStore,
-    precision: Precision,
-    cache: str,
-    world: World,
-) -> Inputs:
-    """What the whole tower makes of the pictures or texts, out of the store."""
-    items: Inputs = pixels if kind == "pictures" else tokens
-    try:
-        frozen = Frozen.of(towers, kind, precision, max(map(len, tokens.tokens)))
-        keys = keys_of(kind, pixels, image_ids, tokens)
-        if isinstance(items, ShiftedPixels):
-            keys = [f"{key}-{items.shift}-{zlib.crc32(STATED[items.shift].encode()):08x}" for key in keys]
-        return frozen.features(frozen.opened(cache), items, keys, world)
-    except (UsageError, OSError) as error:
-        # Nobody asked for it, so nothing fails for want of it.
-        if cache != "auto" or world.size > 1:
-            raise
-        console.warn(f"the untouched model's embeddings are not kept: {error}")
-        return items
+@dataclass(frozen=True)
+class Kept:
+    """A whole model's features, in the folder of --cache.
+
+    Attributes:
+        longest: tokens of the longest text.
+    """
+
+    towers: Towers
+    precision: Precision
+    longest: int
+    cache: str
+    world: World
+
+    def __call__(self, kind: Kind, items: Inputs, keys: Sequence[str]) -> Inputs:
+        """Features of the items; where a cache that nobody asked for fails, the items as they are.
+
+        Under torchrun it fails all: the processes would no longer do the same.
+        """
+        try:
+            frozen = Frozen.of(self.towers, kind, self.precision, self.longest)
+            if self.world.first:
+                frozen.opened(self.cache)
+            self.world.wait()
+            store = frozen.store(folder_of(self.cache))
+            found = frozen.features(store, items, keys, self.world)
+            store.read(found.places)  # Damage shows now, while there is another way.
+            return found
+        except (VlkitError, OSError) as error:
+            if self.cache != "auto" or self.world.size > 1:
+                raise
+            console.warn(f"the untouched model's embeddings are not kept: {error}")
+            return items

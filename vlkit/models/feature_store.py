@@ -91,7 +91,7 @@ class FeatureStore:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            hint = "--cache off trains without it; --cache DIR keeps it on another disk"
+            hint = "--cache off does without it; --cache DIR keeps it on another disk"
             raise ResourceError(f"{self.folder}: the disk is full", hint=hint) from None
 
     def read(self, places: Sequence[int]) -> np.ndarray:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from vlkit.config import DIRECTIONS, EvalConfig
 from vlkit.errors import UsageError
-from vlkit.evaluation.comparison import Measured, compare, verdict
+from vlkit.evaluation.comparison import Measured, compare, judged, verdict
 from vlkit.report.collecting import Collected
 
 METRICS = ("recall@1", "recall@5", "recall@10", "mrr")
@@ -24,13 +24,14 @@ class Against:
         other: its name.
         apart: why nothing is subtracted; None: the queries are the same.
         difference: direction -> metric -> {"value", "low", "high", "p_value"}: the first less the other.
-        verdict: direction -> sentence.
+        verdict, judged: direction -> sentence, and better, worse or no difference.
     """
 
     other: str
     apart: str | None
     difference: dict[str, dict[str, Any]]
     verdict: dict[str, str]
+    judged: dict[str, str]
 
 
 def compared(first: Collected, others: Sequence[Collected], *, across_data: bool) -> list[Against]:
@@ -52,16 +53,16 @@ def compared(first: Collected, others: Sequence[Collected], *, across_data: bool
         if apart and not across_data:
             hint = "measure both on the same folder (vlkit eval --data), or --across-data shows them side by side"
             raise UsageError(f"{first.name} and {other.name} cannot be compared: {apart}", hint=hint)
-        found.append(Against(other.name, apart, {}, {}) if apart else _paired(first, other))
+        found.append(Against(other.name, apart, {}, {}, {}) if apart else _paired(first, other))
     return found
 
 
 def _apart(first: Collected, other: Collected) -> str | None:
     """Why two results are about different things; None: they are not."""
     one, two = first.results["data"], other.results["data"]
-    for key, what in (("fingerprint", "data"), ("split", "split"), ("limit", "--limit")):
+    for key, what in (("fingerprint", "different data"), ("split", "different splits"), ("limit", "another --limit")):
         if one.get(key) != two.get(key):
-            return f"they were measured on another {what} ({one.get(key)} and {two.get(key)})"
+            return f"they were measured on {what} ({one.get(key)} and {two.get(key)})"
     if first.queries is None or other.queries is None:
         return "the file of the queries is gone for one of them"
     if _keys(first.queries) != _keys(other.queries):
@@ -85,4 +86,5 @@ def _paired(first: Collected, other: Collected) -> Against:
         differences[direction] = found["difference"]
         smallest = found["smallest_difference"]["recall@1"]
         verdicts[direction] = verdict(found["difference"]["recall@1"], ours["unit"].nunique(), smallest)
-    return Against(other.name, None, differences, verdicts)
+    judgements = {direction: judged(of["recall@1"]) for direction, of in differences.items()}
+    return Against(other.name, None, differences, verdicts, judgements)

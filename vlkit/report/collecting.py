@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from vlkit.config import DIRECTIONS
 from vlkit.data.pairs import Pairs, read_pairs
 from vlkit.errors import ArtifactError, VlkitError
 from vlkit.evaluation.evaluate import SCHEMA
@@ -18,6 +19,11 @@ from vlkit.standing import Standing, standing
 from vlkit.storage import Location
 
 SECTIONS = ("metrics", "intervals", "data")
+# Those that not every evaluation has.
+OPTIONAL = (
+    *("baseline", "verdict", "judged", "one_to_one", "folds", "classes", "slices", "shifts", "retention"),
+    "efficiency",
+)
 
 
 @dataclass
@@ -92,15 +98,13 @@ class Collected:
             trained = (self.environment.get("data") or {}).get("path")
             if not place.is_remote and not place.path.exists() and trained:
                 place = Location(trained)
-            return read_pairs(place)
+            found = read_pairs(place)
+            if measured and found.fingerprint != self.results["data"].get("fingerprint"):
+                self.notes.append(f"{place} has changed since it was measured on: data and pictures are those of today")
+            return found
         except VlkitError as error:
             self.notes.append(f"the prepared folder is not to be read, so pictures and data are left out: {error}")
             return None
-
-    @property
-    def fingerprint(self) -> str | None:
-        """Of the data that was measured on."""
-        return self.results.get("data", {}).get("fingerprint")
 
     def others(self) -> list[dict[str, Any]]:
         """Further results in the folder: of other splits and other data."""
@@ -127,6 +131,10 @@ def checked(results: dict[str, Any], path: Path) -> dict[str, Any]:
         told = f"{path} has schema {results.get('schema')!r}; this vlkit reads {SCHEMA}"
         raise ArtifactError(told, hint="measure again with this version: vlkit eval")
     missing = [name for name in SECTIONS if not isinstance(results.get(name), dict)]
+    groups = [results["metrics"], results["intervals"]] if not missing else []
+    if results.get("task") == "retrieval":
+        missing += [name for of in groups for name in DIRECTIONS if not isinstance(of.get(name), dict)]
+    missing += [name for name in ("task", "model") if not results.get(name)]
     if missing:
         raise ArtifactError(f"{path} is damaged: it has no {missing[0]}", hint="measure again: vlkit eval")
-    return results
+    return {**{name: {} for name in OPTIONAL}, **results}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vlkit.config import DIRECTIONS
+from vlkit.evaluation.comparison import leaves_out_zero
 from vlkit.evaluation.told import arrow, label
 from vlkit.report.collecting import Collected
 from vlkit.report.plots import (
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST_POINTS = 800
-MOST_CLASSES = 25
+MOST_CLASSES, MOST_GAPS = 25, 30
 WAYS = ((TUNED, "-", "o"), (BASE, "--", "s"), (THIRD, "-.", "^"), (INK, ":", "D"), (FAINT, "-", "v"))
 
 
@@ -163,7 +164,7 @@ def _histogram(direction: str, models: Mapping[str, Mapping[str, Any]]) -> Plot:
         beside(axes)
 
     told = "; ".join(
-        f"{NAMES[who]}: {of['ranks']['queries'][0]} of {sum(of['ranks']['queries'])} queries have it first"
+        f"{NAMES[who]}: {of['ranks']['queries'][0]:g} of {sum(of['ranks']['queries']):g} queries have it first"
         for who, of in models.items()
     )
     return plot(f"ranks-{direction}", f"{arrow(direction)}: where the first right item stood", told, draw)
@@ -221,20 +222,21 @@ def gaps(results: Mapping[str, Any]) -> Iterator[Plot]:
             if of.get(direction, {}).get("gap")
         ]
         if cells:
-            yield _gaps(direction, cells[:30])
+            yield _gaps(direction, cells[:MOST_GAPS], len(cells) - MOST_GAPS)
 
 
-def _gaps(direction: str, cells: Sequence[tuple[str, Mapping[str, float]]]) -> Plot:
+def _gaps(direction: str, cells: Sequence[tuple[str, Mapping[str, float]]], more: int) -> Plot:
     def draw(axes: Axes) -> None:
         for place, (_, gap) in enumerate(cells):
-            sure = gap["high"] < 0 or gap["low"] > 0
+            sure = leaves_out_zero(gap)
             around = [[gap["value"] - gap["low"]], [gap["high"] - gap["value"]]]
             look = {"color": TUNED, "markerfacecolor": TUNED if sure else "none", "markersize": 5, "capsize": 2.5}
             axes.errorbar([gap["value"]], [place], xerr=np.abs(around), fmt="o", **look)
         axes.axvline(0, color=INK, linewidth=0.8)
         axes.set_yticks(range(len(cells)), [name if len(name) <= 44 else name[:42] + "\u2026" for name, _ in cells])
         axes.invert_yaxis()
-        axes.set(title=f"{arrow(direction)}: recall@1 less the rest's", xlabel="filled: the interval leaves out 0")
+        axes.set(title=f"{arrow(direction)}: recall@1 less the rest's")
+        axes.set_xlabel("filled: the interval leaves out 0" + (f"; {more} more in the table" if more > 0 else ""))
 
     told = "; ".join(f"{name} {gap['value']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}]" for name, gap in cells)
     height = 0.9 + 0.3 * len(cells)
@@ -320,7 +322,8 @@ def _overlaid(name: str, title: str, series: Sequence[tuple[str, np.ndarray, np.
         for number, (run, steps, values) in enumerate(series):
             colour, line, marker = WAYS[number % len(WAYS)]
             marks = {"marker": marker, "markersize": 4} if name == "validation" else {}
-            axes.plot(steps, values, line, color=colour, label=run, linewidth=1.2, **marks)
+            # What begins with _ would be left out of the legend.
+            axes.plot(steps, values, line, color=colour, label=f" {run}", linewidth=1.2, **marks)
         axes.set(xlabel="step", title=title)
         beside(axes)
 

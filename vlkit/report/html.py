@@ -14,7 +14,7 @@ from vlkit.evaluation.comparison import p_told
 from vlkit.evaluation.told import arrow, cell, label, number
 from vlkit.report import figures
 from vlkit.report.against import METRICS, Against, compared
-from vlkit.report.collecting import Collected
+from vlkit.report.collecting import OPTIONAL, Collected
 from vlkit.report.galleries import galleries
 from vlkit.report.plots import Plot
 from vlkit.settings import yaml_text
@@ -28,15 +28,13 @@ COSTS = (
     ("training, memory of the GPU", "train_peak_memory_gpu_gb", "GB"),
     ("pictures a second", "images_per_second", ""),
     ("texts a second", "texts_per_second", ""),
-    ("one query, median", "latency_ms", "ms"),
-    ("one query, 95 of 100 below", "latency_ms_p95", "ms"),
+    ("a query's text encoded, median", "latency_ms", "ms"),
+    ("a query's text encoded, 95 of 100 below", "latency_ms_p95", "ms"),
     ("evaluation, memory of the process", "peak_memory_process_gb", "GB"),
     ("evaluation, memory of the GPU", "peak_memory_gpu_gb", "GB"),
     ("trained parameters", "trainable_parameters", ""),
     ("all parameters", "total_parameters", ""),
 )
-# Sections of results.json that not every evaluation has.
-OPTIONAL = ("baseline", "verdict", "one_to_one", "folds", "classes", "slices", "shifts", "retention", "efficiency")
 
 
 @dataclass(frozen=True)
@@ -56,6 +54,8 @@ def report(config: ReportConfig) -> dict[str, Any]:
         Where they are, and what is missing.
     """
     folder = config.out or config.run
+    if not all(name.strip() for name in config.against):
+        raise UsageError("--against is empty", hint="give the folder of a run")
     run = Collected.of(config.run)
     others = [Collected.of(Path(name)) for name in config.against]
     if len({each.run.folder.resolve() for each in (run, *others)}) <= len(others):
@@ -71,7 +71,7 @@ def report(config: ReportConfig) -> dict[str, Any]:
     write_text(folder / "report.html", html)
     for note in dict.fromkeys(run.notes):
         console.warn(note)
-    if run.run.begun and config.out is None:
+    if run.run.begun and config.out is None and run.standing.state != "running":
         run.run.mirror(must=True)
     console.result(f"{folder / 'report.html'}: {size_of(len(html.encode()))}, opens from disk")
     if not run.results and run.standing.state == "finished":
@@ -113,7 +113,10 @@ def rendered(page: Page, queries: int) -> str:
         "arrow": arrow,
         "label": label,
         "share": lambda value, sign="": number("", value, sign=sign),
-        "cell": lambda value, interval, metric="", sign="": cell(metric, value, interval, sign=sign),
+        # Within an interval no line breaks.
+        "cell": lambda value, interval, metric="", sign="": cell(metric, value, interval, sign=sign).replace(
+            ", ", ",\u00a0"
+        ),
         "amount": _amount,
         "p": p_told,
         "size": size_of,
@@ -124,7 +127,7 @@ def rendered(page: Page, queries: int) -> str:
         page=page,
         run=run,
         measured=bool(run.results),
-        results={**{section: {} for section in OPTIONAL}, **run.results},
+        results=run.results or dict.fromkeys(OPTIONAL),
         galleries=shown,
         described=run.pairs.described if run.pairs else {},
         confused=_confused(run.results),
@@ -136,7 +139,7 @@ def rendered(page: Page, queries: int) -> str:
         settings=yaml_text(run.settings) if run.settings else "",
         style=(HERE / "style.css").read_text(encoding="utf-8"),
         version=__version__,
-        others=run.others(),
+        elsewhere=run.others(),
         notes=list(dict.fromkeys(run.notes)),
     )
 
@@ -169,7 +172,7 @@ def _command(run: Collected) -> str:
 
 def _resume(run: Collected) -> str:
     """The line that goes on with it, from anywhere."""
-    return f"vlkit train-retrieval --config {quote(str(run.run.folder / 'config.yaml'))}"
+    return f"vlkit train-retrieval --config {quote(str(run.run.folder.resolve() / 'config.yaml'))}"
 
 
 def _amount(value: Any) -> str:

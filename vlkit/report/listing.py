@@ -7,13 +7,12 @@ from shlex import quote
 from typing import Any
 
 from vlkit import console
-from vlkit.config import RunsConfig
+from vlkit.config import DIRECTIONS, RunsConfig
 from vlkit.errors import ArtifactError, UsageError
 from vlkit.evaluation.told import cell
+from vlkit.report.collecting import checked
 from vlkit.runs import Run
 from vlkit.standing import Standing, standing
-
-KEY = ("text_to_image", "image_to_text")
 
 
 def listed(config: RunsConfig) -> dict[str, Any]:
@@ -41,7 +40,7 @@ def listed(config: RunsConfig) -> dict[str, Any]:
 
 
 def _row(facts: dict[str, Any]) -> list[str]:
-    numbers = (_key(facts, direction) for direction in KEY)
+    numbers = (_key(facts, direction) for direction in DIRECTIONS)
     return [facts["name"], _state(facts), facts["model"] or "", facts["data"] or "", *numbers, _age(facts["seconds"])]
 
 
@@ -57,6 +56,7 @@ def _facts(path: Path) -> dict[str, Any]:
         settings = run.config() if run.begun and found.state != "damaged" else {}
         results = run.read_json("results.json")
         best = run.read_json("best.json")
+        results = checked(results, path / "results.json")
     except ArtifactError as error:
         found = Standing("damaged", 0, None, error.message, error.hint, 0.0)
         settings, results, best = {}, {}, {}

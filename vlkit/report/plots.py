@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +27,10 @@ LINES = {"tuned": "-", "base": "--"}
 MARKERS = {"tuned": "o", "base": "s"}
 WIDTH, HEIGHT = 5.2, 3.1
 PNG_DPI = 150
+FURTHER_FONTS = (
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Microsoft YaHei", "PingFang SC", "Hiragino Sans"),
+    *("Noto Sans Devanagari", "Noto Sans Thai", "Nirmala UI", "Noto Sans", "Arial Unicode MS"),
+)
 
 
 @dataclass(frozen=True)
@@ -76,8 +82,9 @@ def _style(name: str) -> Iterator[None]:
     settings = {
         "svg.fonttype": "none",  # Text stays text: it can be read aloud, and searched.
         "svg.hashsalt": name,
+        "text.parse_math": False,  # A class may be called $x$.
         "font.size": 10,
-        "font.family": "DejaVu Sans",
+        "font.family": ["DejaVu Sans", *_further_fonts()],
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.grid": True,
@@ -93,6 +100,15 @@ def _style(name: str) -> Iterator[None]:
         yield
 
 
+@cache
+def _further_fonts() -> list[str]:
+    """Fonts of this system for the scripts that DejaVu, which comes with matplotlib, does not have."""
+    from matplotlib import font_manager
+
+    known = set(font_manager.get_font_names())
+    return [name for name in FURTHER_FONTS if name in known]
+
+
 def _figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
@@ -101,8 +117,11 @@ def _figure(width: float, height: float) -> Figure:
 
 def _rendered(figure: Figure, name: str, title: str, told: str) -> Plot:
     png, svg = io.BytesIO(), io.StringIO()
-    figure.savefig(png, format="png", dpi=PNG_DPI, facecolor="white", metadata={"Software": None})
-    figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
+    with warnings.catch_warnings():
+        # A letter that no font here has is a box in the PNG; the page has the browser's fonts.
+        warnings.filterwarnings("ignore", "Glyph")
+        figure.savefig(png, format="png", dpi=PNG_DPI, facecolor="white", metadata={"Software": None})
+        figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
     return Plot(name, title, told, _inline(svg.getvalue(), name), png.getvalue())
 
 
