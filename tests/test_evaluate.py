@@ -17,6 +17,7 @@ from vlkit.config import CLASSIFIED, DIRECTIONS, RANKED
 from vlkit.data.pairs import read_pairs
 from vlkit.distributed import ALONE
 from vlkit.evaluation.one_to_one import fold_size, folds, one_to_one
+from vlkit.evaluation.retention import retention_told
 from vlkit.evaluation.scoring import Embedded, Task, embed, ranked
 from vlkit.evaluation.shifts import STATED, shifted
 
@@ -408,4 +409,4 @@ def test_the_card_says_what_was_forgotten(trained, prepared, vlkit, tmp_path):
     found = results_of(vlkit, "--run", tmp_path / "run", "--guard", prepared)
     card = (tmp_path / "run/README.md").read_text()
     kept = found["retention"]["retained"]
-    assert "was not measured" in card if kept is None else f"{kept:.0%} are left" in card
+    assert "was not measured" in card if kept is None else retention_told(kept, f"`{prepared.name}`")[1:] in card

@@ -212,3 +212,27 @@ def test_p_value_is_two_sided():
     assert p_value(draws, 100) == pytest.approx(0.5, abs=0.01)
     assert p_value(np.zeros(1000), 0) == 1.0
     assert p_value(np.ones(1999), 100) == pytest.approx(0.001)
+
+
+def test_what_it_would_have_taken_is_more_than_what_was_not_shown():
+    """34 units, six up and none down but for two that went the other way: p 0.07 or so, and the next step would do."""
+    one, other = np.zeros(34), np.zeros(34)
+    one[:8], other[8:10] = 1, 1
+    found = compare(Measured({"x": one}), Measured({"x": other}), [str(n) for n in range(34)], draws=4000, seed=0)
+    between = found["difference"]["x"]
+    assert between["p_value"] > 0.05 and found["smallest_difference"]["x"] > between["value"] + 1e-9
+
+
+def test_an_interval_has_its_value_in_it_where_nearly_all_draws_are_equal():
+    from vlkit.evaluation.classification import Classified
+
+    truth = np.eye(5)[np.arange(34) % 5]
+    same = np.zeros((34, 5), np.float32)
+    same[:, 2] = 1
+    measured = Classified(same, truth.astype(bool), np.full(34, np.nan)).measured()
+    found = compare(measured, None, [str(n) for n in range(34)], draws=1000, seed=0)
+    for metric, value in found["metrics"].items():
+        low, high = found["intervals"][metric]
+        assert np.isnan(value) or low <= value <= high, metric
+    low, high = found["intervals"]["recall_macro"]
+    assert high - low > 0.05, "34 pictures are no certainty"

@@ -133,7 +133,7 @@ def test_every_usual_slicing():
 
 def test_many_numbers_are_cut_into_quarters_and_many_names_to_the_commonest():
     count = 60
-    task = task_of(count, age=list(range(count)), city=[f"c{n % 30}" if n > 20 else "Hue" for n in range(count)])
+    task = task_of(count, age=list(range(count)), city=[f"c{n % 20}" if n > 20 else "Hue" for n in range(count)])
     embedded = Embedded(torch.eye(count), torch.eye(count), np.full(count, np.nan), 1.0, 1.0)
     found = slicings(task, embedded, task.pairs, None, 32, ("age", "city"))
     ages = labels(found, "age", "image_to_text")
@@ -203,3 +203,23 @@ def test_the_rest_is_what_is_in_another_slice():
     assert found["b"]["image_to_text"]["gap"]["value"] == -1
     apart = found["a"]["image_to_text"]["difference"]
     assert apart["low"] <= apart["value"] <= apart["high"] and apart["value"] == 1
+
+
+def test_no_hit_in_a_small_slice_is_no_sure_gap():
+    """0 of 5 against 5 of 19: Fisher's exact test gives 0.54, and so the gap's interval holds 0."""
+    hits = [False] * 5 + [True] * 5 + [False] * 14
+    cut = Slicing("few", "image_to_text", ["a"] * 5 + ["b"] * 19)
+    task = task_of(24, unit=[str(n) for n in range(24)])
+    found = sliced([cut], scores_of(hits), None, task, draws=2000, seed=0)["few"]["a"]["image_to_text"]["gap"]
+    assert found["low"] < found["value"] < 0 < found["high"]
+
+
+def test_a_column_of_ones_own_values_makes_no_slices():
+    found = cut_by(40, patient=[f"p{n}" for n in range(40)])
+    assert "patient" not in {each.name for each in found}
+
+
+def test_a_usual_slicing_may_be_asked_for_by_name():
+    task = task_of(6)
+    embedded = Embedded(torch.eye(6), torch.eye(6), np.linspace(0, 200, 6), 1.0, 1.0)
+    assert {each.name for each in slicings(task, embedded, task.pairs, None, 32, ("light",))} == {"light"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from vlkit.evaluation.retention import retention_told
 from vlkit.evaluation.scoring import DIRECTIONS
 from vlkit.evaluation.told import arrow, cell
 from vlkit.models.quantization import SPARED
@@ -180,13 +181,12 @@ def _meant(name: str, settings: dict[str, Any]) -> bool:
 
 def _limits(run: Run, results: dict[str, Any]) -> str:
     forgotten = "What it has forgotten of others was not measured."
-    retained = run.read_json("finished.json").get("retained")
-    if retained is not None:
-        guard = Path(str(run.config().get("guard"))).name
-        forgotten = f"Of the recall@1 that the untouched model has on `{guard}`, {retained:.0%} are left."
+    share, guard = run.read_json("finished.json").get("retained"), run.config().get("guard")
     if (kept := results.get("retention") or {}).get("retained") is not None:
-        guard = Path(str(kept["data"]["path"])).name
-        forgotten = f"Of the recall@1 that the untouched model has on `{guard}`, {kept['retained']:.0%} are left."
+        share, guard = kept["retained"], kept["data"]["path"]
+    if share is not None:
+        told = retention_told(share, f"`{Path(str(guard)).name}`")
+        forgotten = told[0].upper() + told[1:] + "."
     lines = [f"- It was tuned for one domain. {forgotten}"]
     if results.get("metrics"):
         sizes = results["metrics"]["text_to_image"]

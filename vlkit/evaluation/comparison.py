@@ -106,7 +106,8 @@ def compare(
         ):
             if of is not None:
                 found[value][metric] = of.value(metric, len(units))
-                found[around][metric] = _within(interval(drawn[who, metric], units=count, bounds=bounds), bounds)
+                ends = interval(drawn[who, metric], units=count, bounds=bounds)
+                found[around][metric] = _around(found[value][metric], ends, bounds)
         if base is not None:
             between = drawn["tuned", metric] - drawn["base", metric]
             needed = None
@@ -122,8 +123,10 @@ def compare(
     return found
 
 
-def _within(ends: tuple[float, float], bounds: tuple[float, float] | None) -> tuple[float, float]:
-    return ends if bounds is None else (max(ends[0], bounds[0]), min(ends[1], bounds[1]))
+def _around(value: float, ends: tuple[float, float], bounds: tuple[float, float] | None) -> tuple[float, float]:
+    """An interval that has its value in it, and nothing that cannot be."""
+    low, high = min(ends[0], value), max(ends[1], value)
+    return (low, high) if bounds is None else (max(low, bounds[0]), min(high, bounds[1]))
 
 
 def _bounds(metric: str) -> tuple[tuple[float, float] | None, tuple[float, float] | None]:

@@ -86,7 +86,7 @@ def median_of(values: np.ndarray) -> Statistic:
 def interval(draws: np.ndarray, *, units: int, bounds: tuple[float, float] | None = None) -> tuple[float, float]:
     """The middle 95 % of the draws.
 
-    Where all draws are equal (no hit at all, or nothing but hits) resampling knows no doubt, but a few units leave
+    Where the draws are equal (no hit at all, or nothing but hits) resampling knows no doubt, but a few units leave
     much: the interval is then as wide as `units` trials without an exception allow, 1 - 0.025^(1/units) to either side.
 
     Args:
@@ -97,10 +97,24 @@ def interval(draws: np.ndarray, *, units: int, bounds: tuple[float, float] | Non
     if np.isnan(draws).all():
         return math.nan, math.nan
     low, high = np.nanquantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    if bounds is not None and np.nanmin(draws) == np.nanmax(draws):
+    if bounds is not None and low == high:
         doubt = 1 - ((1 - LEVEL) / 2) ** (1 / units)
         low, high = max(bounds[0], low - doubt), min(bounds[1], high + doubt)
     return float(low), float(high)
+
+
+def gap(value: float, inside: tuple[float, float], rest: float, outside: tuple[float, float]) -> dict[str, float]:
+    """A share less another one, of other units, with its interval: from theirs, by Newcombe's hybrid (1998, method 10).
+
+    Resampling alone knows no doubt of a share of 0 or 1, and so too little of the difference; their own intervals do.
+
+    Args:
+        value, inside: a share and its interval.
+        rest, outside: the other one.
+    """
+    low = value - rest - math.hypot(value - inside[0], outside[1] - rest)
+    high = value - rest + math.hypot(inside[1] - value, rest - outside[0])
+    return {"value": value - rest, "low": max(-1.0, low), "high": min(1.0, high)}
 
 
 def units_that_differ(one: np.ndarray, other: np.ndarray, units: Sequence[str]) -> int:
@@ -148,8 +162,16 @@ def swapped(one: np.ndarray, other: np.ndarray, units: Sequence[str], *, draws: 
     # What rounding makes of an equal sum is equal.
     p_value = (int((by_luck >= abs(apart.sum()) * (1 - 1e-9)).sum()) + 1) / (draws + 1)
     a_unit = float(np.abs(changed).mean()) if len(changed) else 1.0
-    needed = max(float(np.quantile(by_luck, LEVEL)), LEAST_UNITS * a_unit) / int(asked.sum())
+    needed = max(_beyond(by_luck.round(9), a_unit), LEAST_UNITS * a_unit) / int(asked.sum())
     return Swapped(p_value, needed if len(names) >= LEAST_UNITS else math.nan)
+
+
+def _beyond(by_luck: np.ndarray, step: float) -> float:
+    """The least value that luck reaches at most one time in twenty; where there is none, a step beyond all."""
+    values, counts = np.unique(by_luck, return_counts=True)
+    reached = counts[::-1].cumsum()[::-1] / len(by_luck)
+    rare = values[reached <= 1 - LEVEL]
+    return float(rare[0]) if len(rare) else float(values[-1]) + step
 
 
 def p_value(differences: np.ndarray, changed: int) -> float:

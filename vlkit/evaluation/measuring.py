@@ -25,6 +25,7 @@ from vlkit.evaluation.untouched import embedded_once
 from vlkit.models.device import Precision
 from vlkit.models.encode import encode_texts
 from vlkit.models.towers import Towers
+from vlkit.storage import Location
 
 HITS = "recall@1"
 
@@ -215,8 +216,10 @@ class Evaluation:
         before = ranked(self.guard, base.guard, every=True, world=self.world) if base and base.guard else None
         found = self._both_ways(self.guard, scores, before)
         kept = retained(found["metrics"], found["baseline"]) if before else None
-        about = {"path": str(self.config.guard), "fingerprint": self.guard.pairs.fingerprint}
-        return {"data": about, "retained": kept, **found}
+        place, fingerprint = Location(str(self.config.guard)).absolute, self.guard.pairs.fingerprint
+        if fingerprint == self.pairs.fingerprint:
+            console.warn("--guard is the data that is measured on anyway: it says nothing of what was forgotten")
+        return {"data": {"path": str(place), "fingerprint": fingerprint}, "retained": kept, **found}
 
 
 def _hits(scores: Scores, direction: str) -> Measured:

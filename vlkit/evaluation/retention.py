@@ -39,3 +39,9 @@ def retained(tuned: Metrics, untouched: Metrics) -> float | None:
     """Share of the untouched model's recall@1 that is left; None where it had none."""
     had = mean_recall(untouched)
     return mean_recall(tuned) / had if had else None
+
+
+def retention_told(share: float, guard: str) -> str:
+    """A sentence about that share."""
+    kept = f"{share:.0%} are left" if share <= 1 else f"the tuned one has {share:.0%}, more than it"
+    return f"of the untouched model's recall@1 on {guard}, {kept}"

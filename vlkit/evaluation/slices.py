@@ -15,11 +15,11 @@ import numpy as np
 import pandas as pd
 
 from vlkit import console
-from vlkit.data.pairs import Pairs
+from vlkit.data.pairs import RESERVED, Pairs
 from vlkit.errors import UsageError, nearest
 from vlkit.evaluation.classification import Classes, classes_by
 from vlkit.evaluation.comparison import Measured, difference
-from vlkit.evaluation.intervals import interval, resample, swapped
+from vlkit.evaluation.intervals import gap, interval, resample, swapped
 from vlkit.evaluation.scoring import DIRECTIONS, Embedded, Scores, Task
 
 RARE = 50
@@ -73,13 +73,15 @@ def slicings(
         counts = dict(zip(classes.names, classes.training.tolist(), strict=True))
         found += _by_key(task, "class size", lambda kind: _class_sizes(task, kind, counts))
     for column in columns:
+        if column not in task.pairs.frame and column in USUAL:
+            continue  # It is among them anyway.
         if column not in task.pairs.frame:
-            named = [str(name) for name in task.pairs.frame.columns]
+            named = [str(name) for name in task.pairs.frame.columns if name not in RESERVED]
             raise UsageError(f"--slice-by {column}: the table has no such column", hint=nearest(column, named))
         cut = _cut(task.pairs.frame[column], column)
         name = f"{column} (column)" if column in USUAL else column
         found += _by_key(task, name, lambda kind, cut=cut: _one_value(task.pairs.frame[f"{kind}_id"], cut))  # type: ignore[misc]
-        if name not in {each.name for each in found if _several(each)}:
+        if cut.nunique() == 1 or (not cut.notna().any() and not task.pairs.frame[column].notna().any()):
             console.warn(f"--slice-by {column}: these rows have no two values of it, so there is nothing to compare")
     return [each for each in found if _several(each)]
 
@@ -142,6 +144,9 @@ def _cut(column: pd.Series[Any], name: str) -> pd.Series[Any]:
         return quarters.map(named).astype(object)
     texts = column.dropna().astype(str)
     many = texts.nunique() > MOST_VALUES
+    if many and texts.nunique() > len(texts) / 2:
+        console.warn(f"--slice-by {name}: nearly every row has a value of its own: that makes no slices")
+        return column.map(lambda value: None)
     kept = set(texts.value_counts().index[: MOST_VALUES - 1] if many else texts)
     return column.map(lambda value: None if pd.isna(value) else str(value) if str(value) in kept else OTHER)
 
@@ -164,8 +169,7 @@ def sliced(
 ) -> dict[str, Any]:
     """slicing -> slice -> direction -> recall@1 with its interval, the gap to the rest, and the same of the base.
 
-    A gap is {"value", "low", "high"}: the slice less the rest, both resampled by the same draws of units; None where
-    either side has fewer than FEW units.
+    A gap is {"value", "low", "high"}: the slice less the rest; None where either side has fewer than FEW units.
     """
     found: dict[str, Any] = {}
     for direction in DIRECTIONS:
@@ -206,9 +210,8 @@ def _cell(
             cell[value] = means[who, "in"]
             cell[around] = interval(own[who, "in"][1], units=counts["in"], bounds=(0, 1))
     if min(counts.values()) >= FEW:
-        apart = own["tuned", "in"][1] - own["tuned", "rest"][1]
-        low, high = interval(apart, units=min(counts.values()), bounds=(-1, 1))
-        cell["gap"] = {"value": means["tuned", "in"] - means["tuned", "rest"], "low": low, "high": high}
+        outside = interval(own["tuned", "rest"][1], units=counts["rest"], bounds=(0, 1))
+        cell["gap"] = gap(means["tuned", "in"], cell["interval"], means["tuned", "rest"], outside)
     if ("base", "in") in means:
         (now, drawn), (before, drawn_before) = own["tuned", "in"], own["base", "in"]
         between = drawn - drawn_before

@@ -8,10 +8,10 @@ from typing import Any
 from vlkit import console
 from vlkit.config import CLASSIFIED, DIRECTIONS
 from vlkit.evaluation.comparison import leaves_out_zero
+from vlkit.evaluation.retention import retention_told
 
 RETRIEVAL = ("recall@1", "recall@5", "recall@10", "mrr", "median_rank")
 SHOWN = {**dict.fromkeys(DIRECTIONS, RETRIEVAL), "classification": CLASSIFIED}
-# A gap, or a price, is worth a line where its interval leaves out 0.
 MOST_GAPS = 6
 
 
@@ -98,7 +98,7 @@ def _retention(results: dict[str, Any]) -> list[str]:
         return []
     lines = [f"guard, {arrow(group)}: {sentence}" for group, sentence in found["verdict"].items()]
     if found["retained"] is not None:
-        lines.append(f"of the untouched model's recall@1 on the guard set, {found['retained']:.0%} are left")
+        lines.append(retention_told(found["retained"], "the guard set"))
     return lines
 
 

@@ -64,6 +64,8 @@ def _curve(name: str, title: str, steps: np.ndarray, values: np.ndarray, scale: 
         axes.set(xlabel="step", ylabel=label(name), title=title)
         if scale == "log" and (values > 0).all():
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("")
         axes.margins(x=0.02)
 
     told = f"{title} from step {steps[0]:.0f} to {steps[-1]:.0f}: first {values[0]:.4g}, last {values[-1]:.4g}, "
@@ -139,6 +141,7 @@ def _recall_at_k(direction: str, models: Mapping[str, Mapping[str, Any]]) -> Plo
         axes.set(xscale="log", xlabel="k", ylabel="recall@k", ylim=(0, 1.02))
         axes.set_title(f"{arrow(direction)}: recall against k")
         axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("")
         beside(axes)
 
     told = "; ".join(
@@ -290,9 +293,12 @@ def _class_sizes(classes: Mapping[str, Mapping[str, int]]) -> Plot:
 def _hist(name: str, title: str, values: np.ndarray, unit: str, what: str) -> Plot:
     def draw(axes: Axes) -> None:
         low, high = float(values.min()), float(values.max())
+        if low == high:
+            axes.set_xticks([low])
         axes.hist(values, bins=np.linspace(low - 0.5, high + 0.5, min(30, int(high - low) + 2)), color=TUNED)
         axes.set(xlabel=unit, ylabel=what, title=title)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        if low < high:
+            axes.xaxis.get_major_locator().set_params(integer=True)
 
     median, low, high = np.median(values), values.min(), values.max()
     return plot(name, title, f"{title}: {low:.0f} to {high:.0f} {unit}, half of them below {median:.0f}", draw)

@@ -11,6 +11,7 @@ from vlkit import __version__, console
 from vlkit.config import ReportConfig
 from vlkit.errors import UsageError
 from vlkit.evaluation.comparison import p_told
+from vlkit.evaluation.retention import retention_told
 from vlkit.evaluation.told import arrow, cell, label, number
 from vlkit.report import figures
 from vlkit.report.against import METRICS, Against, compared
@@ -119,6 +120,7 @@ def rendered(page: Page, queries: int) -> str:
         ),
         "amount": _amount,
         "p": p_told,
+        "retention_told": retention_told,
         "size": size_of,
     }
     run = page.run
