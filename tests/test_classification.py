@@ -22,7 +22,7 @@ def classified(scores, truth):
     return Classified(np.asarray(scores, np.float32), np.asarray(truth, bool), np.full(len(scores), np.nan))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**31), st.integers(2, 30), st.integers(2, 7))
 def test_the_macro_numbers_are_scikit_learns(seed, pictures, classes):
     generator = np.random.default_rng(seed)
@@ -41,7 +41,7 @@ def test_the_macro_numbers_are_scikit_learns(seed, pictures, classes):
     assert of.confusion().sum() == pytest.approx(pictures)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**31), st.integers(2, 30), st.integers(2, 6), st.booleans())
 def test_average_precision_of_several_labels_is_scikit_learns(seed, pictures, classes, tied):
     """Ties fall under one threshold, there and here; a draw that repeats pictures is the table with them repeated."""

@@ -136,7 +136,7 @@ SIZES = [
         pytest.param(2, task, id=f"{task['name']}-2", marks=pytest.mark.slow if task["name"] in SLOW else [])
         for task in TASKS
     ),
-    pytest.param(4, TASKS[0], id="uneven-4"),
+    pytest.param(4, TASKS[0], id="uneven-4", marks=pytest.mark.slow),
     pytest.param(4, TASKS[2], id="micro-4", marks=pytest.mark.slow),
 ]
 
@@ -178,6 +178,7 @@ def lines_of(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_torchrun_writes_one_run_that_is_the_run(prepared, vlkit, tmp_path):
     """Losses, validation scores and weights of one process; each line once, said once; the same command repeats it."""
     flags = ("--data", prepared, "--steps", 6, "--batch-size", 24, "--eval-every", 3, "--seed", 5)

@@ -286,7 +286,10 @@ def test_a_mistyped_column_is_named(prep, tmp_path):
     assert "did you mean 'recipe_id'?" in outcome.err
 
 
-@pytest.mark.parametrize("layout", ["recipes", "agriculture", "dermatology", "persian-food", "coco"])
+@pytest.mark.parametrize(
+    "layout",
+    [pytest.param("recipes", marks=pytest.mark.slow), "agriculture", "dermatology", "persian-food", "coco"],
+)
 def test_the_ugly_samples_are_prepared_to_the_last_good_picture(layout, vlkit, tmp_path):
     """Every odd picture that can be decoded is in the table, every broken one among the rejects, none from outside."""
     assert vlkit("sample", layout, tmp_path / "raw", "--ugly").code == 0

@@ -121,6 +121,7 @@ def killed_at(runs, number, place):
 INSIDE = ("step-000004", "safetensors", "state.json", "MANIFEST.json", "last.json", "best.json")
 
 
+@pytest.mark.slow
 def test_killed_at_every_place_inside_a_save(runs):
     """Of the last of three checkpoints, its files and the pointers to it."""
     own = runs("head")

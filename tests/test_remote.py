@@ -319,7 +319,9 @@ def test_what_is_not_there_is_said(lake, tmp_path, vlkit, monkeypatch):
     assert outcome.code == 7 and "MINIO_ENDPOINT" in outcome.err
 
 
-@pytest.mark.parametrize("zone", ["s3://fine-tuning-zone/", "s3://fine-tuning-zone/recipes"])
+@pytest.mark.parametrize(
+    "zone", [pytest.param("s3://fine-tuning-zone/", marks=pytest.mark.slow), "s3://fine-tuning-zone/recipes"]
+)
 def test_augment_in_the_zone_is_as_on_the_disk(zone, lake, server, tmp_path, vlkit, monkeypatch):
     """Rows and pictures; twice; broken off half way; trained on; undone by prep."""
     monkeypatch.chdir(tmp_path)

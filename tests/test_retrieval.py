@@ -134,7 +134,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(way, after, uninterrupted, prep
     assert best[0] == best[1]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_the_step_at_hand_and_the_command_goes_on(number, uninterrupted, prepared, vlkit, tmp_path):
     """A real signal to a real process, in mid-training."""
     arguments = ("--data", prepared, "--model", "tiny-siglip", "--runs-dir", tmp_path, "--name", "s")

@@ -21,6 +21,8 @@ from vlkit.settings import REPEATED, Settings
 from vlkit.storage import Location
 
 RUNS = Location("runs")
+# Of results.json: counts up when a section changes its meaning.
+SCHEMA = 1
 DIRECTIONS = ("text_to_image", "image_to_text")
 # What eval measures, by the groups of results.json.
 RANKED = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,7 +19,9 @@ from vlkit.evaluation.intervals import (
     swapped,
     units_that_differ,
 )
-from vlkit.evaluation.ranking import Ranks, metric_values
+
+if TYPE_CHECKING:
+    from vlkit.evaluation.ranking import Ranks
 
 # Of few pictures a class, a draw misses some and repeats others: these numbers then lie beside what they are drawn
 # from, and their draws are moved back to it.
@@ -46,6 +48,8 @@ class Measured:
     @classmethod
     def of(cls, ranks: Ranks) -> Measured:
         """A direction of retrieval."""
+        from vlkit.evaluation.ranking import metric_values
+
         values = metric_values(ranks)
         ranked = values.pop("median_rank")
         return cls(values, {"median_rank": median_of(ranked)}, {"median_rank": ranked})

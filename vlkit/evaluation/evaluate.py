@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlkit import console
-from vlkit.config import EvalConfig, demanded
+from vlkit.config import SCHEMA, EvalConfig, demanded
 from vlkit.data.pairs import Pairs, read_pairs
 from vlkit.distributed import World, joined
 from vlkit.errors import DataError, QualityError, UsageError
@@ -23,8 +23,6 @@ from vlkit.models.opening import open_model, open_tuned, open_untouched
 from vlkit.remote import Remote, hash_of
 from vlkit.runs import Run, in_zone, mirror_of
 from vlkit.storage import Location, refuse_unwritable
-
-SCHEMA = 1
 
 
 def evaluate(config: EvalConfig) -> dict[str, Any]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from vlkit import console
+from vlkit.config import DIRECTIONS
 from vlkit.data.pairs import Pairs, read_pairs
 from vlkit.errors import DataError
-from vlkit.evaluation.scoring import DIRECTIONS
 from vlkit.storage import Location
 
 Metrics = dict[str, dict[str, float]]

@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
-from vlkit.config import DIRECTIONS
+from vlkit.config import DIRECTIONS, SCHEMA
 from vlkit.data.pairs import Pairs, read_pairs
 from vlkit.errors import ArtifactError, VlkitError
-from vlkit.evaluation.evaluate import SCHEMA
 from vlkit.remote import hash_of
 from vlkit.runs import Run
 from vlkit.standing import Standing, standing
 from vlkit.storage import Location
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SECTIONS = ("metrics", "intervals", "data")
 # Those that not every evaluation has.
@@ -84,6 +84,8 @@ class Collected:
         if not path.is_file() or hash_of(path) != told.get("hash"):
             self.notes.append(f"{path.name} is not the one that results.json speaks of: evaluate again for galleries")
             return None
+        import pandas as pd
+
         return pd.read_parquet(path)
 
     @cached_property

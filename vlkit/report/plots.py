@@ -120,6 +120,9 @@ def _rendered(figure: Figure, name: str, title: str, told: str) -> Plot:
     with warnings.catch_warnings():
         # A letter that no font here has is a box in the PNG; the page has the browser's fonts.
         warnings.filterwarnings("ignore", "Glyph")
+        # Where everything goes is found once, and is then the same in both.
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
         figure.savefig(png, format="png", dpi=PNG_DPI, facecolor="white", metadata={"Software": None})
         figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
     return Plot(name, title, told, _inline(svg.getvalue(), name), png.getvalue())
