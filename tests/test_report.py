@@ -439,3 +439,9 @@ def test_one_damaged_folder_is_one_damaged_line(content, skin, vlkit, tmp_path):
     assert outcome.code == 0, outcome.err
     assert {run["name"]: run["state"] for run in outcome.json()["runs"]} == {"good": "finished", "odd": "damaged"}
     assert vlkit("report", "--run", tmp_path / "runs/odd").code == 6
+
+
+def test_neither_loads_a_model_library():
+    """A list of runs, and a page, that wait for torch are not looked at."""
+    program = "import sys, vlkit.report.html, vlkit.report.listing; print({'torch', 'transformers'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.strip() == "set()"
