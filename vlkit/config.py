@@ -37,6 +37,8 @@ RANKED = (
 )
 CLASSIFIED = ("accuracy", "top1_of_10", "precision_macro", "recall_macro", "f1_macro", "average_precision_macro")
 MEASURES = {**dict.fromkeys(DIRECTIONS, RANKED), "classification": CLASSIFIED}
+# Classes of fewer training pictures are rare.
+RARE = 50
 SHIFTS = ("low-light", "blur", "jpeg", "rotate")
 
 

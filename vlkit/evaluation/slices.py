@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from vlkit import console
+from vlkit.config import RARE
 from vlkit.data.pairs import RESERVED, Pairs
 from vlkit.errors import UsageError, nearest
 from vlkit.evaluation.classification import Classes, classes_by
@@ -22,7 +23,6 @@ from vlkit.evaluation.comparison import Measured, difference
 from vlkit.evaluation.intervals import gap, interval, resample, swapped
 from vlkit.evaluation.scoring import DIRECTIONS, Embedded, Scores, Task
 
-RARE = 50
 # Of 255: what is darker on the whole was taken in low light.
 LOW_LIGHT = 64.0
 SHORT, LONG = 5, 15

@@ -8,7 +8,7 @@ from shlex import quote
 from typing import Any
 
 from vlkit import __version__, console
-from vlkit.config import ReportConfig
+from vlkit.config import RARE, ReportConfig
 from vlkit.errors import UsageError
 from vlkit.evaluation.comparison import p_told
 from vlkit.evaluation.retention import retention_told
@@ -136,6 +136,7 @@ def rendered(page: Page, queries: int) -> str:
         shown_metrics=_shown_metrics(run.results),
         compared_metrics=METRICS,
         costs=COSTS,
+        rare=RARE,
         command=_command(run),
         resume=_resume(run),
         settings=yaml_text(run.settings) if run.settings else "",
