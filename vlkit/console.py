@@ -93,8 +93,8 @@ def json_result(value: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a small table as a result. The first column is left-aligned, the others hold numbers."""
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> None:
+    """Print a small table as a result. The first `left` columns are left-aligned, the others hold numbers."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -104,7 +104,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     # Names of folders and classes are no markup, whatever brackets they have.
     drawn = Table(title=Text(title, style="bold"), box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, **style)
     for position, column in enumerate(columns):
-        drawn.add_column(Text(column), justify="left" if position == 0 else "right", no_wrap=True)
+        drawn.add_column(Text(column), justify="left" if position < left else "right", no_wrap=True)
     for row in rows:
         drawn.add_row(*map(Text, row))
     if not _json_mode:

@@ -113,8 +113,10 @@ def _parameter(field: Field) -> inspect.Parameter:
         metavar = "LOW,HIGH" if float in get_args(field.kind) else "A,B,..."
     flag = "--" + field.name.replace("_", "-")
     if field.positional:
-        annotation: Any = Annotated[kind, typer.Argument(help=text, metavar=field.name.upper(), show_default=False)]
-        return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation)
+        argument = typer.Argument(help=text, metavar=field.name.upper(), show_default=False)
+        needed: Any = inspect.Parameter.empty if field.required else None
+        annotation: Any = Annotated[kind if field.required else kind | None, argument]
+        return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=needed, annotation=annotation)
     if kind is bool:
         option = typer.Option(
             f"{flag}/--no-{flag[2:]}",
@@ -122,7 +124,8 @@ def _parameter(field: Field) -> inspect.Parameter:
             show_default=False,
         )
     else:
-        option = typer.Option(flag, help=text, metavar=metavar, show_default=False)
+        names = [f"-{field.name}"] if len(field.name) == 1 else [flag]
+        option = typer.Option(*names, help=text, metavar=metavar, show_default=False)
     return inspect.Parameter(
         field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
     )

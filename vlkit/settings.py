@@ -50,7 +50,9 @@ class Field:
     @property
     def flag(self) -> str:
         """Its name on the command line."""
-        return self.name.upper() if self.positional else "--" + self.name.replace("_", "-")
+        if self.positional:
+            return self.name.upper()
+        return f"-{self.name}" if len(self.name) == 1 else "--" + self.name.replace("_", "-")
 
     @property
     def choices(self) -> tuple[str, ...]:

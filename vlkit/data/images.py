@@ -92,7 +92,7 @@ def check(path: Path) -> Checked:
         raise UnreadError(told) from None
     if not content:
         raise DataError("the file is empty")
-    with _opened(io.BytesIO(content)) as picture:
+    with decoded(io.BytesIO(content)) as picture:
         width, height = picture.size
         return Checked(hashlib.sha256(content).hexdigest()[:20], width, height, looks(picture))
 
@@ -118,7 +118,7 @@ def upright(path: Path, *, at_most: int | None = None) -> Image.Image:
     from PIL import Image
 
     try:
-        picture = _opened(path, at_most)
+        picture = decoded(path, at_most)
     except DataError as error:
         raise DataError(
             f"{path}: {error.message}", hint="run prep again: it lists such pictures in rejects.csv"
@@ -139,7 +139,7 @@ def fitted(picture: Image.Image, spec: PixelSpec) -> np.ndarray:
     return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
 
 
-def _opened(file: Path | IO[bytes], at_most: int | None = None) -> Image.Image:
+def decoded(file: Path | IO[bytes], at_most: int | None = None) -> Image.Image:
     """Decoded, upright, RGB; transparent parts on white; of an animation the first frame."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 

@@ -19,6 +19,7 @@ from vlkit.data import captions, labels, splits
 from vlkit.data.labels import Groups
 from vlkit.errors import DataError, nearest
 from vlkit.remote import ZONE_TABLES, fetch_by_hash, local_folder
+from vlkit.runs import Run
 from vlkit.settings import read_yaml
 from vlkit.storage import Location
 
@@ -70,12 +71,18 @@ class Pairs:
         return self.described.get("fingerprint") or fingerprint(self.frame)
 
     def of(self, split: str, *, limit: int | None = None, seed: int = 42) -> Pairs:
-        """The rows of one split; with `limit`, that many: units drawn by the seed, the last one cut."""
-        rows = self.frame[self.frame["split"] == split]
-        if limit is not None and len(rows) > limit:
-            kept = splits.limited(rows.groupby("unit").size().to_dict(), limit, seed)
-            place = rows["unit"].map({unit: position for position, unit in enumerate(kept)})
-            rows = rows.loc[place.dropna().sort_values(kind="stable").index[:limit].sort_values()]
+        """The rows of one split; with `limit`, that many: see `limited`."""
+        rows = self.frame[self.frame["split"] == split].reset_index(drop=True)
+        return Pairs(rows, self.folder, self.described).limited(limit, seed)
+
+    def limited(self, limit: int | None, seed: int) -> Pairs:
+        """At most `limit` rows: units drawn by the seed, the last one cut."""
+        rows = self.frame
+        if limit is None or len(rows) <= limit:
+            return self
+        kept = splits.limited(rows.groupby("unit").size().to_dict(), limit, seed)
+        place = rows["unit"].map({unit: position for position, unit in enumerate(kept)})
+        rows = rows.loc[place.dropna().sort_values(kind="stable").index[:limit].sort_values()]
         return Pairs(rows.reset_index(drop=True), self.folder, self.described)
 
     @property
@@ -99,10 +106,14 @@ class Pairs:
         """image id -> set and text id -> set; they intersect where the two match (see `labels.py`)."""
         return labels.match_sets(self.frame)
 
-    def image_paths(self, rows: pd.DataFrame) -> list[Path]:
-        """Where the pictures of these rows lie; remote ones are fetched first, each once."""
+    def image_places(self, rows: pd.DataFrame) -> list[Location]:
+        """Where the pictures of these rows lie: paths, or URLs."""
         places = [Location(image) for image in rows["image"]]
-        places = [place if place.is_remote or place.startswith("/") else self.folder / place for place in places]
+        return [place if place.is_remote or place.startswith("/") else self.folder / place for place in places]
+
+    def image_paths(self, rows: pd.DataFrame) -> list[Path]:
+        """The same as local files; remote ones are fetched first, each once."""
+        places = self.image_places(rows)
         hashed = self.described.get("image_ids", "bytes") == "bytes"
         remote = {p: i if hashed else "" for p, i in zip(places, rows["image_id"], strict=True) if p.is_remote}
         fetched = fetch_by_hash(remote) if remote else {}
@@ -152,6 +163,13 @@ def read_pairs(path: Location | Path | str) -> Pairs:
         pairs.frame, str(table), near=described.get("settings", {}).get("near_duplicates", PrepConfig.near_duplicates)
     )
     return pairs
+
+
+def data_of(run: Run) -> Location:
+    """A run's prepared folder: as its command named it, or, called from elsewhere, where it was."""
+    named = Location(run.config()["data"])
+    there = named.is_remote or named.path.exists()
+    return named if there else Location(run.environment().get("data", {}).get("path", named))
 
 
 def _described(path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from vlkit import console
 from vlkit.config import SCHEMA, EvalConfig, demanded
-from vlkit.data.pairs import Pairs, read_pairs
+from vlkit.data.pairs import Pairs, data_of, read_pairs
 from vlkit.distributed import World, joined
 from vlkit.errors import DataError, QualityError, UsageError
 from vlkit.evaluation import queries, told
@@ -42,7 +42,7 @@ def _evaluated(config: EvalConfig, world: World) -> dict[str, Any]:
     if config.out is not None:
         _refuse_foreign(config.out.path, run)
     settings = run.config() if run else {}
-    data = config.data or _data_of(run, settings)
+    data = config.data or data_of(run or Run(Path()))
     pairs = read_pairs(data)
     # What augment has written is no test of anything, also where the training rows are asked for.
     own = pairs.positives()
@@ -132,14 +132,6 @@ def _evaluated_to_remote(config: EvalConfig, out: Location, world: World) -> dic
         world.wait()
     _refuse_missed(results, replace(config, fail_under=demands))
     return results
-
-
-def _data_of(run: Run | None, settings: dict[str, Any]) -> Location:
-    """The run's prepared folder: as the command named it, or, called from elsewhere, where it was."""
-    assert run is not None
-    named = Location(settings["data"])
-    there = named.is_remote or named.path.exists()
-    return named if there else Location(run.environment().get("data", {}).get("path", named))
 
 
 def _refuse_foreign(out: Path, run: Run | None) -> None:

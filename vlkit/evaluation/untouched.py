@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from vlkit import console
 from vlkit.data.batches import Inputs, PixelStore
 from vlkit.distributed import ALONE, World
-from vlkit.errors import VlkitError
 from vlkit.evaluation.scoring import Embedded, Task, embed, pixel_store, token_store
 from vlkit.evaluation.shifts import MAX_SIDE, STATED, VERSION, ShiftedPixels
 from vlkit.models.device import Precision
-from vlkit.models.feature_store import folder_of
-from vlkit.models.features import Frozen, Kind, keys_of
+from vlkit.models.features import Kept, keys_of
 from vlkit.models.towers import Towers
 
 
@@ -58,38 +53,3 @@ def embedded_once(
             captions = frozen("texts", tokens, keys_of("texts", pixels, [], tokens))
     how: dict[str, Any] = {"batch_size": batch_size, "precision": precision, "world": world}
     return embed(towers, task, pictures=pictures, captions=captions, texts=texts, **how)
-
-
-@dataclass(frozen=True)
-class Kept:
-    """A whole model's features, in the folder of --cache.
-
-    Attributes:
-        longest: tokens of the longest text.
-    """
-
-    towers: Towers
-    precision: Precision
-    longest: int
-    cache: str
-    world: World
-
-    def __call__(self, kind: Kind, items: Inputs, keys: Sequence[str]) -> Inputs:
-        """Features of the items; where a cache that nobody asked for fails, the items as they are.
-
-        Under torchrun it fails all: the processes would no longer do the same.
-        """
-        try:
-            frozen = Frozen.of(self.towers, kind, self.precision, self.longest)
-            if self.world.first:
-                frozen.opened(self.cache)
-            self.world.wait()
-            store = frozen.store(folder_of(self.cache))
-            found = frozen.features(store, items, keys, self.world)
-            store.read(found.places)  # Damage shows now, while there is another way.
-            return found
-        except (VlkitError, OSError) as error:
-            if self.cache != "auto" or self.world.size > 1:
-                raise
-            console.warn(f"the untouched model's embeddings are not kept: {error}")
-            return items

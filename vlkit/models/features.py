@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from vlkit import console, interrupts
 from vlkit.data.batches import Carried, Inputs, PixelStore, TokenStore, loader_workers, unpacked
 from vlkit.distributed import ALONE, World
-from vlkit.errors import ArtifactError, DataError, UsageError
+from vlkit.errors import ArtifactError, DataError, UsageError, VlkitError
 from vlkit.models.device import Precision, autocast
 from vlkit.models.feature_store import FeatureStore, folder_of
 from vlkit.models.stages import Halfway, Stage, frozen_depth, through
@@ -73,7 +73,7 @@ class Frozen:
 
     Attributes:
         depth: how many stages it has.
-        length: tokens that every text is padded to; None for pictures.
+        length: tokens that every text is padded to; None for pictures, and where each text ends as one row.
     """
 
     towers: Towers
@@ -92,9 +92,13 @@ class Frozen:
         depth = frozen_depth(cls._chain_of(towers, kind))
         if kind == "pictures":
             return cls(towers, kind, precision, depth)
-        # In steps of 8, so that data sets whose longest texts are alike share a cache.
         limit = towers.text_limit
-        return cls(towers, kind, precision, depth, limit if towers.pads_to_limit else min(limit, -(-longest // 8) * 8))
+        if towers.pads_to_limit:
+            return cls(towers, kind, precision, depth, limit)
+        if depth and cls._chain_of(towers, kind)[depth - 1].width is not None:
+            return cls(towers, kind, precision, depth)
+        # In steps of 8, so that data sets whose longest texts are alike share a cache.
+        return cls(towers, kind, precision, depth, min(limit, -(-longest // 8) * 8))
 
     @staticmethod
     def _chain_of(towers: Towers, kind: Kind) -> list[Stage]:
@@ -137,11 +141,6 @@ class Frozen:
     def identity(self) -> dict[str, Any]:
         """All that decides what it makes of an item, but the item."""
         stages = self._chain_of(self.towers, self.kind)[: self.depth]
-        digest = hashlib.sha256()
-        for module in (module for stage in stages for module in stage.modules):
-            for name, value in sorted(module.state_dict().items()):
-                digest.update(name.encode() + str(tuple(value.shape)).encode())
-                digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         half = "vision_config" if self.kind == "pictures" else "text_config"
         config = {k: v for k, v in getattr(self.towers.model.config, half).to_dict().items() if not k.startswith("_")}
         if self.kind == "pictures":
@@ -150,7 +149,7 @@ class Frozen:
             pooling = getattr(self.towers.model.config, "pooling", None)
             spec = {"length": self.length, "pad": self.towers.pad_token, "pooling": pooling}
         about = {"schema": SCHEMA, "kind": self.kind, "depth": self.depth, "precision": self.precision}
-        return {**about, "weights": digest.hexdigest(), "preprocessing": spec, "config": config}
+        return {**about, "weights": _weights(stages), "preprocessing": spec, "config": config}
 
     def folder(self, below: Path) -> Path:
         """Where its rows are kept below a cache's folder: named by its identity."""
@@ -189,7 +188,9 @@ class Frozen:
         return Features(store, self.depth, places, None if whole else self._ends(items))
 
     def _compute(self, store: FeatureStore, items: Inputs, keys: Sequence[str], mine: Sequence[int]) -> None:
-        """Compute the items at the positions `mine`, and keep them."""
+        """Compute the items at the positions `mine`, and keep them. Texts of like lengths go together."""
+        if isinstance(items, TokenStore):
+            mine = sorted(mine, key=lambda position: len(items.tokens[position]))
         blocks = [list(mine[start : start + BLOCK]) for start in range(0, len(mine), BLOCK)]
         if not blocks:
             return
@@ -208,12 +209,66 @@ class Frozen:
 
     def fits(self, tokens: TokenStore) -> bool:
         """No text is longer than what is kept of one."""
-        return max(map(len, tokens.tokens), default=0) <= (self.length or 0)
+        return self.length is None or max(map(len, tokens.tokens), default=0) <= self.length
 
     def _ends(self, items: Inputs) -> np.ndarray:
         positions = range(len(items))
         blocks = [self.towers.ends(items[positions[start : start + 1024]]) for start in range(0, len(items), 1024)]
         return torch.cat(blocks).numpy()
+
+
+def weights_hash(towers: Towers, kind: Kind) -> str:
+    """What tells a tower from every other one: SHA-256 of its weights, adapters included.
+
+    Those in 4 bits are left out: another device packs them in another way.
+    """
+    return _weights(towers.image_chain if kind == "pictures" else towers.text_chain, packed=False)
+
+
+def _weights(stages: Sequence[Stage], *, packed: bool = True) -> str:
+    digest = hashlib.sha256()
+    for module in (module for stage in stages for module in stage.modules):
+        for name, value in sorted(module.state_dict().items()):
+            if not packed and (value.dtype == torch.uint8 or ".weight." in name):
+                continue
+            digest.update(name.encode() + str(tuple(value.shape)).encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A whole model's features, in the folder of --cache.
+
+    Attributes:
+        longest: tokens of the longest text.
+    """
+
+    towers: Towers
+    precision: Precision
+    longest: int
+    cache: str
+    world: World
+
+    def __call__(self, kind: Kind, items: Inputs, keys: Sequence[str]) -> Inputs:
+        """Features of the items; where a cache that nobody asked for fails, the items as they are.
+
+        Under torchrun it fails all: the processes would no longer do the same.
+        """
+        try:
+            frozen = Frozen.of(self.towers, kind, self.precision, self.longest)
+            if self.world.first:
+                frozen.opened(self.cache)
+            self.world.wait()
+            store = frozen.store(folder_of(self.cache))
+            found = frozen.features(store, items, keys, self.world)
+            store.read(found.places)  # Damage shows now, while there is another way.
+            return found
+        except (VlkitError, OSError) as error:
+            if self.cache != "auto" or self.world.size > 1:
+                raise
+            console.warn(f"the embeddings of {kind} are not kept: {error}")
+            return items
 
 
 def keys_of(kind: Kind, pixels: PixelStore, image_ids: Sequence[str], tokens: TokenStore) -> list[str]:
