@@ -11,6 +11,7 @@ import typer
 from vlkit import __version__, console
 from vlkit.config import EvalConfig, QuickstartConfig, ReportConfig, RunsConfig, TrainRetrievalConfig
 from vlkit.config_data import AugmentConfig, PrepConfig, SampleConfig
+from vlkit.config_search import IndexConfig, SearchConfig, ServeConfig
 from vlkit.errors import nearest
 from vlkit.flags import command
 from vlkit.interrupts import Terminated, end_on_sigterm
@@ -40,7 +41,7 @@ def _root(
 
 @command(app, "quickstart", QuickstartConfig)
 def quickstart(config: QuickstartConfig) -> dict[str, Any]:
-    """The offline tour: sample data, an untouched tiny model, training, both measured side by side."""
+    """The offline tour: sample data, an untouched tiny model, training, both measured, an index and a search."""
     from vlkit.quickstart import quickstart
 
     return quickstart(config)
@@ -105,6 +106,30 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     from vlkit.evaluation.evaluate import evaluate
 
     return evaluate(config)
+
+
+@command(app, "index", IndexConfig, dry_run=True)
+def index(config: IndexConfig, dry_run: bool) -> dict[str, Any]:
+    """Embed a docstore's texts, the pictures, or both, and build an index that search and serve answer from."""
+    from vlkit.inference.indexing import index
+
+    return index(config, dry_run=dry_run)
+
+
+@command(app, "search", SearchConfig)
+def search(config: SearchConfig) -> dict[str, Any]:
+    """Find the texts and pictures of an index that are nearest to words, or to a picture."""
+    from vlkit.inference.searching import search
+
+    return search(config)
+
+
+@command(app, "serve", ServeConfig)
+def serve(config: ServeConfig) -> dict[str, Any]:
+    """Open a local page, and a JSON API, that search one index, or two side by side."""
+    from vlkit.inference.serving import serve
+
+    return serve(config)
 
 
 @command(app, "report", ReportConfig)

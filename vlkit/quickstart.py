@@ -1,4 +1,4 @@
-"""The offline tour: sample data, a tiny model untouched and trained, both measured side by side.
+"""The offline tour: sample data, a tiny model untouched and trained, both measured, and the trained one put to use.
 
 It calls the commands' own functions, so what it shows is what the commands do.
 """
@@ -11,10 +11,14 @@ from typing import Any
 from vlkit import console
 from vlkit.config import EvalConfig, QuickstartConfig, ReportConfig
 from vlkit.config_data import SampleConfig
+from vlkit.config_search import IndexConfig, SearchConfig
 from vlkit.errors import UsageError
 from vlkit.presets import resolve_prep, resolve_train_retrieval
+from vlkit.storage import Location
 
 MODEL = "tiny-siglip"
+# Words that no sample recipe has in this order.
+QUERY = "a chocolate flan, pastry stars around it, on a green plate"
 
 
 def quickstart(config: QuickstartConfig) -> dict[str, Any]:
@@ -26,6 +30,8 @@ def quickstart(config: QuickstartConfig) -> dict[str, Any]:
     from vlkit.data.prepare import prepare
     from vlkit.data.samples import sample
     from vlkit.evaluation.evaluate import evaluate
+    from vlkit.inference.indexing import index
+    from vlkit.inference.searching import search
     from vlkit.report.html import report
     from vlkit.training.retrieval import train_retrieval
 
@@ -54,16 +60,25 @@ def quickstart(config: QuickstartConfig) -> dict[str, Any]:
     results = evaluate(EvalConfig(run=runs / "first"))
     _step(5, f"a page with pictures: vlkit report --run {runs / 'first'}")
     page = report(ReportConfig(run=runs / "first"))
+    found_in = out / "indexes" / "first"
+    _step(6, f"an index of its texts and pictures: vlkit index --run {runs / 'first'} --out {found_in}")
+    indexed = index(IndexConfig(run=runs / "first", out=Location(found_in)), dry_run=False)
+    _step(7, f'a search: vlkit search --index {found_in} -k 3 "{QUERY}"')
+    found = search(SearchConfig(texts=(QUERY,), index=Location(found_in), k=3))
 
     console.say(f"\ndone in {time.perf_counter() - began:.0f} s. The run is {runs / 'first'}. Next:")
     console.hint(f"look at {page['report']}, which opens from disk")
+    console.hint(f"a page to search with (pip install '.[serve]'): vlkit serve --index {found_in}")
     console.hint(f"CLIP instead: vlkit train-retrieval --data {data} --model tiny-clip --runs-dir {runs} --name second")
     console.hint(
         "your own pictures, one folder a class: vlkit prep --domain agriculture --source my-folder --out data/mine"
     )
     console.hint("a real model on them: vlkit train-retrieval --data data/mine --model google/siglip-base-patch16-224")
-    return {"run": trained["run"], "data": str(data), "results": results, "report": page["report"]}
+    return {"run": trained["run"], "data": str(data), "results": results, "report": page["report"]} | {
+        "index": indexed["index"],
+        "found": found["queries"],
+    }
 
 
 def _step(number: int, what: str) -> None:
-    console.say(f"\n[{number}/5] {what}")
+    console.say(f"\n[{number}/7] {what}")

@@ -1,0 +1,136 @@
+"""The model of an index: opened by what index.yaml says, and refused where it is another one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vlkit.config_search import IndexConfig
+from vlkit.data import images
+from vlkit.data.batches import TokenStore
+from vlkit.data.captions import clean
+from vlkit.errors import ArtifactError
+from vlkit.inference.entries import Kind
+from vlkit.models.device import Precision, autocast, best_device, best_precision
+from vlkit.models.encode import encode_captions
+from vlkit.models.features import Kind as TowerKind
+from vlkit.models.features import weights_hash
+from vlkit.models.opening import open_trained, open_tuned, open_untouched
+from vlkit.models.towers import Towers
+from vlkit.runs import Run
+
+TOWERS: dict[Kind, TowerKind] = {"texts": "texts", "images": "pictures"}
+
+
+def named(config: IndexConfig) -> dict[str, Any]:
+    """Which model a command asks for, as index.yaml says it."""
+    if config.run is not None:
+        return {"name": config.run.resolve().name, "run": str(config.run.resolve()), "untouched": config.untouched}
+    assert config.model is not None
+    folder = Path(config.model)
+    return {"name": str(folder.resolve()) if folder.exists() else config.model, "run": None, "untouched": False}
+
+
+def open_towers(said: dict[str, Any], elsewhere: str | None = None) -> Towers:
+    """The model that index.yaml names.
+
+    Args:
+        elsewhere: the run, or the model, where it lies now.
+
+    Raises:
+        ArtifactError: it is gone, or not trained to its end.
+    """
+    if said["run"] is None:
+        return open_trained(elsewhere or said["name"])
+    run = Run(Path(elsewhere or said["run"]))
+    if not run.begun:
+        if elsewhere is not None:
+            return open_trained(elsewhere)
+        told = f"the index was made with the run {run.folder}, which is not there"
+        raise ArtifactError(told, hint="--model RUN says where it lies now")
+    return open_untouched(run) if said["untouched"] else open_tuned(run)
+
+
+@dataclass
+class Embedder:
+    """Queries -> unit vectors.
+
+    Attributes:
+        persian: texts are cleaned as those of a Persian docstore were.
+    """
+
+    towers: Towers
+    precision: Precision
+    persian: bool = False
+    _agreed: set[Kind] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, towers: Towers, precision: Precision | None, *, persian: bool) -> Embedder:
+        """On the best device, in the precision that it is best at unless told otherwise."""
+        towers.to(best_device()).eval().requires_grad_(False)
+        count = sum(p.numel() for p in towers.model.parameters())
+        return cls(towers, precision or best_precision(towers.device, count), persian)
+
+    def identity(self) -> dict[str, Any]:
+        """What an index says of it: hashes of both towers, and the preprocessing."""
+        return {
+            "weights": {kind: weights_hash(self.towers, tower) for kind, tower in TOWERS.items()},
+            "preprocessing": {"images": asdict(self.towers.pixel_spec), "texts": self._text_settings()},
+        }
+
+    def _text_settings(self) -> dict[str, Any]:
+        pooling = getattr(self.towers.model.config, "pooling", None)
+        return {"limit": self.towers.text_limit, "pad": self.towers.pad_token, "pooling": pooling}
+
+    def agree(self, about: dict[str, Any], kind: Kind) -> None:
+        """Check, once, that queries of this kind are embedded as the index was.
+
+        Raises:
+            ArtifactError: by other weights, or another preprocessing.
+        """
+        if kind in self._agreed:
+            return
+        own = asdict(self.towers.pixel_spec) if kind == "images" else self._text_settings()
+        stated = about.get("preprocessing", {}).get(kind, {})
+        same = all(_plain(stated.get(name)) == _plain(value) for name, value in own.items())
+        if not same or about.get("weights", {}).get(kind) != weights_hash(self.towers, TOWERS[kind]):
+            what = "weights" if same else "preprocessing"
+            told = f"the index was made with another model: {self.towers.source} has other {what}"
+            raise ArtifactError(told, hint="build it again: vlkit index; or name the model that made it: --model")
+        self._agreed.add(kind)
+
+    def clean(self, text: str) -> str:
+        """As prep cleaned the docstore's texts."""
+        return clean(text, persian=self.persian)
+
+    def texts(self, texts: Sequence[str]) -> tuple[np.ndarray, list[bool]]:
+        """float32 unit rows [texts, width]; and of each whether it was longer than the model's limit, and was cut."""
+        cut, counts = [], []
+        for text in texts:
+            (ids,), over = self.towers.tokenize([text])
+            cut.append(ids)
+            counts.append(over > 0)
+        captions = TokenStore(cut, self.towers.pad)
+        rows = encode_captions(self.towers, captions, batch_size=max(1, len(cut)), precision=self.precision)
+        return rows.float().cpu().numpy(), counts
+
+    def pixels(self, picture: Any) -> np.ndarray:
+        """A decoded picture as the model sees it: uint8 [3, size, size]."""
+        return images.fitted(picture, self.towers.pixel_spec)
+
+    @torch.inference_mode()
+    def pictures(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+        """The same of pictures that `pixels` has made."""
+        with autocast(self.towers.device, self.precision):
+            rows = self.towers.embed_images(torch.from_numpy(np.stack(list(pixels))))
+        return rows.float().cpu().numpy()
+
+
+def _plain(value: Any) -> Any:
+    """As YAML gives it back."""
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,104 @@
+"""Entries -> unit rows: what an older index has is taken from it, the rest is embedded, and kept on the way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from vlkit import console
+from vlkit.config_search import IndexConfig
+from vlkit.data.batches import Inputs, PixelStore, TokenStore
+from vlkit.data.splits import draw
+from vlkit.distributed import ALONE
+from vlkit.inference.embedder import Embedder
+from vlkit.inference.entries import Kind, Source
+from vlkit.inference.index_folder import Index
+from vlkit.models.encode import encode_captions, encode_images
+from vlkit.models.features import Kept, text_keys
+
+
+@dataclass(frozen=True)
+class Part:
+    """One kind of what is indexed.
+
+    Attributes:
+        rows: float32 unit rows, in the order of `table`.
+        embedded: how many of them were not in the index that is updated.
+    """
+
+    kind: Kind
+    table: pa.Table
+    rows: np.ndarray
+    embedded: int
+
+
+def embedded(
+    embedder: Embedder, config: IndexConfig, source: Source, kind: Kind, table: pa.Table, before: Index | None
+) -> Part:
+    """The rows of one kind; of those that an older index has, its own."""
+    known = before.embeddings(kind) if before else {}
+    keys = table.column("key").to_pylist()
+    missing = [place for place, key in enumerate(keys) if key not in known]
+    rows = np.zeros((len(keys), embedder.towers.width), np.float32)
+    if missing:
+        rows[missing] = _encoded(embedder, config, source, kind, table, missing)
+    for place, key in enumerate(keys):
+        if key in known:
+            rows[place] = known[key]
+    if before is not None:
+        gone = len(known.keys() - set(keys))
+        console.say(f"{kind}: {len(missing)} new or changed, {len(keys) - len(missing)} as they were, {gone} gone")
+    return Part(kind, table, rows, len(missing))
+
+
+def _encoded(
+    embedder: Embedder, config: IndexConfig, source: Source, kind: Kind, table: pa.Table, places: list[int]
+) -> np.ndarray:
+    """Embed the entries at `places`; what is done is kept, so that an interrupted index goes on."""
+    towers = embedder.towers
+    how: dict[str, Any] = {"batch_size": config.batch_size, "precision": embedder.precision}
+    if kind == "texts":
+        tokens, cut = towers.tokenize([table.column("text")[place].as_py() for place in places])
+        if cut:
+            told = f"{cut} of {len(places)} texts are longer than the {towers.text_limit} tokens that the model reads"
+            console.warn(f"{told}: what comes after is not found")
+        captions = TokenStore(tokens, towers.pad)
+        kept: Inputs = captions
+        if config.cache != "off":
+            longest = max(map(len, tokens))
+            kept = Kept(towers, embedder.precision, longest, config.cache, ALONE)("texts", captions, text_keys(tokens))
+        return encode_captions(towers, kept, **how).float().cpu().numpy()
+    assert source.pairs is not None
+    chosen = source.pairs.unique_images().iloc[places]
+    pixels = PixelStore(source.pairs.image_paths(chosen), towers.pixel_spec)
+    pictures: Inputs = pixels
+    if config.cache != "off":
+        keys = [str(table.column("key")[place]) for place in places]
+        pictures = Kept(towers, embedder.precision, 0, config.cache, ALONE)("pictures", pixels, keys)
+    return encode_images(towers, pictures, **how).float().cpu().numpy()
+
+
+def held_out_queries(
+    part: Part, embedder: Embedder, config: IndexConfig, source: Source, parts: list[Part]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Queries to measure an index by: texts and pictures that nothing was trained on, half and half.
+
+    Returns:
+        float32 unit rows [queries, width], drawn by the seed and mixed; int64 [queries], the place in the index of a
+        query that is in it itself, -1 of the others.
+    """
+    held = dict(zip(("texts", "images"), source.held_out(), strict=True))
+    made, places = [], []
+    others = [each for each in parts if each.kind != part.kind]
+    for each in (part, *others):
+        ids = each.table.column("id").to_pylist()
+        known = [place for place, key in enumerate(ids) if key in held[each.kind]] or range(len(ids))
+        share = config.queries // (1 + len(others))
+        chosen = sorted(known, key=lambda place: draw(config.seed, ids[place]))[:share]
+        made.append(each.rows[chosen])
+        places.append(np.array(chosen, np.int64) if each is part else np.full(len(chosen), -1))
+    order = np.random.default_rng(config.seed).permutation(sum(map(len, made)))
+    return np.concatenate(made)[order], np.concatenate(places)[order]

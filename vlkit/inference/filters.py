@@ -1,0 +1,80 @@
+"""`class=rust`: which of an index' rows a search may find."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from vlkit.errors import UsageError, nearest
+from vlkit.inference.entries import Kind
+from vlkit.inference.index_folder import Index
+
+# Columns of the docstore; any other name is one of the source's further columns.
+OWN = ("class", "group", "id")
+Filters = Mapping[str, frozenset[str]]
+
+
+def parsed(lines: Sequence[str]) -> dict[str, frozenset[str]]:
+    """Name -> values, of which one must be there.
+
+    Raises:
+        UsageError: a line without a name or a value.
+    """
+    found: dict[str, set[str]] = defaultdict(set)
+    for line in lines:
+        name, _, value = (part.strip() for part in line.partition("="))
+        if not name or not value:
+            raise UsageError(f"--filter {line!r} is not of the form class=rust")
+        found[name].add(value)
+    return {name: frozenset(values) for name, values in found.items()}
+
+
+def allowed(index: Index, kind: Kind, filters: Filters) -> np.ndarray:
+    """bool [rows]: which have one of the values of every name."""
+    mask = np.ones(len(index.nearest[kind]), bool)
+    for name, values in filters.items():
+        mask &= np.fromiter((not values.isdisjoint(each) for each in _values(index, kind, name)), bool, len(mask))
+    return mask
+
+
+def refuse_unknown(index: Index, filters: Filters) -> None:
+    """Say which name or value nothing has.
+
+    Raises:
+        UsageError: names the nearest one that something has.
+    """
+    for name, values in filters.items():
+        known = {value for kind in index.nearest for each in _values(index, kind, name) for value in each}
+        if not known:
+            further = {key for kind in index.nearest for each in _metadata(index, kind) for key in each}
+            told = f"nothing in {index.location} has a {name}"
+            raise UsageError(f"--filter: {told}", hint=nearest(name, [*OWN, *sorted(further)]))
+        if values.isdisjoint(known):
+            value = sorted(values)[0]
+            told = f"nothing in {index.location} has {name}={value}"
+            raise UsageError(f"--filter: {told}", hint=nearest(value, sorted(known)[:5000]))
+
+
+def _values(index: Index, kind: Kind, name: str) -> list[list[str]]:
+    """Of every row the values that it has under a name."""
+    if name == "group":
+        return index.column(kind, name).to_pylist()
+    if name == "class":
+        # Of several conditions each counts, and all of them together.
+        found = index.column(kind, name).to_pylist()
+        return [[] if each is None else [each, *each.split("|")] for each in found]
+    if name == "id":
+        return [[each] for each in index.column(kind, name).to_pylist()]
+    return [_texts(row[name]) if name in row else [] for row in _metadata(index, kind)]
+
+
+def _metadata(index: Index, kind: Kind) -> list[dict[str, Any]]:
+    return [json.loads(each or "{}") for each in index.column(kind, "metadata").to_pylist()]
+
+
+def _texts(value: Any) -> list[str]:
+    return [str(each) for each in value] if isinstance(value, list) else [str(value)]
