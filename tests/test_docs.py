@@ -21,7 +21,19 @@ from vlkit.settings import read_yaml
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-COMMANDS = ("quickstart", "sample", "prep", "augment", "train-retrieval", "eval", "index", "search", "serve", "report", "runs")
+COMMANDS = (
+    "quickstart",
+    "sample",
+    "prep",
+    "augment",
+    "train-retrieval",
+    "eval",
+    "index",
+    "search",
+    "serve",
+    "report",
+    "runs",
+)
 
 
 def help_text(command: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from vlkit.data.captions import readable_class
 from vlkit.errors import UsageError, nearest
 from vlkit.inference.entries import Kind
 from vlkit.inference.index_folder import Index
@@ -64,12 +65,18 @@ def _values(index: Index, kind: Kind, name: str) -> list[list[str]]:
     if name == "group":
         return index.column(kind, name).to_pylist()
     if name == "class":
-        # Of several conditions each counts, and all of them together.
         found = index.column(kind, name).to_pylist()
-        return [[] if each is None else [each, *each.split("|")] for each in found]
+        known = {each: _names(each) for each in set(found) if each is not None}
+        return [known.get(each, []) for each in found]
     if name == "id":
         return [[each] for each in index.column(kind, name).to_pylist()]
     return [_texts(row[name]) if name in row else [] for row in _metadata(index, kind)]
+
+
+def _names(class_name: str) -> list[str]:
+    """What a class may be called: as the data has it, readably, and of several conditions each by itself."""
+    parts = class_name.split("|")
+    return list(dict.fromkeys([class_name, *parts, *map(readable_class, parts)]))
 
 
 def _metadata(index: Index, kind: Kind) -> list[dict[str, Any]]:

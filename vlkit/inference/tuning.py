@@ -48,7 +48,7 @@ class Asked:
 
     def recall(self, nearest: Nearest, rows: np.ndarray) -> float:
         """Share of the exact ten first that is found; of equals any one counts."""
-        _, places = nearest.search(self.queries, self.first + 1)
+        _, places = nearest.search(self.queries, self.first + int((self.own >= 0).any()))
         places = _without(self.own, places, places)[:, : self.first]
         found = np.einsum("qd,qkd->qk", self.queries, rows[places])
         return float(((found >= self.last[:, None] - SAME) & (places >= 0)).mean())

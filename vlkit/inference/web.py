@@ -54,8 +54,9 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
 }
-DOCS = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>vlkit: API</title><link rel="icon" href="data:,">
-<link rel="stylesheet" href="/docs/files/swagger-ui.css"></head><body><div id="swagger-ui"></div>
+DOCS = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>vlkit: API</title>
+<link rel="icon" href="data:,"><link rel="stylesheet" href="/docs/files/swagger-ui.css"></head>
+<body><div id="swagger-ui"></div>
 <script src="/docs/files/swagger-ui-bundle.js"></script><script src="/files/docs.js"></script></body></html>"""
 
 
