@@ -115,6 +115,14 @@ def write_table(folder, rows, name="table.csv"):
         writer.writerows(rows)
 
 
+def resealed(index):
+    """Write the manifest of an index anew, of what is there now."""
+    from vlkit.remote import hash_of
+
+    files = {path.name: {"sha256": hash_of(path)} for path in index.iterdir() if path.name != "MANIFEST.json"}
+    (index / "MANIFEST.json").write_text(json.dumps({"schema": 1, "files": files}))
+
+
 @pytest.fixture
 def prep(vlkit, tmp_path):
     """Run prep on tmp_path/raw; the table, or the outcome where it is refused."""

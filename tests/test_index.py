@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 import transformers
-from conftest import picture
+from conftest import picture, resealed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -331,18 +331,6 @@ def test_settings_that_cannot_be_meant(flags, told, vlkit):
 def damaged(folder, name, change):
     content = bytearray((folder / name).read_bytes())
     (folder / name).write_bytes(change(content))
-
-
-def resealed(folder):
-    """The manifest of what is there now."""
-    files = {path.name: {"sha256": faiss_hash(path)} for path in folder.iterdir() if path.name != "MANIFEST.json"}
-    (folder / "MANIFEST.json").write_text(json.dumps({"schema": 1, "files": files}))
-
-
-def faiss_hash(path):
-    from vlkit.remote import hash_of
-
-    return hash_of(path)
 
 
 @pytest.mark.parametrize("name", ["texts.faiss", "images.faiss", "docstore.parquet", "index.yaml", "MANIFEST.json"])

@@ -385,7 +385,9 @@ def _refusals(app: FastAPI) -> None:
     @app.exception_handler(VlkitError)
     async def refused(_: Request, error: VlkitError) -> JSONResponse:
         status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 500)
-        return JSONResponse({"error": error.message, "hint": error.hint}, status)
+        # What of an upload is still to come need not come.
+        close = {"Connection": "close"} if status in (408, 413) else {}
+        return JSONResponse({"error": error.message, "hint": error.hint}, status, headers=close)
 
     @app.exception_handler(Full)
     async def full(_: Request, error: Full) -> JSONResponse:

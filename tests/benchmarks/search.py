@@ -1,0 +1,121 @@
+"""A warm query beside transformers' encoding plus the bare FAISS call: milliseconds, and what is paid on top.
+
+python tests/benchmarks/search.py [--json] [--rows 20000] [--queries 200] [--runs 5]
+
+The model is the tiny one: a larger one takes longer to encode a text, and the rest stays what it is. Both ways take
+turns, query by query. Also: queries a second where 32 wait and are answered together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def made(rows: int, kind: str) -> Any:
+    """A searcher over random texts, with the tiny SigLIP."""
+    import numpy as np
+    import pyarrow as pa
+
+    from vlkit.inference.embedder import Embedder
+    from vlkit.inference.entries import SCHEMA
+    from vlkit.inference.faiss_index import Nearest
+    from vlkit.inference.index_folder import Index
+    from vlkit.inference.searching import Searcher
+    from vlkit.models.opening import open_model
+    from vlkit.storage import Location
+
+    texts = [f"a recipe of {number % 97} eggs and {number % 89} plums, number {number}" for number in range(rows)]
+    towers = open_model("tiny-siglip", texts[:500], seed=0)
+    embedder = Embedder.of(towers, None, persian=False)
+    vectors = np.random.default_rng(0).standard_normal((rows, towers.width)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    table = pa.Table.from_pylist(
+        [
+            {"id": str(number), "kind": "texts", "text": text, "group": ["x"], "metadata": "{}", "key": str(number)}
+            for number, text in enumerate(texts)
+        ],
+        schema=SCHEMA,
+    )
+    nearest = Nearest.build(vectors, kind)  # type: ignore[arg-type]
+    index = Index(
+        Location(tempfile.gettempdir()), {"width": towers.width, **_stated(embedder)}, table, {"texts": nearest}
+    )
+    return Searcher(index, embedder)
+
+
+def _stated(embedder: Any) -> dict[str, Any]:
+    return embedder.identity()
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--rows", type=int, default=20000)
+    parser.add_argument("--queries", type=int, default=200)
+    parser.add_argument("--runs", type=int, default=5)
+    options = parser.parse_args()
+    found = {}
+    for kind in ("flat", "hnsw"):
+        searcher = made(options.rows, kind)
+        found[kind] = measured(searcher, options.queries, options.runs)
+    machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
+    if options.json:
+        print(json.dumps({"machine": machine, "rows": options.rows, "found": found}, indent=2))
+        return
+    print(f"{options.rows} rows, tiny SigLIP; {machine}; medians of {options.queries} queries, {options.runs} runs")
+    print(f"{'':6} {'encode + FAISS':>16} {'search':>10} {'ratio':>8} {'spread':>12} {'32 at once':>16}")
+    for kind, each in found.items():
+        spread = f"{each['lowest']:.2f}-{each['highest']:.2f}"
+        print(
+            f"{kind:6} {each['bare_ms']:13.2f} ms {each['search_ms']:7.2f} ms {each['ratio']:8.2f} {spread:>12} "
+            f"{each['together_per_second']:12.0f} /s"
+        )
+
+
+def measured(searcher: Any, queries: int, runs: int) -> dict[str, float]:
+    """Both ways, in turns."""
+    from vlkit.inference.searching import Ask
+
+    bare_index = searcher.index.nearest["texts"]
+    texts = [f"{number} plums in a cake, and {number % 7} cherries" for number in range(queries)]
+    bare, whole, ratios = [], [], []
+    for _ in range(runs + 1):
+        one, other = [], []
+        for text in texts:
+            began = time.perf_counter()
+            rows = encoded(searcher, text)
+            bare_index.index.search(rows, 5, params=bare_index._how(None))
+            between = time.perf_counter()
+            searcher.answer([Ask(text=text, k=5)])
+            one.append(between - began)
+            other.append(time.perf_counter() - between)
+        bare.append(statistics.median(one))
+        whole.append(statistics.median(other))
+        ratios.append(whole[-1] / bare[-1])
+    began = time.perf_counter()
+    for start in range(0, queries, 32):
+        searcher.answer([Ask(text=text, k=5) for text in texts[start : start + 32]])
+    together = queries / (time.perf_counter() - began)
+    # The first run warms up.
+    return {
+        "bare_ms": statistics.median(bare[1:]) * 1000,
+        "search_ms": statistics.median(whole[1:]) * 1000,
+        "ratio": statistics.median(ratios[1:]),
+        "lowest": min(ratios[1:]),
+        "highest": max(ratios[1:]),
+        "together_per_second": together,
+    }
+
+
+if __name__ == "__main__":
+    main()
