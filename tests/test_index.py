@@ -24,9 +24,11 @@ from vlkit.config_search import IndexConfig
 from vlkit.data.pairs import read_pairs
 from vlkit.errors import ArtifactError, UsageError
 from vlkit.inference import faiss_index, index_folder, tuning
+from vlkit.inference.embedding import Part, held_out_queries
+from vlkit.inference.entries import Source
 from vlkit.inference.faiss_index import Nearest, index_bytes, type_for
 from vlkit.inference.index_folder import open_index
-from vlkit.inference.indexing import index
+from vlkit.inference.indexing import _built, index
 from vlkit.settings import read_yaml
 from vlkit.storage import Location
 
@@ -126,12 +128,33 @@ def test_a_query_that_is_in_the_index_is_no_hit_of_itself(built):
     best = np.sort(np.where(np.eye(200, len(rows), dtype=bool), -9, rows[:200] @ rows.T), axis=1)[:, -10]
     assert np.allclose(asked.last, best, atol=1e-6)
     assert asked.recall(made["flat"], rows) == 1.0
-    assert asked.recall(made["hnsw"].with_effort(1), rows) < 0.9
+    assert 0.3 < asked.recall(Nearest.build(rows[:2000], "flat"), rows) < 0.7
     # Of equals any one counts.
     equal = np.repeat(rows[:3], 20, axis=0)
     asked = tuning.Asked.of(equal, rows[:3], np.full(3, -1))
     assert asked.recall(Nearest.build(equal, "flat"), equal) == 1
     assert asked.recall(Nearest.build(np.roll(equal, 20, axis=0), "flat"), equal) == 0
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "ivf-pq"])
+def test_the_stated_recall_is_that_of_queries_that_it_never_saw(kind):
+    """For the ten first, for fewer and for more."""
+    rows, fresh = unit_rows(6000, 24, 8), unit_rows(300, 24, 9)
+    texts = [{"text_id": f"t{number}", "text": f"text {number}", "group": ["x"]} for number in range(6000)]
+    source = Source(Location("x"), "x", texts=texts)
+    config = IndexConfig(model="x/y", target_recall=0.9)
+    part = Part("texts", source.entries("texts"), rows, 6000)
+    moved, queries = held_out_queries(part, True, config, source, [part])
+    assert queries.last == 600 and (queries.own == -1).all()
+    order = [int(key[1:]) for key in moved.table.column("id").to_pylist()]
+    assert sorted(order) == list(range(6000)) and np.array_equal(moved.rows, rows[order])
+    assert {row.tobytes() for row in queries.rows} == {row.tobytes() for row in moved.rows[5400:]}
+    nearest, found = _built(moved, kind, queries, config)
+    assert len(nearest) == 6000 and found.reached and found.recall < 0.97
+    for k in (5, 10, 50):
+        _, places = nearest.search(fresh, k)
+        hits = [len({*a} & {*b}) / k for a, b in zip(places, brute(moved.rows, fresh, k), strict=True)]
+        assert np.mean(hits) > 0.86, (k, np.mean(hits), found)
 
 
 @pytest.fixture(scope="module")
@@ -248,8 +271,30 @@ def test_update_with_another_model_is_refused(indexed, trained, vlkit):
     out, _ = indexed
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
     outcome = vlkit("index", "--run", trained, "--untouched", "--out", out, "--update")
-    assert outcome.code == 6 and "another model" in outcome.err and "leave out --update" in outcome.err
+    assert outcome.code == 6 and "of other weights" in outcome.err and "leave out --update" in outcome.err
+    other = vlkit("index", "--run", trained, "--out", out, "--update", "--precision", "bf16")
+    assert other.code == 6 and "of other precision" in other.err
     assert before == {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+
+
+@pytest.mark.parametrize("what", ["pictures", "tokens"])
+def test_update_with_another_preprocessing_is_refused(what, own, trained, tmp_path, vlkit):
+    """The weights are the same, the vectors would not be; search says so, too."""
+    model = shutil.copytree(trained / "model", tmp_path / "model")
+    how = ("index", "--model", model, "--data", own / "data", "--out", own / "index")
+    assert vlkit(*how).code == 0
+    if what == "pictures":
+        settings = json.loads((model / "preprocessor_config.json").read_text())
+        (model / "preprocessor_config.json").write_text(json.dumps({**settings, "image_mean": [0.1, 0.9, 0.3]}))
+    else:
+        settings = json.loads((model / "tokenizer_config.json").read_text())
+        changed = {**settings, "do_lower_case": not settings.get("do_lower_case", True)}
+        (model / "tokenizer_config.json").write_text(json.dumps(changed))
+    outcome = vlkit(*how, "--update")
+    assert outcome.code == 6 and "of other preprocessing" in outcome.err
+    some = ("--image", next((own / "pictures").iterdir())) if what == "pictures" else ("A Soup",)
+    searched = vlkit("search", "--index", own / "index", *some)
+    assert searched.code == 6 and "has other preprocessing" in searched.err
 
 
 def test_an_interrupted_index_goes_on_from_what_was_embedded(own, trained, monkeypatch):
@@ -305,12 +350,44 @@ def test_an_empty_docstore(content, trained, tmp_path, vlkit):
     assert not (tmp_path / "index").exists()
 
 
-def test_another_folder_is_never_replaced(trained, tmp_path, vlkit):
+def test_a_table_as_people_have_it(trained, tmp_path, vlkit):
+    """Ids that are numbers, rows without a text, one id for two texts: told; a text that is none: refused."""
+    rows = [{"text_id": 1, "text": "one", "class_name": 7}, {"text_id": 1, "text": "two"}, {"text_id": 3, "text": ""}]
+    table = tmp_path / "t.jsonl"
+    table.write_text("\n".join(map(json.dumps, rows)))
+    how = ("index", "--run", trained, "--data", table, "--out", tmp_path / "index")
+    outcome = vlkit(*how)
+    assert outcome.code == 0, outcome.err
+    assert "1 rows have no text" in outcome.err and "1 rows have the text_id of an earlier row" in outcome.err
+    assert pd.read_parquet(tmp_path / "index/docstore.parquet")[["id", "class"]].values.tolist() == [["1", "7"]]
+    table.write_text('{"text": ["a", "b"]}')
+    refused = vlkit(*how)
+    assert refused.code == 3 and "t.jsonl:1" in refused.err and "is no text" in refused.err
+
+
+def test_the_docstore_of_a_persian_folder_stays_persian(trained, tmp_path, vlkit):
+    arabic = "كيك شكلاتي"
+    pd.DataFrame({"text_id": ["a"], "text": [arabic]}).to_parquet(tmp_path / "docstore.parquet")
+    (tmp_path / "data.yaml").write_text("settings: {script: persian}\n")
+    how = ("index", "--run", trained, "--data", tmp_path / "docstore.parquet", "--out", tmp_path / "index")
+    assert vlkit(*how).code == 0
+    assert pd.read_parquet(tmp_path / "index/docstore.parquet")["text"][0] == "کیک شکلاتی"
+    found = vlkit("search", "--index", tmp_path / "index", arabic, "--json").json()["queries"][0]["texts"]
+    assert found[0]["score"] > 0.9999
+
+
+def test_another_folder_is_never_replaced(trained, indexed, tmp_path, vlkit):
+    """Also one that has files of the same names, and an index that somebody keeps something in."""
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine/thesis.txt").write_text("years of work")
-    outcome = vlkit("index", "--run", trained, "--out", tmp_path / "mine")
-    assert outcome.code == 2 and "is no index" in outcome.err
-    assert (tmp_path / "mine/thesis.txt").read_text() == "years of work"
+    for name in ("index.yaml", "MANIFEST.json"):
+        (tmp_path / "mine" / name).write_text("{}")
+    shutil.copytree(indexed[0], tmp_path / "theirs")
+    for folder in (tmp_path / "mine", tmp_path / "theirs"):
+        (folder / "thesis.txt").write_text("years of work")
+        outcome = vlkit("index", "--run", trained, "--out", folder)
+        assert outcome.code == 2 and "is no index" in outcome.err
+        assert (folder / "thesis.txt").read_text() == "years of work"
+    assert vlkit("index", "--run", trained, "--out", tmp_path / "theirs/thesis.txt").code == 2
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,8 @@ pytest.importorskip("fastapi", reason="needs vlkit[serve]")
 
 import uvicorn
 
+from vlkit.data import images
+from vlkit.inference import web
 from vlkit.inference.searching import Searcher
 from vlkit.inference.waiting import Full, Waiting
 from vlkit.inference.web import MOST_CHARACTERS, app_of
@@ -180,7 +182,8 @@ def test_what_cannot_be_asked(server):
     assert server.ask("/api/search", q="x" * (MOST_CHARACTERS + 1))[0] == 422
     for k in (0, -1, 1001, "many"):
         assert server.ask("/api/search", q="leaf", k=k)[0] == 422
-    assert server.ask("/api/search", q="leaf", of="sounds")[0] == 422
+    status, _, content = server.ask("/api/search", q="leaf", of="sounds")
+    assert status == 422 and json.loads(content)["error"].startswith("of: ")
     assert server.ask("/api/like", id="nobody")[0] == 422
     long = server.json("/api/search", q="leaf " * 700)["results"][0]
     assert "its end does not count" in long["notes"][0] and long["texts"]
@@ -205,6 +208,62 @@ def test_uploads_that_are_no_picture(server, monkeypatch):
         status, _, answer = server.ask("/api/search", content)
         assert status == 422 and told in json.loads(answer)["error"], answer
     assert server.json("/api/search", packed((30, 20), "TIFF"))["results"]
+
+
+def test_a_large_jpeg_is_taken_smaller_and_other_large_pictures_are_refused(server, monkeypatch):
+    """Few bytes can be many pixels: they are counted before they take memory."""
+    monkeypatch.setattr(web, "MOST_PIXELS", 10_000)
+    status, _, content = server.ask("/api/search", packed((120, 90)))
+    assert status == 422 and "it has 120 x 90 pixels" in json.loads(content)["error"]
+    assert server.json("/api/search", packed((100, 100)))["results"]
+    large, whole = packed((320, 240), "JPEG"), []
+    fitted = images.fitted
+
+    def noted(picture, spec):
+        whole.append(picture.size)
+        return fitted(picture, spec)
+
+    monkeypatch.setattr(images, "fitted", noted)
+    assert server.json("/api/search", large)["results"]
+    assert whole == [(80, 60), (80, 60)]
+
+
+def test_uploads_that_do_not_come_hold_nobody_up(server, monkeypatch):
+    """Four that stall, and a fifth; and one that never ends is sent away."""
+    monkeypatch.setattr(web, "UPLOAD_SECONDS", 1.0)
+    stalled = [http.client.HTTPConnection("127.0.0.1", server.port, timeout=30) for _ in range(6)]
+    for connection in stalled:
+        connection.putrequest("POST", "/api/search")
+        connection.putheader("Content-Length", "1000")
+        connection.endheaders()
+        connection.send(b"abc")
+    began = time.monotonic()
+    assert server.json("/api/search", packed((30, 30)))["results"]
+    assert time.monotonic() - began < 0.9
+    assert {connection.getresponse().status for connection in stalled} == {408}
+    assert server.app.state.served.held == 0
+    monkeypatch.setattr(web, "MOST_HELD", 1000)
+    monkeypatch.setattr(server.app.state.served, "held", 2 * LIMIT)
+    assert server.ask("/api/search", packed((30, 30)))[0] == 503
+
+
+def test_two_indexes_that_differ(site, tmp_path, vlkit):
+    """What one has and the other has not is asked of the one; names that are the same are told apart."""
+    (tmp_path / "t.jsonl").write_text(json.dumps({"text": "a leaf", "class_name": "only here"}))
+    made = ("index", "--run", site / "runs/leaf", "--data", tmp_path / "t.jsonl", "--out", tmp_path / "tuned")
+    assert vlkit(*made).code == 0
+    both = Server(site / "tuned", tmp_path / "tuned")
+    try:
+        names = [each["name"] for each in both.json("/api/indexes")]
+        assert names == [str(site / "tuned"), str(tmp_path / "tuned")]
+        one, other = both.json("/api/search", q="leaf", filter="class=only here")["results"]
+        assert one["texts"] == [] and [hit["text"] for hit in other["texts"]] == ["a leaf"]
+        one, other = both.json("/api/search", q="leaf", of="images")["results"]
+        assert one["images"] and other["images"] is None and other["notes"] == ["this index holds none of these"]
+        assert both.ask("/api/search", q="leaf", filter="class=nowhere")[0] == 422
+        assert both.ask("/api/pictures/1/0")[0] == 404
+    finally:
+        both.close()
 
 
 def test_an_upload_of_a_gigabyte_ends_at_the_limit(server):

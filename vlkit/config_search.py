@@ -28,8 +28,8 @@ class IndexConfig(Settings):
     untouched: Annotated[bool, "with --run: the model that it began with, to be searched beside the tuned one"] = False
     data: Annotated[
         Location | None,
-        "prepared folder, or a table of texts (docstore.parquet, CSV, JSONL) (default: the run's data, or the only "
-        "one under data/); s3:// too",
+        "prepared folder, s3:// too, or a table of texts: docstore.parquet, CSV, JSONL (default: the run's data, or "
+        "the only one under data/)",
     ] = None
     out: Annotated[
         Location | None, "folder of the index (default: indexes/ and the name of run or model); s3:// too"

@@ -1,6 +1,6 @@
 """A warm query beside transformers' encoding plus the bare FAISS call: milliseconds, and what is paid on top.
 
-python tests/benchmarks/search.py [--json] [--rows 20000] [--queries 200] [--runs 5]
+python tests/benchmarks/search.py [--json] [--rows 20000] [--queries 200] [-k 10] [--runs 5]
 
 The model is the tiny one: a larger one takes longer to encode a text, and the rest stays what it is. Both ways take
 turns, query by query. Also: queries a second where 32 wait and are answered together.
@@ -46,14 +46,20 @@ def made(rows: int, kind: str) -> Any:
         schema=SCHEMA,
     )
     nearest = Nearest.build(vectors, kind)  # type: ignore[arg-type]
-    index = Index(
-        Location(tempfile.gettempdir()), {"width": towers.width, **_stated(embedder)}, table, {"texts": nearest}
-    )
-    return Searcher(index, embedder)
+    about = {"width": towers.width, **embedder.identity()}
+    return Searcher(Index(Location(tempfile.gettempdir()), about, table, {"texts": nearest}), embedder)
 
 
-def _stated(embedder: Any) -> dict[str, Any]:
-    return embedder.identity()
+def encoded(searcher: Any, text: str) -> Any:
+    """As transformers encodes it: its tokenizer, its model, a unit vector."""
+    import torch
+
+    towers = searcher.embedder.towers
+    options = {"padding": "max_length", "max_length": towers.text_limit, "truncation": True, "return_tensors": "pt"}
+    with torch.inference_mode():
+        ids = towers.tokenizer([text], **options)["input_ids"]
+        found = towers.model.get_text_features(input_ids=ids).pooler_output
+        return torch.nn.functional.normalize(found, dim=-1).numpy()
 
 
 def main() -> None:
@@ -62,17 +68,19 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--rows", type=int, default=20000)
     parser.add_argument("--queries", type=int, default=200)
+    parser.add_argument("-k", type=int, default=10)
     parser.add_argument("--runs", type=int, default=5)
     options = parser.parse_args()
     found = {}
     for kind in ("flat", "hnsw"):
         searcher = made(options.rows, kind)
-        found[kind] = measured(searcher, options.queries, options.runs)
+        found[kind] = measured(searcher, options.queries, options.runs, options.k)
     machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
     if options.json:
         print(json.dumps({"machine": machine, "rows": options.rows, "found": found}, indent=2))
         return
-    print(f"{options.rows} rows, tiny SigLIP; {machine}; medians of {options.queries} queries, {options.runs} runs")
+    told = f"medians of {options.queries} queries, {options.runs} runs"
+    print(f"{options.rows} rows, {options.k} hits, tiny SigLIP; {machine}; {told}")
     print(f"{'':6} {'encode + FAISS':>16} {'search':>10} {'ratio':>8} {'spread':>12} {'32 at once':>16}")
     for kind, each in found.items():
         spread = f"{each['lowest']:.2f}-{each['highest']:.2f}"
@@ -82,7 +90,7 @@ def main() -> None:
         )
 
 
-def measured(searcher: Any, queries: int, runs: int) -> dict[str, float]:
+def measured(searcher: Any, queries: int, runs: int, hits: int) -> dict[str, float]:
     """Both ways, in turns."""
     from vlkit.inference.searching import Ask
 
@@ -94,9 +102,9 @@ def measured(searcher: Any, queries: int, runs: int) -> dict[str, float]:
         for text in texts:
             began = time.perf_counter()
             rows = encoded(searcher, text)
-            bare_index.index.search(rows, 5, params=bare_index._how(None))
+            bare_index.index.search(rows, hits, params=bare_index._how(hits, None))
             between = time.perf_counter()
-            searcher.answer([Ask(text=text, k=5)])
+            searcher.answer([Ask(text=text, k=hits)])
             one.append(between - began)
             other.append(time.perf_counter() - between)
         bare.append(statistics.median(one))
@@ -104,7 +112,7 @@ def measured(searcher: Any, queries: int, runs: int) -> dict[str, float]:
         ratios.append(whole[-1] / bare[-1])
     began = time.perf_counter()
     for start in range(0, queries, 32):
-        searcher.answer([Ask(text=text, k=5) for text in texts[start : start + 32]])
+        searcher.answer([Ask(text=text, k=hits) for text in texts[start : start + 32]])
     together = queries / (time.perf_counter() - began)
     # The first run warms up.
     return {

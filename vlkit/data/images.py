@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,8 +140,16 @@ def fitted(picture: Image.Image, spec: PixelSpec) -> np.ndarray:
     return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
 
 
-def decoded(file: Path | IO[bytes], at_most: int | None = None) -> Image.Image:
-    """Decoded, upright, RGB; transparent parts on white; of an animation the first frame."""
+def decoded(file: Path | IO[bytes], at_most: int | None = None, most_pixels: int | None = None) -> Image.Image:
+    """Decoded, upright, RGB; transparent parts on white; of an animation the first frame.
+
+    Args:
+        at_most: see `upright`.
+        most_pixels: more are refused before they take memory; a JPEG is decoded smaller instead.
+
+    Raises:
+        DataError: why it cannot be used; names no file.
+    """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
@@ -151,6 +160,8 @@ def decoded(file: Path | IO[bytes], at_most: int | None = None) -> Image.Image:
             if at_most is not None and max(picture.size) > 2 * at_most:
                 width, height = _reduced(picture.size, 2 * at_most)
                 picture.draft(None, (width, height))
+            if most_pixels is not None:
+                _refuse_large(picture, most_pixels)
             picture.load()
         # EXIF that cannot be read says nothing of how the picture stands.
         with contextlib.suppress(Exception):
@@ -169,6 +180,15 @@ def decoded(file: Path | IO[bytes], at_most: int | None = None) -> Image.Image:
         raise DataError(f"does not decode: {error or type(error).__name__}") from None
 
 
+def _refuse_large(picture: Image.Image, most: int) -> None:
+    width, height = picture.size
+    part = next((part for part in (1, 2, 4, 8) if width // part * (height // part) <= most), 1)
+    if part > 1:
+        picture.draft(None, (width // part, height // part))  # Of other formats it changes nothing.
+    if math.prod(picture.size) > most:
+        raise DataError(f"it has {width} x {height} pixels: more than {most / 1e6:g} million are not taken")
+
+
 def _as_rgb(picture: Image.Image) -> Image.Image:
     from PIL import Image
 
@@ -177,7 +197,7 @@ def _as_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode == "LAB":
         return _from_lab(picture)
     if picture.mode.startswith("I;16") or picture.mode == "I":
-        return _from_deep(np.asarray(picture).astype(np.int64)).convert("RGB")
+        return _from_deep(np.asarray(picture)).convert("RGB")
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         layered = picture.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from vlkit.config_search import IndexConfig
 from vlkit.data import images
 from vlkit.data.batches import TokenStore
 from vlkit.data.captions import clean
-from vlkit.errors import ArtifactError
+from vlkit.errors import ArtifactError, UsageError
 from vlkit.inference.entries import Kind
 from vlkit.models.device import Precision, autocast, best_device, best_precision
 from vlkit.models.encode import encode_captions
@@ -23,7 +24,15 @@ from vlkit.models.features import weights_hash
 from vlkit.models.opening import open_trained, open_tuned, open_untouched
 from vlkit.models.towers import Towers
 from vlkit.runs import Run
+from vlkit.storage import json_text
 
+# A tokenizer is known by what it makes of these.
+PROBES = (
+    "A Photo of 2 plum tarts, No. 10; crème brûlée — isn't it? (3.5 € / #1)",
+    "maize leaf with grey rectangular lesions",
+    "قورمه‌سبزی با لوبیا و لیموی عمانی",
+    "红烧肉 ブリ大根 Борщ",
+)
 TOWERS: dict[Kind, TowerKind] = {"texts": "texts", "images": "pictures"}
 
 
@@ -46,7 +55,11 @@ def open_towers(said: dict[str, Any], elsewhere: str | None = None) -> Towers:
         ArtifactError: it is gone, or not trained to its end.
     """
     if said["run"] is None:
-        return open_trained(elsewhere or said["name"])
+        try:
+            return open_trained(elsewhere or said["name"])
+        except UsageError as error:
+            hint = "a run's folder, a model's, or a hub name such as openai/clip-vit-base-patch32"
+            raise UsageError(error.message, hint=hint) from None
     run = Run(Path(elsewhere or said["run"]))
     if not run.begun:
         if elsewhere is not None:
@@ -85,7 +98,13 @@ class Embedder:
 
     def _text_settings(self) -> dict[str, Any]:
         pooling = getattr(self.towers.model.config, "pooling", None)
-        return {"limit": self.towers.text_limit, "pad": self.towers.pad_token, "pooling": pooling}
+        tokens = json_text(self.towers.tokenize(PROBES)[0])
+        return {
+            "limit": self.towers.text_limit,
+            "pad": self.towers.pad_token,
+            "pooling": pooling,
+            "tokens": hashlib.sha256(tokens.encode()).hexdigest()[:20],
+        }
 
     def agree(self, about: dict[str, Any], kind: Kind) -> None:
         """Check, once, that queries of this kind are embedded as the index was.

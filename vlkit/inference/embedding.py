@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from vlkit.data.batches import Inputs, PixelStore, TokenStore
 from vlkit.data.splits import draw
 from vlkit.distributed import ALONE
 from vlkit.inference.embedder import Embedder
-from vlkit.inference.entries import Kind, Source
+from vlkit.inference.entries import KINDS, Kind, Source
 from vlkit.inference.index_folder import Index
 from vlkit.models.encode import encode_captions, encode_images
 from vlkit.models.features import Kept, text_keys
@@ -33,6 +33,12 @@ class Part:
     table: pa.Table
     rows: np.ndarray
     embedded: int
+
+    def with_last(self, places: np.ndarray) -> Part:
+        """The same, these rows coming last."""
+        kept = np.setdiff1d(np.arange(len(self.rows)), places)
+        order = np.concatenate([kept, places])
+        return replace(self, table=self.table.take(order), rows=self.rows[order])
 
 
 def embedded(
@@ -81,24 +87,45 @@ def _encoded(
     return encode_images(towers, pictures, **how).float().cpu().numpy()
 
 
-def held_out_queries(
-    part: Part, embedder: Embedder, config: IndexConfig, source: Source, parts: list[Part]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Queries to measure an index by: texts and pictures that nothing was trained on, half and half.
+@dataclass(frozen=True)
+class Queries:
+    """What an index is measured by: texts and pictures that nothing was trained on, mixed.
 
-    Returns:
-        float32 unit rows [queries, width], drawn by the seed and mixed; int64 [queries], the place in the index of a
-        query that is in it itself, -1 of the others.
+    Attributes:
+        rows: float32 unit rows [queries, width].
+        own: int64 [queries], the place in the index of a query that is in it itself; -1 of the others.
+        last: so many of the index' rows, the last ones, are queries, and must not be in it while it is tuned: a graph
+            finds its own rows far more easily than what it never saw.
     """
-    held = dict(zip(("texts", "images"), source.held_out(), strict=True))
-    made, places = [], []
+
+    rows: np.ndarray
+    own: np.ndarray
+    last: int
+
+
+def held_out_queries(
+    part: Part, approximate: bool, config: IndexConfig, source: Source, parts: list[Part]
+) -> tuple[Part, Queries]:
+    """Draw queries of either kind by the seed; for an approximate index, those of its own come last in it."""
+    held = dict(zip(KINDS, source.held_out(), strict=True))
     others = [each for each in parts if each.kind != part.kind]
-    for each in (part, *others):
-        ids = each.table.column("id").to_pylist()
-        known = [place for place, key in enumerate(ids) if key in held[each.kind]] or range(len(ids))
-        share = config.queries // (1 + len(others))
-        chosen = sorted(known, key=lambda place: draw(config.seed, ids[place]))[:share]
-        made.append(each.rows[chosen])
-        places.append(np.array(chosen, np.int64) if each is part else np.full(len(chosen), -1))
-    order = np.random.default_rng(config.seed).permutation(sum(map(len, made)))
-    return np.concatenate(made)[order], np.concatenate(places)[order]
+    share = config.queries // (1 + len(others))
+    most = max(1, len(part.rows) // 10) if approximate else share
+    chosen = _drawn(part, held[part.kind], min(share, most), config.seed)
+    if approximate:
+        part, chosen = part.with_last(chosen), np.full(len(chosen), -1)
+        own = part.rows[len(part.rows) - len(chosen) :]
+    else:
+        own = part.rows[chosen]
+    foreign = [each.rows[_drawn(each, held[each.kind], share, config.seed)] for each in others]
+    rows = np.concatenate([own, *foreign])
+    places = np.concatenate([chosen, *(np.full(len(each), -1) for each in foreign)])
+    order = np.random.default_rng(config.seed).permutation(len(rows))
+    return part, Queries(rows[order], places[order], len(chosen) if approximate else 0)
+
+
+def _drawn(part: Part, held: set[str], count: int, seed: int) -> np.ndarray:
+    """Places of some entries, of those that were held out where there are any."""
+    ids = part.table.column("id").to_pylist()
+    known = [place for place, key in enumerate(ids) if key in held] or range(len(ids))
+    return np.array(sorted(known, key=lambda place: draw(seed, ids[place]))[:count], np.int64)

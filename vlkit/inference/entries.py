@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,11 +22,14 @@ from typing import Any, Literal
 import pandas as pd
 import pyarrow as pa
 
+from vlkit import console
 from vlkit.data import labels, tables
 from vlkit.data.captions import clean, text_id
 from vlkit.data.pairs import PAIR_COLUMNS, Pairs, read_pairs
+from vlkit.data.splits import draw
 from vlkit.errors import DataError
 from vlkit.models.features import picture_keys
+from vlkit.settings import read_yaml
 from vlkit.storage import Location, json_text
 
 Kind = Literal["texts", "images"]
@@ -50,10 +53,12 @@ class Source:
         pairs: matching rows, without those that augment wrote.
         texts: of a table: its rows.
         fingerprint: of the content.
+        script: of the texts, as prep was told.
     """
 
     location: Location
     fingerprint: str
+    script: str | None = None
     pairs: Pairs | None = None
     texts: Sequence[dict[str, Any]] = ()
 
@@ -68,17 +73,23 @@ class Source:
             DataError: there is nothing, or it is damaged.
         """
         if not location.is_remote and location.path.is_file() and not _has_pictures(location.path):
-            rows = list(_texts_of_table(location.path))[:limit]
+            described = location.path.parent / "data.yaml"
+            settings = read_yaml(described).get("settings") if described.is_file() else None
+            script = settings.get("script") if isinstance(settings, dict) else None
+            rows = _texts_of_table(location.path, persian=script == "persian")
             if not rows:
                 raise DataError(f"{location} has no texts", hint="a row a text, in a column called text")
+            kept = {row["text_id"] for row in sorted(rows, key=lambda row: draw(seed, row["text_id"]))[:limit]}
+            rows = [row for row in rows if row["text_id"] in kept]
             content = json_text([[row["text_id"], row["text"]] for row in rows])
-            return cls(location, hashlib.sha256(content.encode()).hexdigest()[:20], texts=rows)
+            return cls(location, hashlib.sha256(content.encode()).hexdigest()[:20], script, texts=rows)
         pairs = read_pairs(location)
         own = pairs.positives()
         own = replace(own, frame=own.frame[own.frame["origin"] != "augmented"].reset_index(drop=True))
         if not len(own):
             raise DataError(f"{location} has no rows to index", hint="see its rejects.csv, and run prep again")
-        return cls(location, pairs.fingerprint, pairs=own.limited(limit, seed))
+        script = pairs.described.get("settings", {}).get("script")
+        return cls(location, pairs.fingerprint, script, pairs=own.limited(limit, seed))
 
     def entries(self, kind: Kind) -> pa.Table:
         """All of one kind, each once.
@@ -119,22 +130,35 @@ def _has_pictures(path: Path) -> bool:
     return "image" in first
 
 
-def _texts_of_table(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a docstore.parquet, or of a table that somebody made: each text once."""
-    seen = set()
+def _texts_of_table(path: Path, *, persian: bool) -> list[dict[str, Any]]:
+    """The rows of a docstore.parquet, or of a table that somebody made: each text once.
+
+    Raises:
+        DataError: a row that is none, or has no text; names it.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    empty = other = 0
     for where, record in tables.records(path):
         if isinstance(record, tables.BadLine):
             raise DataError(f"{where}: {record.reason}")
         if "text" not in record:
             raise DataError(f"{where}: no column 'text'", hint=f"it has {', '.join(map(str, record))}")
-        text = clean(record["text"])
-        known = record.get("text_id") or text_id(text)
-        if not text or known in seen:
+        if not isinstance(record["text"], str | None):
+            raise DataError(f"{where}: {record['text']!r} is no text")
+        text = clean(record["text"], persian=persian)
+        known = str(record.get("text_id") or text_id(text))
+        empty += not text
+        other += known in found and found[known]["text"] != text
+        if not text or known in found:
             continue
-        seen.add(known)
         group = record.get("text_group")
-        group = [known] if group is None else tables.values(group) if not isinstance(group, list) else group
-        yield {**record, "text": text, "text_id": known, "group": group}
+        group = [known] if group is None else group if isinstance(group, list) else tables.values(group)
+        found[known] = {**record, "text": text, "text_id": known, "group": group}
+    if empty:
+        console.warn(f"{path}: {empty} rows have no text: they are left out")
+    if other:
+        console.warn(f"{path}: {other} rows have the text_id of an earlier row and another text: they are left out")
+    return list(found.values())
 
 
 def _texts_of(pairs: Pairs) -> pa.Table:
@@ -174,7 +198,7 @@ def _table(kind: Kind, rows: Iterable[dict[str, Any]]) -> pa.Table:
                 "text": row["text"],
                 "path": row.get("path"),
                 "group": list(map(str, row["group"])),
-                "class": row["class_name"] if _is(row.get("class_name")) else None,
+                "class": str(row["class_name"]) if _is(row.get("class_name")) else None,
                 "metadata": json_text(further),
                 "key": row["key"],
             }

@@ -22,6 +22,10 @@ FLAT_BELOW, GRAPH_BELOW = 200_000, 3_000_000
 LINKS, BUILD_EFFORT = 32, 120
 # Training an 8-bit code needs 256 rows, and a few more to be any good.
 LEAST_FOR_CODES = 1_000
+# What k-means learns from, rows a centre, and how often it goes over them.
+POINTS, ROUNDS = 64, 12
+# Hits that an approximate search is tuned on; for more it tries harder, for fewer as hard.
+FIRST = 10
 # IVF-PQ proposes this many times the hits that are asked for.
 CANDIDATES = 16
 # What a filter leaves is compared row by row up to this many: a graph would not find its way through so few.
@@ -72,12 +76,18 @@ class Nearest:
                 raise UsageError(told, hint="--type flat is exact, and fast at this size")
             lists = min(int(4 * math.sqrt(count)), count // 39)
             parts = max(part for part in range(1, max(2, width // 4 + 1)) if width % part == 0)
-            index = faiss.index_factory(width, f"IVF{lists},PQ{parts},Refine(SQfp16)", faiss.METRIC_INNER_PRODUCT)
+            index = faiss.index_factory(width, f"IVF{lists},PQ{parts}np,Refine(SQfp16)", faiss.METRIC_INNER_PRODUCT)
             coarse = faiss.downcast_index(index.base_index)
-            coarse.cp.min_points_per_centroid = coarse.pq.cp.min_points_per_centroid = 1
+            for clusters in (coarse.cp, coarse.pq.cp):
+                clusters.min_points_per_centroid, clusters.max_points_per_centroid = 1, POINTS
+                clusters.niter = ROUNDS
             index.train(rows)
         index.add(rows)
-        return cls(index, kind, 0 if kind == "flat" else 16)
+        return cls(index, kind, 0 if kind == "flat" else FIRST)
+
+    def add(self, rows: np.ndarray) -> None:
+        """More rows, behind those that are there."""
+        self.index.add(np.ascontiguousarray(rows, np.float32))
 
     @classmethod
     def read(cls, path: Path, kind: IndexType, effort: int) -> Nearest:
@@ -138,7 +148,9 @@ class Nearest:
             return np.zeros((len(queries), k), np.float32), np.zeros((len(queries), k), np.int64)
         if allowed is not None and self.type != "flat" and allowed.sum() <= EXACT_UP_TO:
             return self._among(queries, k, np.flatnonzero(allowed))
-        scores, places = self.index.search(queries, k, params=self._how(allowed))
+        asked = k if self.type == "flat" else min(max(k, FIRST), len(self))
+        scores, places = self.index.search(queries, asked, params=self._how(asked, allowed))
+        scores, places = scores[:, :k], places[:, :k]
         if allowed is not None and (places < 0).any():
             return self._among(queries, k, np.flatnonzero(allowed))
         return scores, places
@@ -148,14 +160,14 @@ class Nearest:
         scores, found = faiss.knn(queries, self.rows(places), k, metric=faiss.METRIC_INNER_PRODUCT)
         return scores, places[found]
 
-    def _how(self, allowed: np.ndarray | None) -> faiss.SearchParameters | None:
-        """FAISS' parameters; the fewer rows a filter leaves, the harder is tried."""
+    def _how(self, k: int, allowed: np.ndarray | None) -> faiss.SearchParameters | None:
+        """FAISS' parameters; the more hits are wanted, and the fewer rows a filter leaves, the harder is tried."""
         share, chosen = 1.0, {}
         if allowed is not None:
             share = float(allowed.mean())
             bits = np.packbits(allowed, bitorder="little")
             chosen = {"sel": faiss.IDSelectorBitmap(bits)}
-        effort = min(self.most_effort, math.ceil(self.effort / share))
+        effort = min(self.most_effort, math.ceil(self.effort / share * max(1, k / FIRST)))
         if self.type == "hnsw":
             return faiss.SearchParametersHNSW(efSearch=effort, **chosen)
         if self.type == "ivf-pq":

@@ -53,7 +53,8 @@ def refuse_unknown(index: Index, filters: Filters) -> None:
         if not known:
             further = {key for kind in index.nearest for each in _metadata(index, kind) for key in each}
             told = f"nothing in {index.location} has a {name}"
-            raise UsageError(f"--filter: {told}", hint=nearest(name, [*OWN, *sorted(further)]))
+            others = [each for each in (*OWN, *sorted(further)) if each != name]
+            raise UsageError(f"--filter: {told}", hint=nearest(name, others))
         if values.isdisjoint(known):
             value = sorted(values)[0]
             told = f"nothing in {index.location} has {name}={value}"

@@ -23,15 +23,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlkit.errors import ArtifactError, UsageError
+from vlkit.errors import ArtifactError, DataError, UsageError
 from vlkit.inference.entries import KINDS, SCHEMA, Kind
 from vlkit.inference.faiss_index import PARAMETERS, Nearest
-from vlkit.remote import MANIFEST, Remote, hash_of, local_folder
+from vlkit.remote import MANIFEST, VERSIONS, Remote, hash_of, local_folder
 from vlkit.settings import read_yaml, yaml_text
 from vlkit.storage import Location, folder_written_whole, json_text
 
 VERSION = 1
+SHOWN = ("id", "text", "path", "class", "group", "metadata")
 ABOUT, DOCSTORE = "index.yaml", "docstore.parquet"
+KNOWN = {ABOUT, DOCSTORE, *(f"{kind}.faiss" for kind in KINDS)}
 AGAIN = "build it again: vlkit index"
 ATTEMPTS = 5
 
@@ -62,10 +64,13 @@ class Index:
 
     def rows(self, kind: Kind, places: np.ndarray) -> list[dict[str, Any]]:
         """Entries by their places in a kind's index."""
-        rows: list[dict[str, Any]] = self.table.take(self.first_row(kind) + places.clip(min=0)).to_pylist()
-        for row in rows:
-            row["metadata"] = json.loads(row["metadata"] or "{}")
-        return rows
+        first = self.first_row(kind)
+        return [{name: column[first + place].as_py() for name, column in self._shown} for place in places.tolist()]
+
+    @cached_property
+    def _shown(self) -> list[tuple[str, pa.Array]]:
+        """The columns of an entry, each in one piece: a value is found at once."""
+        return [(name, self.table.column(name).combine_chunks()) for name in SHOWN]
 
     def column(self, kind: Kind, name: str) -> pa.ChunkedArray:
         """One of the docstore's columns, of a kind."""
@@ -120,7 +125,11 @@ def open_index(location: Location) -> Index:
         ArtifactError: it is none, or damaged, or its parts do not belong together; says which.
     """
     if location.is_remote:
-        return _opened(location, local_folder(location))
+        try:
+            return _opened(location, local_folder(location))
+        except DataError:
+            told = f"there is no index {location}: it has no {MANIFEST}"
+            raise ArtifactError(told, hint=f"make one: vlkit index --run RUN --out {location}") from None
     folder = location.path
     for _ in range(ATTEMPTS):
         before = _identity(folder)
@@ -143,12 +152,12 @@ def refuse_other(location: Location) -> None:
         UsageError: names the folder.
     """
     if location.is_remote:
-        there = Remote(location).listing()
-        other = bool(there) and not ({ABOUT, MANIFEST} & set(there))
+        there = {name for name in Remote(location).listing() if not name.startswith(f"{VERSIONS}/")}
+    elif location.path.is_file():
+        there = {"a file"}
     else:
-        folder = location.path
-        other = folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / ABOUT).is_file()))
-    if other:
+        there = {path.name for path in location.path.iterdir()} if location.path.exists() else set()
+    if there and not (MANIFEST in there and ABOUT in there and there <= {MANIFEST, *KNOWN}):
         raise UsageError(f"--out {location} exists and is no index", hint="choose another folder: it would be replaced")
 
 
@@ -172,8 +181,7 @@ def _verify(folder: Path) -> None:
         raise ArtifactError(f"{folder} is no index: it has no {MANIFEST}", hint=AGAIN) from None
     except (OSError, ValueError, KeyError, TypeError):
         raise ArtifactError(f"{folder / MANIFEST} is damaged", hint=AGAIN) from None
-    known = {ABOUT, DOCSTORE, *(f"{kind}.faiss" for kind in KINDS)}
-    if not {ABOUT, DOCSTORE} <= set(hashes) <= known:
+    if not {ABOUT, DOCSTORE} <= set(hashes) <= KNOWN:
         raise ArtifactError(f"{folder / MANIFEST} is not that of an index", hint=AGAIN)
     for name, wanted in hashes.items():
         try:

@@ -17,7 +17,7 @@ from vlkit.evaluation.efficiency import query_latency
 from vlkit.inference import embedder as embedders
 from vlkit.inference import index_folder
 from vlkit.inference.embedder import Embedder
-from vlkit.inference.embedding import Part, embedded, held_out_queries
+from vlkit.inference.embedding import Part, Queries, embedded, held_out_queries
 from vlkit.inference.entries import KINDS, Kind, Source
 from vlkit.inference.faiss_index import PARAMETERS, Nearest, index_bytes, type_for
 from vlkit.inference.index_folder import Index
@@ -25,7 +25,7 @@ from vlkit.inference.tuning import Found, tuned
 from vlkit.models.opening import config_of
 from vlkit.presets import only_prepared_folder
 from vlkit.runs import Run
-from vlkit.storage import Location, existing, refuse_unwritable, size_of
+from vlkit.storage import Location, existing, json_text, refuse_unwritable, size_of
 
 # Bytes of a docstore's row beside its text, about.
 ROW_BYTES = 200
@@ -52,43 +52,59 @@ def index(config: IndexConfig, *, dry_run: bool) -> dict[str, Any]:
         return _planned(config, out, tables, types, _width(config, run))
     before = _to_update(config, out)
     precision = config.precision or (run.config().get("precision") if run else None)
-    script = source.pairs.described.get("settings", {}).get("script") if source.pairs else None
-    embedder = Embedder.of(embedders.open_towers(said), precision, persian=script == "persian")
-    needed = _needed(tables, types, embedder.towers.width)
-    _refuse_full(out, needed)
-    identity = embedder.identity()
-    if before is not None and before.about.get("weights") != identity["weights"]:
-        told = f"{out} was made with another model ({before.about['model']['name']}): its vectors cannot be used again"
-        raise ArtifactError(told, hint="leave out --update to build it anew")
-    parts = [embedded(embedder, config, source, kind, table, before) for kind, table in tables.items()]
-    if before is not None and _unchanged(before, parts, types):
-        console.result(f"{out} is up to date: nothing is new, changed or gone")
-        return before.about
-    searched, nearest = {}, {}
-    for part in parts:
-        nearest[part.kind], found = _built(part, types[part.kind], embedder, config, source, parts)
-        searched[part.kind] = _facts(part, nearest[part.kind], found)
-    latency, late = query_latency(embedder.towers, source.some_texts(), embedder.precision)
+    if before is not None:
+        precision = config.precision or before.about["model"]["precision"]
+    embedder = Embedder.of(embedders.open_towers(said), precision, persian=source.script == "persian")
+    _refuse_full(out, _needed(tables, types, embedder.towers.width))
     about = {
-        "vlkit": __version__,
-        "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "model": {**said, "precision": embedder.precision},
-        **identity,
+        **embedder.identity(),
         "data": {
             "path": str(data.absolute),
             "fingerprint": source.fingerprint,
-            "script": script,
+            "script": source.script,
             "limit": config.limit,
         },
         "width": embedder.towers.width,
-        "searched": searched,
         "target_recall": config.target_recall,
+    }
+    if before is not None:
+        _refuse_other_model(before, about)
+    parts = [embedded(embedder, config, source, kind, table, before) for kind, table in tables.items()]
+    drawn = {part.kind: held_out_queries(part, types[part.kind] != "flat", config, source, parts) for part in parts}
+    table = pa.concat_tables([part.table for part, _ in drawn.values()])
+    if before is not None and _unchanged(before, table, types, config):
+        console.result(f"{out} is up to date: nothing is new, changed or gone")
+        return {"index": str(out), **before.about}
+    searched, nearest = {}, {}
+    for kind, (part, queries) in drawn.items():
+        nearest[kind], found = _built(part, types[kind], queries, config)
+        searched[kind] = _facts(part, nearest[kind], found)
+    latency, late = query_latency(embedder.towers, source.some_texts(), embedder.precision)
+    about |= {
+        "searched": searched,
         "encoding_ms": latency * 1000,
         "encoding_ms_p95": late * 1000,
+        "vlkit": __version__,
+        "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-    index_folder.write(out, about, pa.concat_tables([part.table for part in parts]), nearest)
+    index_folder.write(out, about, table, nearest)
     _tell(out, about)
-    return {"index": str(out), **about}
+    return {"index": str(out), "schema": index_folder.VERSION, **about}
+
+
+def _refuse_other_model(before: Index, about: dict[str, Any]) -> None:
+    """An index is added to by the model that made it, or not at all.
+
+    Raises:
+        ArtifactError: says what differs.
+    """
+    pairs = [(name, before.about.get(name), about[name]) for name in ("weights", "preprocessing")]
+    pairs.append(("precision", before.about["model"]["precision"], about["model"]["precision"]))
+    for name, old, new in pairs:
+        if json_text(old) != json_text(new):
+            told = f"{before.location} was made with another model: its vectors, of other {name}, cannot be used again"
+            raise ArtifactError(told, hint="leave out --update to build it anew")
 
 
 def _default_name(config: IndexConfig) -> str:
@@ -148,19 +164,19 @@ def _to_update(config: IndexConfig, out: Location) -> Index | None:
     return index_folder.open_index(out)
 
 
-def _unchanged(before: Index, parts: list[Part], types: dict[Kind, IndexType]) -> bool:
+def _unchanged(before: Index, table: pa.Table, types: dict[Kind, IndexType], config: IndexConfig) -> bool:
     same_types = {kind: nearest.type for kind, nearest in before.nearest.items()} == types
-    return same_types and before.table.equals(pa.concat_tables([part.table for part in parts]))
+    return same_types and before.about.get("target_recall") == config.target_recall and before.table.equals(table)
 
 
-def _built(
-    part: Part, kind: IndexType, embedder: Embedder, config: IndexConfig, source: Source, parts: list[Part]
-) -> tuple[Nearest, Found]:
-    """The index of one kind, tuned and measured."""
+def _built(part: Part, kind: IndexType, queries: Queries, config: IndexConfig) -> tuple[Nearest, Found]:
+    """The index of one kind, tuned and measured without the rows that are queries, which then come in, too."""
     if kind != "flat":
         console.say(f"{part.kind}: building {kind} of {len(part.rows):,} rows")
-    queries, own = held_out_queries(part, embedder, config, source, parts)
-    nearest, found = tuned(Nearest.build(part.rows, kind), part.rows, queries, own, config.target_recall)
+    rows = part.rows[: len(part.rows) - queries.last]
+    nearest, found = tuned(Nearest.build(rows, kind), rows, queries.rows, queries.own, config.target_recall)
+    if queries.last:
+        nearest.add(part.rows[len(rows) :])
     if not found.reached:
         told = f"{part.kind}: {kind} finds {found.recall:.3f} of the exact ten first"
         console.warn(f"{told}, {config.target_recall:g} was demanded; --type flat finds all")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import defaultdict
 from collections.abc import Sequence
@@ -65,8 +66,8 @@ class Hit:
 
     def facts(self) -> dict[str, Any]:
         """For JSON."""
-        shown = {key: self.entry[key] for key in ("id", "text", "path", "class", "group", "metadata")}
-        return {"score": round(self.score, 6), "row": self.place, **shown}
+        further = json.loads(self.entry["metadata"] or "{}")
+        return {"score": round(self.score, 6), "row": self.place, **self.entry, "metadata": further}
 
 
 @dataclass
@@ -108,7 +109,9 @@ class Searcher:
         Raises:
             UsageError: names the nearest value that something has.
         """
-        filtering.refuse_unknown(self.index, filtering.parsed(filters))
+        lines = tuple(filters)
+        if lines and not any(self._mask(kind, lines).any() for kind in self.index.nearest):
+            filtering.refuse_unknown(self.index, filtering.parsed(lines))
 
     def locate(self, key: str) -> tuple[Kind, int]:
         """An entry by its id.
@@ -177,16 +180,14 @@ class Searcher:
             for answer in answers:
                 answer.notes.append(f"{ask.k} {kind} were asked for: there are {possible}")
         scores, places = self.index.nearest[kind].search(queries, ask.k + itself, mask)
-        rows = self.index.rows(kind, places.reshape(-1))
         found = []
-        for number in range(len(queries)):
-            first = number * places.shape[1]
-            hits = [
-                Hit(kind, int(place), float(score), rows[first + position])
-                for position, (place, score) in enumerate(zip(places[number], scores[number], strict=True))
-                if place >= 0 and not (itself and place == ask.like[1])  # type: ignore[index]
-            ]
-            found.append(hits[: ask.k])
+        for some, cosines in zip(places, scores, strict=True):
+            kept = some >= 0
+            if itself and ask.like is not None:
+                kept &= some != ask.like[1]
+            some, cosines = some[kept][: ask.k], cosines[kept][: ask.k]
+            rows = zip(some.tolist(), cosines.tolist(), self.index.rows(kind, some), strict=True)
+            found.append([Hit(kind, *row) for row in rows])
         return found
 
     def _mask(self, kind: Kind, lines: tuple[str, ...]) -> np.ndarray:

@@ -32,7 +32,7 @@ async function asked(request) {
     const answer = await response.json().catch(() => ({}));
     if (mine !== latest) return;
     if (!response.ok) {
-      const what = answer.error || (answer.detail && answer.detail[0] && answer.detail[0].msg) || "it failed: " + response.status;
+      const what = answer.error || "it failed: " + response.status;
       tell(answer.hint ? what + " (" + answer.hint + ")" : what, true);
       return;
     }

@@ -11,9 +11,8 @@ import torch  # noqa: F401  (before faiss)
 import faiss  # isort: skip
 import numpy as np
 
-from vlkit.inference.faiss_index import Nearest
+from vlkit.inference.faiss_index import FIRST, Nearest
 
-FIRST = 10
 # Cosines of the same two rows, summed in another order, differ by less.
 SAME = 1e-5
 TIMED = 200

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import fastapi_offline
+import numpy as np
 from fastapi import FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 from pydantic import BaseModel, Field
 from starlette.datastructures import MutableHeaders
@@ -37,8 +39,8 @@ from vlkit.storage import Location
 FILES = Path(__file__).parent
 MOST_CHARACTERS = 4000
 THUMBNAIL, QUALITY, KEPT_THUMBNAILS = 320, 82, 2000
-# Uploads that are held in memory at once.
-UPLOADS_AT_ONCE, UPLOAD_SECONDS = 4, 30
+# Bytes of uploads that are held in memory at once, the time that one may take, and its pixels.
+MOST_HELD, UPLOAD_SECONDS, MOST_PIXELS = 2**28, 30, 24_000_000
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -159,37 +161,50 @@ class Served:
             max_upload: bytes that a picture may have.
         """
         self.searchers, self.max_upload = list(searchers), max_upload
+        names, places = [each.index.name for each in searchers], [str(each.index.location) for each in searchers]
+        self.names = names if len({*names}) == len(names) else places
         # One thread computes: threads that take turns on the same cores would only be slower. Another one decodes.
         self.computing, self.decoding = ThreadPoolExecutor(1, "compute"), ThreadPoolExecutor(1, "decode")
         self.queues: list[Waiting[Ask, Answer]] = [Waiting(each.answer, self.computing) for each in searchers]
-        self.uploads = asyncio.Semaphore(UPLOADS_AT_ONCE)
+        self.held = 0
         self.thumbnails: OrderedDict[tuple[int, int], bytes] = OrderedDict()
 
     async def ask(self, asks: Sequence[Ask | None]) -> dict[str, Any]:
         """The answer of every index to its own form of a query; None: it has none to give."""
-        live = [(number, ask) for number, ask in enumerate(asks) if ask is not None]
+        held = [each.index.nearest for each in self.searchers]
+        live = [
+            (number, ask) for number, ask in enumerate(asks) if ask and (ask.of == "both" or ask.of in held[number])
+        ]
+        if not live:
+            raise UsageError("no index holds any of these")
         answers = await asyncio.gather(*(self.queues[number](ask) for number, ask in live))
         by_number = dict(zip((number for number, _ in live), answers, strict=True))
-        absent = {"notes": ["this index does not hold that entry"]}
+        absent = {"notes": ["this index holds none of these"]}
         return {
             "results": [
-                {"index": each.index.name, **(_given(by_number[number], number) if number in by_number else absent)}
+                {"index": self.names[number], **(_given(by_number[number], number) if number in by_number else absent)}
                 for number, each in enumerate(self.searchers)
             ]
         }
 
     async def check(self, filters: Sequence[str]) -> None:
         """Refuse a filter that nothing passes in any index."""
-        if filters:
-            loop = asyncio.get_running_loop()
-            for each in self.searchers:
-                await loop.run_in_executor(self.computing, each.check, tuple(filters))
+        refusals: list[UsageError] = []
+        for each in self.searchers if filters else ():
+            try:
+                await asyncio.get_running_loop().run_in_executor(self.computing, each.check, tuple(filters))
+                return
+            except UsageError as error:
+                refusals.append(error)
+        if refusals:
+            raise refusals[0]
 
-    async def received(self, request: Request) -> bytes:
-        """The body of an upload, never more of it than is allowed.
+    async def received(self, request: Request) -> list[np.ndarray]:
+        """An upload, as each model sees it; never more of it is held than is allowed.
 
         Raises:
-            TooLarge: there is more.
+            TooLarge, TooSlow: there is more, or it does not come. Full: too many come at once.
+            DataError: it is no picture, or one of too many pixels.
         """
         told = TooLarge(f"a picture may have {self.max_upload / 2**20:g} MB", hint="send a smaller one")
         if int(request.headers.get("content-length") or 0) > self.max_upload:
@@ -199,20 +214,20 @@ class Served:
             async with asyncio.timeout(UPLOAD_SECONDS):
                 async for part in request.stream():
                     content += part
+                    self.held += len(part)
                     if len(content) > self.max_upload:
                         raise told
+                    if self.held > max(MOST_HELD, self.max_upload):
+                        raise Full
+            return await asyncio.get_running_loop().run_in_executor(self.decoding, self._decoded, bytes(content))
         except TimeoutError:
             raise TooSlow(f"the picture did not come within {UPLOAD_SECONDS} seconds") from None
-        return bytes(content)
+        finally:
+            self.held -= len(content)
 
-    async def pixels(self, content: bytes) -> list[Any]:
-        """An upload, decoded, as each model sees it."""
-
-        def decode() -> list[Any]:
-            picture = images.decoded(io.BytesIO(content))
-            return [each.embedder.pixels(picture) for each in self.searchers]
-
-        return await asyncio.get_running_loop().run_in_executor(self.decoding, decode)
+    def _decoded(self, content: bytes) -> list[np.ndarray]:
+        picture = images.decoded(io.BytesIO(content), most_pixels=MOST_PIXELS)
+        return [each.embedder.pixels(picture) for each in self.searchers]
 
     async def thumbnail(self, number: int, row: int) -> bytes:
         """A small JPEG of a picture that an index lists."""
@@ -273,7 +288,7 @@ def _searches(app: FastAPI, served: Served) -> None:
 
     @app.get("/api/indexes", response_model=list[Described], summary="What is served")
     async def indexes() -> list[dict[str, Any]]:
-        return [_described(each) for each in served.searchers]
+        return [_described(name, each) for name, each in zip(served.names, served.searchers, strict=True)]
 
     @app.get("/api/search", response_model=Found, responses=REFUSED, summary="Search by words")
     async def search(
@@ -301,9 +316,7 @@ def _searches(app: FastAPI, served: Served) -> None:
         filters: FilterQuery = [],  # noqa: B006
     ) -> dict[str, Any]:
         await served.check(filters)
-        async with served.uploads:
-            content = await served.received(request)
-            pixels = await served.pixels(content)
+        pixels = await served.received(request)
         return await served.ask([Ask(pixels=each, k=k, of=of, filters=tuple(filters)) for each in pixels])
 
     @app.get("/api/like", response_model=Found, responses=REFUSED, summary="Search by an entry")
@@ -318,8 +331,6 @@ def _searches(app: FastAPI, served: Served) -> None:
         for each in served.searchers:
             held = any(id in places for places in each.index.places.values())
             asks.append(Ask(like=each.locate(id), k=k, of=of, filters=tuple(filters)) if held else None)
-        if not any(asks):
-            raise UsageError(f"no index holds anything with the id {id!r}")
         return await served.ask(asks)
 
     @app.get(
@@ -334,8 +345,10 @@ def _searches(app: FastAPI, served: Served) -> None:
             return JSONResponse({"error": "there is no such picture", "hint": None}, 404)
         try:
             content = await served.thumbnail(index, row)
-        except (VlkitError, OSError) as error:
-            return JSONResponse({"error": f"the picture is not to be had: {error}", "hint": None}, 404)
+        except (VlkitError, OSError):
+            return JSONResponse(
+                {"error": "the picture is not to be had: its file is gone or changed", "hint": None}, 404
+            )
         return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
 
 
@@ -348,10 +361,10 @@ def _given(answer: Answer, number: int) -> dict[str, Any]:
     return facts
 
 
-def _described(searcher: Searcher) -> dict[str, Any]:
+def _described(name: str, searcher: Searcher) -> dict[str, Any]:
     about, counts = searcher.index.about, {kind: len(each) for kind, each in searcher.index.nearest.items()}
     return {
-        "name": searcher.index.name,
+        "name": name,
         "model": about["model"]["name"],
         "untouched": about["model"]["untouched"],
         "texts": counts.get("texts", 0),
@@ -388,6 +401,11 @@ def _refusals(app: FastAPI) -> None:
         # What of an upload is still to come need not come.
         close = {"Connection": "close"} if status in (408, 413) else {}
         return JSONResponse({"error": error.message, "hint": error.hint}, status, headers=close)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        told = "; ".join(f"{each['loc'][-1]}: {each['msg']}" for each in error.errors())
+        return JSONResponse({"error": told, "hint": None}, 422)
 
     @app.exception_handler(Full)
     async def full(_: Request, error: Full) -> JSONResponse:
