@@ -33,7 +33,7 @@ pytest.importorskip("fastapi", reason="needs vlkit[serve]")
 import uvicorn
 
 from vlkit.data import images
-from vlkit.inference import web
+from vlkit.inference import served
 from vlkit.inference.searching import Searcher
 from vlkit.inference.waiting import Full, Waiting
 from vlkit.inference.web import MOST_CHARACTERS, app_of
@@ -212,7 +212,7 @@ def test_uploads_that_are_no_picture(server, monkeypatch):
 
 def test_a_large_jpeg_is_taken_smaller_and_other_large_pictures_are_refused(server, monkeypatch):
     """Few bytes can be many pixels: they are counted before they take memory."""
-    monkeypatch.setattr(web, "MOST_PIXELS", 10_000)
+    monkeypatch.setattr(served, "MOST_PIXELS", 10_000)
     status, _, content = server.ask("/api/search", packed((120, 90)))
     assert status == 422 and "it has 120 x 90 pixels" in json.loads(content)["error"]
     assert server.json("/api/search", packed((100, 100)))["results"]
@@ -230,7 +230,7 @@ def test_a_large_jpeg_is_taken_smaller_and_other_large_pictures_are_refused(serv
 
 def test_uploads_that_do_not_come_hold_nobody_up(server, monkeypatch):
     """Four that stall, and a fifth; and one that never ends is sent away."""
-    monkeypatch.setattr(web, "UPLOAD_SECONDS", 1.0)
+    monkeypatch.setattr(served, "UPLOAD_SECONDS", 1.0)
     stalled = [http.client.HTTPConnection("127.0.0.1", server.port, timeout=30) for _ in range(6)]
     for connection in stalled:
         connection.putrequest("POST", "/api/search")
@@ -242,7 +242,7 @@ def test_uploads_that_do_not_come_hold_nobody_up(server, monkeypatch):
     assert time.monotonic() - began < 0.9
     assert {connection.getresponse().status for connection in stalled} == {408}
     assert server.app.state.served.held == 0
-    monkeypatch.setattr(web, "MOST_HELD", 1000)
+    monkeypatch.setattr(served, "MOST_HELD", 1000)
     monkeypatch.setattr(server.app.state.served, "held", 2 * LIMIT)
     assert server.ask("/api/search", packed((30, 30)))[0] == 503
 

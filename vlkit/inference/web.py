@@ -7,17 +7,12 @@ Nothing it sends loads anything from elsewhere, and its headers forbid it.
 
 from __future__ import annotations
 
-import asyncio
-import io
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import fastapi_offline
-import numpy as np
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
@@ -29,18 +24,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vlkit import __version__
 from vlkit.config_search import MOST_HITS, Of
-from vlkit.data import images
 from vlkit.errors import DataError, UsageError, VlkitError
-from vlkit.inference.searching import Answer, Ask, Searcher
-from vlkit.inference.waiting import Full, Waiting
-from vlkit.remote import fetch_by_hash
-from vlkit.storage import Location
+from vlkit.inference.searching import Ask, Searcher
+from vlkit.inference.served import Served, TooLarge, TooSlow
+from vlkit.inference.waiting import Full
 
 FILES = Path(__file__).parent
 MOST_CHARACTERS = 4000
-THUMBNAIL, QUALITY, KEPT_THUMBNAILS = 320, 82, 2000
-# Bytes of uploads that are held in memory at once, the time that one may take, and its pixels.
-MOST_HELD, UPLOAD_SECONDS, MOST_PIXELS = 2**28, 30, 24_000_000
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -127,14 +117,6 @@ class Wrong(BaseModel):
     hint: str | None = None
 
 
-class TooLarge(VlkitError):
-    """An upload beyond the limit."""
-
-
-class TooSlow(VlkitError):
-    """An upload that does not end."""
-
-
 K = Annotated[int, Query(ge=1, le=MOST_HITS, description="hits of each kind")]
 OfQuery = Annotated[Of, Query(description="what to find")]
 FilterQuery = Annotated[
@@ -149,107 +131,6 @@ REFUSED: dict[int | str, dict[str, Any]] = {
 
 
 STATUS: dict[type[VlkitError], int] = {TooLarge: 413, TooSlow: 408, UsageError: 422, DataError: 422}
-
-
-class Served:
-    """The indexes behind the app, their queues, and the thread that works for all of them."""
-
-    def __init__(self, searchers: Sequence[Searcher], max_upload: int) -> None:
-        """Serve these.
-
-        Args:
-            max_upload: bytes that a picture may have.
-        """
-        self.searchers, self.max_upload = list(searchers), max_upload
-        names, places = [each.index.name for each in searchers], [str(each.index.location) for each in searchers]
-        self.names = names if len({*names}) == len(names) else places
-        # One thread computes: threads that take turns on the same cores would only be slower. Another one decodes.
-        self.computing, self.decoding = ThreadPoolExecutor(1, "compute"), ThreadPoolExecutor(1, "decode")
-        self.queues: list[Waiting[Ask, Answer]] = [Waiting(each.answer, self.computing) for each in searchers]
-        self.held = 0
-        self.thumbnails: OrderedDict[tuple[int, int], bytes] = OrderedDict()
-
-    async def ask(self, asks: Sequence[Ask | None]) -> dict[str, Any]:
-        """The answer of every index to its own form of a query; None: it has none to give."""
-        held = [each.index.nearest for each in self.searchers]
-        live = [
-            (number, ask) for number, ask in enumerate(asks) if ask and (ask.of == "both" or ask.of in held[number])
-        ]
-        if not live:
-            raise UsageError("no index holds any of these")
-        answers = await asyncio.gather(*(self.queues[number](ask) for number, ask in live))
-        by_number = dict(zip((number for number, _ in live), answers, strict=True))
-        absent = {"notes": ["this index holds none of these"]}
-        return {
-            "results": [
-                {"index": self.names[number], **(_given(by_number[number], number) if number in by_number else absent)}
-                for number, each in enumerate(self.searchers)
-            ]
-        }
-
-    async def check(self, filters: Sequence[str]) -> None:
-        """Refuse a filter that nothing passes in any index."""
-        refusals: list[UsageError] = []
-        for each in self.searchers if filters else ():
-            try:
-                await asyncio.get_running_loop().run_in_executor(self.computing, each.check, tuple(filters))
-                return
-            except UsageError as error:
-                refusals.append(error)
-        if refusals:
-            raise refusals[0]
-
-    async def received(self, request: Request) -> list[np.ndarray]:
-        """An upload, as each model sees it; never more of it is held than is allowed.
-
-        Raises:
-            TooLarge, TooSlow: there is more, or it does not come. Full: too many come at once.
-            DataError: it is no picture, or one of too many pixels.
-        """
-        told = TooLarge(f"a picture may have {self.max_upload / 2**20:g} MB", hint="send a smaller one")
-        if int(request.headers.get("content-length") or 0) > self.max_upload:
-            raise told
-        content = bytearray()
-        try:
-            async with asyncio.timeout(UPLOAD_SECONDS):
-                async for part in request.stream():
-                    content += part
-                    self.held += len(part)
-                    if len(content) > self.max_upload:
-                        raise told
-                    if self.held > max(MOST_HELD, self.max_upload):
-                        raise Full
-            return await asyncio.get_running_loop().run_in_executor(self.decoding, self._decoded, bytes(content))
-        except TimeoutError:
-            raise TooSlow(f"the picture did not come within {UPLOAD_SECONDS} seconds") from None
-        finally:
-            self.held -= len(content)
-
-    def _decoded(self, content: bytes) -> list[np.ndarray]:
-        picture = images.decoded(io.BytesIO(content), most_pixels=MOST_PIXELS)
-        return [each.embedder.pixels(picture) for each in self.searchers]
-
-    async def thumbnail(self, number: int, row: int) -> bytes:
-        """A small JPEG of a picture that an index lists."""
-        key = number, row
-        if key not in self.thumbnails:
-            made = await asyncio.get_running_loop().run_in_executor(self.decoding, self._thumbnail, number, row)
-            self.thumbnails[key] = made
-            while len(self.thumbnails) > KEPT_THUMBNAILS:
-                self.thumbnails.popitem(last=False)
-        return self.thumbnails[key]
-
-    def _thumbnail(self, number: int, row: int) -> bytes:
-        place = Location(self.searchers[number].index.column("images", "path")[row].as_py())
-        file = fetch_by_hash({place: ""})[place] if place.is_remote else place.path
-        picture, packed = images.upright(file, at_most=THUMBNAIL), io.BytesIO()
-        picture.save(packed, "JPEG", quality=QUALITY)
-        return packed.getvalue()
-
-    def close(self) -> None:
-        """Let the threads end."""
-        self.computing.shutdown(wait=False, cancel_futures=True)
-        self.decoding.shutdown(wait=False, cancel_futures=True)
 
 
 def app_of(searchers: Sequence[Searcher], *, max_upload: int, hosts: Sequence[str] = ("*",)) -> FastAPI:
@@ -350,15 +231,6 @@ def _searches(app: FastAPI, served: Served) -> None:
                 {"error": "the picture is not to be had: its file is gone or changed", "hint": None}, 404
             )
         return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
-
-
-def _given(answer: Answer, number: int) -> dict[str, Any]:
-    """An answer, with URLs of this server in the place of its files."""
-    facts = answer.facts()
-    for kind in answer.hits:
-        for hit in facts[kind]:
-            hit["picture"] = f"/api/pictures/{number}/{hit['row']}" if kind == "images" else None
-    return facts
 
 
 def _described(name: str, searcher: Searcher) -> dict[str, Any]:
