@@ -12,5 +12,9 @@ def test_the_tour(tmp_path, vlkit):
     assert str(tmp_path / "tour/runs/first") in outcome.err
     results = json.loads((tmp_path / "tour/runs/first/results.json").read_text())
     assert results["baseline"]["text_to_image"]["queries"] >= 400
+    # An index of all of it, and a search, with hits of either kind.
+    assert "recall@10" in outcome.out and "“a chocolate flan" in outcome.out
+    assert outcome.out.rstrip().count(".jpg") >= 3
+    assert (tmp_path / "tour/indexes/first/index.yaml").is_file()
     again = vlkit("quickstart", "--out", tmp_path / "tour")
     assert (again.code, "not empty" in again.err) == (2, True)

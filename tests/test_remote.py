@@ -374,3 +374,29 @@ def test_augment_touches_no_picture_of_somebody_else_and_fetches_few_to_forecast
     finally:
         server.puts_left = None
     assert vlkit("prep", "--domain", "recipes", *source, "--out", zone, "--no-check-images").code == 0
+
+
+def test_an_index_lies_in_s3(lake, trained, tmp_path, vlkit):
+    """Written, searched, updated; a file that is not the manifest's, and a place without one, are told."""
+    place = "s3://fine-tuning-zone/indexes/soups"
+    made = ("index", "--run", trained, "--out", place)
+    outcome = vlkit(*made, "--json")
+    assert outcome.code == 0, outcome.err
+    assert vlkit("index", "--run", trained, "--out", tmp_path / "here").code == 0
+    ask = ("a red soup", "-k", 3, "--json")
+    there, here = (vlkit("search", "--index", index, *ask) for index in (place, tmp_path / "here"))
+    assert there.code == 0, there.err
+    assert there.json()["queries"] == here.json()["queries"]
+    assert "up to date" in vlkit(*made, "--update").out
+    fewer = vlkit(*made, "--update", "--limit", 10, "--json").json()["searched"]
+    assert fewer["texts"]["embedded"] == 0 and fewer["texts"]["count"] <= 10
+    assert len(vlkit("search", "--index", place, "soup", "-k", 900, "--json").json()["queries"][0]["texts"]) <= 10
+    nothing = vlkit("search", "--index", "s3://fine-tuning-zone/indexes/nothing", "soup")
+    assert nothing.code == 6 and "there is no index s3://" in nothing.err
+    (version,) = {name.split("/")[4] for name in lake.find("fine-tuning-zone/indexes/soups/.versions")}
+    with lake.open(f"fine-tuning-zone/indexes/soups/.versions/{version}/texts.faiss", "wb") as file:
+        file.write(b"half")
+    assert vlkit("search", "--index", place, "soup").code == 6
+    lake.pipe("fine-tuning-zone/mine/notes.txt", b"mine")
+    other = vlkit("index", "--run", trained, "--out", "s3://fine-tuning-zone/mine")
+    assert other.code == 2 and "is no index" in other.err and lake.exists("fine-tuning-zone/mine/notes.txt")

@@ -18,7 +18,7 @@ from vlkit.storage import Location
 
 MODEL = "tiny-siglip"
 # Words that no sample recipe has in this order.
-QUERY = "a chocolate flan, pastry stars around it, on a green plate"
+QUERY = "a chocolate flan, pastry stars around it, on a blue plate"
 
 
 def quickstart(config: QuickstartConfig) -> dict[str, Any]:

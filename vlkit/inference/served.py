@@ -1,4 +1,4 @@
-"""What stands behind the page: the indexes, the queues in front of them, uploads and thumbnails, each within its limits."""
+"""Behind the page: the indexes, the queues in front of them, uploads and thumbnails, each within its limits."""
 
 from __future__ import annotations
 
