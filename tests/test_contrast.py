@@ -119,7 +119,7 @@ def test_micro_batches_give_the_gradients_of_the_batch(name, loss, mode, tiny):
             assert found[key].item() == pytest.approx(expected[key].item(), rel=1e-4, abs=1e-7)
 
 
-@pytest.mark.parametrize("name", ["tiny-siglip", "tiny-clip"])
+@pytest.mark.parametrize("name", ["tiny-siglip", pytest.param("tiny-clip", marks=pytest.mark.slow)])
 def test_weights_after_twenty_steps(name, tiny):
     ends = []
     for micro in (None, 1, 3, 7):

@@ -129,8 +129,8 @@ TASKS = [
 ]
 
 
-# Processes take long to start: the default suite has the two hardest tasks, the slow one the others.
-SLOW = ("softmax", "lora")
+# Processes take long to start: the default suite has the hardest task, the slow one the others.
+SLOW = ("softmax", "lora", "uneven")
 SIZES = [
     *(
         pytest.param(2, task, id=f"{task['name']}-2", marks=pytest.mark.slow if task["name"] in SLOW else [])

@@ -93,8 +93,11 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("model", ["tiny-siglip", "tiny-clip"])
+BOTH = [("tiny-siglip", way) for way in WAYS] + [("tiny-clip", "last"), ("tiny-clip", "image")]
+REST = [("tiny-clip", way) for way in ("head", "text", "lora", "micro")]
+
+
+@pytest.mark.parametrize(("model", "way"), [*BOTH, *(pytest.param(*each, marks=pytest.mark.slow) for each in REST)])
 def test_the_loss_curve_is_that_of_no_cache(model, way, prepared, vlkit, tmp_path):
     """Losses and validation to 1e-5, weights as near as float32 lets them be; a second run computes nothing."""
 

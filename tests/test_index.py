@@ -26,7 +26,7 @@ from vlkit.errors import ArtifactError, UsageError
 from vlkit.inference import faiss_index, index_folder, tuning
 from vlkit.inference.embedding import Part, held_out_queries
 from vlkit.inference.entries import Source
-from vlkit.inference.faiss_index import Nearest, index_bytes, type_for
+from vlkit.inference.faiss_index import Nearest, index_bytes, refuse_few, type_for
 from vlkit.inference.index_folder import open_index
 from vlkit.inference.indexing import _built, index
 from vlkit.settings import read_yaml
@@ -91,6 +91,7 @@ def test_what_is_written_answers_the_same_and_any_faiss_reads_it(kind, built, tm
     for one, other in zip(nearest.search(queries, 9), again.search(queries, 9), strict=True):
         assert np.array_equal(one, other)
     assert np.abs(again.rows() - rows).max() < (1e-3 if kind == "ivf-pq" else 1e-7)
+    assert np.allclose(np.linalg.norm(again.rows(), axis=1), 1, atol=1e-6)
     assert np.array_equal(again.rows(np.array([5, 3])), again.rows()[[5, 3]])
     assert faiss.read_index(str(tmp_path / "x.faiss")).ntotal == len(rows)
     size = (tmp_path / "x.faiss").stat().st_size
@@ -102,8 +103,10 @@ def test_types_by_size_and_too_few_rows_for_codes():
     assert [type_for(count) for count in (1, 199_999, 200_000, 2_999_999, 3_000_000)] == [
         *("flat", "flat", "hnsw", "hnsw", "ivf-pq")
     ]
-    with pytest.raises(UsageError, match="too few"):
-        Nearest.build(unit_rows(999, 8, 0), "ivf-pq")
+    with pytest.raises(UsageError, match="999 are too few"):
+        refuse_few(999, "ivf-pq")
+    refuse_few(1000, "ivf-pq")
+    refuse_few(1, "hnsw")
 
 
 @pytest.mark.parametrize("kind", ["hnsw", "ivf-pq"])
@@ -124,14 +127,14 @@ def test_tuning_reaches_its_target_and_says_what_others_measure(kind, built):
 def test_a_query_that_is_in_the_index_is_no_hit_of_itself(built):
     rows, made = built
     own = np.arange(200)
-    asked = tuning.Asked.of(rows, rows[:200], own)
+    asked = tuning.Exact.of(rows, rows[:200], own)
     best = np.sort(np.where(np.eye(200, len(rows), dtype=bool), -9, rows[:200] @ rows.T), axis=1)[:, -10]
     assert np.allclose(asked.last, best, atol=1e-6)
     assert asked.recall(made["flat"], rows) == 1.0
     assert 0.3 < asked.recall(Nearest.build(rows[:2000], "flat"), rows) < 0.7
     # Of equals any one counts.
     equal = np.repeat(rows[:3], 20, axis=0)
-    asked = tuning.Asked.of(equal, rows[:3], np.full(3, -1))
+    asked = tuning.Exact.of(equal, rows[:3], np.full(3, -1))
     assert asked.recall(Nearest.build(equal, "flat"), equal) == 1
     assert asked.recall(Nearest.build(np.roll(equal, 20, axis=0), "flat"), equal) == 0
 
@@ -257,6 +260,47 @@ def test_update_embeds_what_is_new_and_drops_what_is_gone(own, trained, vlkit, m
     assert left.keys() == right.keys()
     assert all(np.abs(left[key] - right[key]).max() < 1e-5 for key in left)
     assert open_index(Location(own / "index")).table.equals(open_index(Location(own / "anew")).table)
+
+
+def test_update_keeps_what_it_is_not_told_to_change(own, trained, vlkit):
+    """The type, what is indexed, how many, the precision; a type that is asked for, or a target, is obeyed."""
+    how = ("index", "--run", trained, "--data", own / "data", "--out", own / "index", "--json")
+    assert vlkit(*how, "--type", "hnsw", "--of", "texts", "--limit", 20, "--precision", "bf16").code == 0
+    again = vlkit(*how, "--update")
+    assert "searched" in again.json() and "embedded" not in again.err
+    searched = again.json()["searched"]
+    assert list(searched) == ["texts"] and searched["texts"]["type"] == "hnsw" and searched["texts"]["count"] <= 20
+    assert again.json()["model"]["precision"] == "bf16" and again.json()["data"]["limit"] == 20
+    made = again.json()["made"]
+    other = vlkit(*how, "--update", "--target-recall", 0.5).json()
+    assert other["target_recall"] == 0.5 and other["searched"]["texts"]["embedded"] == 0
+    flat = vlkit(*how, "--update", "--type", "flat").json()
+    assert flat["searched"]["texts"]["type"] == "flat" and flat["searched"]["texts"]["embedded"] == 0
+    assert made and flat["target_recall"] == 0.5
+
+
+def test_what_augment_wrote_and_wrong_pairs_are_not_found(own, trained, vlkit):
+    frame = pd.read_parquet(own / "data/pairs.parquet")
+    rows = [frame.iloc[number].copy() for number in range(2)]
+    for number, row in enumerate(rows):
+        row["text"], row["text_id"], row["pair_id"] = f"never said {number}", f"{number}" * 20, f"{number}" * 20
+    rows[0]["origin"], rows[1]["match"], rows[1]["origin"] = "augmented", 0, "negative"
+    pd.concat([frame, pd.DataFrame(rows)], ignore_index=True).to_parquet(own / "data/pairs.parquet")
+    assert vlkit("index", "--run", trained, "--data", own / "data", "--out", own / "index").code == 0
+    assert not pd.read_parquet(own / "index/docstore.parquet")["text"].str.contains("never said").any()
+
+
+@pytest.mark.parametrize("kind, count", [("hnsw", 1), ("hnsw", 2), ("flat", 1), ("ivf-pq", 999), ("flat", 0)])
+def test_very_few_texts(kind, count, trained, tmp_path, vlkit):
+    """One is found; too few for codes are refused before any is embedded."""
+    table = tmp_path / "t.parquet"
+    pd.DataFrame({"text": [f"text {number}" for number in range(count)]}).to_parquet(table)
+    if not count:
+        table.write_bytes(b"no table")
+    outcome = vlkit("index", "--run", trained, "--data", table, "--out", tmp_path / "index", "--type", kind)
+    assert outcome.code == {999: 2, 0: 3}.get(count, 0), outcome.err
+    if count in (1, 2):
+        assert vlkit("search", "--index", tmp_path / "index", "text", "--json").code == 0
 
 
 def test_update_of_what_is_the_same_writes_nothing(indexed, trained, vlkit):

@@ -288,7 +288,12 @@ def test_a_mistyped_column_is_named(prep, tmp_path):
 
 @pytest.mark.parametrize(
     "layout",
-    [pytest.param("recipes", marks=pytest.mark.slow), "agriculture", "dermatology", "persian-food", "coco"],
+    [
+        *(pytest.param(each, marks=pytest.mark.slow) for each in ("recipes", "coco")),
+        "agriculture",
+        "dermatology",
+        "persian-food",
+    ],
 )
 def test_the_ugly_samples_are_prepared_to_the_last_good_picture(layout, vlkit, tmp_path):
     """Every odd picture that can be decoded is in the table, every broken one among the rejects, none from outside."""

@@ -155,7 +155,7 @@ def killed_at_random(runs, name, rng, kills):
     return done
 
 
-@pytest.mark.parametrize("way", ["lora", "cached"])
+@pytest.mark.parametrize("way", [pytest.param("lora", marks=pytest.mark.slow), "cached"])
 def test_killed_at_random_moments(way, runs):
     own, rng = runs(way), random.Random(way)
     if way == "cached":

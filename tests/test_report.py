@@ -258,6 +258,7 @@ def test_bad_input_has_a_message(skin, trained, vlkit, tmp_path):
     assert outcome.code == 2 and ("not measured" in outcome.err or "different data" in outcome.err)
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_marked(skin, vlkit, tmp_path):
     """No data folder, one picture gone, queries of another evaluation: a page with notes, and no wrong picture."""
     run, data = tmp_path / "run", tmp_path / "data"

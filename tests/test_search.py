@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
@@ -62,6 +60,7 @@ def test_queries_together_are_answered_as_each_alone(searcher):
     asks = [
         *(Ask(text=f"a leaf with {colour} spots", k=3) for colour in ("red", "blue", "green")),
         Ask(text="a leaf", k=5, of="images"),
+        Ask(text="a leaf with red spots", k=6),
         Ask(like=("images", 4), k=6),
         Ask(text="spots", k=4, filters=("class=leaf red spot",)),
         Ask(text="a leaf with red spots and a great many words more", k=3),
@@ -81,6 +80,9 @@ def test_like_leaves_the_entry_itself_out(leaves, searcher, vlkit):
     rows = searcher.index.nearest["images"].rows()
     order = [int(place) for place in np.argsort(-rows @ rows[3], kind="stable") if place != 3][:4]
     assert [hit["row"] for hit in found] == order
+    every = vlkit("search", "--index", leaves / "index", "--like", key, "-k", 50, "--of", "images", "--json")
+    assert len(hits(every, "images")) == 49
+    assert every.json()["queries"][0]["notes"] == ["50 images were asked for: there are 49"]
     gone = vlkit("search", "--index", leaves / "index", "--like", "nobody")
     assert gone.code == 2 and "nothing with the id 'nobody'" in gone.err
 
@@ -135,7 +137,7 @@ def test_a_picture_that_cannot_be_read(content, told, leaves, tmp_path, vlkit):
 
 
 def test_a_file_of_queries(leaves, tmp_path, vlkit):
-    (tmp_path / "queries.txt").write_text("\ufeffred leaf\n\n  \nblue leaf\r\n", encoding="utf-8")
+    (tmp_path / "queries.txt").write_text("\ufeffred leaf\n\n \u200b \nblue leaf\r\n", encoding="utf-8")
     outcome = vlkit("search", "--index", leaves / "index", "--queries", tmp_path / "queries.txt", "first", "--json")
     assert [each["query"] for each in outcome.json()["queries"]] == [
         {"text": "first"},
@@ -183,10 +185,9 @@ def test_a_table_for_people_cuts_long_texts_and_keeps_markup(leaves, tmp_path, v
     assert "[bold]no markup[/bold]" in outcome.out and "…" in outcome.out and "قورمه‌سبزی" in outcome.out
 
 
-def test_search_says_nothing_but_its_object_on_stdout(leaves):
-    program = [sys.executable, "-m", "vlkit", "search", "--index", str(leaves / "index"), "leaf", "--json"]
-    done = subprocess.run(program, capture_output=True, text=True, check=True)
-    assert set(json.loads(done.stdout)) == {"index", "model", "queries"} and done.stderr == ""
+def test_search_says_nothing_but_its_object_on_stdout(leaves, vlkit):
+    outcome = vlkit("search", "--index", leaves / "index", "leaf", "--json")
+    assert set(outcome.json()) == {"index", "model", "queries"} and outcome.err == ""
 
 
 @pytest.mark.slow

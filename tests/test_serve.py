@@ -123,6 +123,7 @@ def test_the_api_answers_as_the_command_does(server, site, vlkit):
     first = by_picture["images"][0]["id"]
     like = server.json("/api/like", id=first, k=5)["results"]
     assert first not in [hit["id"] for hit in like[0]["images"]] and len(like[1]["images"]) == 5
+    assert {hit["picture"].split("/")[3] for hit in like[1]["images"]} == {"1"}
     described = server.json("/api/indexes")
     assert [(each["name"], each["untouched"], each["images"]) for each in described] == [
         ("tuned", False, 40),
@@ -166,6 +167,7 @@ def test_every_answer_has_the_headers_that_keep_it_here(path, server):
     assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy
     assert "script-src 'unsafe" not in policy and "http" not in policy
     assert headers["X-Content-Type-Options"] == "nosniff" and headers["Referrer-Policy"] == "no-referrer"
+    assert headers["X-Frame-Options"] == "DENY" and headers["Cross-Origin-Resource-Policy"] == "same-origin"
     if path in ("/", "/docs"):
         assert not re.search(rb"""(src|href)=["']?(https?:)?//""", content) and b"<script>" not in content
 
@@ -173,6 +175,16 @@ def test_every_answer_has_the_headers_that_keep_it_here(path, server):
 def test_only_this_machines_names_are_answered(server):
     assert server.ask("/api/indexes", headers={"Host": "evil.example"})[0] == 400
     assert server.ask("/api/indexes", headers={"Host": f"localhost:{server.port}"})[0] == 200
+
+
+def test_a_page_of_another_site_gets_no_answer(server):
+    """Its script may send a request, but is told nothing, and nothing is done for it."""
+    queue = server.app.app.state.served.queues[0]
+    queue.batches.clear()
+    for origin in ("http://evil.example", "null", f"http://127.0.0.1:{server.port + 1}"):
+        assert server.ask("/api/search", packed((30, 30)), headers={"Origin": origin})[0] == 403
+    assert not queue.batches
+    assert server.ask("/api/search", packed((30, 30)), headers={"Origin": server.url})[0] == 200
 
 
 def test_what_cannot_be_asked(server):
@@ -189,9 +201,9 @@ def test_what_cannot_be_asked(server):
     assert "its end does not count" in long["notes"][0] and long["texts"]
 
 
-def packed(size, kind="PNG"):
+def packed(size, kind="PNG", **how):
     content = io.BytesIO()
-    Image.new("RGB", size, "green").save(content, kind)
+    Image.new("RGB", size, "green").save(content, kind, **how)
     return content.getvalue()
 
 
@@ -203,6 +215,7 @@ def test_uploads_that_are_no_picture(server, monkeypatch):
         (b"<html><script>alert(1)</script>", "an HTML page"),
         (packed((50, 50))[:60], "does not decode"),
         (b"\x00" * 1000, "not a picture"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n", "not a picture"),
         (bomb, "more pixels than is safe"),
     ]:
         status, _, answer = server.ask("/api/search", content)
@@ -226,6 +239,8 @@ def test_a_large_jpeg_is_taken_smaller_and_other_large_pictures_are_refused(serv
     monkeypatch.setattr(images, "fitted", noted)
     assert server.json("/api/search", large)["results"]
     assert whole == [(80, 60), (80, 60)]
+    # A progressive one takes memory for all of it, however small it is decoded.
+    assert server.ask("/api/search", packed((320, 240), "JPEG", progressive=True))[0] == 422
 
 
 def test_uploads_that_do_not_come_hold_nobody_up(server, monkeypatch):
@@ -241,9 +256,9 @@ def test_uploads_that_do_not_come_hold_nobody_up(server, monkeypatch):
     assert server.json("/api/search", packed((30, 30)))["results"]
     assert time.monotonic() - began < 0.9
     assert {connection.getresponse().status for connection in stalled} == {408}
-    assert server.app.state.served.held == 0
+    assert server.app.app.state.served.held == 0
     monkeypatch.setattr(served, "MOST_HELD", 1000)
-    monkeypatch.setattr(server.app.state.served, "held", 2 * LIMIT)
+    monkeypatch.setattr(server.app.app.state.served, "held", 2 * LIMIT)
     assert server.ask("/api/search", packed((30, 30)))[0] == 503
 
 
@@ -262,6 +277,7 @@ def test_two_indexes_that_differ(site, tmp_path, vlkit):
         assert one["images"] and other["images"] is None and other["notes"] == ["this index holds none of these"]
         assert both.ask("/api/search", q="leaf", filter="class=nowhere")[0] == 422
         assert both.ask("/api/pictures/1/0")[0] == 404
+        assert {hit["picture"].split("/")[3] for hit in one["images"]} == {"0"}
     finally:
         both.close()
 
@@ -298,7 +314,7 @@ def test_fifty_at_once(server):
     """No error, the answers of each alone, and waiting queries encoded together."""
     words = [f"a leaf with {colour} spots and {number} more" for colour in ("red", "blue") for number in range(25)]
     alone = {each: server.json("/api/search", q=each, k=3) for each in words[::7]}
-    queue = server.app.state.served.queues[0]
+    queue = server.app.app.state.served.queues[0]
     queue.batches.clear()
     picture = packed((60, 40))
     wanted = server.json("/api/search", picture, k=3)
@@ -339,7 +355,8 @@ def test_an_answer_that_fails_leaves_the_server_up(server, monkeypatch):
     assert server.ask("/api/pictures/0/7")[0] == 200
     with monkeypatch.context() as patched:
         patched.setattr(searcher.embedder, "texts", lambda _: 1 / 0)
-        assert server.ask("/api/search", q="leaf")[0] == 500
+        status, headers, _ = server.ask("/api/search", q="leaf")
+        assert status == 500 and headers["X-Content-Type-Options"] == "nosniff"
     assert server.ask("/api/search", q="leaf")[0] == 200
 
 

@@ -12,6 +12,7 @@ import io
 import math
 import warnings
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal
 
@@ -40,6 +41,10 @@ SUFFIXES = frozenset(
         ".heic",
         ".heif",
     ]
+)
+FORMATS = (
+    *("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "HEIF", "PPM", "TGA", "ICO"),
+    "PCX",
 )
 RESAMPLING = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
 
@@ -156,7 +161,7 @@ def decoded(file: Path | IO[bytes], at_most: int | None = None, most_pixels: int
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            picture = Image.open(file)
+            picture = Image.open(file, formats=_formats())
             if at_most is not None and max(picture.size) > 2 * at_most:
                 width, height = _reduced(picture.size, 2 * at_most)
                 picture.draft(None, (width, height))
@@ -180,10 +185,23 @@ def decoded(file: Path | IO[bytes], at_most: int | None = None, most_pixels: int
         raise DataError(f"does not decode: {error or type(error).__name__}") from None
 
 
+@cache
+def _formats() -> list[str]:
+    """Those of pictures that a camera, a phone or a browser writes, as far as this Pillow reads them.
+
+    Others are programs rather than pictures (EPS), or a way to other files.
+    """
+    from PIL import Image
+
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
 def _refuse_large(picture: Image.Image, most: int) -> None:
     width, height = picture.size
     part = next((part for part in (1, 2, 4, 8) if width // part * (height // part) <= most), 1)
-    if part > 1:
+    # A progressive JPEG is held whole, however small it is decoded.
+    if part > 1 and not picture.info.get("progressive"):
         picture.draft(None, (width // part, height // part))  # Of other formats it changes nothing.
     if math.prod(picture.size) > most:
         raise DataError(f"it has {width} x {height} pixels: more than {most / 1e6:g} million are not taken")

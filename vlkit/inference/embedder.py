@@ -33,6 +33,8 @@ PROBES = (
     "قورمه‌سبزی با لوبیا و لیموی عمانی",
     "红烧肉 ブリ大根 Борщ",
 )
+# Queries that are encoded at once.
+TOGETHER = 64
 TOWERS: dict[Kind, TowerKind] = {"texts": "texts", "images": "pictures"}
 
 
@@ -129,14 +131,14 @@ class Embedder:
 
     def texts(self, texts: Sequence[str]) -> tuple[np.ndarray, list[bool]]:
         """float32 unit rows [texts, width]; and of each whether it was longer than the model's limit, and was cut."""
-        cut, counts = [], []
+        tokens, cut = [], []
         for text in texts:
             (ids,), over = self.towers.tokenize([text])
-            cut.append(ids)
-            counts.append(over > 0)
-        captions = TokenStore(cut, self.towers.pad)
-        rows = encode_captions(self.towers, captions, batch_size=max(1, len(cut)), precision=self.precision)
-        return rows.float().cpu().numpy(), counts
+            tokens.append(ids)
+            cut.append(over > 0)
+        captions = TokenStore(tokens, self.towers.pad)
+        rows = encode_captions(self.towers, captions, batch_size=TOGETHER, precision=self.precision)
+        return rows.float().cpu().numpy(), cut
 
     def pixels(self, picture: Any) -> np.ndarray:
         """A decoded picture as the model sees it: uint8 [3, size, size]."""
@@ -145,9 +147,12 @@ class Embedder:
     @torch.inference_mode()
     def pictures(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
         """The same of pictures that `pixels` has made."""
-        with autocast(self.towers.device, self.precision):
-            rows = self.towers.embed_images(torch.from_numpy(np.stack(list(pixels))))
-        return rows.float().cpu().numpy()
+        made = []
+        for start in range(0, len(pixels), TOGETHER):
+            with autocast(self.towers.device, self.precision):
+                rows = self.towers.embed_images(torch.from_numpy(np.stack(list(pixels[start : start + TOGETHER]))))
+            made.append(rows.float().cpu().numpy())
+        return np.concatenate(made)
 
 
 def _plain(value: Any) -> Any:

@@ -19,6 +19,9 @@ from vlkit.inference.index_folder import Index
 from vlkit.models.encode import encode_captions, encode_images
 from vlkit.models.features import Kept, text_keys
 
+# Of fewer rows none can be spared for a query.
+FEW = 100
+
 
 @dataclass(frozen=True)
 class Part:
@@ -110,7 +113,8 @@ def held_out_queries(
     held = dict(zip(KINDS, source.held_out(), strict=True))
     others = [each for each in parts if each.kind != part.kind]
     share = config.queries // (1 + len(others))
-    most = max(1, len(part.rows) // 10) if approximate else share
+    approximate = approximate and len(part.rows) >= FEW
+    most = len(part.rows) // 10 if approximate else share
     chosen = _drawn(part, held[part.kind], min(share, most), config.seed)
     if approximate:
         part, chosen = part.with_last(chosen), np.full(len(chosen), -1)

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from vlkit import console
 from vlkit.data import labels, tables
@@ -36,9 +37,11 @@ Kind = Literal["texts", "images"]
 KINDS: tuple[Kind, ...] = ("texts", "images")
 SCHEMA = pa.schema(
     [
-        *((name, pa.string()) for name in ("id", "kind", "text", "path")),
+        *((name, pa.string()) for name in ("id", "kind")),
+        # Of all rows together they may be more than 2 GB.
+        *((name, pa.large_string()) for name in ("text", "path")),
         ("group", pa.list_(pa.string())),
-        *((name, pa.string()) for name in ("class", "metadata", "key")),
+        *((name, pa.large_string()) for name in ("class", "metadata", "key")),
     ]
 )
 # Columns of the pairs that say nothing about a text or a picture by itself.
@@ -125,7 +128,10 @@ def text_key(text: str) -> str:
 def _has_pictures(path: Path) -> bool:
     """Whether a table is one of pairs."""
     if path.suffix == ".parquet":
-        return "image" in pa.parquet.read_schema(path).names
+        try:
+            return "image" in pq.read_schema(path).names
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{path} cannot be read: {error}") from None
     first = next((record for _, record in tables.records(path) if isinstance(record, dict)), {})
     return "image" in first
 

@@ -38,6 +38,17 @@ def type_for(count: int) -> IndexType:
     return "flat" if count < FLAT_BELOW else "hnsw" if count < GRAPH_BELOW else "ivf-pq"
 
 
+def refuse_few(count: int, kind: IndexType) -> None:
+    """Refuse, before anything is embedded, an index that cannot be learned from so few rows.
+
+    Raises:
+        UsageError: says how many it needs.
+    """
+    if kind == "ivf-pq" and count < LEAST_FOR_CODES:
+        told = f"--type ivf-pq learns its codes from the rows: {count} are too few, {LEAST_FOR_CODES} the least"
+        raise UsageError(told, hint="--type flat is exact, and fast at this size")
+
+
 def index_bytes(count: int, width: int, kind: IndexType) -> int:
     """Size of the file, about."""
     row = {"flat": 4 * width, "hnsw": 4 * width + 8 * LINKS + 4 * LINKS // 8, "ivf-pq": 2 * width + width // 4 + 8}
@@ -59,11 +70,7 @@ class Nearest:
 
     @classmethod
     def build(cls, rows: np.ndarray, kind: IndexType) -> Nearest:
-        """Index float32 unit rows [rows, width].
-
-        Raises:
-            UsageError: too few to learn codes from.
-        """
+        """Index float32 unit rows [rows, width]; see `refuse_few`."""
         count, width = rows.shape
         if kind == "flat":
             index: faiss.Index = faiss.IndexFlatIP(width)
@@ -71,9 +78,6 @@ class Nearest:
             index = faiss.IndexHNSWFlat(width, LINKS, faiss.METRIC_INNER_PRODUCT)
             index.hnsw.efConstruction = BUILD_EFFORT
         else:
-            if count < LEAST_FOR_CODES:
-                told = f"--type ivf-pq learns its codes from the rows: {count} are too few, {LEAST_FOR_CODES} the least"
-                raise UsageError(told, hint="--type flat is exact, and fast at this size")
             lists = min(int(4 * math.sqrt(count)), count // 39)
             parts = max(part for part in range(1, max(2, width // 4 + 1)) if width % part == 0)
             index = faiss.index_factory(width, f"IVF{lists},PQ{parts}np,Refine(SQfp16)", faiss.METRIC_INNER_PRODUCT)

@@ -12,8 +12,10 @@ that is about to read when they change places begins again. On s3:// the manifes
 from __future__ import annotations
 
 import json
+import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,10 +25,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlkit.errors import ArtifactError, DataError, UsageError
+from vlkit.errors import ArtifactError, NetworkError, UsageError
 from vlkit.inference.entries import KINDS, SCHEMA, Kind
 from vlkit.inference.faiss_index import PARAMETERS, Nearest
-from vlkit.remote import MANIFEST, VERSIONS, Remote, hash_of, local_folder
+from vlkit.remote import MANIFEST, VERSIONS, Remote, hash_of
 from vlkit.settings import read_yaml, yaml_text
 from vlkit.storage import Location, folder_written_whole, json_text
 
@@ -124,25 +126,29 @@ def open_index(location: Location) -> Index:
     Raises:
         ArtifactError: it is none, or damaged, or its parts do not belong together; says which.
     """
-    if location.is_remote:
-        try:
-            return _opened(location, local_folder(location))
-        except DataError:
-            told = f"there is no index {location}: it has no {MANIFEST}"
-            raise ArtifactError(told, hint=f"make one: vlkit index --run RUN --out {location}") from None
-    folder = location.path
     for _ in range(ATTEMPTS):
-        before = _identity(folder)
-        try:
-            _verify(folder)
-            found = _opened(location, folder)
-        except ArtifactError:
-            if _identity(folder) == before:
-                raise
-            continue
-        if _identity(folder) == before:
-            return found
-    raise ArtifactError(f"{folder} is written again and again while it is read", hint="run the same command again")
+        with _same(location) as still:
+            try:
+                if location.is_remote:
+                    # A whole bucket is no zone here: its manifest lies in it.
+                    found = _opened(location, Remote(location).mirrored(MANIFEST))
+                else:
+                    _verify(location.path)
+                    found = _opened(location, location.path)
+            except (ArtifactError, NetworkError):
+                if still():
+                    raise
+                continue
+            if still():
+                return found
+    raise ArtifactError(f"{location} is written again and again while it is read", hint="run the same command again")
+
+
+def is_there(location: Location) -> bool:
+    """Something that says it is an index."""
+    if location.is_remote:
+        return MANIFEST in Remote(location).listing()
+    return (location.path / ABOUT).is_file()
 
 
 def refuse_other(location: Location) -> None:
@@ -161,19 +167,33 @@ def refuse_other(location: Location) -> None:
         raise UsageError(f"--out {location} exists and is no index", hint="choose another folder: it would be replaced")
 
 
-def _identity(folder: Path) -> tuple[int, int] | None:
-    """Which folder bears the name now."""
+@contextmanager
+def _same(location: Location) -> Iterator[Callable[[], bool]]:
+    """Within the block, whether what bears the name is still what bore it at the beginning.
+
+    Raises:
+        ArtifactError: there is nothing.
+    """
+    none = ArtifactError(f"there is no index {location}", hint=f"make one: vlkit index --run RUN --out {location}")
+    if location.is_remote:
+        before = Remote(location).listing().get(MANIFEST)
+        if before is None:
+            raise none
+        yield lambda: Remote(location).listing().get(MANIFEST) == before
+        return
     try:
-        found = folder.stat()
+        # Held open, its number is given to no other folder.
+        held = os.open(location.path, os.O_RDONLY | os.O_DIRECTORY)
     except OSError:
-        return None
-    return found.st_dev, found.st_ino
+        raise none from None
+    try:
+        yield lambda: location.path.is_dir() and os.path.samestat(os.fstat(held), location.path.stat())
+    finally:
+        os.close(held)
 
 
 def _verify(folder: Path) -> None:
     """Compare every file with the manifest."""
-    if not folder.is_dir():
-        raise ArtifactError(f"there is no index {folder}", hint=f"make one: vlkit index --run RUN --out {folder}")
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         hashes = {str(name): str(files[name]["sha256"]) for name in files}

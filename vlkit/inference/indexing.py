@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from vlkit.inference import index_folder
 from vlkit.inference.embedder import Embedder
 from vlkit.inference.embedding import Part, Queries, embedded, held_out_queries
 from vlkit.inference.entries import KINDS, Kind, Source
-from vlkit.inference.faiss_index import PARAMETERS, Nearest, index_bytes, type_for
+from vlkit.inference.faiss_index import PARAMETERS, Nearest, index_bytes, refuse_few, type_for
 from vlkit.inference.index_folder import Index
 from vlkit.inference.tuning import Found, tuned
 from vlkit.models.opening import config_of
@@ -44,16 +46,16 @@ def index(config: IndexConfig, *, dry_run: bool) -> dict[str, Any]:
     said = embedders.named(config)
     run = Run(config.run) if config.run else None
     data = config.data or (data_of(run) if run else Location(only_prepared_folder()))
+    before = _to_update(config, out)
+    if before is not None:
+        config, data = _as_before(config, before), data if config.data else Location(before.about["data"]["path"])
     source = Source.read(data, limit=config.limit, seed=config.seed)
     kinds = [kind for kind in KINDS if config.of in (kind, "both") and (kind == "texts" or source.pairs is not None)]
     tables = {kind: source.entries(kind) for kind in kinds or ["images"]}
-    types = {kind: config.type or type_for(len(table)) for kind, table in tables.items()}
+    types = {kind: _type(kind, len(table), config, before) for kind, table in tables.items()}
     if dry_run:
         return _planned(config, out, tables, types, _width(config, run))
-    before = _to_update(config, out)
     precision = config.precision or (run.config().get("precision") if run else None)
-    if before is not None:
-        precision = config.precision or before.about["model"]["precision"]
     embedder = Embedder.of(embedders.open_towers(said), precision, persian=source.script == "persian")
     _refuse_full(out, _needed(tables, types, embedder.towers.width))
     about = {
@@ -108,7 +110,8 @@ def _refuse_other_model(before: Index, about: dict[str, Any]) -> None:
 
 
 def _default_name(config: IndexConfig) -> str:
-    name = config.run.resolve().name if config.run else str(config.model).rstrip("/").rpartition("/")[2]
+    folder = config.run or Path(str(config.model))
+    name = folder.resolve().name if folder.exists() else folder.name
     return f"{name}-untouched" if config.untouched else name
 
 
@@ -147,7 +150,7 @@ def _needed(tables: dict[Kind, pa.Table], types: dict[Kind, IndexType], width: i
 
 
 def _refuse_full(out: Location, needed: int) -> None:
-    place = existing(Path.home() if out.is_remote else out.path)
+    place = Path(tempfile.gettempdir()) if out.is_remote else existing(out.path)
     free = shutil.disk_usage(place).free
     if needed > free:
         told = f"{out} needs {size_of(needed)}, {size_of(free)} are free"
@@ -158,10 +161,37 @@ def _to_update(config: IndexConfig, out: Location) -> Index | None:
     """The index that --update is about; None: there is none yet, or all is made anew."""
     if not config.update:
         return None
-    if not out.is_remote and not (out.path / index_folder.ABOUT).is_file():
+    if not index_folder.is_there(out):
         console.say(f"{out} is not there yet: everything is embedded")
         return None
     return index_folder.open_index(out)
+
+
+def _as_before(config: IndexConfig, before: Index) -> IndexConfig:
+    """What --update was not told stays as it was."""
+    about = before.about
+    kinds = list(before.nearest)
+    was = {
+        "of": "both" if len(kinds) > 1 else kinds[0],
+        "limit": about["data"].get("limit"),
+        "target_recall": about["target_recall"],
+        "precision": about["model"]["precision"],
+    }
+    return replace(config, **{name: value for name, value in was.items() if not config.was_given(name)}).given_as(
+        config
+    )
+
+
+def _type(kind: Kind, count: int, config: IndexConfig, before: Index | None) -> IndexType:
+    """The type of one kind's index: the one asked for, the one there is, or what suits its size.
+
+    Raises:
+        UsageError: too few rows for it.
+    """
+    known = before.nearest[kind].type if before and kind in before.nearest else None
+    chosen = config.type or known or type_for(count)
+    refuse_few(count, chosen)
+    return chosen
 
 
 def _unchanged(before: Index, table: pa.Table, types: dict[Kind, IndexType], config: IndexConfig) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 from vlkit import console
 from vlkit.config_search import INDEXES, Of, SearchConfig
 from vlkit.data import images
+from vlkit.data.captions import clean
 from vlkit.errors import DataError, UsageError
 from vlkit.inference import filters as filtering
 from vlkit.inference.embedder import Embedder, open_towers
@@ -174,8 +175,8 @@ class Searcher:
     def _found(self, kind: Kind, ask: Ask, queries: np.ndarray, answers: Sequence[Answer]) -> list[list[Hit]]:
         """The hits of one kind for queries that want the same."""
         mask = self._mask(kind, ask.filters) if ask.filters else None
-        possible = len(self.index.nearest[kind]) if mask is None else int(mask.sum())
         itself = ask.like is not None and ask.like[0] == kind
+        possible = len(self.index.nearest[kind]) - itself if mask is None else int(mask.sum())
         if ask.k > possible:
             for answer in answers:
                 answer.notes.append(f"{ask.k} {kind} were asked for: there are {possible}")
@@ -222,7 +223,6 @@ def search(config: SearchConfig) -> dict[str, Any]:
     """
     location = config.index or only_index()
     texts = [*config.texts, *(_lines(config.queries) if config.queries else ())]
-    pictures = {name: _picture(Path(name)) for name in config.image}
     searcher = Searcher.open(location, config.model)
     searcher.check(config.filter)
     wanted: dict[str, Any] = {"k": config.k, "of": config.of, "filters": config.filter}
@@ -231,8 +231,8 @@ def search(config: SearchConfig) -> dict[str, Any]:
         if not searcher.embedder.clean(text):
             raise UsageError(f"the query {text!r} is empty")
         asked.append(({"text": text}, Ask(text=text, **wanted)))
-    for name, picture in pictures.items():
-        asked.append(({"image": name}, Ask(pixels=searcher.embedder.pixels(picture), **wanted)))
+    for name in config.image:
+        asked.append(({"image": name}, Ask(pixels=searcher.embedder.pixels(_picture(Path(name))), **wanted)))
     if config.like is not None:
         asked.append(({"like": config.like}, Ask(like=searcher.locate(config.like), **wanted)))
     answers = searcher.answer([ask for _, ask in asked])
@@ -247,9 +247,9 @@ def _lines(path: Path) -> list[str]:
         found = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"--queries {path} cannot be read: {error}") from None
-    if not any(found):
+    if not any(map(clean, found)):
         raise DataError(f"--queries {path} has no query", hint="a query a line")
-    return [line for line in found if line]
+    return [line for line in found if clean(line)]
 
 
 def _picture(path: Path) -> Any:

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from vlkit.data import images
 from vlkit.errors import UsageError, VlkitError
@@ -101,6 +101,8 @@ class Served:
                     if self.held > max(MOST_HELD, self.max_upload):
                         raise Full
             return await asyncio.get_running_loop().run_in_executor(self.decoding, self._decoded, bytes(content))
+        except ClientDisconnect:
+            raise TooSlow("the upload broke off") from None
         except TimeoutError:
             raise TooSlow(f"the picture did not come within {UPLOAD_SECONDS} seconds") from None
         finally:

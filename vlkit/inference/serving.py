@@ -13,7 +13,7 @@ from vlkit.storage import Location
 
 # Seconds that a connection may stay open without a word, and that answers may take when the server is to end.
 IDLE, LAST_WORDS = 30, 5
-CONNECTIONS = 400
+CONNECTIONS, BACKLOG = 400, 256
 
 
 def serve(config: ServeConfig) -> dict[str, Any]:
@@ -36,6 +36,7 @@ def serve(config: ServeConfig) -> dict[str, Any]:
         # Now, rather than at the first query.
         for kind in ("texts", "images"):
             searcher.embedder.agree(searcher.index.about, kind)
+        _ = searcher.index.places, searcher.index.classes
         searchers.append(searcher)
     local = config.host in ("127.0.0.1", "localhost", "::1")
     app = app_of(
@@ -75,6 +76,7 @@ def _listening(host: str, port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
+        listening.listen(BACKLOG)
     except OSError as error:
         listening.close()
         told = f"--host {host} --port {port} cannot be had: {error.strerror or error}"

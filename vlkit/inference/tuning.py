@@ -19,7 +19,7 @@ TIMED = 200
 
 
 @dataclass(frozen=True)
-class Asked:
+class Exact:
     """Queries with their exact answer.
 
     Attributes:
@@ -35,15 +35,15 @@ class Asked:
     first: int
 
     @classmethod
-    def of(cls, rows: np.ndarray, queries: np.ndarray, own: np.ndarray) -> Asked:
+    def of(cls, rows: np.ndarray, queries: np.ndarray, own: np.ndarray) -> Exact:
         """Compare every query with every row."""
         first = max(1, min(FIRST, len(rows) - int((own >= 0).any())))
         scores, places = faiss.knn(queries, rows, min(len(rows), first + 1), metric=faiss.METRIC_INNER_PRODUCT)
         return cls(queries, own, _without(own, places, scores)[:, first - 1], first)
 
-    def half(self, number: int) -> Asked:
+    def half(self, number: int) -> Exact:
         """Every second one."""
-        return Asked(self.queries[number::2], self.own[number::2], self.last[number::2], self.first)
+        return Exact(self.queries[number::2], self.own[number::2], self.last[number::2], self.first)
 
     def recall(self, nearest: Nearest, rows: np.ndarray) -> float:
         """Share of the exact ten first that is found; of equals any one counts."""
@@ -92,7 +92,7 @@ def tuned(
 
     One half of the queries tunes, the other measures.
     """
-    asked = Asked.of(rows, queries, own)
+    asked = Exact.of(rows, queries, own)
     tunes, measures = (asked.half(0), asked.half(1)) if len(asked) > 1 else (asked, asked)
     if nearest.type != "flat":
         nearest = nearest.with_effort(_least_effort(nearest, tunes, rows, target))
@@ -102,7 +102,7 @@ def tuned(
     return nearest, Found(recall, len(measures), float(np.median(seconds)) * 1000, late, recall >= target)
 
 
-def _least_effort(nearest: Nearest, asked: Asked, rows: np.ndarray, target: float) -> int:
+def _least_effort(nearest: Nearest, asked: Exact, rows: np.ndarray, target: float) -> int:
     """The smallest effort, to a sixteenth, that reaches the target; the largest where none does."""
     low, high = 0, 16
     while asked.recall(nearest.with_effort(high), rows) < target:

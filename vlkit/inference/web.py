@@ -11,13 +11,14 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import fastapi_offline
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 from pydantic import BaseModel, Field
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -52,14 +53,17 @@ DOCS = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>vlki
 <script src="/docs/files/swagger-ui-bundle.js"></script><script src="/files/docs.js"></script></body></html>"""
 
 
-class SafeHeaders:
-    """Headers that every answer has, unless it has its own."""
+class Guard:
+    """Refuses what another site's page asks for, and gives every answer the headers that keep it here."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, and the answer back."""
+        asked = Headers(scope=scope) if scope["type"] == "http" else Headers()
+        origin = asked.get("origin")
+        foreign = origin is not None and urlsplit(origin).netloc != asked.get("host")
 
         async def sent(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -68,7 +72,8 @@ class SafeHeaders:
                     headers.setdefault(name, value)
             await send(message)
 
-        await self.app(scope, receive, sent)
+        refused = JSONResponse({"error": "asked by a page of another site", "hint": None}, 403)
+        await (refused if foreign else self.app)(scope, receive, sent)
 
 
 class FoundHit(BaseModel):
@@ -133,7 +138,7 @@ REFUSED: dict[int | str, dict[str, Any]] = {
 STATUS: dict[type[VlkitError], int] = {TooLarge: 413, TooSlow: 408, UsageError: 422, DataError: 422}
 
 
-def app_of(searchers: Sequence[Searcher], *, max_upload: int, hosts: Sequence[str] = ("*",)) -> FastAPI:
+def app_of(searchers: Sequence[Searcher], *, max_upload: int, hosts: Sequence[str] = ("*",)) -> Guard:
     """The app.
 
     Args:
@@ -160,8 +165,7 @@ def app_of(searchers: Sequence[Searcher], *, max_upload: int, hosts: Sequence[st
     _searches(app, served)
     _refusals(app)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
-    app.add_middleware(SafeHeaders)
-    return app
+    return Guard(app)
 
 
 def _searches(app: FastAPI, served: Served) -> None:
@@ -227,9 +231,7 @@ def _searches(app: FastAPI, served: Served) -> None:
         try:
             content = await served.thumbnail(index, row)
         except (VlkitError, OSError):
-            return JSONResponse(
-                {"error": "the picture is not to be had: its file is gone or changed", "hint": None}, 404
-            )
+            return JSONResponse({"error": "the picture is not to be had: its file is gone", "hint": None}, 404)
         return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
 
 

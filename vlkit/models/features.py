@@ -14,6 +14,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -138,6 +139,7 @@ class Frozen:
             found = through(self._chain_of(self.towers, self.kind), begun, self.depth).values
         return tuple(found.shape[1:]), kept
 
+    @cached_property
     def identity(self) -> dict[str, Any]:
         """All that decides what it makes of an item, but the item."""
         stages = self._chain_of(self.towers, self.kind)[: self.depth]
@@ -153,12 +155,12 @@ class Frozen:
 
     def folder(self, below: Path) -> Path:
         """Where its rows are kept below a cache's folder: named by its identity."""
-        told = json.dumps(self.identity(), sort_keys=True, default=str)
+        told = json.dumps(self.identity, sort_keys=True, default=str)
         return below / f"{self.kind}-{hashlib.sha256(told.encode()).hexdigest()[:20]}"
 
     def store(self, below: Path) -> FeatureStore:
         """That folder, opened."""
-        about = {**self.identity(), "model": self.towers.source}
+        about = {**self.identity, "model": self.towers.source}
         return FeatureStore(self.folder(below), *self.row(), about)
 
     def opened(self, cache: str) -> FeatureStore:
