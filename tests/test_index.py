@@ -600,12 +600,13 @@ def test_killed_while_it_builds_the_old_index_still_answers(zygote, indexed, tra
 def test_killed_at_twenty_random_moments(zygote, indexed, trained, prepared, tmp_path):
     builds, rng, killed = Builds(zygote, indexed[0], trained, prepared, tmp_path), random.Random(8), 0
     old, sizes = builds.counts(), set()
+    assert zygote.wait(builds.start()) == 0
     began = time.perf_counter()
     assert zygote.wait(builds.start()) == 0
     lasts, new = time.perf_counter() - began, builds.counts()
     while killed < 20:
         pid = builds.start()
-        time.sleep(rng.uniform(0.02, min(lasts, 6.0)))
+        time.sleep(rng.uniform(0.2 * lasts, 0.95 * lasts))
         os.kill(pid, signal.SIGKILL)
         killed += zygote.wait(pid) == -9
         sizes.add(builds.counts())

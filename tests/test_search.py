@@ -212,6 +212,7 @@ def test_the_persian_domain_from_a_raw_folder_to_answers(tmp_path, vlkit, monkey
         return np.mean([name in titles for name, titles in zip(names, found, strict=True)])
 
     unseen = ("--filter", "split=test")
+    # A passage has its dish's name in it, so this much is had by an untrained encoder, too.
     assert share("indexes/dishes", "texts") >= 0.8
     # Of 16 names five pictures of 46: by chance one in four.
     seen, before = (share(f"indexes/{name}", "images", *unseen) for name in ("dishes", "dishes-untouched"))
@@ -219,4 +220,5 @@ def test_the_persian_domain_from_a_raw_folder_to_answers(tmp_path, vlkit, monkey
     # Written with Arabic letters it is the same query.
     arabic = names[0].replace("\u06cc", "\u064a").replace("\u06a9", "\u0643")
     both = vlkit("search", "--index", "indexes/dishes", names[0], arabic, "--json").json()["queries"]
-    assert arabic != names[0] and both[0]["texts"] == both[1]["texts"]
+    one, other = ([(hit["id"], round(hit["score"], 4)) for hit in each["texts"]] for each in both)
+    assert arabic != names[0] and one == other
