@@ -394,6 +394,18 @@ def test_an_empty_docstore(content, trained, tmp_path, vlkit):
     assert not (tmp_path / "index").exists()
 
 
+def test_what_comes_into_the_folder_meanwhile_is_not_lost(indexed, tmp_path):
+    """It is looked at again just before the two change places."""
+    folder = tmp_path / "index"
+    shutil.copytree(indexed[0], folder)
+    opened = open_index(Location(folder))
+    (folder / "thesis.txt").write_text("years of work")
+    about = {key: value for key, value in opened.about.items() if key != "schema"}
+    with pytest.raises(UsageError, match="is no index"):
+        index_folder.write(Location(folder), about, opened.table, opened.nearest)
+    assert (folder / "thesis.txt").read_text() == "years of work"
+
+
 def test_a_table_as_people_have_it(trained, tmp_path, vlkit):
     """Ids that are numbers, rows without a text, one id for two texts: told; a text that is none: refused."""
     rows = [{"text_id": 1, "text": "one", "class_name": 7}, {"text_id": 1, "text": "two"}, {"text_id": 3, "text": ""}]
@@ -426,6 +438,10 @@ def test_another_folder_is_never_replaced(trained, indexed, tmp_path, vlkit):
     for name in ("index.yaml", "MANIFEST.json"):
         (tmp_path / "mine" / name).write_text("{}")
     shutil.copytree(indexed[0], tmp_path / "theirs")
+    shutil.copytree(indexed[0], tmp_path / "odd")
+    (tmp_path / "odd/texts.faiss").unlink()
+    (tmp_path / "odd/texts.faiss").mkdir()
+    assert vlkit("index", "--run", trained, "--out", tmp_path / "odd").code == 2
     for folder in (tmp_path / "mine", tmp_path / "theirs"):
         (folder / "thesis.txt").write_text("years of work")
         outcome = vlkit("index", "--run", trained, "--out", folder)

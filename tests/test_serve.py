@@ -181,7 +181,8 @@ def test_a_page_of_another_site_gets_no_answer(server):
     """Its script may send a request, but is told nothing, and nothing is done for it."""
     queue = server.app.app.state.served.queues[0]
     queue.batches.clear()
-    for origin in ("http://evil.example", "null", f"http://127.0.0.1:{server.port + 1}"):
+    own = f"127.0.0.1:{server.port}"
+    for origin in ("http://evil.example", "null", f"http://127.0.0.1:{server.port + 1}", f"https://{own}"):
         assert server.ask("/api/search", packed((30, 30)), headers={"Origin": origin})[0] == 403
     assert not queue.batches
     assert server.ask("/api/search", packed((30, 30)), headers={"Origin": server.url})[0] == 200
@@ -457,6 +458,23 @@ def until(page, condition):
 def pictures_loaded(page):
     until(page, "[...document.images].filter(i => !i.hidden).every(i => i.complete)")
     return page.evaluate("[...document.querySelectorAll('.hit img')].every(i => i.naturalWidth > 0)")
+
+
+def test_ctrl_c_is_the_way_to_end_it(site):
+    program = [sys.executable, "-m", "vlkit", "serve", "--index", str(site / "tuned"), "--port", "0"]
+    running = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    address = running.stdout.readline().split()[0]
+    for _ in range(600):
+        try:
+            urllib.request.urlopen(f"{address}/nowhere", timeout=30)
+        except urllib.error.HTTPError as error:
+            assert json.loads(error.read()) == {"error": "Not Found", "hint": None}
+            break
+        except OSError:
+            time.sleep(0.1)
+    running.send_signal(signal.SIGINT)
+    running.wait(30)
+    assert running.returncode == 0 and "error" not in running.stderr.read()
 
 
 @needs_browser

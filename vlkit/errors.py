@@ -10,6 +10,9 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
+# Names that a hint lists.
+MOST_NAMED = 40
+
 
 class VlkitError(Exception):
     """A failure that the user can understand. `hint` says what to do about it."""
@@ -82,4 +85,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """A hint for a mistyped name: the known one that looks most like it, or all of them."""
     known = list(known)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+    if close:
+        return f"did you mean {close[0]!r}?"
+    more = f" and {len(known) - MOST_NAMED} others" if len(known) > MOST_NAMED else ""
+    return f"known: {', '.join(known[:MOST_NAMED])}{more}"

@@ -152,7 +152,7 @@ def _texts_of_table(path: Path, *, persian: bool) -> list[dict[str, Any]]:
         if not isinstance(record["text"], str | None):
             raise DataError(f"{where}: {record['text']!r} is no text")
         text = clean(record["text"], persian=persian)
-        known = str(record.get("text_id") or text_id(text))
+        known = str(record.get("text_id") or record.get("id") or text_id(text))
         empty += not text
         other += known in found and found[known]["text"] != text
         if not text or known in found:

@@ -29,7 +29,7 @@ def parsed(lines: Sequence[str]) -> dict[str, frozenset[str]]:
     for line in lines:
         name, _, value = (part.strip() for part in line.partition("="))
         if not name or not value:
-            raise UsageError(f"--filter {line!r} is not of the form class=rust")
+            raise UsageError(f"the filter {line!r} is not of the form class=rust")
         found[name].add(value)
     return {name: frozenset(values) for name, values in found.items()}
 
@@ -52,13 +52,13 @@ def refuse_unknown(index: Index, filters: Filters) -> None:
         known = {value for kind in index.nearest for each in _values(index, kind, name) for value in each}
         if not known:
             further = {key for kind in index.nearest for each in _metadata(index, kind) for key in each}
-            told = f"nothing in {index.location} has a {name}"
+            told = f"nothing in {index.name} has a {name}"
             others = [each for each in (*OWN, *sorted(further)) if each != name]
-            raise UsageError(f"--filter: {told}", hint=nearest(name, others))
+            raise UsageError(told, hint=nearest(name, others))
         if values.isdisjoint(known):
             value = sorted(values)[0]
-            told = f"nothing in {index.location} has {name}={value}"
-            raise UsageError(f"--filter: {told}", hint=nearest(value, sorted(known)[:5000]))
+            told = f"nothing in {index.name} has {name}={value}"
+            raise UsageError(told, hint=nearest(value, sorted(known)[:5000]))
 
 
 def _values(index: Index, kind: Kind, name: str) -> list[list[str]]:

@@ -99,6 +99,7 @@ class Index:
 
 def write(location: Location, about: Mapping[str, Any], table: pa.Table, nearest: Mapping[Kind, Nearest]) -> None:
     """Write an index folder, whole or not at all; an older one is there until then."""
+    refuse_other(location)
     if location.is_remote:
         with tempfile.TemporaryDirectory() as folder:
             files = _written(Path(folder), about, table, nearest)
@@ -159,10 +160,11 @@ def refuse_other(location: Location) -> None:
     """
     if location.is_remote:
         there = {name for name in Remote(location).listing() if not name.startswith(f"{VERSIONS}/")}
-    elif location.path.is_file():
-        there = {"a file"}
+    elif location.path.is_dir():
+        # A folder is none of its files, whatever its name.
+        there = {path.name if path.is_file() else f"{path.name}/" for path in location.path.iterdir()}
     else:
-        there = {path.name for path in location.path.iterdir()} if location.path.exists() else set()
+        there = {"a file"} if location.path.exists() else set()
     if there and not (MANIFEST in there and ABOUT in there and there <= {MANIFEST, *KNOWN}):
         raise UsageError(f"--out {location} exists and is no index", hint="choose another folder: it would be replaced")
 

@@ -9,6 +9,7 @@ from vlkit import console
 from vlkit.config_search import ServeConfig
 from vlkit.errors import UsageError
 from vlkit.inference.searching import Searcher, only_index
+from vlkit.interrupts import Terminated
 from vlkit.storage import Location
 
 # Seconds that a connection may stay open without a word, and that answers may take when the server is to end.
@@ -61,7 +62,12 @@ def serve(config: ServeConfig) -> dict[str, Any]:
             server_header=False,
         )
     )
-    server.run(sockets=[listening])
+    try:
+        server.run(sockets=[listening])
+    except Terminated:
+        raise
+    except KeyboardInterrupt:
+        console.say("stopped")
     return {"address": address}
 
 

@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 import fastapi_offline
 from fastapi import FastAPI, Query, Request, Response
@@ -19,6 +18,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 from pydantic import BaseModel, Field
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -63,7 +63,7 @@ class Guard:
         """Pass a request on, and the answer back."""
         asked = Headers(scope=scope) if scope["type"] == "http" else Headers()
         origin = asked.get("origin")
-        foreign = origin is not None and urlsplit(origin).netloc != asked.get("host")
+        foreign = origin is not None and origin != f"{scope['scheme']}://{asked.get('host')}"
 
         async def sent(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -280,6 +280,10 @@ def _refusals(app: FastAPI) -> None:
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         told = "; ".join(f"{each['loc'][-1]}: {each['msg']}" for each in error.errors())
         return JSONResponse({"error": told, "hint": None}, 422)
+
+    @app.exception_handler(HTTPException)
+    async def nothing(_: Request, error: HTTPException) -> JSONResponse:
+        return JSONResponse({"error": error.detail, "hint": None}, error.status_code, headers=error.headers)
 
     @app.exception_handler(Full)
     async def full(_: Request, error: Full) -> JSONResponse:
