@@ -103,6 +103,10 @@ def train_retrieval(config: TrainRetrievalConfig, dry_run: bool) -> dict[str, An
 @command(app, "eval", EvalConfig)
 def evaluate(config: EvalConfig) -> dict[str, Any]:
     """Measure a run, or a model as it is, beside the untouched model on the same rows, with intervals."""
+    if config.captions is not None:
+        from vlkit.evaluation.caption_scoring import score_captions
+
+        return score_captions(config)
     from vlkit.evaluation.evaluate import evaluate
 
     return evaluate(config)

@@ -36,7 +36,8 @@ RANKED = (
     "fraction_recall@10",
 )
 CLASSIFIED = ("accuracy", "top1_of_10", "precision_macro", "recall_macro", "f1_macro", "average_precision_macro")
-MEASURES = {**dict.fromkeys(DIRECTIONS, RANKED), "classification": CLASSIFIED}
+CAPTIONED = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider")
+MEASURES = {**dict.fromkeys(DIRECTIONS, RANKED), "classification": CLASSIFIED, "captions": CAPTIONED}
 # Classes of fewer training pictures are rare.
 RARE = 50
 SHIFTS = ("low-light", "blur", "jpeg", "rotate")
@@ -202,6 +203,10 @@ class EvalConfig(Settings):
 
     run: Annotated[Path | None, "run folder to measure"] = None
     model: Annotated[str | None, "instead of --run: a model as it is, with --data and --out"] = None
+    captions: Annotated[
+        Path | None, "instead of --run: captions of any captioner, a COCO results file, scored as COCO does"
+    ] = None
+    references: Annotated[Path | None, "with --captions: a COCO annotation file"] = None
     data: Annotated[Location | None, "prepared folder (default: the run's); s3:// too"] = None
     out: Annotated[Location | None, "folder for the results (default: the run's); s3:// too"] = None
     split: Annotated[Literal["train", "val", "test"], "rows to measure on"] = "test"
@@ -240,7 +245,11 @@ class EvalConfig(Settings):
         cache_place(self.cache)
         only(self, "shift", SHIFTS)
         demanded(self.fail_under)
-        if (self.run is None) == (self.model is None):
+        if (self.captions is None) != (self.references is None):
+            raise UsageError("--captions and --references belong together: what was said, and what people say")
+        if self.captions is not None and (self.run or self.model):
+            raise UsageError("--captions are scored by themselves: leave out --run and --model")
+        if self.captions is None and (self.run is None) == (self.model is None):
             raise UsageError("eval measures a run or a model: give --run RUN, or --model M --data DIR --out DIR")
         if self.model is not None and (self.data is None or self.out is None):
             raise UsageError("eval --model needs --data DIR and --out DIR")
@@ -264,8 +273,9 @@ def demanded(lines: tuple[str, ...]) -> list[tuple[str, str, float]]:
             least = float(number)
         except ValueError:
             raise UsageError(f"--fail-under {line}: after = stands the least value, such as 0.6") from None
-        if not 0 <= least <= 1:
-            raise UsageError(f"--fail-under {line}: these metrics lie between 0 and 1")
+        most = 10 if metric == "cider" else 1
+        if not 0 <= least <= most:
+            raise UsageError(f"--fail-under {line}: this metric lies between 0 and {most}")
         found.append((group, metric, least))
     return found
 

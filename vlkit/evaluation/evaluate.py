@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from vlkit import console
-from vlkit.config import SCHEMA, EvalConfig, demanded
+from vlkit.config import SCHEMA, EvalConfig
 from vlkit.data.pairs import Pairs, data_of, read_pairs
 from vlkit.distributed import World, joined
-from vlkit.errors import DataError, QualityError, UsageError
+from vlkit.errors import DataError, UsageError
 from vlkit.evaluation import queries, told
 from vlkit.evaluation.card import write_card
+from vlkit.evaluation.comparison import refuse_missed
 from vlkit.evaluation.efficiency import efficiency
 from vlkit.evaluation.measuring import Evaluation
 from vlkit.evaluation.scoring import Task
@@ -80,7 +81,7 @@ def _evaluated(config: EvalConfig, world: World) -> dict[str, Any]:
         _write(results, evaluation, config, run)
     # A process that fails is the end of the others, too: first everything is written.
     world.wait()
-    _refuse_missed(results, config)
+    refuse_missed(results, config.fail_under)
     return results
 
 
@@ -106,18 +107,6 @@ def _write(results: dict[str, Any], evaluation: Evaluation, config: EvalConfig, 
     told.tell(results, folder / f"results{suffix}.json")
 
 
-def _refuse_missed(results: dict[str, Any], config: EvalConfig) -> None:
-    missed = []
-    for group, metric, least in demanded(config.fail_under):
-        value = results["metrics"].get(group, {}).get(metric)
-        if value is None or not value >= least:
-            measured = value is not None and value == value
-            shown = f"{value:.4f}" if measured else "not measured: too few of these rows have classes"
-            missed.append(f"{group}.{metric} is {shown}, {least:g} was demanded")
-    if missed:
-        raise QualityError("; ".join(missed))
-
-
 def _evaluated_to_remote(config: EvalConfig, out: Location, world: World) -> dict[str, Any]:
     """The same into a folder that is then uploaded; in a lake's zone, the untouched model's is a run of its own."""
     kind, name = ("run", Path(config.run).name) if config.run else ("baseline", str(config.model).replace("/", "--"))
@@ -130,7 +119,7 @@ def _evaluated_to_remote(config: EvalConfig, out: Location, world: World) -> dic
             remote.upload({(in_zone(file) if out.is_bucket else file): path for file, path in files.items()})
             console.say(f"uploaded to {remote.location}")
         world.wait()
-    _refuse_missed(results, replace(config, fail_under=demands))
+    refuse_missed(results, demands)
     return results
 
 

@@ -1,0 +1,247 @@
+"""Captions are scored as COCO scores them: against formulas, brute force, published numbers, and Java where it is."""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vlkit.evaluation.caption_metrics import CaptionScores, longest_common, rouge_l
+from vlkit.evaluation.caption_tokens import DROPPED, coco_tokens
+
+GOLDEN = Path(__file__).parents[2] / "shared/data/caption-metrics"
+needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="shared/data/caption-metrics is not here")
+WORDS = st.lists(st.sampled_from(["a", "b", "c", "d", "e", "f"]), max_size=12)
+
+
+@settings(max_examples=200, deadline=None)
+@given(WORDS, WORDS)
+def test_the_longest_common_subsequence_is_that_of_the_table(one, other):
+    table = np.zeros((len(one) + 1, len(other) + 1), int)
+    for row, left in enumerate(one, start=1):
+        for column, right in enumerate(other, start=1):
+            above = max(table[row - 1, column], table[row, column - 1])
+            table[row, column] = table[row - 1, column - 1] + 1 if left == right else above
+    assert longest_common(one, other) == table[-1, -1]
+
+
+def grams(tokens, order):
+    return Counter(tuple(tokens[start : start + order]) for start in range(len(tokens) - order + 1))
+
+
+def bleu_by_hand(candidates, references):
+    """Corpus BLEU in plain sums, as its paper says it."""
+    found = []
+    ours = sum(map(len, candidates))
+    theirs = sum(
+        min(((abs(len(r) - len(c)), len(r)) for r in told), default=(0, 0))[1]
+        for c, told in zip(candidates, references, strict=True)
+    )
+    product = 1.0
+    for order in range(1, 5):
+        right = whole = 0
+        for candidate, told in zip(candidates, references, strict=True):
+            own = grams(candidate, order)
+            whole += sum(own.values())
+            right += sum(min(count, max(grams(r, order)[gram] for r in told)) for gram, count in own.items())
+        product *= (right + 1e-15) / (whole + 1e-9)
+        ratio = (ours + 1e-15) / (theirs + 1e-9)
+        found.append(product ** (1 / order) * (math.exp(1 - 1 / ratio) if ratio < 1 else 1))
+    return found
+
+
+def cider_by_hand(candidates, references):
+    """CIDEr-D with vectors over all n-grams of the set."""
+    images, scores = len(candidates), []
+    for candidate, told in zip(candidates, references, strict=True):
+        total = 0.0
+        for order in range(1, 5):
+            every = sorted(
+                set().union(*(grams(r, order) for each in references for r in each), grams(candidate, order))
+            )
+            df = [sum(any(grams(r, order)[g] for r in each) for each in references) for g in every]
+            idf = np.log(images) - np.log(np.maximum(1, df))
+            own = np.array([grams(candidate, order)[g] for g in every]) * idf
+            for reference in told:
+                other = np.array([grams(reference, order)[g] for g in every]) * idf
+                size = np.linalg.norm(own) * np.linalg.norm(other)
+                off = sum(grams(candidate, 2).values()) - sum(grams(reference, 2).values())
+                if size:
+                    total += np.minimum(own, other) @ other / size * math.exp(-(off**2) / 72) / len(told)
+        scores.append(10 * total / 4)
+    return scores
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(WORDS, st.lists(WORDS.filter(bool), min_size=1, max_size=4)), min_size=1, max_size=6))
+def test_scores_are_those_of_the_formulas(drawn):
+    candidates, references = [one for one, _ in drawn], [told for _, told in drawn]
+    scores = CaptionScores.of(candidates, references)
+    assert scores.bleu() == pytest.approx(bleu_by_hand(candidates, references), rel=1e-9, abs=1e-12)
+    assert scores.cider == pytest.approx(cider_by_hand(candidates, references), rel=1e-9, abs=1e-12)
+
+
+def test_draws_of_images_are_sets_in_which_they_repeat():
+    rng = np.random.default_rng(0)
+    made = [rng.choice(list("abcdef"), rng.integers(1, 9)).tolist() for _ in range(30)]
+    scores = CaptionScores.of(made[:10], [[made[10 + i], made[20 + i]] for i in range(10)])
+    weights = rng.integers(0, 3, (4, 10)).astype(float)
+    for row, drawn in zip(scores.bleu(weights), weights.astype(int), strict=True):
+        chosen = [image for image, times in enumerate(drawn) for _ in range(times)]
+        again = bleu_by_hand([made[i] for i in chosen], [[made[10 + i], made[20 + i]] for i in chosen])
+        assert row == pytest.approx(again, rel=1e-9)
+
+
+def test_rouge_takes_the_best_precision_and_the_best_recall_each_on_its_own():
+    candidate = ["a", "b", "c", "d"]
+    references = [["a", "b"], ["a", "b", "c", "x", "y", "z", "u", "v"]]
+    precision, recall = 3 / 4, 1.0
+    assert rouge_l(candidate, references) == pytest.approx(2.44 * precision * recall / (recall + 1.44 * precision))
+    assert rouge_l([], references) == rouge_l(["q"], references) == 0
+
+
+def test_one_image_has_no_cider():
+    """All its n-grams stand in every image."""
+    assert CaptionScores.of([["a", "b"]], [[["a", "b"]]]).cider.tolist() == [0.0]
+
+
+@pytest.mark.parametrize(
+    "caption, tokens",
+    [
+        ("It's a dog's ball; they don't stop.", "it 's a dog 's ball they do n't stop"),
+        ("A T-shirt -- and 1/2 of 22 3/4...", "a t-shirt and 1/2 of 22\u00a03/4"),
+        ("(left) [right]", "-lrb- left -rrb- -lsb- right -rsb-"),
+        ("Mr. Smith lives at Main St.", "mr. smith lives at main st."),
+        ("He feels ill. A man in Ill. too", "he feels ill a man in ill. too"),
+        ("$5, 50% off #1", "$ 5 50 % off # 1"),
+        ("Hello!!! what?! no!", "hello !!! what ?! no"),
+        ("  \t ", ""),
+        ("a\nb\u2028c", "a b c"),
+        ("\u201csmart\u201d \u2018ones\u2019 \u2013 \u2026", "smart ones"),
+    ],
+)
+def test_tokens(caption, tokens):
+    assert [" ".join(each) for each in coco_tokens([caption])] == [tokens]
+
+
+@given(st.lists(st.text(max_size=60), min_size=1, max_size=5))
+@settings(max_examples=200, deadline=None)
+def test_any_text_has_tokens(captions):
+    found = coco_tokens(captions)
+    assert len(found) == len(captions)
+    assert all(token and token == token.strip(" \t\n") and token not in DROPPED for each in found for token in each)
+
+
+def golden(name):
+    return json.loads((GOLDEN / name).read_text(encoding="utf-8"))
+
+
+@needs_golden
+@pytest.mark.parametrize("name", ["golden_ptb_probe.json", "golden_ptb_llava80.json"])
+def test_tokens_are_those_of_stanford(name):
+    rows = golden(name)
+    found = [" ".join(each) for each in coco_tokens([row["raw"] for row in rows])]
+    assert found == [row["coco"] for row in rows]
+
+
+@needs_golden
+def test_a_thousand_captions_have_the_published_number_of_tokens():
+    rows = golden("captions_val2014_fakecap_results.json")
+    tokens = coco_tokens([row["caption"] for row in rows])
+    scores = CaptionScores.of(tokens, [[each] for each in tokens])
+    assert scores.guessed.sum(axis=0).tolist() == [9893, 8893, 7893, 6893]
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """Files as COCO has them, of the 80 images."""
+    rows = [json.loads(line) for line in (GOLDEN / "llava_caps_boxes_coco2014_val_80.jsonl").open(encoding="utf-8")]
+    made = [{"image_id": int(row["id"]), "caption": row["captions"][0]} for row in rows]
+    told = [{"image_id": int(row["id"]), "caption": text} for row in rows for text in row["captions"][1:]]
+    (tmp_path / "made.json").write_text(json.dumps(made))
+    (tmp_path / "told.json").write_text(json.dumps({"annotations": told}))
+    return tmp_path
+
+
+@needs_golden
+def test_the_command_gives_the_golden_scores(coco, vlkit):
+    how = ("eval", "--captions", coco / "made.json", "--references", coco / "told.json", "--out", coco / "out")
+    outcome = vlkit(*how, "--json", "--fail-under", "captions.cider=0.95")
+    assert outcome.code == 0, outcome.err
+    found = outcome.json()
+    (wanted,) = golden("golden_scores.json").values()
+    names = {f"bleu_{n}": f"Bleu_{n}" for n in range(1, 5)} | {"rouge_l": "ROUGE_L", "cider": "CIDEr"}
+    for ours, theirs in names.items():
+        assert found["metrics"]["captions"][ours] == pytest.approx(wanted[theirs], abs=1e-9)
+        low, high = found["intervals"]["captions"][ours]
+        assert low < wanted[theirs] < high
+    assert json.loads((coco / "out/results.json").read_text()) == found
+    ciders = [each["cider"] for each in found["examples"]["worst"]]
+    assert len(ciders) == 20 and ciders == sorted(ciders) and ciders[0] < found["examples"]["best"][0]["cider"]
+    missed = vlkit(*how, "--fail-under", "captions.bleu_4=0.9")
+    assert missed.code == 8 and "captions.bleu_4 is 0.1655, 0.9 was demanded" in missed.err
+
+
+def write(folder, made, told):
+    (folder / "made.json").write_text(json.dumps(made))
+    (folder / "told.json").write_text(json.dumps(told))
+    return ("eval", "--captions", folder / "made.json", "--references", folder / "told.json")
+
+
+def test_a_caption_that_is_a_reference_is_exact_and_empty_ones_are_told(tmp_path, vlkit):
+    told = [{"image_id": n, "caption": text} for n in range(4) for text in (f"a dog number {n} runs", "Some dog.")]
+    made = [
+        {"image_id": n, "caption": text} for n, text in enumerate(["A dog number 0 runs.", "some dog", "", "a cat"])
+    ]
+    outcome = vlkit(*write(tmp_path, made, told), "--json")
+    assert outcome.code == 0 and "1 captions are empty" in outcome.err
+    metrics = outcome.json()["metrics"]["captions"]
+    assert metrics["exact"] == 0.5 and metrics["images"] == 4 and 0 < metrics["rouge_l"] < 1
+    fewer = vlkit(*write(tmp_path, made[:2], told))
+    assert "2 of 4 images" in fewer.err and "BLEU-4" in fewer.out and "CIDEr" in fewer.out
+
+
+@pytest.mark.parametrize(
+    "made, told, what",
+    [
+        ([{"image_id": 1, "caption": "x"}] * 2, [{"image_id": 1, "caption": "x"}], "has several captions"),
+        ([{"image_id": 2, "caption": "x"}], [{"image_id": 1, "caption": "x"}], "have no reference"),
+        ([{"image": 2, "caption": "x"}], [], "entry 1 has no image_id"),
+        ([{"image_id": 2, "caption": 5}], [], "entry 1 has no image_id or no caption"),
+        ({"x": 1}, [], "holds no captions"),
+        ([], [{"image_id": 1, "caption": "x"}], "holds no captions"),
+    ],
+)
+def test_files_that_are_none(made, told, what, tmp_path, vlkit):
+    outcome = vlkit(*write(tmp_path, made, told))
+    assert outcome.code == 3 and what in outcome.err, outcome.err
+
+
+def test_settings_that_do_not_go_together(tmp_path, vlkit):
+    (tmp_path / "x.json").write_text("nonsense")
+    one = ("eval", "--captions", tmp_path / "x.json")
+    assert vlkit(*one).code == 2
+    assert vlkit(*one, "--references", tmp_path / "x.json").code == 3
+    assert vlkit(*one, "--references", tmp_path / "none.json", "--run", "r").code == 2
+
+
+JAR = os.environ.get("VLKIT_PTB_JAR", "")
+
+
+@pytest.mark.skipif(not (JAR and shutil.which("java")), reason="VLKIT_PTB_JAR names no stanford-corenlp-3.4.1.jar")
+def test_tokens_beside_java(tmp_path):
+    """Every word with a full stop, an apostrophe or a hyphen that the table of rules speaks of, within a caption."""
+    words = "ill. Ill. St. no. No. a.m. U.S. o'clock dogs' she'll can't w/ b/w 7-up 1st 5'10\" 3.5 1,000 12:30 #2 etc."
+    captions = [f"a {word} {after}" for word in words.split() for after in ("", "dog", "The dog", "5 dogs")]
+    (tmp_path / "in.txt").write_text("\n".join(captions), encoding="utf-8")
+    program = ["java", "-cp", JAR, "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
+    out = subprocess.run([*program, str(tmp_path / "in.txt")], capture_output=True, text=True, check=True).stdout
+    wanted = [[t for t in line.split(" ") if t and t not in DROPPED] for line in out.split("\n")[: len(captions)]]
+    assert coco_tokens(captions) == wanted
