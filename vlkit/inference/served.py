@@ -7,6 +7,7 @@ import io
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,10 @@ from vlkit.storage import Location
 THUMBNAIL, QUALITY, KEPT_THUMBNAILS = 320, 82, 2000
 # Bytes of uploads that are held in memory at once, the time that one may take, and its pixels.
 MOST_HELD, UPLOAD_SECONDS, MOST_PIXELS = 2**28, 30, 24_000_000
+
+
+# Bytes that are still read, and forgotten, of an upload that is refused; and seconds that this may take.
+MOST_THROWN_AWAY, PATIENCE = 2**26, 5
 
 
 class TooLarge(VlkitError):
@@ -89,6 +94,7 @@ class Served:
         """
         told = TooLarge(f"a picture may have {self.max_upload / 2**20:g} MB", hint="send a smaller one")
         if int(request.headers.get("content-length") or 0) > self.max_upload:
+            await _thrown_away(request)
             raise told
         content = bytearray()
         try:
@@ -97,6 +103,7 @@ class Served:
                     content += part
                     self.held += len(part)
                     if len(content) > self.max_upload:
+                        await _thrown_away(request)
                         raise told
                     if self.held > max(MOST_HELD, self.max_upload):
                         raise Full
@@ -133,6 +140,17 @@ class Served:
         """Let the threads end."""
         self.computing.shutdown(wait=False, cancel_futures=True)
         self.decoding.shutdown(wait=False, cancel_futures=True)
+
+
+async def _thrown_away(request: Request) -> None:
+    """Read on for a while: who is cut off while sending sees a broken connection, and not why."""
+    left = MOST_THROWN_AWAY
+    with suppress(TimeoutError, ClientDisconnect):
+        async with asyncio.timeout(PATIENCE):
+            async for part in request.stream():
+                left -= len(part)
+                if left < 0:
+                    return
 
 
 def _given(answer: Answer, number: int) -> dict[str, Any]:
