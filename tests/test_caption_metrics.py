@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import shutil
-import subprocess
 from collections import Counter
 from pathlib import Path
 
@@ -230,18 +227,3 @@ def test_settings_that_do_not_go_together(tmp_path, vlkit):
     assert vlkit(*one).code == 2
     assert vlkit(*one, "--references", tmp_path / "x.json").code == 3
     assert vlkit(*one, "--references", tmp_path / "none.json", "--run", "r").code == 2
-
-
-JAR = os.environ.get("VLKIT_PTB_JAR", "")
-
-
-@pytest.mark.skipif(not (JAR and shutil.which("java")), reason="VLKIT_PTB_JAR names no stanford-corenlp-3.4.1.jar")
-def test_tokens_beside_java(tmp_path):
-    """Every word with a full stop, an apostrophe or a hyphen that the table of rules speaks of, within a caption."""
-    words = "ill. Ill. St. no. No. a.m. U.S. o'clock dogs' she'll can't w/ b/w 7-up 1st 5'10\" 3.5 1,000 12:30 #2 etc."
-    captions = [f"a {word} {after}" for word in words.split() for after in ("", "dog", "The dog", "5 dogs")]
-    (tmp_path / "in.txt").write_text("\n".join(captions), encoding="utf-8")
-    program = ["java", "-cp", JAR, "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
-    out = subprocess.run([*program, str(tmp_path / "in.txt")], capture_output=True, text=True, check=True).stdout
-    wanted = [[t for t in line.split(" ") if t and t not in DROPPED] for line in out.split("\n")[: len(captions)]]
-    assert coco_tokens(captions) == wanted

@@ -10,11 +10,11 @@ Sources: Papineni et al. 2002, Lin 2004, Vedantam et al. 2015, and the choices o
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import sparse
 
 from vlkit.evaluation.comparison import Measured
 from vlkit.evaluation.intervals import Statistic
@@ -57,23 +57,18 @@ class CaptionScores:
             references: [images][at least one].
         """
         rouge = [rouge_l(tokens, each) for tokens, each in zip(candidates, references, strict=True)]
-        candidates = [_parted(tokens) for tokens in candidates]
-        references = [[_parted(tokens) for tokens in each] for each in references]
-        counted = [_counts(tokens) for tokens in candidates]
-        told = [[_counts(tokens) for tokens in each] for each in references]
-        images = len(candidates)
-        correct, guessed = np.zeros((images, ORDERS), np.int64), np.zeros((images, ORDERS), np.int64)
-        closest = np.zeros(images, np.int64)
-        for image, (tokens, own, others) in enumerate(zip(candidates, counted, told, strict=True)):
-            guessed[image] = [max(0, len(tokens) - order) for order in range(ORDERS)]
-            for order in range(ORDERS):
-                correct[image, order] = sum(
-                    min(count, max(other[order].get(gram, 0) for other in others)) for gram, count in own[order].items()
-                )
-            lengths = [len(reference) for reference in references[image]]
-            closest[image] = min(lengths, key=lambda length: (abs(length - len(tokens)), length))
-        length = np.array([len(tokens) for tokens in candidates], np.int64)
-        return cls(correct, guessed, length, closest, np.array(rouge), cider_d(counted, told))
+        made = [_parted(tokens) for tokens in candidates]
+        told = [[_parted(tokens) for tokens in each] for each in references]
+        length = np.array([len(tokens) for tokens in made], np.int64)
+        closest = [
+            _closest(len(tokens), [len(other) for other in each]) for tokens, each in zip(made, told, strict=True)
+        ]
+        image_of = np.repeat(np.arange(len(made)), [len(each) for each in told])
+        counts = _counts([*made, *(tokens for each in told for tokens in each)])
+        grams = [_Grams(each[: len(made)], each[len(made) :], image_of) for each in counts]
+        correct = np.column_stack([each.correct() for each in grams])
+        guessed = np.maximum(0, length[:, None] - np.arange(ORDERS))
+        return cls(correct, guessed, length, np.array(closest, np.int64), np.array(rouge), _cider_d(grams))
 
     def bleu(self, drawn: np.ndarray | None = None) -> np.ndarray:
         """BLEU-1 to 4 of the whole set, or of draws.
@@ -104,7 +99,9 @@ class CaptionScores:
         return Measured({"rouge_l": self.rouge_l, "cider": self.cider}, others, dict.fromkeys(names, counts))
 
 
-Counts = list[Counter[tuple[str, ...]]]
+def _closest(length: int, lengths: Sequence[int]) -> int:
+    """The length nearest to `length`; of two that are as near, the shorter."""
+    return min(lengths, key=lambda size: (abs(size - length), size))
 
 
 def _parted(tokens: Tokens) -> list[str]:
@@ -112,9 +109,81 @@ def _parted(tokens: Tokens) -> list[str]:
     return [part for token in tokens for part in (token.split("\u00a0") if "\u00a0" in token else (token,))]
 
 
-def _counts(tokens: Tokens) -> Counts:
-    """n-grams of each order, and how often each stands there."""
-    return [Counter(zip(*(tokens[start:] for start in range(order)), strict=False)) for order in range(1, ORDERS + 1)]
+def _counts(captions: Sequence[Sequence[str]]) -> list[sparse.csr_matrix]:
+    """How often each n-gram stands in each caption, of each order: float64 [captions, n-grams]."""
+    known: dict[str, int] = {}
+    words = np.array([known.setdefault(word, len(known)) for tokens in captions for word in tokens], np.int64)
+    sizes = np.array([len(tokens) for tokens in captions], np.int64)
+    caption_of = np.repeat(np.arange(len(captions)), sizes)
+    # How many words of its caption come after each.
+    behind = np.repeat(np.cumsum(sizes), sizes) - np.arange(len(words)) - 1
+    found, grams = [], words
+    for order in range(ORDERS):
+        if order:
+            # A gram is the one that is a word shorter, and a word.
+            longer = grams[:-1] * len(known) + words[order:]
+            _, grams = np.unique(longer, return_inverse=True) if len(longer) else (longer, longer)
+        whole = np.flatnonzero(behind[: len(grams)] >= order)
+        width = int(grams.max(initial=0)) + 1
+        places = (caption_of[whole], grams[whole])
+        found.append(sparse.csr_matrix((np.ones(len(whole)), places), shape=(len(captions), width)))
+    return found
+
+
+@dataclass(frozen=True)
+class _Grams:
+    """n-grams of one order.
+
+    Attributes:
+        made, told: counts of the captions, and of the references, as `_counts` gives them.
+        image_of: int64 [references], the caption that each belongs to.
+    """
+
+    made: sparse.csr_matrix
+    told: sparse.csr_matrix
+    image_of: np.ndarray
+
+    def correct(self) -> np.ndarray:
+        """int64 [captions]: n-grams that a reference has, too, none more often than one of them has it."""
+        references = self.told.tocoo()
+        width = self.told.shape[1]
+        keys = self.image_of[references.row] * width + references.col
+        order = np.argsort(keys, kind="stable")
+        firsts = np.flatnonzero(np.diff(keys[order], prepend=-1))
+        most = np.maximum.reduceat(references.data[order], firsts) if len(firsts) else np.zeros(0)
+        places = np.divmod(keys[order][firsts], width)
+        best = sparse.csr_matrix((most, places), shape=self.made.shape)
+        return np.asarray(self.made.minimum(best).sum(axis=1)).ravel().astype(np.int64)
+
+    def alike(self) -> np.ndarray:
+        """float64 [references]: the cosine of a caption and its reference, n-grams weighed by how rare they are.
+
+        What a caption says too often is cut at what the reference has.
+        """
+        images = self.made.shape[0]
+        of_image = sparse.csr_matrix(
+            (np.ones(len(self.image_of)), (self.image_of, np.arange(len(self.image_of)))),
+            shape=(images, len(self.image_of)),
+        )
+        standing_in = np.bincount((of_image @ self.told).tocoo().col, minlength=self.told.shape[1])
+        weight = sparse.diags(math.log(max(1, images)) - np.log(np.maximum(1, standing_in)))
+        made, told = (self.made @ weight).tocsr(), (self.told @ weight).tocsr()
+        sizes = _norms(made)[self.image_of] * _norms(told)
+        shared = np.asarray(made[self.image_of].minimum(told).multiply(told).sum(axis=1)).ravel()
+        return np.divide(shared, sizes, out=np.zeros(len(sizes)), where=sizes > 0)
+
+
+def _norms(rows: sparse.csr_matrix) -> np.ndarray:
+    return np.sqrt(np.asarray(rows.multiply(rows).sum(axis=1)).ravel())
+
+
+def _cider_d(grams: Sequence[_Grams]) -> np.ndarray:
+    """CIDEr-D of every image: float64 [images]. Of one image all n-grams weigh nothing, and it is 0."""
+    image_of, images = grams[0].image_of, grams[0].made.shape[0]
+    made, told = (np.asarray(counts.sum(axis=1)).ravel() for counts in (grams[1].made, grams[1].told))
+    off = np.exp(-((made[image_of] - told) ** 2) / (2 * SIGMA**2))
+    alike = off * sum(each.alike() for each in grams) / ORDERS
+    return 10 * np.bincount(image_of, alike, minlength=images) / np.bincount(image_of, minlength=images)
 
 
 def rouge_l(candidate: Tokens, references: Sequence[Tokens]) -> float:
@@ -143,44 +212,3 @@ def longest_common(one: Tokens, other: Tokens) -> int:
         matches = row & places.get(token, 0)
         row = (row + matches | row - matches) & whole
     return len(one) - row.bit_count()
-
-
-def cider_d(candidates: Sequence[Counts], references: Sequence[Sequence[Counts]]) -> np.ndarray:
-    """CIDEr-D of every image: float64 [images]. Of one image all n-grams weigh nothing, and it is 0."""
-    images = len(candidates)
-    found = [Counter[tuple[str, ...]]() for _ in range(ORDERS)]
-    for told in references:
-        for order in range(ORDERS):
-            found[order].update({gram for each in told for gram in each[order]})
-    weight = [{gram: math.log(images / count) for gram, count in of.items()} for of in found]
-    unseen = math.log(images) if images else 0.0
-    scores = np.zeros(images)
-    for image, (own, others) in enumerate(zip(candidates, references, strict=True)):
-        mine = [_Weighted.of(own[order], weight[order], unseen) for order in range(ORDERS)]
-        length = own[1].total()
-        for other in others:
-            off = math.exp(-((length - other[1].total()) ** 2) / (2 * SIGMA**2))
-            for order in range(ORDERS):
-                scores[image] += off * mine[order].like(_Weighted.of(other[order], weight[order], unseen))
-        scores[image] *= 10 / (ORDERS * len(others))
-    return scores
-
-
-@dataclass(frozen=True)
-class _Weighted:
-    """n-grams of one order, by how often they stand there and how rare they are."""
-
-    values: dict[tuple[str, ...], float]
-    norm: float
-
-    @classmethod
-    def of(cls, counts: Counter[tuple[str, ...]], weight: dict[tuple[str, ...], float], unseen: float) -> _Weighted:
-        values = {gram: count * weight.get(gram, unseen) for gram, count in counts.items()}
-        return cls(values, math.sqrt(sum(value * value for value in values.values())))
-
-    def like(self, other: _Weighted) -> float:
-        """Cosine, what this one has too often being cut at what the other has."""
-        if not self.norm or not other.norm:
-            return 0.0
-        shared = self.values.keys() & other.values.keys()
-        return sum(min(self.values[g], other.values[g]) * other.values[g] for g in shared) / (self.norm * other.norm)

@@ -64,7 +64,7 @@ STARTERS = frozenset(
 VULGAR = "\u00bc-\u00be\u2153\u2154"
 INSIDE = (
     rf"{ALNUM}|_(?={ALNUM})|-(?={ALNUM})|/(?={ALNUM})|[.!?](?={LETTER})|(?<=[aeiou]){APOSTROPHE}(?=[aeiou])"
-    rf"|(?<![^\W\d_][^\W\d_])&(?={LETTER}(?!{ALNUM}))"
+    rf"|(?<=(?-i:[A-Z]))&(?=(?-i:[A-Z])(?!{ALNUM}))"
 )
 TOKEN = re.compile(
     "|".join(
