@@ -102,6 +102,7 @@ def test_rouge_takes_the_best_precision_and_the_best_recall_each_on_its_own():
     precision, recall = 3 / 4, 1.0
     assert rouge_l(candidate, references) == pytest.approx(2.44 * precision * recall / (recall + 1.44 * precision))
     assert rouge_l([], references) == rouge_l(["q"], references) == 0
+    assert rouge_l([], [[], ["a"]]) == 1
 
 
 def test_one_image_has_no_cider():
@@ -119,6 +120,11 @@ def test_one_image_has_no_cider():
         ("He feels ill. A man in Ill. too", "he feels ill a man in ill. too"),
         ("$5, 50% off #1", "$ 5 50 % off # 1"),
         ("Hello!!! what?! no!", "hello !!! what ?! no"),
+        ("get 'em 'cause US$5 C# &quot;x&quot; &lt;", "get 'em 'cause us$ 5 c# x <"),
+        (
+            "a\u0301 cafe\u0301 \u0928\u092e\u0938\u094d\u0924\u0947",
+            "a\u0301 cafe\u0301 \u0928\u092e\u0938\u094d\u0924\u0947",
+        ),
         ("  \t ", ""),
         ("a\nb\u2028c", "a b c"),
         ("\u201csmart\u201d \u2018ones\u2019 \u2013 \u2026", "smart ones"),
@@ -198,8 +204,9 @@ def test_a_caption_that_is_a_reference_is_exact_and_empty_ones_are_told(tmp_path
         {"image_id": n, "caption": text} for n, text in enumerate(["A dog number 0 runs.", "some dog", "", "a cat"])
     ]
     outcome = vlkit(*write(tmp_path, made, told), "--json")
-    assert outcome.code == 0 and "1 captions are empty" in outcome.err
+    assert outcome.code == 0 and "1 of 4 captions have no words" in outcome.err
     metrics = outcome.json()["metrics"]["captions"]
+    assert outcome.json()["intervals"]["captions"].keys() == metrics.keys() - {"images"}
     assert metrics["exact"] == 0.5 and metrics["images"] == 4 and 0 < metrics["rouge_l"] < 1
     fewer = vlkit(*write(tmp_path, made[:2], told))
     assert "2 of 4 images" in fewer.err and "BLEU-4" in fewer.out and "CIDEr" in fewer.out
@@ -209,9 +216,9 @@ def test_a_caption_that_is_a_reference_is_exact_and_empty_ones_are_told(tmp_path
     "made, told, what",
     [
         ([{"image_id": 1, "caption": "x"}] * 2, [{"image_id": 1, "caption": "x"}], "has several captions"),
-        ([{"image_id": 2, "caption": "x"}], [{"image_id": 1, "caption": "x"}], "have no reference"),
-        ([{"image": 2, "caption": "x"}], [], "entry 1 has no image_id"),
-        ([{"image_id": 2, "caption": 5}], [], "entry 1 has no image_id or no caption"),
+        ([{"image_id": 2, "caption": "x"}], [{"image_id": 1, "caption": "x"}], "has no reference"),
+        ([{"image": 2, "caption": "x"}], [{"image_id": 2, "caption": "x"}], "entry 1 has no image_id"),
+        ([{"image_id": 2, "caption": 5}], [{"image_id": 2, "caption": "x"}], "entry 1 has no image_id or no caption"),
         ({"x": 1}, [], "holds no captions"),
         ([], [{"image_id": 1, "caption": "x"}], "holds no captions"),
     ],
@@ -221,9 +228,42 @@ def test_files_that_are_none(made, told, what, tmp_path, vlkit):
     assert outcome.code == 3 and what in outcome.err, outcome.err
 
 
+def test_files_as_they_come(tmp_path, vlkit):
+    """JSON lines, a byte order mark, ids padded with zeros or written as floats, half an emoji."""
+    lines = [
+        '{"image_id": "000000000007", "caption": "a \\ud83d dog"}',
+        '{"image_id": 8.0, "caption": "a cat", "score": 1}',
+    ]
+    (tmp_path / "made.jsonl").write_text("\ufeff" + "\n".join(lines))
+    (tmp_path / "told.json").write_text(json.dumps([{"image_id": n, "caption": "a dog"} for n in (7, 8)]))
+    how = ("eval", "--captions", tmp_path / "made.jsonl", "--references", tmp_path / "told.json")
+    assert vlkit(*how, "--json").json()["metrics"]["captions"]["images"] == 2
+    (tmp_path / "told.json").write_text("[" * 100_000)
+    for odd in (tmp_path / "told.json", tmp_path):
+        outcome = vlkit(*how[:-1], odd)
+        assert outcome.code == 3, outcome.err
+
+
+def test_one_image_is_told_and_a_run_keeps_its_results(tmp_path, trained, vlkit):
+    how = write(tmp_path, [{"image_id": 1, "caption": "a dog"}], [{"image_id": 1, "caption": "a dog"}])
+    outcome = vlkit(*how, "--out", tmp_path / "out")
+    assert outcome.code == 0 and "of one image CIDEr is always 0" in outcome.err
+    assert vlkit(*how, "--out", trained).code == 2
+    report = vlkit("report", "--run", tmp_path / "out")
+    assert report.code == 2 and "no report yet" in report.err
+
+
+def test_a_long_caption_takes_no_time():
+    """No rule looks at all that is to come from every place anew."""
+    assert len(coco_tokens(["_" * 200_000, "a+" * 50_000, "x@" * 50_000])) == 3
+
+
 def test_settings_that_do_not_go_together(tmp_path, vlkit):
     (tmp_path / "x.json").write_text("nonsense")
     one = ("eval", "--captions", tmp_path / "x.json")
     assert vlkit(*one).code == 2
     assert vlkit(*one, "--references", tmp_path / "x.json").code == 3
-    assert vlkit(*one, "--references", tmp_path / "none.json", "--run", "r").code == 2
+    for more in (("--run", "r"), ("--limit", 3), ("--shift", "blur"), ("--fail-under", "text_to_image.recall@1=0.5")):
+        refused = vlkit(*one, "--references", tmp_path / "none.json", *more)
+        assert refused.code == 2 and more[0] in refused.err
+    assert vlkit("eval", "--run", "r", "--fail-under", "captions.cider=0.5").code == 2

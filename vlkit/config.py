@@ -36,7 +36,7 @@ RANKED = (
     "fraction_recall@10",
 )
 CLASSIFIED = ("accuracy", "top1_of_10", "precision_macro", "recall_macro", "f1_macro", "average_precision_macro")
-CAPTIONED = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider")
+CAPTIONED = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider", "exact")
 MEASURES = {**dict.fromkeys(DIRECTIONS, RANKED), "classification": CLASSIFIED, "captions": CAPTIONED}
 # Classes of fewer training pictures are rare.
 RARE = 50
@@ -244,11 +244,16 @@ class EvalConfig(Settings):
         at_least(self, 1000, "draws")
         cache_place(self.cache)
         only(self, "shift", SHIFTS)
-        demanded(self.fail_under)
         if (self.captions is None) != (self.references is None):
             raise UsageError("--captions and --references belong together: what was said, and what people say")
-        if self.captions is not None and (self.run or self.model):
-            raise UsageError("--captions are scored by themselves: leave out --run and --model")
+        if self.captions is not None:
+            beside = {"captions", "references", "out", "fail_under", "draws", "seed"}
+            for name in self.fields().keys() - beside:
+                if self.was_given(name):
+                    raise UsageError(f"--captions are scored by themselves: leave out {self.fields()[name].flag}")
+        for group, metric, _ in demanded(self.fail_under):
+            if (group == "captions") != (self.captions is not None):
+                raise UsageError(f"--fail-under {group}.{metric}: this is not measured here")
         if self.captions is None and (self.run is None) == (self.model is None):
             raise UsageError("eval measures a run or a model: give --run RUN, or --model M --data DIR --out DIR")
         if self.model is not None and (self.data is None or self.out is None):

@@ -188,11 +188,11 @@ def _cider_d(grams: Sequence[_Grams]) -> np.ndarray:
 
 def rouge_l(candidate: Tokens, references: Sequence[Tokens]) -> float:
     """F of the longest common subsequence: the best precision and the best recall, each over all references."""
-    if not candidate:
-        return 0.0
+    # One without tokens has, to COCO, an empty one.
+    candidate, references = candidate or [""], [reference or [""] for reference in references]
     common = [longest_common(candidate, reference) for reference in references]
     precision = max(common) / len(candidate)
-    recall = max(length / max(1, len(reference)) for length, reference in zip(common, references, strict=True))
+    recall = max(length / len(reference) for length, reference in zip(common, references, strict=True))
     if not precision or not recall:
         return 0.0
     return (1 + BETA**2) * precision * recall / (recall + BETA**2 * precision)

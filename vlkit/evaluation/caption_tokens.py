@@ -7,6 +7,7 @@ makes of a word hardly ever depends on its neighbours, so every word is looked a
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -27,13 +28,16 @@ WRITTEN = {
     "\u00a2": "cents",
     **{"\u00bc": "1/4", "\u00bd": "1/2", "\u00be": "3/4", "\u2153": "1/3", "\u2154": "2/3"},
 }
+ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": "''"}
 # "22 3/4".
 MIXED = re.compile(r"(?<![\w/.])(\d{1,4}) (\d{1,4}/\d{1,4})(?![\d/])")
 SPACES = re.compile(r"[ \t]+")
 UNSEEN = re.compile("[\ufe0f\u00ad\u200b-\u200f\u2060\ufeff]")
 APOSTROPHE = "['\u2019]"
 LETTER = "[^\\W\\d_]"
-ALNUM = "[^\\W_\u00bc-\u00be\u2153-\u215e]"
+# Accents and vowels that stand by themselves belong to the letter before them.
+MARKS = "".join(chr(code) for code in range(0x300, 0xFE30) if unicodedata.category(chr(code)) in ("Mn", "Mc"))
+ALNUM = f"(?:[^\\W_\u00bc-\u00be\u2153-\u215e]|[{MARKS}])"
 # Words that keep their full stop wherever they stand.
 ABBREVIATIONS = "|".join(
     [
@@ -70,9 +74,9 @@ TOKEN = re.compile(
     "|".join(
         [
             r"(?P<whole>https?://[^\s\"<>|(){}]*[^\s\"'<>|.!?(){},-]|www\.[^\s\"<>|(){}]*[^\s\"'<>|.!?(){},-]"
-            r"|[\w.+-]+@[\w-]+(?:\.[\w-]+)+|</?[a-z!?][^<>\s]*>)",
-            r"(?P<entity>&amp;)",
-            rf"(?P<apostrophe>(?<!\d){APOSTROPHE}\d\ds?(?!{ALNUM})|{APOSTROPHE}n{APOSTROPHE}|{APOSTROPHE}n(?!{ALNUM})"
+            r"|(?<![\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)+|</?[a-z!?][^<>\s]*>)",
+            r"(?P<entity>&(?:amp|lt|gt|quot);)",
+            rf"(?P<apostrophe>(?<!\d){APOSTROPHE}\d\ds?(?!{ALNUM})|{APOSTROPHE}n{APOSTROPHE}|{APOSTROPHE}(?:n|em|cause|till?)(?!{ALNUM})"
             rf"|{CONTRACTION}|n{APOSTROPHE}t(?!{ALNUM}))",
             rf"(?P<tis>{APOSTROPHE}t(?:is|was)(?!{ALNUM}))",
             rf"(?P<date>\d{{1,2}}[-/]\d{{1,2}}[-/]\d{{2,4}}(?!{ALNUM}))",
@@ -82,8 +86,9 @@ TOKEN = re.compile(
             rf"(?P<abbreviation>(?:{ABBREVIATIONS}|{STATES})\.(?!{ALNUM}))",
             r"(?P<number_of>(?:no|nos|figs?|prop|art)\.(?=\d|$))",
             rf"(?P<number>[-+]?\d+(?:[.:,]\d+)+|[-+]\d+(?!{ALNUM})|\.\d+)",
+            r"(?P<currency>[a-z]{1,3}\$(?=\d))",
             rf"(?P<vulgar>[{VULGAR}])",
-            rf"(?P<word>(?:[dol]{APOSTROPHE})?{ALNUM}(?:(?!n{APOSTROPHE}t(?!{ALNUM}))(?:{INSIDE}))*(?:(?<=[a-z])\++)?)",
+            rf"(?P<word>(?:[dol]{APOSTROPHE})?{ALNUM}(?:(?!n{APOSTROPHE}t(?!{ALNUM}))(?:{INSIDE}))*(?:(?<=[a-z])(?:\++|#(?!\w)))?)",
             r"(?P<dots>\.\.+|\u2026)",
             r"(?P<run>[?!]+|\*+|\#{2,}|\\\*|[#@](?!\d)\w+)",
             r"(?P<dashes>--+)",
@@ -146,4 +151,4 @@ def _written(kind: str, text: str, before_digit: bool, before_sentence: bool) ->
         return ()  # They are dropped in any case.
     if kind == "smiley":
         return (text[:-1] + BRACKETS[text[-1]],)
-    return ("&",) if kind == "entity" else (WRITTEN.get(text, text),)
+    return (ENTITIES[text],) if kind == "entity" else (WRITTEN.get(text, text),)

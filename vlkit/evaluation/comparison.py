@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlkit.config import demanded
-from vlkit.errors import QualityError
 from vlkit.evaluation.intervals import (
     Statistic,
     interval,
@@ -25,7 +23,6 @@ from vlkit.evaluation.intervals import (
 if TYPE_CHECKING:
     from vlkit.evaluation.ranking import Ranks
 
-NOT_MEASURED = {"classification": "not measured: too few of these rows have classes"}
 # Of few pictures a class, a draw misses some and repeats others: these numbers then lie beside what they are drawn
 # from, and their draws are moved back to it.
 CENTRED = ("precision_macro", "recall_macro", "f1_macro", "average_precision_macro")
@@ -184,19 +181,3 @@ def verdict(difference: Mapping[str, float], units: int, smallest: float, metric
 def p_told(value: float | None) -> str:
     """A p-value as people write it."""
     return "-" if value is None or value != value else "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def refuse_missed(results: Mapping[str, Any], lines: tuple[str, ...]) -> None:
-    """Hold results against --fail-under.
-
-    Raises:
-        QualityError: names what is below.
-    """
-    missed = []
-    for group, metric, least in demanded(lines):
-        value = results["metrics"].get(group, {}).get(metric)
-        if value is None or not value >= least:
-            shown = f"{value:.4f}" if value is not None and value == value else NOT_MEASURED.get(group, "not measured")
-            missed.append(f"{group}.{metric} is {shown}, {least:g} was demanded")
-    if missed:
-        raise QualityError("; ".join(missed))

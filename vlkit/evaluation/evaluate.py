@@ -11,19 +11,19 @@ from vlkit import console
 from vlkit.config import SCHEMA, EvalConfig
 from vlkit.data.pairs import Pairs, data_of, read_pairs
 from vlkit.distributed import World, joined
-from vlkit.errors import DataError, UsageError
+from vlkit.errors import DataError
 from vlkit.evaluation import queries, told
 from vlkit.evaluation.card import write_card
-from vlkit.evaluation.comparison import refuse_missed
 from vlkit.evaluation.efficiency import efficiency
 from vlkit.evaluation.measuring import Evaluation
+from vlkit.evaluation.refusals import refuse_foreign, refuse_missed
 from vlkit.evaluation.scoring import Task
 from vlkit.models import adapters
 from vlkit.models.device import best_device, best_precision
 from vlkit.models.opening import open_model, open_tuned, open_untouched
 from vlkit.remote import Remote, hash_of
 from vlkit.runs import Run, in_zone, mirror_of
-from vlkit.storage import Location, refuse_unwritable
+from vlkit.storage import Location
 
 
 def evaluate(config: EvalConfig) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
 def _evaluated(config: EvalConfig, world: World) -> dict[str, Any]:
     run = Run(config.run) if config.run else None
     if config.out is not None:
-        _refuse_foreign(config.out.path, run)
+        refuse_foreign(config.out.path, run)
     settings = run.config() if run else {}
     data = config.data or data_of(run or Run(Path()))
     pairs = read_pairs(data)
@@ -121,17 +121,6 @@ def _evaluated_to_remote(config: EvalConfig, out: Location, world: World) -> dic
         world.wait()
     refuse_missed(results, demands)
     return results
-
-
-def _refuse_foreign(out: Path, run: Run | None) -> None:
-    """Refuse, before any work is done, a folder that cannot be written, and another run's: its results stay its own.
-
-    Raises:
-        UsageError: names the folder.
-    """
-    refuse_unwritable(out, "--out")
-    if Run(out).begun and not (run and out.resolve() == run.folder.resolve()):
-        raise UsageError(f"--out {out} is a run's folder: its results would no longer be its own", hint="give another")
 
 
 def _place(config: EvalConfig, run: Run | None, pairs: Pairs) -> tuple[Path, str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlkit.config import DIRECTIONS, SCHEMA
 from vlkit.data.pairs import Pairs, read_pairs
-from vlkit.errors import ArtifactError, VlkitError
+from vlkit.errors import ArtifactError, UsageError, VlkitError
 from vlkit.remote import hash_of
 from vlkit.runs import Run
 from vlkit.standing import Standing, standing
@@ -132,6 +132,10 @@ def checked(results: dict[str, Any], path: Path) -> dict[str, Any]:
     if results.get("schema") != SCHEMA:
         told = f"{path} has schema {results.get('schema')!r}; this vlkit reads {SCHEMA}"
         raise ArtifactError(told, hint="measure again with this version: vlkit eval")
+    if results.get("task") == "captioning":
+        raise UsageError(
+            f"{path} holds scores of captions, of which there is no report yet", hint="vlkit eval printed them"
+        )
     missing = [name for name in SECTIONS if not isinstance(results.get(name), dict)]
     groups = [results["metrics"], results["intervals"]] if not missing else []
     if results.get("task") == "retrieval":
