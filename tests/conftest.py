@@ -22,6 +22,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
+from zygote import Zygote
 
 # A shell starts what it puts in the background deaf to Ctrl-C, and so would be the commands that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -163,6 +164,14 @@ def tiny_folder(tmp_path_factory):
         return made[name]
 
     return folder
+
+
+@pytest.fixture(scope="module")
+def zygote():
+    """Starts commands in processes of their own, to be killed."""
+    started = Zygote()
+    yield started
+    started.close()
 
 
 @pytest.fixture

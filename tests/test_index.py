@@ -18,7 +18,6 @@ from conftest import picture, resealed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from zygote import Zygote
 
 from vlkit.config_search import IndexConfig
 from vlkit.data.pairs import read_pairs
@@ -561,13 +560,6 @@ def test_readers_never_see_half(indexed, tmp_path):
     thread.join()
     assert len(opened) > 5 and {*opened} <= {(len(one.table), len(one.table)), (half, half)}
     assert retried < len(opened)
-
-
-@pytest.fixture(scope="module")
-def zygote():
-    started = Zygote()
-    yield started
-    started.close()
 
 
 class Builds:

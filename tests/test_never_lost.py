@@ -18,7 +18,6 @@ import torch
 import yaml
 from safetensors.torch import save_file
 from test_retrieval import final_state
-from zygote import Zygote
 
 from vlkit import checkpoints, faults
 from vlkit.errors import ArtifactError, NonFiniteError, ResourceError
@@ -45,13 +44,6 @@ WAYS = {
     # A cache of features, which may be half filled.
     "cached": (*BASE, "--tune", "last", "--unfreeze-layers", 1, "--micro-batch", 7, "--cache", "CACHE"),
 }
-
-
-@pytest.fixture(scope="module")
-def zygote():
-    made = Zygote()
-    yield made
-    made.close()
 
 
 class Runs:

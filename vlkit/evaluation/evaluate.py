@@ -43,7 +43,8 @@ def _evaluated(config: EvalConfig, world: World) -> dict[str, Any]:
     if config.out is not None:
         refuse_foreign(config.out.path, run)
     settings = run.config() if run else {}
-    data = config.data or data_of(run or Run(Path()))
+    data = config.data if run is None else config.data or data_of(run)
+    assert data is not None  # With --model it is given.
     pairs = read_pairs(data)
     # What augment has written is no test of anything, also where the training rows are asked for.
     own = pairs.positives()
