@@ -88,6 +88,9 @@ class TrainingConfig(Settings):
     eval_every: Annotated[
         int | None, "steps between evaluations on validation; 0: once an epoch (default: a tenth of all)"
     ] = None
+    patience: Annotated[
+        int | None, "end after this many evaluations on validation without a better one (default: never)"
+    ] = None
     save_every: Annotated[int | None, "steps between checkpoints (default: as --eval-every)"] = None
     keep: Annotated[int, "newest checkpoints to keep, beside the best"] = 2
     limit: Annotated[int | None, "use about this many rows of each split, drawn by the seed"] = None
@@ -95,6 +98,7 @@ class TrainingConfig(Settings):
 
     def __post_init__(self) -> None:
         at_least(self, 1, "steps", "grad_accum", "save_every", "keep", "limit", "max_bad_steps", "extend_to", "replay")
+        at_least(self, 1, "patience")
         at_least(self, 0, "eval_every", "workers", "weight_decay", "warmup", "seed")
         above(self, 0, "epochs", "lr", "max_grad_norm")
         if self.micro_batch not in (None, "auto") and not re.fullmatch("[1-9][0-9]*", self.micro_batch):
@@ -150,9 +154,6 @@ class TrainRetrievalConfig(TrainingConfig):
     merge: Annotated[bool, "with --tune lora: write model/ too, with the adapters merged into its weights"] = False
     head_lr: Annotated[float | None, "peak rate of what stands behind the encoders (default: --lr)"] = None
     logit_lr: Annotated[float | None, "peak rate of logit scale and bias (default: --lr)"] = None
-    patience: Annotated[
-        int | None, "end after this many evaluations on validation without a better recall@1 (default: never)"
-    ] = None
     interpolate: Annotated[
         bool, "at the end, go from the untouched to the tuned weights in tenths and keep what validation prefers"
     ] = False
@@ -174,7 +175,7 @@ class TrainRetrievalConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, 1, "unfreeze_layers", "lora_rank", "patience")
+        at_least(self, 1, "unfreeze_layers", "lora_rank")
         if self.tune in ("text", "image") and self.towers not in ("both", self.tune):
             raise UsageError(f"--tune {self.tune} --towers {self.towers}: these are two different towers")
         if self.merge and self.tune != "lora":

@@ -30,6 +30,7 @@ from vlkit.models.device import Precision, autocast
 from vlkit.models.feature_store import FeatureStore, folder_of
 from vlkit.models.stages import Halfway, Stage, frozen_depth, through
 from vlkit.models.towers import Towers
+from vlkit.models.vision import PatchEncoder
 
 SCHEMA = 1
 BLOCK = 64
@@ -77,14 +78,14 @@ class Frozen:
         length: tokens that every text is padded to; None for pictures, and where each text ends as one row.
     """
 
-    towers: Towers
+    towers: Towers | PatchEncoder
     kind: Kind
     precision: Precision
     depth: int
     length: int | None = None
 
     @classmethod
-    def of(cls, towers: Towers, kind: Kind, precision: Precision, longest: int = 0) -> Frozen:
+    def of(cls, towers: Towers | PatchEncoder, kind: Kind, precision: Precision, longest: int = 0) -> Frozen:
         """What of the tower is frozen now.
 
         Args:
@@ -102,7 +103,7 @@ class Frozen:
         return cls(towers, kind, precision, depth, min(limit, -(-longest // 8) * 8))
 
     @staticmethod
-    def _chain_of(towers: Towers, kind: Kind) -> list[Stage]:
+    def _chain_of(towers: Towers | PatchEncoder, kind: Kind) -> list[Stage]:
         return towers.image_chain if kind == "pictures" else towers.text_chain
 
     @property
@@ -131,7 +132,7 @@ class Frozen:
         if (width := self._chain_of(self.towers, self.kind)[self.depth - 1].width) is not None:
             return (width,), kept
         # Wherever the weights are: of a model without any, on the meta device, shapes are known all the same.
-        device = next(self.towers.model.parameters()).device
+        device = next(self.towers.parameters()).device
         size = self.towers.pixel_spec.size
         shape, dtype = ((3, size, size), torch.float32) if self.kind == "pictures" else ((self.length,), torch.long)
         begun = Halfway(torch.zeros((1, *shape), dtype=dtype, device=device), 0, torch.zeros(1, dtype=torch.long))
@@ -143,8 +144,8 @@ class Frozen:
     def identity(self) -> dict[str, Any]:
         """All that decides what it makes of an item, but the item."""
         stages = self._chain_of(self.towers, self.kind)[: self.depth]
-        half = "vision_config" if self.kind == "pictures" else "text_config"
-        config = {k: v for k, v in getattr(self.towers.model.config, half).to_dict().items() if not k.startswith("_")}
+        half = self.towers.half_config(self.kind)
+        config = {k: v for k, v in half.to_dict().items() if not k.startswith("_")}
         if self.kind == "pictures":
             spec = asdict(self.towers.pixel_spec)
         else:
@@ -219,7 +220,7 @@ class Frozen:
         return torch.cat(blocks).numpy()
 
 
-def weights_hash(towers: Towers, kind: Kind) -> str:
+def weights_hash(towers: Towers | PatchEncoder, kind: Kind) -> str:
     """What tells a tower from every other one: SHA-256 of its weights, adapters included.
 
     Those in 4 bits are left out: another device packs them in another way.

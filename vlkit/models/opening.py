@@ -108,6 +108,11 @@ def open_tuned(run: Run) -> Towers:
     return adapters.load_adapted(run.folder, _base_of(run), quantized=quantized)
 
 
+def tuned_config(run: Run) -> Any:
+    """transformers' configuration of what became of a run's model."""
+    return config_of(str(run.folder / "model") if (run.folder / "model").is_dir() else _base_of(run))
+
+
 def _base_of(run: Run) -> str:
     return str(run.base) if run.base.is_dir() else str(run.config()["model"])
 

@@ -22,10 +22,10 @@ def read(name: str, config: Any) -> PixelSpec:
     Raises:
         ArtifactError: it makes pictures of another size than the model takes.
     """
-    return _pixel_spec(_image_processor(name), config, name)
+    return _pixel_spec(image_processor(name), config, name)
 
 
-def _image_processor(name: str) -> dict[str, Any]:
+def image_processor(name: str) -> dict[str, Any]:
     """The preprocessing's settings, from the file that older versions of transformers write or the newer ones'."""
     from transformers.utils import cached_file
 

@@ -81,7 +81,7 @@ def frozen_depth(chain: Sequence[Stage]) -> int:
 def image_chain(model: Any) -> list[Stage]:
     """Of a CLIP's, SigLIP's or pair's pictures: normalised pixels [pictures, 3, size, size] -> [pictures, width]."""
     vision = model.vision_model
-    layers = [_layer(layer) for layer in vision.encoder.layers]
+    layers = [layer(each) for each in vision.encoder.layers]
     if hasattr(model, "visual_projection"):
         return [
             Stage((vision.embeddings, vision.pre_layrnorm), lambda x, _: vision.pre_layrnorm(vision.embeddings(x))),
@@ -121,15 +121,16 @@ def text_chain(model: Any) -> list[Stage]:
         ]
     return [
         embeddings,
-        *(_layer(layer) for layer in text.encoder.layers),
+        *(layer(each) for each in text.encoder.layers),
         # The last position, be it padding.
         Stage((text.final_layer_norm,), lambda x, _: text.final_layer_norm(x[:, -1])),
         Stage((text.head,), lambda x, _: text.head(x)),
     ]
 
 
-def _layer(layer: nn.Module) -> Stage:
-    return Stage((layer,), lambda x, _: layer(x, None), 1)
+def layer(module: nn.Module) -> Stage:
+    """One encoder layer without a mask."""
+    return Stage((module,), lambda x, _: module(x, None), 1)
 
 
 def _causal_layer(layer: nn.Module, config: Any) -> Stage:

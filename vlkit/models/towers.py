@@ -87,6 +87,10 @@ class Towers(torch.nn.Module):
         """The text encoder is one of its own kind, beside another model's vision tower."""
         return isinstance(self.model, pair.Pair)
 
+    def half_config(self, kind: str) -> Any:
+        """The configuration of the vision tower, for "pictures", or of the text tower."""
+        return self.model.config.vision_config if kind == "pictures" else self.model.config.text_config
+
     @property
     def text_limit(self) -> int:
         """Tokens a text may have, special ones included."""
@@ -220,7 +224,7 @@ def load(name: str, *, quantized: Precision | None = None) -> Towers:
             raise UsageError(f"{name} is a pair, which --quantize does not take", hint="leave out --quantize")
         return _load_pair(name)
     config = load_config(name)
-    with _explained(name):
+    with explained(name):
         model_class = getattr(transformers, FAMILIES[config.model_type].model_class)
         how = {} if quantized is None else quantization.loading(quantized)
         model, report = model_class.from_pretrained(name, dtype=torch.float32, output_loading_info=True, **how)
@@ -240,7 +244,7 @@ def load(name: str, *, quantized: Precision | None = None) -> Towers:
 
 
 def _load_pair(name: str) -> Towers:
-    with _explained(name):
+    with explained(name):
         model, tokenizer = pair.load(Path(name))
         vision = pair.Halves.of(Path(name)).vision
         spec = preprocessing.read(vision, model.config)
@@ -250,8 +254,8 @@ def _load_pair(name: str) -> Towers:
 def load_tokenizer(name: str) -> tuple[Callable[[Sequence[str]], list[list[int]]], int]:
     """How a dual or text encoder cuts texts into tokens, special ones included, none cut off; and how many it takes."""
     transformers = quiet_transformers()
-    config = _config_at(name)
-    with _explained(name):
+    config = config_at(name)
+    with explained(name):
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, local_files_only=True)
     dual = config.model_type in FAMILIES
     limit = config.text_config.max_position_embeddings if dual else pair.text_limit(config, tokenizer)
@@ -268,21 +272,29 @@ def load_config(name: str) -> Any:
     transformers = quiet_transformers()
     if (Path(name) / pair.PAIR).is_file():
         halves = pair.Halves.of(Path(name))
-        return pair.config_of(*map(_config_at, (halves.vision, halves.text)), halves.pooling)
-    if not Path(name).exists() and (name.count("/") != 1 or name.startswith((".", "/"))):
-        hint = (
-            nearest(name, TINY_MODELS)
-            if "/" not in name
-            else "a folder with config.json, or a hub name such as openai/clip-vit-base-patch32"
-        )
-        raise UsageError(f"unknown model {name!r}: no such folder, and not the form of a hub name", hint=hint)
-    if Path(name).exists() and not (Path(name) / "config.json").is_file():
-        raise UsageError(f"{name} holds no config.json", hint="give a folder that save_pretrained wrote, or a hub name")
-    with _explained(name):
+        return pair.config_of(*map(config_at, (halves.vision, halves.text)), halves.pooling)
+    refuse_unknown(name, TINY_MODELS, "openai/clip-vit-base-patch32")
+    with explained(name):
         config = transformers.AutoConfig.from_pretrained(name)
     if config.model_type not in FAMILIES:
         raise UsageError(f"{name} is a {config.model_type} model", hint=f"vlkit adapts {' and '.join(FAMILIES)} models")
     return config
+
+
+def refuse_unknown(name: str, known: Sequence[str], example: str) -> None:
+    """Refuse what can be no model: neither a folder of one, nor the form of a hub name.
+
+    Args:
+        known: names that mean something else here.
+        example: of a hub name.
+    """
+    if not Path(name).exists() and (name.count("/") != 1 or name.startswith((".", "/"))):
+        hint = (
+            nearest(name, known) if "/" not in name else f"a folder with config.json, or a hub name such as {example}"
+        )
+        raise UsageError(f"unknown model {name!r}: no such folder, and not the form of a hub name", hint=hint)
+    if Path(name).exists() and not (Path(name) / "config.json").is_file():
+        raise UsageError(f"{name} holds no config.json", hint="give a folder that save_pretrained wrote, or a hub name")
 
 
 def load_half_config(name: str) -> Any:
@@ -295,12 +307,13 @@ def load_half_config(name: str) -> Any:
         raise UsageError(f"--model takes one of {', '.join(TINY_MODELS)}, --text-model {pair.TINY_TEXT}; not {name}")
     if not Path(name).exists() and name.startswith((".", "/", "~")):
         raise UsageError(f"no such folder: {name}")
-    return _config_at(name)
+    return config_at(name)
 
 
-def _config_at(name: str) -> Any:
+def config_at(name: str) -> Any:
+    """transformers' configuration at a hub name or folder, of whatever kind."""
     transformers = quiet_transformers()
-    with _explained(name):
+    with explained(name):
         return transformers.AutoConfig.from_pretrained(name)
 
 
@@ -326,8 +339,8 @@ def _pair_on_meta(config: pair.PairConfig) -> pair.Pair:
 
 
 @contextmanager
-def _explained(name: str) -> Iterator[None]:
-    """Turns what transformers raises while loading into one message of ours."""
+def explained(name: str) -> Iterator[None]:
+    """Turns what transformers raises while loading a model into one message of ours."""
     from huggingface_hub import errors as hub
 
     try:

@@ -70,10 +70,10 @@ class Contrast:
             self.loss, self.towers.logits, all_images, all_texts[index], logit_parameters, batch.labels
         )
         of_texts = torch.zeros_like(all_texts).index_add_(0, index, cached.texts)
-        # Every process knows the whole gradient of scale and bias; added up, it must count once.
+        # Every process knows the whole loss, and the gradient of scale and bias; added up, they must count once.
         once = 1.0 if world.first else 0.0
         pairs = zip(logit_parameters, cached.logit_parameters, strict=True)
-        yield Part(sum((p * gradient * once for p, gradient in pairs), torch.zeros(())), cached.loss)
+        yield Part(sum((p * gradient * once for p, gradient in pairs), torch.zeros(())), cached.loss * once)
         yield from images.again(cached.images[world.share(len(batch))])
         yield from texts.again(of_texts[world.share(batch.texts)])
 

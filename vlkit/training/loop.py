@@ -82,7 +82,7 @@ def steps(
         smaller: called when memory runs out; whether the same step may be tried again, with less of it at a time. None:
             it may not.
         stopped: asked after each part of a step; then the step is dropped, no weight touched, and the generator ends.
-        world: processes whose gradients add up to the batch's; every one then takes the same step.
+        world: processes whose gradients, and losses, add up to the batch's; every one then takes the same step.
         names_of: names a batch for that message.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -106,7 +106,7 @@ def steps(
         loss = _differentiated(weighted, loss_of, optimizer, scaler, precision, smaller, stopped)
         if loss is None:
             return
-        _add_up(parameters, world)
+        _add_up(parameters, loss, world)
         if number == start:
             _refuse_unreached(optimizer)
         scaler.unscale_(optimizer)
@@ -162,13 +162,13 @@ def _differentiated(
                 raise
 
 
-def _add_up(parameters: Sequence[torch.nn.Parameter], world: World) -> None:
-    """Give every process the sum of the gradients; one that had no share of the batch brings zeros."""
+def _add_up(parameters: Sequence[torch.nn.Parameter], loss: torch.Tensor, world: World) -> None:
+    """Give every process the sum of the gradients, and of the losses; one without a share of the batch brings zeros."""
     if world.size > 1:
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        world.add([parameter.grad for parameter in parameters])
+        world.add([*(parameter.grad for parameter in parameters), loss])
 
 
 def _parts(

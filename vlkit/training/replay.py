@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING, Any
 from vlkit import checkpoints, console
 from vlkit.errors import UsageError
 from vlkit.interrupts import StopRequest
-from vlkit.models import adapters
-from vlkit.training import caching
 
 if TYPE_CHECKING:
-    from vlkit.training.retrieval import Training
+    from vlkit.training.training import Training
 
 
 def replayed(training: Training, step: int) -> dict[str, Any]:
@@ -29,12 +27,10 @@ def replayed(training: Training, step: int) -> dict[str, Any]:
         training.scaler.load_state_dict(checkpoint.state["scaler"])
         start = checkpoint.step
     console.say(f"from step {start} of {training.run.folder}, nothing is written")
-    training.kept = caching.cached(
-        training.config, training.towers, training.dataset, training.validation, training.world
-    )
-    adapters.train_mode(training.towers)
+    training.prepare()
+    training.train_mode()
     for taken in training.steps_from(start, StopRequest(), max_bad_steps=step + 1):
-        training.towers.clamp_scale()
+        training.after_step()
         if taken.step == step:
             break
     recorded = next((line for line in training.run.metrics() if line["step"] == step and "loss" in line), {})
