@@ -10,6 +10,7 @@ import typer
 
 from vlkit import __version__, console
 from vlkit.config import EvalConfig, QuickstartConfig, ReportConfig, RunsConfig, TrainRetrievalConfig
+from vlkit.config_coco import DownloadCocoConfig
 from vlkit.config_data import AugmentConfig, PrepConfig, SampleConfig
 from vlkit.config_search import IndexConfig, SearchConfig, ServeConfig
 from vlkit.errors import nearest
@@ -53,6 +54,14 @@ def sample(config: SampleConfig) -> dict[str, Any]:
     from vlkit.data.samples import sample
 
     return sample(config)
+
+
+@command(app, "download-coco", DownloadCocoConfig, dry_run=True)
+def download_coco(config: DownloadCocoConfig, dry_run: bool) -> dict[str, Any]:
+    """Fetch COCO's pictures and captions, resumed where it broke off, and see that they are all there."""
+    from vlkit.data.coco import download_coco
+
+    return download_coco(config, dry_run=dry_run)
 
 
 @command(app, "prep", PrepConfig, resolve=resolve_prep, dry_run=True)
