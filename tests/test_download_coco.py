@@ -15,6 +15,7 @@ import time
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -56,6 +57,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *args):
         pass
+
+    def parse_request(self):
+        parsed = super().parse_request()
+        if parsed:
+            # What a proxy is asked for has the server's name in it.
+            self.path = self.path.removeprefix("http://coco.invalid")
+        return parsed
 
     def do_HEAD(self):
         self.server.asked.append(("HEAD", self.path, None))
@@ -320,6 +328,23 @@ def test_a_server_that_says_nothing_is_waited_for_as_long_as_asked(get, server):
     began = time.monotonic()
     get("--timeout", 0.3, "--retries", 0, code=7)
     assert time.monotonic() - began < 3
+
+
+def test_waits_grow_and_are_as_long_as_the_server_asks(get, server, monkeypatch):
+    waits = []
+    monkeypatch.setattr(downloads, "time", SimpleNamespace(sleep=waits.append))
+    monkeypatch.setattr(downloads, "FIRST_DELAY", 1.0)
+    asked = [{"Retry-After": "7"}, {}, {"Retry-After": "99999"}, {}, {"Retry-After": "Wed, 01 Jan 2020 00:00:00 GMT"}]
+    server.faults[VAL] = [*(("answer", 503, each) for each in asked), ("",)]
+    get()
+    assert [waits[0], waits[2], waits[4]] == [7, downloads.LONGEST_ASKED, 0]
+    assert 1 <= waits[1] <= 3 and 4 <= waits[3] <= 12
+
+
+def test_the_proxy_of_the_environment_is_used(get, server, monkeypatch, tmp_path, scenes):
+    monkeypatch.setenv("http_proxy", server.url)
+    get("--url", "http://coco.invalid", url=False)
+    whole(tmp_path / "d", scenes[1])
 
 
 def broken_zip(content):
@@ -599,6 +624,9 @@ def test_killed_while_pictures_come_singly(get, server, tmp_path):
     get("--limit", 1)
     for path in [path for path in server.tree if path.startswith("/val2017/")]:
         server.faults[path] = [("trickle", 300, 0.05)]
+    # Some hang, and are not waited for.
+    for path in list(server.faults)[:7]:
+        server.faults[path] = [("trickle", 300, 8.0)]
     process = started(server, tmp_path, "--limit", "25")
     folder = tmp_path / "d/coco/images/val2017"
     wait_for(lambda: len(list(folder.glob("*.jpg"))) > 6)

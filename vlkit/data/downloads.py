@@ -1,7 +1,7 @@
 """One URL becomes one file, whole or not at all: resumed where it broke off, and tried again.
 
 What has come so far lies beside the file, under a name that begins with a dot and ends in `.part`; a second such file
-holds the server's mark of the version (its ETag), so that a file that has changed meanwhile begins anew. Proxies are
+holds the server's mark of the version (ETag or date), so that a file that has changed begins anew. Proxies are
 those of the environment. Whether a file's content is right is for its reader to say; here its first bytes are looked
 at, for networks that answer everything with a page of their own.
 """
