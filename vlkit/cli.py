@@ -12,11 +12,12 @@ from vlkit import __version__, console
 from vlkit.config import EvalConfig, QuickstartConfig, ReportConfig, RunsConfig, TrainRetrievalConfig
 from vlkit.config_coco import DownloadCocoConfig
 from vlkit.config_data import AugmentConfig, PrepConfig, SampleConfig
+from vlkit.config_fusion import CaptionConfig, TrainFusionConfig
 from vlkit.config_search import IndexConfig, SearchConfig, ServeConfig
 from vlkit.errors import nearest
 from vlkit.flags import command
 from vlkit.interrupts import Terminated, end_on_sigterm
-from vlkit.presets import resolve_augment, resolve_prep, resolve_train_retrieval
+from vlkit.presets import resolve_augment, resolve_prep, resolve_train_fusion, resolve_train_retrieval
 
 if TYPE_CHECKING:
     from vlkit.data.negatives import Embed
@@ -109,6 +110,18 @@ def train_retrieval(config: TrainRetrievalConfig, dry_run: bool) -> dict[str, An
     return train_retrieval(config, dry_run=dry_run)
 
 
+@command(app, "train-fusion", TrainFusionConfig, resolve=resolve_train_fusion, dry_run=True)
+def train_fusion(config: TrainFusionConfig, dry_run: bool) -> dict[str, Any]:
+    """Teach a frozen language model to describe pictures: train what stands between it and a frozen encoder."""
+    from vlkit.runs import refuse_busy
+
+    if not dry_run and config.replay is None:
+        refuse_busy(config.runs_dir, config.name)
+    from vlkit.training.captioning import train_fusion
+
+    return train_fusion(config, dry_run=dry_run)
+
+
 @command(app, "eval", EvalConfig)
 def evaluate(config: EvalConfig) -> dict[str, Any]:
     """Measure a run, or a model as it is, beside the untouched model on the same rows, with intervals."""
@@ -116,6 +129,14 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         from vlkit.evaluation.caption_scoring import score_captions
 
         return score_captions(config)
+    from vlkit.runs import Run
+
+    task = Run(config.run).task if config.run is not None else "retrieval"
+    config.refuse_unmeasured(task)
+    if task == "captioning":
+        from vlkit.evaluation.describing import evaluate_captions
+
+        return evaluate_captions(config)
     from vlkit.evaluation.evaluate import evaluate
 
     return evaluate(config)
@@ -143,6 +164,14 @@ def serve(config: ServeConfig) -> dict[str, Any]:
     from vlkit.inference.serving import serve
 
     return serve(config)
+
+
+@command(app, "caption", CaptionConfig)
+def caption(config: CaptionConfig) -> dict[str, Any]:
+    """Describe pictures with a run of train-fusion."""
+    from vlkit.inference.caption import caption
+
+    return caption(config)
 
 
 @command(app, "report", ReportConfig)

@@ -36,7 +36,7 @@ RANKED = (
     "fraction_recall@10",
 )
 CLASSIFIED = ("accuracy", "top1_of_10", "precision_macro", "recall_macro", "f1_macro", "average_precision_macro")
-CAPTIONED = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider", "exact")
+CAPTIONED = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider", "exact", "clipscore", "refclipscore")
 MEASURES = {**dict.fromkeys(DIRECTIONS, RANKED), "classification": CLASSIFIED, "captions": CAPTIONED}
 # Classes of fewer training pictures are rare.
 RARE = 50
@@ -105,11 +105,6 @@ class TrainingConfig(Settings):
             raise UsageError(f"--micro-batch {self.micro_batch} is neither a number from 1 on nor auto")
         if list(self.legs) != sorted({*self.legs}) or (self.steps and any(leg >= self.steps for leg in self.legs)):
             raise UsageError(f"--legs {','.join(map(str, self.legs))}: steps below --steps, in their order")
-        if self.batch_size is not None and self.batch_size < 2:
-            raise UsageError(
-                f"--batch-size {self.batch_size}: a batch of one contrasts a pair with nothing",
-                hint="give it at least 2",
-            )
         if self.name is not None and (not self.name or "/" in self.name or self.name.startswith(".")):
             raise UsageError(
                 f"--name {self.name!r} is not the name of a folder", hint="letters, digits, '-', '_' and '.' will do"
@@ -176,6 +171,11 @@ class TrainRetrievalConfig(TrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, 1, "unfreeze_layers", "lora_rank")
+        if self.batch_size is not None and self.batch_size < 2:
+            raise UsageError(
+                f"--batch-size {self.batch_size}: a batch of one contrasts a pair with nothing",
+                hint="give it at least 2",
+            )
         if self.tune in ("text", "image") and self.towers not in ("both", self.tune):
             raise UsageError(f"--tune {self.tune} --towers {self.towers}: these are two different towers")
         if self.merge and self.tune != "lora":
@@ -208,6 +208,15 @@ class EvalConfig(Settings):
         Path | None, "instead of --run: captions of any captioner, a COCO results file, scored as COCO does"
     ] = None
     references: Annotated[Path | None, "with --captions: a COCO annotation file"] = None
+    against: Annotated[
+        Path | None, "of captions: another captioner's, a run that was measured or a COCO results file: the difference"
+    ] = None
+    clip_model: Annotated[
+        str | None, "of captions: CLIPScore and RefCLIPScore by this model, such as openai/clip-vit-base-patch32"
+    ] = None
+    images: Annotated[Path | None, "with --captions and --clip-model: folder of the pictures"] = None
+    num_beams: Annotated[int, "of captions that a run writes; 1: greedy"] = 1
+    samples: Annotated[int, "of captions: how many to print"] = 8
     data: Annotated[Location | None, "prepared folder (default: the run's); s3:// too"] = None
     out: Annotated[Location | None, "folder for the results (default: the run's); s3:// too"] = None
     split: Annotated[Literal["train", "val", "test"], "rows to measure on"] = "test"
@@ -240,25 +249,45 @@ class EvalConfig(Settings):
     seed: Annotated[int, "of the draws and of --limit"] = 42
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "limit", "batch_size")
-        at_least(self, 0, "fold_size")
+        at_least(self, 1, "limit", "batch_size", "num_beams")
+        at_least(self, 0, "fold_size", "samples")
         at_least(self, 1000, "draws")
         cache_place(self.cache)
         only(self, "shift", SHIFTS)
         if (self.captions is None) != (self.references is None):
             raise UsageError("--captions and --references belong together: what was said, and what people say")
         if self.captions is not None:
-            beside = {"captions", "references", "out", "fail_under", "draws", "seed"}
+            beside = {"captions", "references", "against", "clip_model", "images", "batch_size", "samples"}
+            beside |= {"out", "fail_under", "draws", "seed"}
+            if (self.clip_model is None) != (self.images is None):
+                raise UsageError("--clip-model and --images belong together: who judges, and the pictures")
             for name in self.fields().keys() - beside:
                 if self.was_given(name):
                     raise UsageError(f"--captions are scored by themselves: leave out {self.fields()[name].flag}")
-        for group, metric, _ in demanded(self.fail_under):
-            if (group == "captions") != (self.captions is not None):
-                raise UsageError(f"--fail-under {group}.{metric}: this is not measured here")
+        if self.captions is not None:
+            self.refuse_unmeasured("captioning")
         if self.captions is None and (self.run is None) == (self.model is None):
             raise UsageError("eval measures a run or a model: give --run RUN, or --model M --data DIR --out DIR")
         if self.model is not None and (self.data is None or self.out is None):
             raise UsageError("eval --model needs --data DIR and --out DIR")
+
+    def refuse_unmeasured(self, task: str) -> None:
+        """Refuse what is asked for and is not measured of this kind of model.
+
+        Args:
+            task: retrieval or captioning.
+        """
+        for name in OF_CAPTIONS if task == "retrieval" else OF_RETRIEVAL:
+            if self.was_given(name):
+                raise UsageError(f"{self.fields()[name].flag} is not for a model of {task}")
+        for group, metric, _ in demanded(self.fail_under):
+            if (group == "captions") != (task == "captioning"):
+                raise UsageError(f"--fail-under {group}.{metric}: this is not measured here")
+
+
+# What of EvalConfig is about captions alone, and about retrieval alone.
+OF_CAPTIONS = {"against", "clip_model", "images", "num_beams", "samples"}
+OF_RETRIEVAL = {"slice_by", "shift", "guard", "templates", "fold_size", "cache"}
 
 
 def demanded(lines: tuple[str, ...]) -> list[tuple[str, str, float]]:
@@ -279,7 +308,7 @@ def demanded(lines: tuple[str, ...]) -> list[tuple[str, str, float]]:
             least = float(number)
         except ValueError:
             raise UsageError(f"--fail-under {line}: after = stands the least value, such as 0.6") from None
-        most = 10 if metric == "cider" else 1
+        most = {"cider": 10, "clipscore": 2.5, "refclipscore": 2.5}.get(metric, 1)
         if not 0 <= least <= most:
             raise UsageError(f"--fail-under {line}: this metric lies between 0 and {most}")
         found.append((group, metric, least))

@@ -14,6 +14,7 @@ from vlkit.storage import Location
 
 # Models that vlkit makes itself.
 TINY_MODELS = ("tiny-siglip", "tiny-clip")
+TINY_LLM = "tiny-qwen"
 # Rules for texts, in the order in which they are tried. The last three are off: CLIP and SigLIP read no case.
 TEXT_RULES = (
     *("synonyms", "add-prefix", "remove-prefix", "add-suffix", "reorder", "simplify"),

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from vlkit.config import TrainRetrievalConfig
-from vlkit.config_data import TINY_MODELS, AugmentConfig, PictureSettings, PrepConfig
+from vlkit.config_data import TINY_LLM, TINY_MODELS, AugmentConfig, PictureSettings, PrepConfig
+from vlkit.config_fusion import TrainFusionConfig
 from vlkit.errors import UsageError
 from vlkit.settings import Settings, read_yaml
 from vlkit.storage import Location
@@ -127,6 +128,21 @@ def resolve_train_retrieval(given: Mapping[str, Any]) -> TrainRetrievalConfig:
         # Theirs is the rate of a whole encoder.
         layers = [{key: value for key, value in layer.items() if key != "lr"} for layer in layers]
     return TrainRetrievalConfig.from_layers(*layers, given)
+
+
+# What goes with a language model that vlkit makes: small batches and slow rates are for large ones.
+TINY_FUSION = {"quantize": "none", "batch_size": 32, "grad_accum": 1, "lr": 2e-3, "steps": 600}
+
+
+def resolve_train_fusion(given: Mapping[str, Any]) -> TrainFusionConfig:
+    """TrainFusionConfig over the preset of the language model.
+
+    Without --data it is data/coco, or the only prepared folder.
+    """
+    given, coco = dict(given), Path("data") / "coco"
+    given["data"] = Location(given["data"] if given.get("data") else coco if coco.is_dir() else only_prepared_folder())
+    preset = TINY_FUSION if given.get("llm") == TINY_LLM else {"steps": 1200}
+    return TrainFusionConfig.from_layers(preset, given)
 
 
 def _model_of(run: Path) -> str | None:

@@ -83,9 +83,14 @@ class Run:
             what = "is no run folder: it has no config.yaml" if self.folder.exists() else "does not exist"
             raise ArtifactError(f"the run {self.folder} {what}", hint=_known_runs(self.folder.parent))
         settings = _read(self.folder / "config.yaml")
-        if not all(settings.get(key) for key in ("data", "model")):
+        if not settings.get("data") or not (settings.get("model") or settings.get("llm")):
             raise ArtifactError(f"{self.folder / 'config.yaml'} is damaged: it names no data or no model")
         return settings
+
+    @property
+    def task(self) -> str:
+        """What its model does: retrieval, or captioning."""
+        return "captioning" if "llm" in self.config() else "retrieval"
 
     def begin(self, config: Settings, data: dict[str, Any], before: Settings | None = None) -> None:
         """Write the snapshot, or find that what is there says the same. Call it under the lock.

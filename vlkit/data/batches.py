@@ -148,7 +148,7 @@ class Carried(Dataset[Any]):
     `unpacked` raises them again where the user's process can tell them.
     """
 
-    def __init__(self, items: PairDataset | Inputs) -> None:
+    def __init__(self, items: BatchSource | Inputs) -> None:
         self.items = items
 
     def __len__(self) -> int:
@@ -167,6 +167,24 @@ def unpacked(loader: Iterable[Any]) -> Iterator[Any]:
         if isinstance(item, VlkitError):
             raise item
         yield item
+
+
+class Rowed(Protocol):
+    """A table's rows, by their names, and how often each is drawn."""
+
+    pair_ids: np.ndarray
+    weights: list[float] | None
+
+
+class BatchSource(Protocol):
+    """Ask it for what is `Drawn`, get a batch."""
+
+    pictures: Inputs
+    variation: Variation | None
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, drawn: Drawn, /) -> Any: ...
 
 
 class PairDataset(Dataset[Batch]):
@@ -206,8 +224,8 @@ class PairDataset(Dataset[Batch]):
         self.pair_ids = frame["pair_id"].to_numpy(dtype=object)
         self.weights = pairs.weights
         unique_images, unique_texts = pairs.unique_images(), told.drop_duplicates("text_id")
-        self.image_of = _positions(frame["image_id"], unique_images["image_id"])
-        self.text_of = _positions(frame["text_id"], unique_texts["text_id"])
+        self.image_of = positions_of(frame["image_id"], unique_images["image_id"])
+        self.text_of = positions_of(frame["text_id"], unique_texts["text_id"])
         self.image_ids = list(unique_images["image_id"])
         self.pixels = PixelStore(pairs.image_paths(unique_images), spec)
         tokens, self.truncated = tokenize(list(unique_texts["text"]))
@@ -281,9 +299,9 @@ def _wrong_texts(frame: pd.DataFrame, wrong: pd.DataFrame, text_at: Mapping[str,
 class BatchOrder:
     """Which rows make which batch, from any batch on and without end.
 
-    An epoch goes through the rows, ordered by a hash of (seed, epoch, pair id); its last batch may be smaller. A
-    last batch of one row is left out: it would contrast a pair with nothing. A row of weight w stands w times in an
-    epoch, the share of a whole left over being rounded, by its hash, to the one or the other side.
+    An epoch goes through the rows, ordered by a hash of (seed, epoch, pair id); its last batch may be smaller. One of
+    fewer than `least` rows is left out: a single pair would be contrasted with nothing. A row of weight w stands w
+    times in an epoch, the share of a whole left over being rounded, by its hash, to the one or the other side.
     """
 
     keys: np.ndarray
@@ -292,6 +310,7 @@ class BatchOrder:
     batch_size: int
     seed: int
     first: int = 0
+    least: int = 2
 
     @classmethod
     def of(
@@ -301,8 +320,13 @@ class BatchOrder:
         seed: int,
         first: int = 0,
         weights: Sequence[float] | None = None,
+        least: int = 2,
     ) -> BatchOrder:
-        """The order for these rows, beginning with batch number `first`."""
+        """The order for these rows, beginning with batch number `first`.
+
+        Args:
+            least: rows that an epoch's last batch must have; with fewer it is left out.
+        """
         keys = np.array([_hashed(str(pair_id)) for pair_id in pair_ids], np.uint64)
         rows, copies = np.arange(len(keys)), np.zeros(len(keys), np.int64)
         if weights is not None:
@@ -311,19 +335,19 @@ class BatchOrder:
             rows = np.repeat(rows, np.maximum(times, 1))
             copies = np.arange(len(rows)) - np.searchsorted(rows, rows)
             keys = np.where(copies > 0, _scrambled(keys[rows] ^ copies.astype(np.uint64), seed, -2), keys[rows])
-        return cls(keys, rows, copies, batch_size, seed, first)
+        return cls(keys, rows, copies, batch_size, seed, first, least)
 
     @classmethod
-    def over(cls, rows: Pairs | PairDataset, batch_size: int, seed: int, first: int = 0) -> BatchOrder:
-        """The order for a table's rows, their weights obeyed."""
-        pair_ids = rows.pair_ids if isinstance(rows, PairDataset) else rows.frame["pair_id"]
-        return cls.of(pair_ids, batch_size, seed, first, rows.weights)
+    def over(cls, rows: Pairs | Rowed, batch_size: int, seed: int, first: int = 0, least: int = 2) -> BatchOrder:
+        """The order for a table's rows, their weights obeyed; see `of`."""
+        pair_ids = rows.frame["pair_id"] if isinstance(rows, Pairs) else rows.pair_ids
+        return cls.of(pair_ids, batch_size, seed, first, rows.weights, least)
 
     @property
     def per_epoch(self) -> int:
         """Batches an epoch."""
         whole, rest = divmod(len(self.keys), self.batch_size)
-        return whole + (rest > 1)
+        return whole + (rest >= self.least)
 
     def epoch(self, number: int) -> np.ndarray:
         """Rows in the order of epoch `number`."""
@@ -347,7 +371,7 @@ def loader_workers(inputs: Inputs, *, varied: bool = False) -> int:
     return 0 if inputs.small and not varied else min(8, cores())
 
 
-def stream(dataset: PairDataset, order: BatchOrder, *, workers: int | None = None) -> Iterator[Batch]:
+def stream(dataset: BatchSource, order: BatchOrder, *, workers: int | None = None) -> Iterator[Any]:
     """Batches in `order`, without end; loaded by `workers` processes (0: by this one; None: as many as pay)."""
     if workers is None:
         workers = loader_workers(dataset.pictures, varied=dataset.variation is not None)
@@ -355,7 +379,8 @@ def stream(dataset: PairDataset, order: BatchOrder, *, workers: int | None = Non
     return unpacked(loader)
 
 
-def _positions(values: Sequence[str], unique: Sequence[str]) -> np.ndarray:
+def positions_of(values: Sequence[str], unique: Sequence[str]) -> np.ndarray:
+    """int64 [values]: where each stands in `unique`."""
     place = {value: position for position, value in enumerate(unique)}
     return np.array([place[value] for value in values], np.int64)
 

@@ -30,7 +30,7 @@ from vlkit.data.drawing import (
     star,
 )
 
-_SPLITS = {"train2017": 800, "val2017": 200}
+_SPLITS = {"train2017": 4000, "val2017": 300}
 _COLOURS = {
     "red": (210, 40, 40),
     "green": (50, 160, 60),

@@ -1,14 +1,17 @@
-"""eval --captions: any COCO results file beside its references, with intervals over images."""
+"""Captions beside their references, scored as COCO does, with intervals over images; of any captioner.
+
+`eval --captions` reads both from files; `eval --run` of a captioner (`describing.py`) scores what it has just written.
+"""
 
 from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,11 +20,15 @@ from vlkit.config import CAPTIONED, SCHEMA, EvalConfig
 from vlkit.errors import DataError, UsageError
 from vlkit.evaluation.caption_metrics import CaptionScores
 from vlkit.evaluation.caption_tokens import coco_tokens
-from vlkit.evaluation.comparison import compare
+from vlkit.evaluation.comparison import Measured, compare
 from vlkit.evaluation.refusals import refuse_foreign, refuse_missed
 from vlkit.storage import json_text, write_text
 
-SHOWN = dict(zip(CAPTIONED, ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE_L", "CIDEr", "word for word"), strict=True))
+if TYPE_CHECKING:
+    from vlkit.evaluation.clipscore import Judge
+
+NAMES = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE_L", "CIDEr", "word for word", "CLIPScore", "RefCLIPScore")
+SHOWN = dict(zip(CAPTIONED, NAMES, strict=True))
 EXAMPLES = 20
 
 
@@ -42,6 +49,14 @@ class Captioned:
     reference_tokens: list[list[list[str]]]
 
     @classmethod
+    def of(cls, images: list[str], captions: list[str], references: list[list[str]]) -> Captioned:
+        """Cut everything into COCO's tokens."""
+        flat = iter(coco_tokens([text for each in references for text in each]))
+        return cls(
+            images, captions, references, coco_tokens(captions), [[next(flat) for _ in each] for each in references]
+        )
+
+    @classmethod
     def read(cls, captions: Path, references: Path) -> Captioned:
         """Of a COCO results file and a COCO annotation file.
 
@@ -49,9 +64,9 @@ class Captioned:
             DataError: a file is none, an image has two captions, or no reference.
         """
         told: dict[str, list[str]] = defaultdict(list)
-        for image, text in _pairs(references):
+        for image, text in captions_of_file(references):
             told[image].append(text)
-        made = _pairs(captions)
+        made = captions_of_file(captions)
         twice = [image for image, count in Counter(image for image, _ in made).items() if count > 1]
         if twice:
             hint = "one an image is scored; or are --captions and --references the wrong way round?"
@@ -64,21 +79,59 @@ class Captioned:
             console.warn(f"{len(told) - len(made)} of {len(told)} images of {references} have no caption: left out")
         if len(made) == 1:
             console.warn("of one image CIDEr is always 0: it weighs words by how few of the images have them")
-        texts, kept = [text for _, text in made], [told[image] for image, _ in made]
-        tokens = coco_tokens(texts)
-        flat = iter(coco_tokens([text for each in kept for text in each]))
-        if empty := sum(not each for each in tokens):
+        found = cls.of([image for image, _ in made], [text for _, text in made], [told[image] for image, _ in made])
+        if empty := sum(not each for each in found.tokens):
             console.warn(f"{empty} of {len(made)} captions have no words: they score 0")
-        return cls([image for image, _ in made], texts, kept, tokens, [[next(flat) for _ in each] for each in kept])
-
-    def scores(self) -> CaptionScores:
-        """Score them, on COCO's tokens."""
-        return CaptionScores.of(self.tokens, self.reference_tokens)
+        return found
 
     def exact(self) -> np.ndarray:
         """float64 [images]: 1 where a caption is word for word one of its references."""
         pairs = zip(self.tokens, self.reference_tokens, strict=True)
         return np.array([bool(tokens) and tokens in references for tokens, references in pairs], np.float64)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Captions and everything that is measured of them."""
+
+    captioned: Captioned
+    scores: CaptionScores
+    measured: Measured
+
+    @classmethod
+    def of(cls, captioned: Captioned, judge: Judge | None = None) -> Scored:
+        """Score captions on COCO's tokens; with a `judge`, what a dual encoder thinks of them, too."""
+        scores = CaptionScores.of(captioned.tokens, captioned.reference_tokens)
+        measured = scores.measured()
+        more = {"exact": captioned.exact()}
+        if judge is not None:
+            clip = judge(captioned)
+            more |= {"clipscore": clip.clipscore, "refclipscore": clip.refclipscore}
+        return cls(captioned, scores, replace(measured, means={**measured.means, **more}))
+
+
+def compared(scored: Scored, beside: Scored | None, *, draws: int, seed: int) -> dict[str, dict[str, Any]]:
+    """metrics, intervals and, beside others, baseline and paired difference, as results.json has them."""
+
+    def only(of: Measured, wanted: Callable[[str], bool]) -> Measured:
+        return replace(of, means={name: values for name, values in of.means.items() if wanted(name)})
+
+    images = scored.captioned.images
+    if beside is None:
+        found = compare(scored.measured, None, images, draws=draws, seed=seed)
+    else:
+        known = beside.measured.means
+        both, base = (
+            only(scored.measured, known.__contains__),
+            only(beside.measured, scored.measured.means.__contains__),
+        )
+        found = compare(both, base, images, draws=draws, seed=seed)
+        alone = only(scored.measured, lambda name: name not in known)
+        # What is measured of one only is compared with nothing.
+        rest = compare(Measured(alone.means), None, images, draws=draws, seed=seed)
+        found = {part: values | rest[part] for part, values in found.items()}
+    found["metrics"]["images"] = len(images)
+    return {part: {"captions": values} for part, values in found.items() if values}
 
 
 def score_captions(config: EvalConfig) -> dict[str, Any]:
@@ -93,25 +146,50 @@ def score_captions(config: EvalConfig) -> dict[str, Any]:
             raise UsageError(f"--out {config.out}: captions are scored into a folder on this machine")
         refuse_foreign(config.out.path, None)
     captioned = Captioned.read(config.captions, config.references)
-    scores = captioned.scores()
-    measured = scores.measured()
-    measured = replace(measured, means={**measured.means, "exact": captioned.exact()})
-    found = compare(measured, None, captioned.images, draws=config.draws, seed=config.seed)
+    judge: Judge | None = None
+    if config.clip_model is not None:
+        from vlkit.evaluation.clipscore import Judge, files_of
+
+        assert config.images is not None
+        paths = files_of(config.references, config.images, captioned.images)
+        judge = Judge(config.clip_model, paths, config.batch_size)
+    scored = Scored.of(captioned, judge)
+    other = None if config.against is None else other_captions(config.against, captioned)
+    against = None if other is None else Scored.of(other, judge)
     results = {
         "schema": SCHEMA,
         "task": "captioning",
         "model": config.captions.stem,
         "data": {"path": str(config.references), "captions": str(config.captions)},
-        "metrics": {"captions": {**found["metrics"], "images": len(captioned.images)}},
-        "intervals": {"captions": found["intervals"]},
+        **compared(scored, against, draws=config.draws, seed=config.seed),
+        **({"compared_with": str(config.against)} if against else {}),
+        **({"clip_model": config.clip_model} if config.clip_model else {}),
         "diversity": diversity(captioned.tokens),
-        "examples": _examples(captioned, scores),
+        "examples": examples_of(captioned, scored.scores),
     }
+    written = None
     if config.out is not None:
-        write_text(config.out.path / "results.json", json_text(results, indent=2) + "\n")
-    _tell(results, config)
+        written = config.out.path / "results.json"
+        write_text(written, json_text(results, indent=2) + "\n")
+    tell(results, str(config.captions), written)
     refuse_missed(results, config.fail_under)
     return results
+
+
+def other_captions(against: Path, captioned: Captioned) -> Captioned:
+    """The captions of another run, or of a COCO results file, of the same images.
+
+    Raises:
+        DataError: it has none of some image.
+    """
+    path = against / "captions.json" if against.is_dir() else against
+    texts = dict(captions_of_file(path))
+    missing = [image for image in captioned.images if image_name(image) not in texts]
+    if missing:
+        hint = "both on the same data, split and limit: vlkit eval --run writes captions.json"
+        raise DataError(f"{path} has no caption of {len(missing)} of the images, the first is {missing[0]}", hint=hint)
+    others = [texts[image_name(image)] for image in captioned.images]
+    return Captioned.of(captioned.images, others, captioned.references)
 
 
 def diversity(captions: Sequence[Sequence[str]]) -> dict[str, float]:
@@ -131,26 +209,33 @@ def diversity(captions: Sequence[Sequence[str]]) -> dict[str, float]:
     }
 
 
-def _examples(captioned: Captioned, scores: CaptionScores) -> dict[str, list[dict[str, Any]]]:
-    """The captions of the lowest and the highest CIDEr."""
+def examples_of(
+    captioned: Captioned, scores: CaptionScores, places: Sequence[str] = ()
+) -> dict[str, list[dict[str, Any]]]:
+    """The captions of the lowest and the highest CIDEr.
+
+    Args:
+        places: where each image lies.
+    """
     order = np.argsort(scores.cider, kind="stable")
 
-    def shown(places: np.ndarray) -> list[dict[str, Any]]:
+    def shown(chosen: np.ndarray) -> list[dict[str, Any]]:
         return [
             {
                 "image": captioned.images[place],
+                **({"file": places[place]} if places else {}),
                 "caption": captioned.captions[place],
                 "references": captioned.references[place],
                 "cider": float(scores.cider[place]),
                 "rouge_l": float(scores.rouge_l[place]),
             }
-            for place in places.tolist()
+            for place in chosen.tolist()
         ]
 
     return {"worst": shown(order[:EXAMPLES]), "best": shown(order[::-1][:EXAMPLES])}
 
 
-def _pairs(path: Path) -> list[tuple[str, str]]:
+def captions_of_file(path: Path) -> list[tuple[str, str]]:
     """(image, caption) of a list of {image_id, caption}, as JSON or JSON lines, or of the annotations of a COCO file.
 
     Raises:
@@ -165,11 +250,15 @@ def _pairs(path: Path) -> list[tuple[str, str]]:
         image, text = (row.get("image_id"), row.get("caption")) if isinstance(row, dict) else (None, None)
         if not isinstance(text, str) or not isinstance(image, str | int | float):
             raise DataError(f"{path}: entry {number} has no image_id or no caption")
-        whole = isinstance(image, float) and image.is_integer()
-        # 7, "7" and "000000000007" are one image; half of an emoji is no letter.
-        name = str(int(image)) if whole or str(image).isdecimal() else str(image)
-        found.append((name, text.encode("utf-8", "replace").decode("utf-8")))
+        # Half of an emoji is no letter.
+        found.append((image_name(image), text.encode("utf-8", "replace").decode("utf-8")))
     return found
+
+
+def image_name(image: str | int | float) -> str:
+    """An image's id as text: 7, "7", 7.0 and "000000000007" are one image."""
+    whole = isinstance(image, float) and image.is_integer()
+    return str(int(image)) if whole or str(image).isdecimal() else str(image)
 
 
 def _content(path: Path) -> Any:
@@ -186,15 +275,37 @@ def _content(path: Path) -> Any:
         raise DataError(f"{path} is no JSON: {error}", hint="JSON lines are read from a .jsonl") from None
 
 
-def _tell(results: dict[str, Any], config: EvalConfig) -> None:
+def tell(results: Mapping[str, Any], title: str, written: Path | None) -> None:
+    """The table that people read.
+
+    Args:
+        written: where all of it stands.
+    """
     metrics, intervals = results["metrics"]["captions"], results["intervals"]["captions"]
+    difference = results.get("difference", {}).get("captions", {})
     rows = []
-    for name in SHOWN:
+    for name in (name for name in SHOWN if name in metrics):
         low, high = intervals[name]
-        rows.append([SHOWN[name], f"{metrics[name]:.4f}", f"[{low:.4f}, {high:.4f}]"])
-    console.table(f"{config.captions}: {metrics['images']} images", ("", "value", "95 %"), rows)
+        row = [SHOWN[name], f"{metrics[name]:.4f}", f"[{low:.4f}, {high:.4f}]"]
+        if difference:
+            row += _difference(difference.get(name))
+        rows.append(row)
+    beside = (f"more than {results['compared_with']}", "95 %", "p") if difference else ()
+    console.table(f"{title}: {metrics['images']} images", ("", "value", "95 %", *beside), rows)
+    if looking := results["metrics"].get("looking"):
+        shuffled = "-" if looking["shuffled"] is None else f"{looking['shuffled']:.3f}"
+        told = f"loss {looking['right']:.3f} nats a token; with a shuffled picture {shuffled}, with a blank one"
+        console.result(f"{told} {looking['blank']:.3f}")
     spread = results["diversity"]
     words = f"{spread['mean_length']:.1f} words on average, {spread['vocabulary']} different ones"
     console.result(f"{spread['distinct_captions']:.1%} of the captions are distinct; {words}")
-    if config.out is not None:
-        console.hint(f"all numbers, the worst and the best captions: {config.out / 'results.json'}")
+    if written is not None:
+        console.hint(f"all numbers, the worst and the best captions: {written}")
+
+
+def _difference(found: Mapping[str, float] | None) -> list[str]:
+    if found is None or found["value"] is None or found["value"] != found["value"]:
+        return ["-", "", ""]
+    p = found.get("p_value")
+    shown = "" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
+    return [f"{found['value']:+.4f}", f"[{found['low']:+.4f}, {found['high']:+.4f}]", shown]

@@ -138,7 +138,7 @@ def rates(named: Iterable[str], *, head: float | None, logit: float | None) -> d
     return of_heads | {name: logit for name in named if logit is not None and name in LOGITS}
 
 
-def train_mode(towers: Towers) -> None:
+def train_mode(model: torch.nn.Module) -> None:
     """Training mode for what is trained; what is frozen stays in eval mode, its dropout off.
 
     A module without parameters (a dropout) goes with the module that holds it.
@@ -150,7 +150,7 @@ def train_mode(towers: Towers) -> None:
         for child in module.children():
             visit(child, module.training)
 
-    visit(towers.model, False)
+    visit(model, False)
 
 
 def check_depth(config: Any, unfreeze: int) -> dict[str, int]:

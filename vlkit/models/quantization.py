@@ -19,8 +19,12 @@ SPARED = ["visual_projection", "text_projection", "vision_model.head", "text_mod
 BYTES = 0.5 + 4 / 64
 
 
-def loading(precision: Precision) -> dict[str, Any]:
-    """What from_pretrained needs to load a model in 4 bits, multiplied in `precision`.
+def loading(precision: Precision, bits: str = "nf4", spared: list[str] | None = SPARED) -> dict[str, Any]:
+    """What from_pretrained needs to load a model in 4 bits, or in 8, multiplied in `precision`.
+
+    Args:
+        bits: nf4 or int8.
+        spared: modules that stay as they are; None: the output layer, as transformers has it.
 
     Raises:
         UsageError: bitsandbytes is not there, or does not work on this machine.
@@ -32,10 +36,11 @@ def loading(precision: Precision) -> dict[str, Any]:
     except (ImportError, RuntimeError) as error:
         raise UsageError(f"--quantize needs bitsandbytes, which does not load: {error}") from None
     how = BitsAndBytesConfig(
-        load_in_4bit=True,
+        load_in_4bit=bits == "nf4",
+        load_in_8bit=bits == "int8",
         bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=DTYPES[precision],
-        llm_int8_skip_modules=SPARED,
+        llm_int8_skip_modules=spared,
     )
     return {"quantization_config": how, "device_map": {"": str(best_device())}}
 

@@ -131,6 +131,8 @@ def vision_config_of(name: str) -> Any:
         return opening.tuned_config(run)
     if (Path(name) / pair.PAIR).is_file():
         return vision_config_of(pair.Halves.of(Path(name)).vision)
+    if not run.folder.exists() and run.folder.parent.name == "runs":
+        run.config()  # Says that there is none, and which there are.
     refuse_unknown(name, tuple(MAKERS), "google/siglip-base-patch16-224")
     config = config_at(name)
     if config.model_type not in VISION_CLASSES:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,28 +85,51 @@ def plans(config: TrainRetrievalConfig, towers: Towers, amounts: Amounts) -> lis
     found: list[CachePlan] = []
     for kind, items in (("pictures", amounts.pictures), ("texts", amounts.texts)):
         frozen = Frozen.of(towers, kind, config.precision, amounts.longest)
-        if not frozen.pays:
-            continue
-        row, dtype = frozen.row()
-        size = (items + amounts.validation) * math.prod(row) * dtype.itemsize
-        room = shutil.disk_usage(existing(folder_of(config.cache))).free * SHARE_OF_DISK - sum(
-            plan.size for plan in found if not plan.refused
-        )
-        refused = None
-        if kind == "pictures" and amounts.varied:
-            refused = "they are varied in every epoch"
-        elif config.cache == "auto" and encodings < LEAST_PASSES * items:
-            refused = "hardly one is used twice"
-        elif config.cache == "auto" and size > room and not _begun(frozen, config):
-            refused = f"its {size_of(size)} are over half of the free disk; --cache DIR keeps it anyway"
-        found.append(CachePlan(frozen, items, row, size, refused))
+        if frozen.pays:
+            taken = sum(plan.size for plan in found if not plan.refused)
+            varied = kind == "pictures" and amounts.varied
+            found.append(
+                planned(frozen, config.cache, items, amounts.validation, encodings, varied=varied, taken=taken)
+            )
     return found
 
 
-def _begun(frozen: Frozen, config: TrainRetrievalConfig) -> bool:
+def planned(
+    frozen: Frozen,
+    cache: str,
+    items: int,
+    validation: int,
+    encodings: int,
+    *,
+    varied: bool = False,
+    taken: int = 0,
+) -> CachePlan:
+    """Whether some items' features are kept.
+
+    Args:
+        cache: auto or a folder.
+        items, validation: how many different ones there are.
+        encodings: how many the run asks for without a cache.
+        varied: they change in every epoch.
+        taken: bytes that other caches of this run will have taken.
+    """
+    row, dtype = frozen.row()
+    size = (items + validation) * math.prod(row) * dtype.itemsize
+    room = shutil.disk_usage(existing(folder_of(cache))).free * SHARE_OF_DISK - taken
+    refused = None
+    if varied:
+        refused = "they are varied in every epoch"
+    elif cache == "auto" and encodings < LEAST_PASSES * items:
+        refused = "hardly one is used twice"
+    elif cache == "auto" and size > room and not _begun(frozen, cache):
+        refused = f"its {size_of(size)} are over half of the free disk; --cache DIR keeps it anyway"
+    return CachePlan(frozen, items, row, size, refused)
+
+
+def _begun(frozen: Frozen, cache: str) -> bool:
     """It was decided for before: what is there already takes no more room."""
-    known = all(not p.is_meta for p in frozen.towers.model.parameters())
-    return known and frozen.folder(folder_of(config.cache)).is_dir()
+    known = all(not p.is_meta for p in frozen.towers.parameters())
+    return known and frozen.folder(folder_of(cache)).is_dir()
 
 
 @dataclass
@@ -145,29 +169,49 @@ def cached(
     found = plans(config, towers, amounts)
     decided = world.from_first([plan.refused for plan in found])
     for plan, refused in zip(found, decided, strict=True):
-        if refused:
-            console.say(str(dataclasses.replace(plan, refused=refused)))
-            continue
         frozen, kind = plan.frozen, plan.frozen.kind
-        try:
-            store = frozen.opened(config.cache)
-            keys = keys_of(kind, dataset.pixels, dataset.image_ids, dataset.tokens)
-            missing = len(store.missing(keys))
-            console.say(f"{plan}, in {store.folder}; {missing:,} to be computed")
-            _refuse_too_large(kind, store, missing, world)
-            of_training = frozen.features(store, dataset.pixels if kind == "pictures" else dataset.tokens, keys, world)
-        except (UsageError, OSError) as error:
-            # Nobody asked for it, so nothing fails for want of it.
-            if config.cache != "auto" or world.size > 1:
-                raise
-            console.warn(f"no cache of {kind}: {error}")
+        keys = keys_of(kind, dataset.pixels, dataset.image_ids, dataset.tokens)
+        items = dataset.pixels if kind == "pictures" else dataset.tokens
+        store = filled(dataclasses.replace(plan, refused=refused), config.cache, items, keys, world)
+        if store is None:
             continue
-        setattr(dataset, ATTRIBUTE[kind], of_training)
+        setattr(dataset, ATTRIBUTE[kind], frozen.features(store, items, keys, world))
         if validation is not None and (kind == "pictures" or frozen.fits(plain.captions)):
             keys = keys_of(kind, plain.pictures, list(validation.pictures["image_id"]), plain.captions)
             items = getattr(plain, ATTRIBUTE[kind])
             setattr(sources, ATTRIBUTE[kind], frozen.features(store, items, keys, world))
     return sources
+
+
+def filled(
+    plan: CachePlan, cache: str, items: Inputs, keys: Sequence[str], world: World = ALONE
+) -> FeatureStore | None:
+    """The store of a plan with all the items in it; None where there is none, which is told.
+
+    Args:
+        cache: auto or a folder.
+        items: pixels or tokens.
+        keys: of each item.
+
+    Raises:
+        ResourceError: a cache that was asked for does not fit on its disk.
+    """
+    if plan.refused:
+        console.say(str(plan))
+        return None
+    try:
+        store = plan.frozen.opened(cache)
+        missing = len(store.missing(keys))
+        console.say(f"{plan}, in {store.folder}; {missing:,} to be computed")
+        _refuse_too_large(plan.frozen.kind, store, missing, world)
+        plan.frozen.features(store, items, keys, world)
+    except (UsageError, OSError) as error:
+        # Nobody asked for it, so nothing fails for want of it.
+        if cache != "auto" or world.size > 1:
+            raise
+        console.warn(f"no cache of {plan.frozen.kind}: {error}")
+        return None
+    return store
 
 
 def _refuse_too_large(kind: Kind, store: FeatureStore, missing: int, world: World) -> None:

@@ -7,10 +7,10 @@ import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vlkit import checkpoints, console
-from vlkit.config import TrainRetrievalConfig
+from vlkit.config import TrainingConfig, TrainRetrievalConfig
 from vlkit.data.batches import BatchOrder, PairDataset
 from vlkit.data.image_ops import Variation
 from vlkit.data.pairs import Pairs, read_pairs
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FORECAST_BATCHES = 20
+T = TypeVar("T", bound=TrainingConfig)
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def _wrong(pairs: Pairs, train: Pairs) -> pd.DataFrame | None:
     return wrong.reset_index(drop=True) if len(wrong) else None
 
 
-def extended(config: TrainRetrievalConfig, run: Run) -> tuple[TrainRetrievalConfig, TrainRetrievalConfig | None]:
+def extended(config: T, run: Run) -> tuple[T, T | None]:
     """The settings of a run that --extend-to goes on with: more steps, and where it had ended before.
 
     Returns:
@@ -105,14 +106,14 @@ def extended(config: TrainRetrievalConfig, run: Run) -> tuple[TrainRetrievalConf
         end = f"--extend-to {had}" if legs else "the same command without --extend-to"
         raise UsageError(f"{told} is not finished", hint=f"{end} trains it to its end")
     if done != had:
-        hint = "--init-from starts a new run from its weights"
+        hint = "start anew under another --name"
         raise UsageError(f"{told} was ended by --patience after {done} of {had} steps", hint=hint)
     if wanted <= had:
         raise UsageError(f"{told} has {had} steps already", hint="give it more")
     if config.warmup >= wanted - had:
         raise UsageError(f"{told}: --warmup {config.warmup:g} is not below the {wanted - had} steps to come")
     if checkpoints.newest(run.checkpoints) is None:
-        raise ArtifactError(f"{told}: none of its checkpoints is left", hint="--init-from starts a new run from it")
+        raise ArtifactError(f"{told}: none of its checkpoints is left", hint="start anew under another --name")
     before = dataclasses.replace(config, steps=had, legs=legs)
     return dataclasses.replace(config, steps=wanted, legs=(*legs, had)), before
 
@@ -166,8 +167,8 @@ def complete(config: TrainRetrievalConfig, train: Pairs) -> TrainRetrievalConfig
     return dataclasses.replace(
         config,
         # A local folder is remembered by its whole path, so that the run is understood from anywhere.
-        model=_whole_path(config.model),
-        text_model=_whole_path(config.text_model) if config.text_model else None,
+        model=whole_path(config.model),
+        text_model=whole_path(config.text_model) if config.text_model else None,
         name=config.name or default_name("train-retrieval", config.data),
         steps=total,
         epochs=None,
@@ -180,7 +181,8 @@ def complete(config: TrainRetrievalConfig, train: Pairs) -> TrainRetrievalConfig
     )
 
 
-def _whole_path(name: str) -> str:
+def whole_path(name: str) -> str:
+    """A model's name; of a local folder its whole path."""
     return str(Path(name).resolve()) if Path(name).exists() else name
 
 
