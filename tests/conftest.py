@@ -166,6 +166,31 @@ def tiny_folder(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_llm(tmp_path_factory) -> Path:
+    """Folder of a tiny language model that has learned nothing."""
+    from vlkit.models.tiny_llm import write_fresh_llm
+
+    folder = tmp_path_factory.mktemp("tiny-qwen")
+    texts = [f"a {colour} {form}, on a plate" for colour in COLOURS for form in FORMS]
+    write_fresh_llm([*texts, "Describe the picture."], folder, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen(prepared, tmp_path_factory) -> Path:
+    """Folder of one that has learned the words of the prepared recipes."""
+    from vlkit.data.pairs import read_pairs
+    from vlkit.training import pretraining
+
+    folder = tmp_path_factory.mktemp("taught") / "llm"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(pretraining, "BATCH", 16)
+        train = read_pairs(prepared).of("train")
+        pretraining.write_tiny_llm(train, "Describe the picture.", folder, seed=1, total=120)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def zygote():
     """Starts commands in processes of their own, to be killed."""

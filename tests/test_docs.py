@@ -15,7 +15,14 @@ import yaml
 
 from vlkit.config import TrainRetrievalConfig
 from vlkit.config_data import AugmentConfig, PictureSettings
-from vlkit.presets import SECTIONS, domain_preset, resolve_augment, resolve_prep, resolve_train_retrieval
+from vlkit.presets import (
+    SECTIONS,
+    domain_preset,
+    resolve_augment,
+    resolve_prep,
+    resolve_train_fusion,
+    resolve_train_retrieval,
+)
 from vlkit.remote import hash_of
 from vlkit.settings import read_yaml
 
@@ -24,13 +31,16 @@ README = ROOT / "README.md"
 COMMANDS = (
     "quickstart",
     "sample",
+    "download-coco",
     "prep",
     "augment",
     "train-retrieval",
+    "train-fusion",
     "eval",
     "index",
     "search",
     "serve",
+    "caption",
     "report",
     "runs",
 )
@@ -134,13 +144,38 @@ def test_the_example_domain_prepares_what_its_comments_say(tmp_path, vlkit):
 
 
 OTHERS = ("own-domain", "augmentation")
-RUN_YAMLS = [path for path in sorted((ROOT / "examples").glob("*.yaml")) if path.stem not in OTHERS]
+CAPTIONS = sorted((ROOT / "examples").glob("captions*.yaml"))
+RUN_YAMLS = [p for p in sorted((ROOT / "examples").glob("*.yaml")) if p.stem not in OTHERS and p not in CAPTIONS]
 
 
 @pytest.mark.parametrize("path", RUN_YAMLS, ids=lambda path: path.stem)
 def test_every_example_yaml_loads(path, tmp_path):
     config = resolve_train_retrieval({"data": tmp_path, **read_yaml(path)})
     assert all(getattr(config, key) is not None for key in read_yaml(path))
+
+
+@pytest.mark.parametrize("path", CAPTIONS, ids=lambda path: path.stem)
+def test_every_example_of_captions_loads(path, tmp_path):
+    given = read_yaml(path)
+    config = resolve_train_fusion({**given, "data": tmp_path})
+    for key in given.keys() - {"data"}:
+        assert str(getattr(config, key)) == str(type(config).fields()[key].read(given[key], "")), key
+    assert config.quantize == ("none" if path.stem == "captions-tiny" else "nf4")
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_at_a_tiny_size(tmp_path, monkeypatch):
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    book = nbformat.read(ROOT / "examples/captions.ipynb", as_version=4)
+    nbformat.validate(book)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("RETRIEVAL_STEPS", "20")
+    monkeypatch.setenv("FUSION_STEPS", "20")
+    monkeypatch.chdir(tmp_path)
+    nbclient.NotebookClient(book, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    assert (tmp_path / "runs/captions/report.html").is_file()
+    written = json.loads((tmp_path / "runs/captions/captions-limit200.json").read_text())
+    assert len(written) == 200
 
 
 def test_the_example_augmentation_says_every_default(tmp_path):
@@ -158,11 +193,14 @@ def test_the_example_augmentation_says_every_default(tmp_path):
 
 def test_every_example_script_is_valid_bash_and_calls_real_flags():
     from vlkit.config import EvalConfig, ReportConfig
+    from vlkit.config_coco import DownloadCocoConfig
     from vlkit.config_data import SampleConfig
+    from vlkit.config_fusion import CaptionConfig, TrainFusionConfig
     from vlkit.config_search import IndexConfig, SearchConfig
 
     flags = {**SECTIONS, "eval": EvalConfig, "sample": SampleConfig, "report": ReportConfig}
-    flags |= {"index": IndexConfig, "search": SearchConfig}
+    flags |= {"index": IndexConfig, "search": SearchConfig, "download-coco": DownloadCocoConfig}
+    flags |= {"train-fusion": TrainFusionConfig, "caption": CaptionConfig}
     for path in (ROOT / "examples").glob("*.sh"):
         subprocess.run(["bash", "-n", path], check=True)
         for command, rest in re.findall(r"^\s*vlkit (\S+)(.*)$", path.read_text(encoding="utf-8"), re.MULTILINE):
@@ -185,7 +223,7 @@ def test_the_smoke_example_runs(tmp_path):
 
 
 TRIES = re.compile(r"^#   (vlkit sample .*)$", re.MULTILINE)
-PUBLISHED = [path for path in sorted((ROOT / "examples").glob("*.sh")) if path.stem != "ci-smoke"]
+PUBLISHED = [path for path in sorted((ROOT / "examples").glob("*.sh")) if path.stem not in ("ci-smoke", "captions")]
 
 
 @pytest.mark.slow

@@ -52,6 +52,9 @@ class TrainFusionConfig(TrainingConfig):
     llm_lora: Annotated[int | None, "rank of a LoRA on the language model's attention (default: none)"] = None
     lora_alpha: Annotated[float, "with --llm-lora: the update is scaled by alpha / rank"] = 16.0
     lora_dropout: Annotated[float, "with --llm-lora"] = 0.05
+    teach_steps: Annotated[int, "with --llm tiny-qwen: steps in which it learns the captions as a language, before"] = (
+        800
+    )
     prompt: Annotated[str, "what the language model is asked, after the picture"] = PROMPT
     max_length: Annotated[int, "tokens of a caption, its end included; longer ones are cut, and counted"] = 64
     checkpoint_activations: Annotated[bool, "compute activations again in the backward pass: less memory, slower"] = (
@@ -67,7 +70,9 @@ class TrainFusionConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, 1, "batch_size", "queries", "llm_lora", "num_beams", "max_new_tokens", "val_limit")
+        at_least(
+            self, 1, "batch_size", "queries", "llm_lora", "num_beams", "max_new_tokens", "val_limit", "teach_steps"
+        )
         at_least(self, 2, "max_length")
         at_least(self, 0, "alpha_align", "samples")
         between(self, 1, 4, "fusion_layers")

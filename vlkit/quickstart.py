@@ -1,4 +1,5 @@
-"""The offline tour: sample data, a tiny model untouched and trained, both measured, and the trained one put to use.
+"""The offline tour: sample data, a tiny model untouched and trained, both measured, and the trained one put to use:
+searched with, and looked through by a language model that describes what it sees.
 
 It calls the commands' own functions, so what it shows is what the commands do.
 """
@@ -6,17 +7,20 @@ It calls the commands' own functions, so what it shows is what the commands do.
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 from vlkit import console
 from vlkit.config import EvalConfig, QuickstartConfig, ReportConfig
-from vlkit.config_data import SampleConfig
+from vlkit.config_data import TINY_LLM, SampleConfig
+from vlkit.config_fusion import CaptionConfig
 from vlkit.config_search import IndexConfig, SearchConfig
 from vlkit.errors import UsageError
-from vlkit.presets import resolve_prep, resolve_train_retrieval
+from vlkit.presets import resolve_prep, resolve_train_fusion, resolve_train_retrieval
 from vlkit.storage import Location
 
 MODEL = "tiny-siglip"
+FUSION_STEPS = 400
 # Words that no sample recipe has in this order.
 QUERY = "a chocolate flan, pastry stars around it, on a blue plate"
 
@@ -30,9 +34,11 @@ def quickstart(config: QuickstartConfig) -> dict[str, Any]:
     from vlkit.data.prepare import prepare
     from vlkit.data.samples import sample
     from vlkit.evaluation.evaluate import evaluate
+    from vlkit.inference.caption import caption
     from vlkit.inference.indexing import index
     from vlkit.inference.searching import search
     from vlkit.report.html import report
+    from vlkit.training.captioning import train_fusion
     from vlkit.training.retrieval import train_retrieval
 
     out, began = config.out, time.perf_counter()
@@ -66,6 +72,17 @@ def quickstart(config: QuickstartConfig) -> dict[str, Any]:
     _step(7, f'a search: vlkit search --index {found_in} -k 3 "{QUERY}"')
     found = search(SearchConfig(texts=(QUERY,), index=Location(found_in), k=3))
 
+    taught, told = runs / "first", runs / "captions"
+    line = f"vlkit train-fusion --data {data} --vision {taught} --llm {TINY_LLM} --runs-dir {runs} --name captions"
+    _step(8, f"a language model learns to describe pictures: {line}")
+    settings = {"data": data, "vision": taught, "llm": TINY_LLM, "runs_dir": runs, "name": "captions"}
+    steps = {"steps": config.steps or FUSION_STEPS, "teach_steps": config.steps, "seed": config.seed}
+    given = {**settings, **{name: value for name, value in steps.items() if value is not None}}
+    described = train_fusion(resolve_train_fusion(given))
+    pictures = _unseen(data)
+    _step(9, f"what it says of pictures it has not seen: vlkit caption --run {told} {' '.join(pictures)}")
+    captions = caption(CaptionConfig(run=told, pictures=pictures))
+
     console.say(f"\ndone in {time.perf_counter() - began:.0f} s. The run is {runs / 'first'}. Next:")
     console.hint(f"look at {page['report']}, which opens from disk")
     console.hint(f"a page to search with (pip install '.[serve]'): vlkit serve --index {found_in}")
@@ -77,8 +94,18 @@ def quickstart(config: QuickstartConfig) -> dict[str, Any]:
     return {"run": trained["run"], "data": str(data), "results": results, "report": page["report"]} | {
         "index": indexed["index"],
         "found": found["queries"],
+        "looking": described["validation"].get("looking"),
+        "captions": captions["captions"],
     }
 
 
+def _unseen(data: Path, count: int = 3) -> tuple[str, ...]:
+    """Some pictures of the test split."""
+    from vlkit.data.pairs import read_pairs
+
+    pairs = read_pairs(data).of("test")
+    return tuple(str(path) for path in pairs.image_paths(pairs.unique_images().head(count)))
+
+
 def _step(number: int, what: str) -> None:
-    console.say(f"\n[{number}/7] {what}")
+    console.say(f"\n[{number}/9] {what}")

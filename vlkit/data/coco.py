@@ -90,7 +90,7 @@ class _Work:
         console.table(title, ["split", "pictures", "captions", "size", "new", "here already"], rows)
         _refuse_missing(self.folder, missing, offline=config.from_archive is not None)
         console.hint(
-            f"vlkit prep --domain coco --source {self.folder.path} --out {config.root / 'coco-pairs'}, "
+            f"vlkit prep --domain coco --source {self.folder.path} --out {self.folder.path / 'prepared'}, "
             f"or vlkit train-fusion --data {self.folder.path}"
         )
         return {"root": title, "splits": told, "received": self.received}

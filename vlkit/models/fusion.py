@@ -82,7 +82,8 @@ class Fusion(nn.Module):
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
         """Patches [pictures, patches, vision] of any precision -> visual tokens, float32 [pictures, tokens, hidden]."""
-        with torch.autocast(patches.device.type, enabled=False):
+        # On the meta device, where shapes are asked for, there is no autocast to switch off.
+        with torch.autocast("cpu" if patches.is_meta else patches.device.type, enabled=False):
             adapted = self.adapter(patches.float())
             if not len(self.layers):
                 return self.scale * self.norm(adapted)

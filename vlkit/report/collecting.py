@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlkit.config import DIRECTIONS, SCHEMA
 from vlkit.data.pairs import Pairs, read_pairs
-from vlkit.errors import ArtifactError, UsageError, VlkitError
+from vlkit.errors import ArtifactError, VlkitError
 from vlkit.remote import hash_of
 from vlkit.runs import Run
 from vlkit.standing import Standing, standing
@@ -22,7 +22,7 @@ SECTIONS = ("metrics", "intervals", "data")
 # Those that not every evaluation has.
 OPTIONAL = (
     *("baseline", "verdict", "judged", "one_to_one", "folds", "classes", "slices", "shifts", "retention"),
-    "efficiency",
+    *("efficiency", "examples", "diversity"),
 )
 
 
@@ -108,6 +108,11 @@ class Collected:
             self.notes.append(f"the prepared folder is not to be read, so pictures and data are left out: {error}")
             return None
 
+    @property
+    def captions(self) -> bool:
+        """It is a captioner's."""
+        return bool(self.settings.get("llm")) or self.results.get("task") == "captioning"
+
     def others(self) -> list[dict[str, Any]]:
         """Further results in the folder: of other splits and other data."""
         found = []
@@ -132,14 +137,10 @@ def checked(results: dict[str, Any], path: Path) -> dict[str, Any]:
     if results.get("schema") != SCHEMA:
         told = f"{path} has schema {results.get('schema')!r}; this vlkit reads {SCHEMA}"
         raise ArtifactError(told, hint="measure again with this version: vlkit eval")
-    if results.get("task") == "captioning":
-        raise UsageError(
-            f"{path} holds scores of captions, of which there is no report yet", hint="vlkit eval printed them"
-        )
     missing = [name for name in SECTIONS if not isinstance(results.get(name), dict)]
     groups = [results["metrics"], results["intervals"]] if not missing else []
-    if results.get("task") == "retrieval":
-        missing += [name for of in groups for name in DIRECTIONS if not isinstance(of.get(name), dict)]
+    wanted = ("captions",) if results.get("task") == "captioning" else DIRECTIONS
+    missing += [name for of in groups for name in wanted if not isinstance(of.get(name), dict)]
     missing += [name for name in ("task", "model") if not results.get(name)]
     if missing:
         raise ArtifactError(f"{path} is damaged: it has no {missing[0]}", hint="measure again: vlkit eval")

@@ -44,8 +44,11 @@ def learning(lines: Sequence[Mapping[str, Any]]) -> Iterator[Plot]:
         steps, values = _series(lines, name)
         if len(steps):
             yield _curve(name, title, steps, values, scale)
-    if any("val" in line for line in lines):
-        yield _validation(lines)
+    found = [(line["step"], line["val"]) for line in lines if "val" in line]
+    if found and "looking" in found[0][1]:
+        yield _looking(found)
+    elif found:
+        yield _validation(found)
 
 
 def _series(lines: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -72,8 +75,26 @@ def _curve(name: str, title: str, steps: np.ndarray, values: np.ndarray, scale: 
     return plot(name, title, told + f"lowest {values.min():.4g}, highest {values.max():.4g}", draw)
 
 
-def _validation(lines: Sequence[Mapping[str, Any]]) -> Plot:
-    found = [(line["step"], line["val"]) for line in lines if "val" in line]
+def _looking(found: Sequence[tuple[int, Mapping[str, Any]]]) -> Plot:
+    title = "loss of validation captions, by the picture beside them"
+    steps = [step for step, _ in found]
+    curves = {
+        name: [val["looking"][name] for _, val in found]
+        for name in ("right", "shuffled", "blank")
+        if found[0][1]["looking"][name] is not None
+    }
+
+    def draw(axes: Axes) -> None:
+        for (name, values), (colour, line, marker) in zip(curves.items(), WAYS, strict=False):
+            axes.plot(steps, values, line, color=colour, marker=marker, markersize=4, label=name)
+        axes.set(xlabel="step", ylabel="nats a token", title=title, ylim=(0, None))
+        beside(axes)
+
+    told = "; ".join(f"{name}: first {v[0]:.3f}, last {v[-1]:.3f}" for name, v in curves.items())
+    return plot("looking", title, f"{title}, over {len(steps)} evaluations: {told}", draw)
+
+
+def _validation(found: Sequence[tuple[int, Mapping[str, Any]]]) -> Plot:
     steps = [step for step, _ in found]
     curves = {direction: [val[direction]["recall@1"] for _, val in found] for direction in DIRECTIONS}
 

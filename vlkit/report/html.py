@@ -18,6 +18,7 @@ from vlkit.report.against import METRICS, Against, compared
 from vlkit.report.collecting import OPTIONAL, Collected
 from vlkit.report.galleries import galleries
 from vlkit.report.plots import Plot
+from vlkit.report.sayings import sayings
 from vlkit.settings import yaml_text
 from vlkit.storage import refuse_unwritable, size_of, write_text
 
@@ -28,6 +29,7 @@ COSTS = (
     ("training, memory of the process", "train_peak_memory_process_gb", "GB"),
     ("training, memory of the GPU", "train_peak_memory_gpu_gb", "GB"),
     ("pictures a second", "images_per_second", ""),
+    ("captions a second", "captions_per_second", ""),
     ("texts a second", "texts_per_second", ""),
     ("a query's text encoded, median", "latency_ms", "ms"),
     ("a query's text encoded, 95 of 100 below", "latency_ms_p95", "ms"),
@@ -62,8 +64,11 @@ def report(config: ReportConfig) -> dict[str, Any]:
     if len({each.run.folder.resolve() for each in (run, *others)}) <= len(others):
         raise UsageError("--against names a run twice, or the run itself")
     refuse_unwritable(folder, "--out")
-    found = compared(run, others, across_data=config.across_data) if others else []
+    if others and any(each.captions for each in (run, *others)):
+        hint = f"vlkit eval --run {quote(str(config.run))} --against {quote(config.against[0])}"
+        raise UsageError("--against compares runs of retrieval", hint=hint)
     plots = {name: list(drawn) for name, drawn in _drawn(run, others).items()}
+    found = compared(run, others, across_data=config.across_data) if others else []
     page = Page(run, plots, found, others)
     html = rendered(page, config.queries)
     folder.mkdir(parents=True, exist_ok=True)
@@ -87,7 +92,7 @@ def _drawn(run: Collected, others: list[Collected]) -> dict[str, Any]:
     return {
         "learning": figures.learning(run.lines),
         "against": figures.overlaid([run, *others]) if others else (),
-        "metrics": figures.bars(measured) if measured else (),
+        "metrics": figures.bars(measured) if measured and not run.captions else (),
         "ranks": figures.ranks(measured),
         "confusion": figures.confusion(measured),
         "slices": figures.gaps(measured),
@@ -131,6 +136,7 @@ def rendered(page: Page, queries: int) -> str:
         measured=bool(run.results),
         results=run.results or dict.fromkeys(OPTIONAL),
         galleries=shown,
+        sayings=list(sayings(run)),
         described=run.pairs.described if run.pairs else {},
         confused=_confused(run.results),
         shown_metrics=_shown_metrics(run.results),
@@ -175,7 +181,8 @@ def _command(run: Collected) -> str:
 
 def _resume(run: Collected) -> str:
     """The line that goes on with it, from anywhere."""
-    return f"vlkit train-retrieval --config {quote(str(run.run.folder.resolve() / 'config.yaml'))}"
+    command = "train-fusion" if run.captions else "train-retrieval"
+    return f"vlkit {command} --config {quote(str(run.run.folder.resolve() / 'config.yaml'))}"
 
 
 def _amount(value: Any) -> str:

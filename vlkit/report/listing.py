@@ -61,7 +61,7 @@ def _facts(path: Path) -> dict[str, Any]:
         found = Standing("damaged", 0, None, error.message, error.hint, 0.0)
         settings, results, best = {}, {}, {}
     data = settings.get("data") or (results.get("data") or {}).get("path")
-    model = settings.get("model") or results.get("model")
+    model = settings.get("model") or settings.get("llm") or results.get("model")
     return {
         "name": path.name,
         **found.facts(),
@@ -80,7 +80,13 @@ def _state(facts: dict[str, Any]) -> str:
 
 
 def _key(facts: dict[str, Any], direction: str) -> str:
-    """recall@1 with its interval; before it is measured, validation's without one."""
+    """recall@1 with its interval; before it is measured, validation's without one. Of a captioner CIDEr and loss."""
+    if captions := facts["metrics"].get("captions"):
+        looking = facts["metrics"].get("looking") or {}
+        loss = f"{looking['right']:.3f} nats a token" if looking else ""
+        return f"CIDEr {captions['cider']:.3f}" if direction == DIRECTIONS[0] else loss
+    if "looking" in facts["validation"]:
+        return f"{facts['validation']['looking']['right']:.3f} nats a token" if direction == DIRECTIONS[1] else ""
     metrics = facts["metrics"].get(direction) or {}
     if "recall@1" in metrics:
         return cell("recall@1", metrics["recall@1"], facts["intervals"][direction]["recall@1"])

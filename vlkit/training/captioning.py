@@ -122,7 +122,8 @@ def _opened(config: TrainFusionConfig, run: Run, rows: CaptionRows) -> tuple[Cap
     """The captioner as it is before the first step, and what tells its frozen parts from others."""
     settings = config.to_dict()
     if config.llm == TINY_LLM and not (run.base / "llm").is_dir():
-        write_tiny_llm(rows.train, config.prompt, run.base / "llm", seed=config.seed)
+        folder, total = run.base / "llm", config.teach_steps
+        write_tiny_llm(rows.train, config.prompt, folder, seed=config.seed, total=total)
     vision = vision_of(run, settings, tuple(rows.train.frame["text"]))
     language = llm_of(run, settings, config.precision)
     frozen = identities(vision, language)

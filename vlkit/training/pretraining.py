@@ -21,14 +21,14 @@ from vlkit.models.tiny_llm import write_fresh_llm
 from vlkit.storage import folder_written_whole
 from vlkit.training.loop import adamw, cosine_schedule, steps
 
-STEPS, BATCH, LR = 800, 48, 2e-3
+BATCH, LR = 48, 2e-3
 # Words of the user's turn.
 HEARD = (8, 40)
 # Pictures whose captions it learns from, at most: a sample teaches the language.
 PICTURES = 20_000
 
 
-def write_tiny_llm(pairs: Pairs, prompt: str, folder: Path, *, seed: int, total: int = STEPS) -> None:
+def write_tiny_llm(pairs: Pairs, prompt: str, folder: Path, *, seed: int, total: int) -> None:
     """Make tiny-qwen and teach it the texts of a table; the folder appears when it is done.
 
     Args:
