@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from html import escape
 
 import numpy as np
 import pandas as pd
@@ -327,3 +333,80 @@ def test_a_raw_coco_folder_is_prepared_on_the_way(vlkit, trained, tiny_qwen, tmp
     assert (tmp_path / "coco/prepared/pairs.parquet").is_file()
     assert vlkit("eval", "--run", tmp_path / "runs/c", "--split", "train", "--limit", 4).code == 0
     assert (tmp_path / "runs/c/results-train-limit4.json").is_file()
+
+
+# What people see
+
+
+def test_the_report_shows_the_worst_and_the_best_with_their_pictures(copied, vlkit):
+    assert vlkit("eval", "--run", copied).code == 0
+    outcome = vlkit("report", "--run", copied)
+    assert outcome.code == 0, outcome.err
+    page = (copied / "report.html").read_text()
+    examples = json.loads((copied / "results.json").read_text())["examples"]
+    assert page.count('<figure class="saying">') == len(examples["worst"]) + len(examples["best"])
+    assert page.count("data:image/jpeg;base64,") == len(examples["worst"]) + len(examples["best"])
+    assert escape(examples["worst"][0]["caption"] or "(nothing)") in page
+    assert "a blank picture" in page and (copied / "plots/looking.png").is_file()
+    told = vlkit("runs", "--runs-dir", copied.parent)
+    assert "CIDEr" in told.out and "nats a token" in told.out
+    assert vlkit("report", "--run", copied, "--against", copied).code == 2
+
+
+# Processes of their own
+
+
+def started(words):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", *map(str, words)], stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_run_of_one(train, prepared, trained, tiny_qwen, tmp_path):
+    assert train(tmp_path, "one", "--batch-size", 5).code == 0
+    flags = ("train-fusion", "--data", prepared, "--vision", trained, "--llm", tiny_qwen, "--quantize", "none")
+    more = ("--runs-dir", tmp_path, "--name", "two", "--steps", 6, "--eval-every", 3, "--batch-size", 5, "--lr", "1e-3")
+    launch = ("torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "vlkit")
+    process = started((*launch, *flags, *more, "--max-new-tokens", 12))
+    _, told = process.communicate(timeout=300)
+    assert process.returncode == 0, told
+    for mine, its in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
+        if "loss" in mine:
+            for name in ("loss", "caption_loss", "alignment", "grad_norm"):
+                assert its[name] == pytest.approx(mine[name], rel=1e-3), name
+        else:
+            assert its["val"]["looking"] == pytest.approx(mine["val"]["looking"], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_killed_while_the_language_is_learned_the_same_command_makes_the_run(prepared, trained, vlkit, tmp_path):
+    base = ("train-fusion", "--data", prepared, "--vision", trained, "--llm", "tiny-qwen", "--runs-dir", tmp_path)
+    flags = ("--teach-steps", 40, "--steps", 2, "--samples", 0, "--max-new-tokens", 4)
+    process = started(("vlkit", *base, "--name", "k", *flags))
+    while not list(tmp_path.glob("k/base/*")):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "k/base/llm").exists()
+    for name in ("k", "whole"):
+        assert vlkit(*base, "--name", name, *flags).code == 0
+    for name in ("fusion/fusion.safetensors", "base/llm/model.safetensors"):
+        assert (tmp_path / "k" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert not [path for path in (tmp_path / "k/base").iterdir() if path.name not in ("llm", "vision")]
+
+
+def test_a_signal_saves_what_is_done_and_the_same_command_goes_on(finished, prepared, trained, tiny_qwen, tmp_path):
+    base = ("train-fusion", "--data", prepared, "--vision", trained, "--llm", tiny_qwen, "--quantize", "none")
+    flags = ("--runs-dir", tmp_path, "--name", "s", "--steps", 4000, "--eval-every", 4000, "--samples", 0)
+    process = started(("vlkit", *base, *flags))
+    while not (tmp_path / "s/metrics.jsonl").is_file() or len(lines(tmp_path / "s")) < 3:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 75 and "goes on from there" in told, told
+    saved = json.loads((tmp_path / "s/last.json").read_text())["step"]
+    assert 3 <= saved == len(lines(tmp_path / "s"))

@@ -468,3 +468,38 @@ def test_another_model_has_another_identity_in_any_precision_the_same(tiny_llm, 
     with torch.no_grad():
         made.model.model.norm.weight[3] += 0.5
     assert made.identity() != load_llm(str(tiny_llm), quantize="none", precision="fp32").identity()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_predicted_activations_are_what_autograd_keeps(precision, tiny_llm, tiny_folder):
+    """Counted tensor by tensor, of a model whose shapes are Qwen2.5's, made smaller."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    from vlkit.config_fusion import TrainFusionConfig
+    from vlkit.models.device import DTYPES, autocast
+    from vlkit.training.fusion_plan import Parts, memory_parts
+
+    tokenizer = load_llm(str(tiny_llm), quantize="none", precision="fp32").tokenizer
+    sizes = {"hidden_size": 192, "intermediate_size": 1120, "num_attention_heads": 6, "num_key_value_heads": 1}
+    config = Qwen2Config(vocab_size=len(tokenizer), num_hidden_layers=6, tie_word_embeddings=True, **sizes)
+    language = LanguageModel(Qwen2ForCausalLM(config).to(DTYPES[precision]).eval(), tokenizer, "made")
+    vision = load_vision(str(tiny_folder("tiny-siglip")))
+    made = Captioner.fresh(vision, language, PROMPT, precision, seed=1)
+    own = {p.data_ptr() for p in made.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    captions = torch.randint(len(tokenizer), (4, 24))
+    with autocast(made.device, precision), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        patches = made.patches(pictures(4))
+        found = made.losses(patches, captions, torch.full((4,), 24))
+    settings = TrainFusionConfig(batch_size=4, max_length=24, precision=precision, quantize="none", vision="v", llm="l")
+    predicted = memory_parts(settings, Parts(vision, language, made.fusion), made.overhead)["activations"]
+    measured = sum(kept.values())
+    assert found.words == 96
+    assert 0.6 < predicted / measured < 1.5, (predicted, measured)
