@@ -92,6 +92,8 @@ class Collected:
     def pairs(self) -> Pairs | None:
         """The prepared folder that was measured on, or trained on; None where it is not to be had."""
         measured = self.results.get("data", {}).get("path")
+        if "captions" in self.results.get("data", {}):
+            return None  # Captions from files, whose pictures are nowhere named.
         where = measured or (self.environment.get("data") or {}).get("path") or self.settings.get("data")
         if not where:
             return None
