@@ -8,4 +8,6 @@ vlkit sample recipes raw/
 vlkit prep --domain recipes --source raw/ --out data/recipes
 vlkit train-retrieval --data data/recipes --model tiny-siglip --name smoke --limit 32 --steps 5
 vlkit eval --run runs/smoke --limit 32 --json > smoke.json
+vlkit train-fusion --vision runs/smoke --llm tiny-qwen --teach-steps 5 --steps 5 --limit 32 --name smoke-captions
+vlkit caption --run runs/smoke-captions raw/images --limit 2
 python3 -c 'import json; print("text -> image recall@1:", json.load(open("smoke.json"))["metrics"]["text_to_image"]["recall@1"])'

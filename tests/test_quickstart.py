@@ -16,5 +16,8 @@ def test_the_tour(tmp_path, vlkit):
     assert "recall@10" in outcome.out and "“a chocolate flan" in outcome.out
     assert outcome.out.rstrip().count(".jpg") >= 3
     assert (tmp_path / "tour/indexes/first/index.yaml").is_file()
+    # And a captioner, which has described pictures of the test.
+    assert "shuffled picture" in outcome.err and (tmp_path / "tour/runs/captions/fusion").is_dir()
+    assert outcome.out.rstrip().splitlines()[-1].split()[0].endswith(".jpg")
     again = vlkit("quickstart", "--out", tmp_path / "tour")
     assert (again.code, "not empty" in again.err) == (2, True)

@@ -20,7 +20,7 @@ from vlkit.presets import resolve_prep, resolve_train_fusion, resolve_train_retr
 from vlkit.storage import Location
 
 MODEL = "tiny-siglip"
-FUSION_STEPS = 400
+TEACH_STEPS, FUSION_STEPS = 400, 300
 # Words that no sample recipe has in this order.
 QUERY = "a chocolate flan, pastry stars around it, on a blue plate"
 
@@ -73,12 +73,11 @@ def quickstart(config: QuickstartConfig) -> dict[str, Any]:
     found = search(SearchConfig(texts=(QUERY,), index=Location(found_in), k=3))
 
     taught, told = runs / "first", runs / "captions"
-    line = f"vlkit train-fusion --data {data} --vision {taught} --llm {TINY_LLM} --runs-dir {runs} --name captions"
-    _step(8, f"a language model learns to describe pictures: {line}")
     settings = {"data": data, "vision": taught, "llm": TINY_LLM, "runs_dir": runs, "name": "captions"}
-    steps = {"steps": config.steps or FUSION_STEPS, "teach_steps": config.steps, "seed": config.seed}
-    given = {**settings, **{name: value for name, value in steps.items() if value is not None}}
-    described = train_fusion(resolve_train_fusion(given))
+    steps = {"teach_steps": config.steps or TEACH_STEPS, "steps": config.steps or FUSION_STEPS, "seed": config.seed}
+    line = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in {**settings, **steps}.items())
+    _step(8, f"a language model learns to describe pictures: vlkit train-fusion {line}")
+    described = train_fusion(resolve_train_fusion({**settings, **steps}))
     pictures = _unseen(data)
     _step(9, f"what it says of pictures it has not seen: vlkit caption --run {told} {' '.join(pictures)}")
     captions = caption(CaptionConfig(run=told, pictures=pictures))
@@ -104,7 +103,9 @@ def _unseen(data: Path, count: int = 3) -> tuple[str, ...]:
     from vlkit.data.pairs import read_pairs
 
     pairs = read_pairs(data).of("test")
-    return tuple(str(path) for path in pairs.image_paths(pairs.unique_images().head(count)))
+    paths = pairs.image_paths(pairs.unique_images().drop_duplicates("unit").head(count))
+    here = Path.cwd()
+    return tuple(str(path.relative_to(here) if path.is_relative_to(here) else path) for path in paths)
 
 
 def _step(number: int, what: str) -> None:
