@@ -16,7 +16,7 @@ from vlkit.config_fusion import TrainFusionConfig
 from vlkit.data.batches import BatchOrder, stream
 from vlkit.data.caption_batches import CaptionBatch
 from vlkit.distributed import ALONE, World, joined
-from vlkit.errors import ArtifactError, UsageError, VlkitError
+from vlkit.errors import ArtifactError
 from vlkit.evaluation.describing import References, score_said
 from vlkit.evaluation.fusion_card import write_fusion_card
 from vlkit.evaluation.looking import dataset_for, looked_at, said
@@ -24,10 +24,10 @@ from vlkit.models.adapters import Counts
 from vlkit.models.captioner import Captioner
 from vlkit.models.captioner_folder import identities, llm_of, vision_of, write_captioner
 from vlkit.models.device import best_device, use_deterministic_algorithms
-from vlkit.models.features import keys_of
+from vlkit.models.features import picture_keys
 from vlkit.models.quantization import numbers
-from vlkit.runs import Run, local_runs, open_run
-from vlkit.standing import noting_why
+from vlkit.runs import Run
+from vlkit.training.beginning import begun, opened, refuse_auto, refuse_other_data, replayed_run
 from vlkit.training.caching import filled
 from vlkit.training.caption_loss import CaptionLoss
 from vlkit.training.fusion_plan import (
@@ -39,7 +39,6 @@ from vlkit.training.fusion_plan import (
     memory_parts,
     refuse_what_cannot_fit,
 )
-from vlkit.training.planning import extended
 from vlkit.training.pretraining import write_tiny_llm
 from vlkit.training.replay import replayed
 from vlkit.training.training import Training
@@ -52,11 +51,12 @@ def train_fusion(config: TrainFusionConfig, *, dry_run: bool = False) -> dict[st
         The run's folder, steps, the last validation and parameter counts, as --json prints them.
     """
     with joined() as world:
-        if world.size > 1 and config.micro_batch == "auto":
-            told = "--micro-batch auto: a process that runs out of memory would try again while the others go on"
-            raise UsageError(told, hint="on several processes give a number")
+        refuse_auto(config, world)
         if config.replay is not None:
-            return _replayed(config)
+            settings, run = replayed_run(config)
+            rows = CaptionRows.of(settings)
+            refuse_other_data(settings, run, rows.facts())
+            return replayed(_training(settings, run, rows, Parts.of(settings), ALONE), config.replay)
         if not world.first:
             world.wait()  # A raw COCO folder is prepared by the first.
         rows = CaptionRows.of(config, dry_run=dry_run)
@@ -66,56 +66,24 @@ def train_fusion(config: TrainFusionConfig, *, dry_run: bool = False) -> dict[st
         config = complete(config, rows, parts)
         if dry_run:
             return dry_run_of(config, rows, parts)
-        # The name may hold the time of day, which each process reads for itself.
-        config = world.from_first(config)
-        if not world.first:
-            config = world.from_first(config)
-            return _trained(config, Run(local_runs(config.runs_dir) / config.name, writes=False), rows, parts, world)
-        run = open_run(config.runs_dir, config.name, extending=config.extend_to is not None)
-        with run.locked():
-            config, before = extended(config, run)
-            run.begin(config, rows.facts(), before)
-            config = world.from_first(config)
-            with noting_why(run):
-                return _trained(config, run, rows, parts, world)
+        return begun(
+            config,
+            rows.facts(),
+            world,
+            lambda config, run: _training(config, run, rows, parts, world).run_to_the_end(),
+        )
 
 
-def _replayed(config: TrainFusionConfig) -> dict[str, Any]:
-    """--replay: a step of a run again, from what its folder holds."""
-    if config.name is None:
-        raise UsageError("--replay needs to know the run", hint="--config runs/NAME/config.yaml, or --name NAME")
-    run = Run(local_runs(config.runs_dir) / config.name, writes=False)
-    settings = TrainFusionConfig.from_layers(run.config())
-    rows = CaptionRows.of(settings)
-    found = run.environment().get("data", {}).get("fingerprint")
-    if found != rows.facts()["fingerprint"]:
-        raise UsageError(f"{settings.data} is not what {run.folder} was trained on: its fingerprint was {found}")
-    return _trained(settings, run, rows, Parts.of(settings), ALONE, replay=config.replay)
+def _training(config: TrainFusionConfig, run: Run, rows: CaptionRows, parts: Parts, world: World) -> CaptionTraining:
+    """The run, with a fusion that nobody has trained."""
 
-
-def _trained(
-    config: TrainFusionConfig,
-    run: Run,
-    rows: CaptionRows,
-    parts: Parts,
-    world: World,
-    *,
-    replay: int | None = None,
-) -> dict[str, Any]:
-    """The run, from a fusion that nobody has trained to its end; or one step of it again."""
-    try:
-        if not world.first:
-            world.wait()  # What is tiny is made by the first.
+    def made() -> tuple[Captioner, dict[str, str]]:
         captioner, frozen = _opened(config, run, rows)
-        if world.first:
-            world.wait()
         refuse_what_cannot_fit(config, memory_parts(config, parts, captioner.overhead))
-    except VlkitError:
-        if world.first and run.writes:
-            run.discard()
-        raise
-    training = CaptionTraining(config, run, rows, captioner, frozen, world)
-    return training.run_to_the_end() if replay is None else replayed(training, replay)
+        return captioner, frozen
+
+    captioner, frozen = opened(run, world, made)
+    return CaptionTraining(config, run, rows, captioner, frozen, world)
 
 
 def _opened(config: TrainFusionConfig, run: Run, rows: CaptionRows) -> tuple[Captioner, dict[str, str]]:
@@ -217,7 +185,7 @@ class CaptionTraining(Training):
 
     @staticmethod
     def _keys(dataset: Any) -> list[str]:
-        return keys_of("pictures", dataset.pixels, dataset.image_ids, ())
+        return picture_keys(dataset.pixels.paths, dataset.image_ids)
 
     def tell(self) -> None:
         """Sizes, what is trained, and what the user should know of the captions."""

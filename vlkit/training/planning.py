@@ -7,15 +7,15 @@ import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from vlkit import checkpoints, console
-from vlkit.config import TrainingConfig, TrainRetrievalConfig
+from vlkit import console
+from vlkit.config import TrainRetrievalConfig
 from vlkit.data.batches import BatchOrder, PairDataset
 from vlkit.data.image_ops import Variation
 from vlkit.data.pairs import Pairs, read_pairs
 from vlkit.distributed import ALONE, World
-from vlkit.errors import ArtifactError, DataError, ResourceError, UsageError
+from vlkit.errors import DataError, ResourceError, UsageError
 from vlkit.evaluation.retention import guard_rows
 from vlkit.models import adapters, opening, quantization
 from vlkit.models import towers as towers_module
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FORECAST_BATCHES = 20
-T = TypeVar("T", bound=TrainingConfig)
 
 
 @dataclass(frozen=True)
@@ -81,41 +80,6 @@ def _wrong(pairs: Pairs, train: Pairs) -> pd.DataFrame | None:
     of_split = (frame["match"] == 0) & (frame["split"] == "train")
     wrong = frame[of_split & frame["image_id"].isin(set(train.frame["image_id"]))]
     return wrong.reset_index(drop=True) if len(wrong) else None
-
-
-def extended(config: T, run: Run) -> tuple[T, T | None]:
-    """The settings of a run that --extend-to goes on with: more steps, and where it had ended before.
-
-    Returns:
-        The settings, and those that the run had; None where it is not, or no longer, to be reopened.
-
-    Raises:
-        UsageError: there is no finished run of fewer steps.
-        ArtifactError: none of its checkpoints is whole.
-    """
-    wanted = config.extend_to
-    if wanted is None:
-        return config, None
-    snapshot, done = run.config(), run.read_json("finished.json").get("steps")
-    had, legs = int(snapshot["steps"]), tuple(snapshot.get("legs") or ())
-    config = dataclasses.replace(config, extend_to=None)
-    if had == wanted and legs and done != wanted:  # It was being extended, and did not get there.
-        return dataclasses.replace(config, steps=wanted, legs=legs), None
-    told = f"--extend-to {wanted}: the run {run.folder}"
-    if done is None:
-        end = f"--extend-to {had}" if legs else "the same command without --extend-to"
-        raise UsageError(f"{told} is not finished", hint=f"{end} trains it to its end")
-    if done != had:
-        hint = "start anew under another --name"
-        raise UsageError(f"{told} was ended by --patience after {done} of {had} steps", hint=hint)
-    if wanted <= had:
-        raise UsageError(f"{told} has {had} steps already", hint="give it more")
-    if config.warmup >= wanted - had:
-        raise UsageError(f"{told}: --warmup {config.warmup:g} is not below the {wanted - had} steps to come")
-    if checkpoints.newest(run.checkpoints) is None:
-        raise ArtifactError(f"{told}: none of its checkpoints is left", hint="start anew under another --name")
-    before = dataclasses.replace(config, steps=had, legs=legs)
-    return dataclasses.replace(config, steps=wanted, legs=(*legs, had)), before
 
 
 def _begun_from(config: TrainRetrievalConfig) -> TrainRetrievalConfig:

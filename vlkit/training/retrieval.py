@@ -11,19 +11,18 @@ from vlkit import console
 from vlkit.config import TrainRetrievalConfig
 from vlkit.data.batches import Batch, BatchOrder, stream
 from vlkit.distributed import ALONE, World, joined
-from vlkit.errors import UsageError, VlkitError
 from vlkit.evaluation.card import write_card
 from vlkit.evaluation.retention import guard_rows
 from vlkit.evaluation.scoring import Task, score
 from vlkit.models import adapters, opening
 from vlkit.models.device import best_device, use_deterministic_algorithms
 from vlkit.models.towers import Towers
-from vlkit.runs import Run, local_runs, open_run
-from vlkit.standing import noting_why
+from vlkit.runs import Run
 from vlkit.training import caching
+from vlkit.training.beginning import begun, opened, refuse_auto, refuse_other_data, replayed_run
 from vlkit.training.contrast import Contrast
 from vlkit.training.interpolation import STRENGTHS, Sweep, best, facts, tell
-from vlkit.training.planning import Rows, complete, dataset_of, dry_run_of, extended, forecast, refuse_small_disk
+from vlkit.training.planning import Rows, complete, dataset_of, dry_run_of, forecast, refuse_small_disk
 from vlkit.training.replay import replayed
 from vlkit.training.training import Training
 
@@ -37,67 +36,36 @@ def train_retrieval(config: TrainRetrievalConfig, *, dry_run: bool = False) -> d
         The run's folder, steps, best validation scores and parameter counts, as --json prints them.
     """
     with joined() as world:
-        if world.size > 1 and config.micro_batch == "auto":
-            told = "--micro-batch auto: a process that runs out of memory would try again while the others go on"
-            raise UsageError(told, hint="on several processes give a number")
+        refuse_auto(config, world)
         if config.replay is not None:
-            return _replayed(config)
+            settings, run = replayed_run(config)
+            rows = Rows.of(settings)
+            refuse_other_data(settings, run, rows.facts())
+            return replayed(_training(settings, run, rows, ALONE), config.replay)
         rows = Rows.of(config)
         config = complete(config, rows.train)
         if dry_run:
             return dry_run_of(config, rows)
-        # The name may hold the time of day, which each process reads for itself.
-        config = world.from_first(config)
-        if world.first:
-            run = open_run(config.runs_dir, config.name, extending=config.extend_to is not None)
-            with run.locked():
-                config, before = extended(config, run)
-                run.begin(config, rows.facts(), before)
-                config = world.from_first(config)
-                with noting_why(run):
-                    return _trained(config, run, rows, world)
-        config = world.from_first(config)
-        return _trained(config, Run(local_runs(config.runs_dir) / config.name, writes=False), rows, world)
+        return begun(
+            config, rows.facts(), world, lambda config, run: _training(config, run, rows, world).run_to_the_end()
+        )
 
 
-def _replayed(config: TrainRetrievalConfig) -> dict[str, Any]:
-    """--replay: a step of a run again, from what its folder holds."""
-    if config.name is None:
-        raise UsageError("--replay needs to know the run", hint="--config runs/NAME/config.yaml, or --name NAME")
-    run = Run(local_runs(config.runs_dir) / config.name, writes=False)
-    settings = TrainRetrievalConfig.from_layers(run.config())
-    rows = Rows.of(settings)
-    found = run.environment().get("data", {}).get("fingerprint")
-    if found != rows.facts()["fingerprint"]:
-        raise UsageError(f"{settings.data} is not what {run.folder} was trained on: its fingerprint was {found}")
-    return _trained(settings, run, rows, ALONE, replay=config.replay)
+def _training(config: TrainRetrievalConfig, run: Run, rows: Rows, world: World) -> RetrievalTraining:
+    """The run, with a model as it is before the first step."""
 
-
-def _trained(
-    config: TrainRetrievalConfig, run: Run, rows: Rows, world: World, *, replay: int | None = None
-) -> dict[str, Any]:
-    """The run, from a model as it is to what it became; or one step of it again."""
-    texts = list(rows.train.frame["text"])
-    try:
-        if not world.first:
-            world.wait()  # A tiny model is made by the first.
-        towers = opening.open_model(
+    def made() -> Towers:
+        return opening.open_model(
             config.model,
-            texts,
+            list(rows.train.frame["text"]),
             seed=config.seed,
             text_model=config.text_model,
             keep_in=run.base,
             merged_from=Run(config.init_from) if config.init_from else None,
             quantized=config.precision if config.quantize else None,
         )
-        if world.first:
-            world.wait()
-    except VlkitError:
-        if world.first and run.writes:
-            run.discard()
-        raise
-    training = RetrievalTraining(config, run, rows, towers, world)
-    return training.run_to_the_end() if replay is None else replayed(training, replay)
+
+    return RetrievalTraining(config, run, rows, opened(run, world, made), world)
 
 
 class RetrievalTraining(Training):
