@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from vlkit import faults
 from vlkit.errors import ArtifactError
 from vlkit.storage import size_of
 
@@ -133,6 +134,8 @@ def _write(opened: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path) -> Non
                 file.write(chunk)
         if size != entry.file_size:
             raise zipfile.BadZipFile(f"{entry.filename} is smaller than it says")
+        faults.place("before rename", target)
         os.replace(aside, target)
+        faults.place("after rename", target)
     finally:
         aside.unlink(missing_ok=True)

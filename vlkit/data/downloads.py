@@ -22,7 +22,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 from urllib.error import HTTPError
 
-from vlkit import console
+from vlkit import console, faults
 from vlkit.data.answers import (
     WAY_OUT,
     Broken,
@@ -308,5 +308,7 @@ class _Download:
 
     def _finish(self) -> None:
         flush(self.part, self.target.name)
+        faults.place("before rename", self.target)
         os.replace(self.part, self.target)
+        faults.place("after rename", self.target)
         self.mark.unlink(missing_ok=True)

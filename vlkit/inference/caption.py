@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vlkit import console, interrupts
+from vlkit import console, faults, interrupts
 from vlkit.config_fusion import CaptionConfig
 from vlkit.data import images
 from vlkit.errors import ArtifactError, DataError, UsageError
@@ -157,3 +157,4 @@ def _append(out: Path, lines: Sequence[dict[str, str]], asked: dict[str, Any]) -
         file.write("".join(json_text(line) + "\n" for line in (*head, *lines)))
         file.flush()
         os.fsync(file.fileno())
+        faults.place("after fsync", out)
