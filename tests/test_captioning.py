@@ -160,6 +160,10 @@ def test_the_difference_of_two_captioners_is_paired(copied, vlkit, tmp_path):
     assert same["difference"]["captions"]["cider"]["value"] == 0
     written = json.loads((copied / "captions.json").read_text())
     (tmp_path / "few.json").write_text(json.dumps(written[1:]))
+    lost = vlkit("eval", "--run", copied, "--limit", 3, "--against", copied)
+    assert lost.code == 3 and "captions-limit3.json" in lost.err and "vlkit eval --run" in lost.err
+    assert vlkit("eval", "--run", copied, "--limit", 3).code == 0
+    assert vlkit("eval", "--run", copied, "--limit", 3, "--against", copied).code == 0
     refused = vlkit("eval", "--run", copied, "--against", tmp_path / "few.json")
     assert refused.code == 3 and written[0]["image_id"] in refused.err
 
@@ -221,6 +225,62 @@ def test_captions_go_on_where_they_stopped(finished, vlkit, tmp_path):
     assert other.code == 2 and "num_beams" in other.err
 
 
+def test_what_is_not_its_own_file_is_left_alone(finished, vlkit, tmp_path):
+    picture(tmp_path / "one.png", COLOURS["red"], seed=1)
+    ask = ("caption", "--run", finished, tmp_path / "one.png", "--max-new-tokens", 4, "--out", tmp_path / "out.jsonl")
+    for content in ('{"precious": 1}', '{"precious": 1}\n', "notes", '[{"image_id": 1, "caption": "x"}]\n'):
+        (tmp_path / "out.jsonl").write_text(content)
+        outcome = vlkit(*ask)
+        assert outcome.code == 6 and "give another --out" in outcome.err
+        assert (tmp_path / "out.jsonl").read_text() == content
+    # Torn in its very first line, or empty, it begins anew.
+    for content in ('{"asked": {"run', "", '{"as'):
+        (tmp_path / "out.jsonl").write_text(content)
+        assert vlkit(*ask).code == 0
+        assert (tmp_path / "out.jsonl").read_text().count("\n") == 2
+
+
+def test_one_process_writes_into_a_file_and_failures_are_tried_again(finished, vlkit, tmp_path):
+    import fcntl
+
+    picture(tmp_path / "p/a.png", COLOURS["red"], seed=1)
+    (tmp_path / "p/b.png").write_text("<html>")
+    ask = ("caption", "--run", finished, tmp_path / "p", "--max-new-tokens", 4, "--out", tmp_path / "out.jsonl")
+    first = vlkit(*ask)
+    assert first.code == 0 and "1 captions written, 1 pictures cannot be read" in first.out
+    assert vlkit(*ask).code == 3, "nothing more can be read"
+    picture(tmp_path / "p/b.png", COLOURS["blue"], seed=2)
+    assert "1 captions written, 1 were there" in vlkit(*ask).out
+    with (tmp_path / "out.jsonl").open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        held = vlkit(*ask)
+    assert held.code == 2 and "another process" in held.err
+    # Other weights are another captioner.
+    shutil.copytree(finished, tmp_path / "other" / finished.name)
+    weights = tmp_path / "other" / finished.name / "fusion/fusion.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    moved = vlkit("caption", "--run", weights.parent.parent, *ask[3:])
+    assert moved.code == 2 and "model" in moved.err
+
+
+def test_what_caption_wrote_is_scored_by_file_names(finished, vlkit, tmp_path):
+    for number, colour in enumerate(list(COLOURS)[:3]):
+        picture(tmp_path / f"p/{number:012d}.png", COLOURS[colour], seed=number)
+    assert vlkit("caption", "--run", finished, tmp_path / "p", "--out", tmp_path / "c.jsonl").code == 0
+    notes = [{"image_id": number, "caption": f"a {number}"} for number in range(3)]
+    images = [{"id": number, "file_name": f"{number:012d}.png"} for number in range(3)]
+    (tmp_path / "r.json").write_text(json.dumps({"annotations": notes, "images": images}))
+    score = ("eval", "--captions", tmp_path / "c.jsonl", "--references", tmp_path / "r.json", "--samples", 2)
+    outcome = vlkit(*score)
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.count("a 0") == 1 and outcome.out.count("a 1") == 1 and "a 2" not in outcome.out
+    assert vlkit(*score, "--json").json()["metrics"]["captions"]["images"] == 3
+    (tmp_path / "odd.json").write_text(json.dumps({"annotations": notes, "images": [{"file_name": "x.png"}]}))
+    clip = ("--clip-model", finished, "--images", tmp_path / "p")
+    refused = vlkit("eval", "--captions", tmp_path / "c.jsonl", "--references", tmp_path / "odd.json", *clip)
+    assert refused.code == 3 and "names no file" in refused.err
+
+
 def test_pictures_that_are_none_are_told(finished, vlkit, tmp_path):
     picture(tmp_path / "p/good.png", COLOURS["red"], seed=1)
     (tmp_path / "p/bad.jpg").write_text("<html>sign in</html>")
@@ -260,6 +320,35 @@ def test_a_damaged_fusion_is_told(copied, vlkit, tmp_path):
     assert outcome.code == 6 and "damaged" in outcome.err
 
 
+def test_a_damaged_or_lost_lora_is_told(train, vlkit, tmp_path):
+    picture(tmp_path / "one.png", COLOURS["red"], seed=1)
+    assert train(tmp_path, "l", "--llm-lora", 2).code == 0
+    (tmp_path / "l/adapter/adapter_model.safetensors").write_text("x")
+    outcome = vlkit("caption", "--run", tmp_path / "l", tmp_path / "one.png")
+    assert outcome.code == 6 and "bring it back" in outcome.err
+    shutil.rmtree(tmp_path / "l/adapter")
+    outcome = vlkit("caption", "--run", tmp_path / "l", tmp_path / "one.png")
+    assert outcome.code == 6 and "bring it back" in outcome.err
+
+
+def test_texts_without_a_word_and_pictures_that_are_gone_are_told(prepared, train, vlkit, tmp_path):
+    frame = pd.read_parquet(prepared / "pairs.parquet")
+    odd = frame.copy()
+    first = {split: odd.index[odd.split == split][0] for split in ("train", "test")}
+    for place in first.values():
+        odd.loc[place, ["text", "text_id"]] = ["  ", f"none{place}"]
+    odd.to_parquet(tmp_path / "pairs.parquet")
+    outcome = train(tmp_path / "runs", "e", "--data", tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert "1 captions without a word are left out" in outcome.err
+    told = vlkit("eval", "--run", tmp_path / "runs/e")
+    assert told.code == 0 and "1 texts of the test split without a word" in told.err
+    odd.loc[odd.index[odd.split == "train"][-1], "image"] = "images/gone.png"
+    odd.to_parquet(tmp_path / "pairs.parquet")
+    gone = train(tmp_path / "runs", "g", "--data", tmp_path)
+    assert gone.code == 3 and "gone.png" in gone.err
+
+
 def test_a_run_does_not_go_on_with_another_language_model(train, tmp_path, monkeypatch):
     real = training.steps
 
@@ -297,6 +386,10 @@ def test_settings_that_cannot_be_are_refused(train, vlkit, prepared, tmp_path):
         (("--batch-size", 5000), "training captions"),
         (("--warmup", 6), "--warmup"),
         (("--prompt", " "), "--prompt"),
+        (("--prompt", "x <|im_end|>"), "im_end"),
+        (("--fusion", "mlp", "--queries", 8), "--queries"),
+        (("--lora-alpha", 3), "--lora-alpha"),
+        (("--teach-steps", 9), "--teach-steps"),
         (("--vision", "runs/nothing"), "runs/nothing"),
         (("--llm", "tiny-qwn"), "tiny-qwen"),
     ):

@@ -195,7 +195,7 @@ def test_two_captions_are_learned_and_written_again(captioner, tiny_qwen):
     batch = CaptionBatch(black_and_white, torch.arange(2), captions, lengths, int(lengths.sum()), ["0", "1"])
     optimizer = adamw(made.trainable(), lr=5e-3, weight_decay=0.0)
     taken = list(steps([batch] * 450, CaptionLoss(made, 0.0, None), lambda b: b.words, optimizer, total=450))
-    assert taken[-1].loss < 0.1 < taken[0].loss
+    assert taken[-1].loss < 0.2 < taken[0].loss
     patches = made.eval().patches(batch.images)
     assert made.generate(patches, max_new_tokens=40) == texts
     # Of the other's picture the other's words.
@@ -462,12 +462,32 @@ def test_long_captions_are_cut_and_counted(tiny_llm):
 
 
 def test_another_model_has_another_identity_in_any_precision_the_same(tiny_llm, tmp_path):
-    made = load_llm(str(tiny_llm), quantize="none", precision="fp32")
-    assert made.identity() == load_llm(str(tiny_llm), quantize="none", precision="bf16").identity()
-    assert made.identity() == load_llm(str(tiny_llm), quantize="nf4", precision="fp32").identity()
-    with torch.no_grad():
-        made.model.model.norm.weight[3] += 0.5
-    assert made.identity() != load_llm(str(tiny_llm), quantize="none", precision="fp32").identity()
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    def identity(folder, quantize="none", precision="fp32"):
+        return load_llm(str(folder), quantize=quantize, precision=precision).identity()
+
+    own = identity(tiny_llm)
+    assert own == identity(tiny_llm, precision="bf16") == identity(tiny_llm, quantize="nf4")
+    shutil.copytree(tiny_llm, tmp_path / "copy")
+    assert identity(tmp_path / "copy") == own
+    # The same norms and words, other matrices: what a merged adapter is.
+    weights = load_file(tiny_llm / "model.safetensors")
+    name = "model.layers.1.self_attn.q_proj.weight"
+    save_file({**weights, name: weights[name] + 0.01}, tmp_path / "copy/model.safetensors", metadata={"format": "pt"})
+    assert identity(tmp_path / "copy") != own
+    shutil.copytree(tiny_llm, tmp_path / "chat")
+    (tmp_path / "chat/chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    assert identity(tmp_path / "chat") != own
+
+
+def test_a_prompt_with_a_control_token_in_it_is_refused(tiny_llm):
+    from vlkit.errors import UsageError
+
+    with pytest.raises(UsageError, match="im_end"):
+        load_llm(str(tiny_llm), quantize="none", precision="fp32").prompt("Describe<|im_end|> it")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -499,7 +519,7 @@ def test_the_predicted_activations_are_what_autograd_keeps(precision, tiny_llm, 
         patches = made.patches(pictures(4))
         found = made.losses(patches, captions, torch.full((4,), 24))
     settings = TrainFusionConfig(batch_size=4, max_length=24, precision=precision, quantize="none", vision="v", llm="l")
-    predicted = memory_parts(settings, Parts(vision, language, made.fusion), made.overhead)["activations"]
+    predicted = memory_parts(settings, Parts(vision, language, made.fusion))["activations"]
     measured = sum(kept.values())
     assert found.words == 96
     assert 0.6 < predicted / measured < 1.5, (predicted, measured)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from vlkit.checks import above, at_least, between, cache_place
 from vlkit.config import TrainingConfig
+from vlkit.config_data import TINY_LLM
 from vlkit.errors import UsageError
 from vlkit.settings import POSITIONAL, REPEATED, Settings
 from vlkit.storage import Location
@@ -81,6 +82,15 @@ class TrainFusionConfig(TrainingConfig):
         cache_place(self.cache)
         if not self.prompt.strip():
             raise UsageError("--prompt is empty: say what the model is asked")
+        self._refuse_idle("--fusion mlp", self.fusion == "mlp", "queries", "fusion_layers")
+        self._refuse_idle("no --llm-lora", self.llm_lora is None, "lora_alpha", "lora_dropout")
+        self._refuse_idle(f"--llm {self.llm}", self.llm != TINY_LLM, "teach_steps")
+
+    def _refuse_idle(self, why: str, idle: bool, *names: str) -> None:
+        """Refuse a setting that would change nothing; at its default it says nothing."""
+        for name in names:
+            if idle and getattr(self, name) != self.fields()[name].default:
+                raise UsageError(f"{self.fields()[name].flag} has no use with {why}", hint="leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,7 +72,7 @@ class TextRules:
             rule, for_titles = RULES[name]
             if name in self.on and (title or not for_titles):
                 for variant in map(captions.clean, rule(self, text)):
-                    if re.search(r"\w", variant) and variant != text:
+                    if any(letter.isalnum() for letter in variant) and variant != text:
                         found.setdefault(variant, name)
         return found
 

@@ -146,6 +146,7 @@ def score_captions(config: EvalConfig) -> dict[str, Any]:
             raise UsageError(f"--out {config.out}: captions are scored into a folder on this machine")
         refuse_foreign(config.out.path, None)
     captioned = Captioned.read(config.captions, config.references)
+    told = None if config.against is None else other_captions(config.against, captioned.images)
     judge: Judge | None = None
     if config.clip_model is not None:
         from vlkit.evaluation.clipscore import Judge, files_of
@@ -154,7 +155,7 @@ def score_captions(config: EvalConfig) -> dict[str, Any]:
         paths = files_of(config.references, config.images, captioned.images)
         judge = Judge(config.clip_model, paths, config.batch_size)
     scored = Scored.of(captioned, judge)
-    other = None if config.against is None else other_captions(config.against, captioned)
+    other = None if told is None else Captioned.of(captioned.images, told, captioned.references)
     against = None if other is None else Scored.of(other, judge)
     results = {
         "schema": SCHEMA,
@@ -172,24 +173,30 @@ def score_captions(config: EvalConfig) -> dict[str, Any]:
         written = config.out.path / "results.json"
         write_text(written, json_text(results, indent=2) + "\n")
     tell(results, str(config.captions), written)
+    show(captioned, config.samples)
     refuse_missed(results, config.fail_under)
     return results
 
 
-def other_captions(against: Path, captioned: Captioned) -> Captioned:
+def other_captions(against: Path, images: Sequence[str], suffix: str = "") -> list[str]:
     """The captions of another run, or of a COCO results file, of the same images.
 
+    Args:
+        suffix: of the run's captions file: another split, or a part of it.
+
     Raises:
-        DataError: it has none of some image.
+        DataError: it has none of some image, or there is no such file.
     """
-    path = against / "captions.json" if against.is_dir() else against
+    path = against / f"captions{suffix}.json" if against.is_dir() else against
+    hint = f"measure it on the same data, split and limit first: vlkit eval --run {against}"
+    if against.is_dir() and not path.is_file():
+        raise DataError(f"no such file: {path}", hint=hint)
     texts = dict(captions_of_file(path))
-    missing = [image for image in captioned.images if image_name(image) not in texts]
+    missing = [image for image in images if image_name(image) not in texts]
     if missing:
-        hint = "both on the same data, split and limit: vlkit eval --run writes captions.json"
-        raise DataError(f"{path} has no caption of {len(missing)} of the images, the first is {missing[0]}", hint=hint)
-    others = [texts[image_name(image)] for image in captioned.images]
-    return Captioned.of(captioned.images, others, captioned.references)
+        told = f"{path} has no caption of {len(missing)} of the images, the first is {missing[0]}"
+        raise DataError(told, hint=hint if against.is_dir() else "are they of the same images?")
+    return [texts[image_name(image)] for image in images]
 
 
 def diversity(captions: Sequence[Sequence[str]]) -> dict[str, float]:
@@ -232,7 +239,10 @@ def examples_of(
             for place in chosen.tolist()
         ]
 
-    return {"worst": shown(order[:EXAMPLES]), "best": shown(order[::-1][:EXAMPLES])}
+    # Of few images none is both.
+    half = len(order) // 2
+    worst, best = min(EXAMPLES, len(order) - half), min(EXAMPLES, half)
+    return {"worst": shown(order[:worst]), "best": shown(order[::-1][:best])}
 
 
 def captions_of_file(path: Path) -> list[tuple[str, str]]:
@@ -241,18 +251,27 @@ def captions_of_file(path: Path) -> list[tuple[str, str]]:
     Raises:
         DataError: it is neither.
     """
-    content = _content(path)
+    content = content_of(path)
     rows = content.get("annotations", [content]) if isinstance(content, dict) else content
     if not isinstance(rows, list) or not rows:
         raise DataError(f"{path} holds no captions", hint="a list of {image_id, caption}, or a COCO annotation file")
     found = []
     for number, row in enumerate(rows, start=1):
-        image, text = (row.get("image_id"), row.get("caption")) if isinstance(row, dict) else (None, None)
+        if number == 1 and isinstance(row, dict) and "asked" in row:
+            continue  # What vlkit caption --out begins with.
+        image, text = (_named(row), row.get("caption")) if isinstance(row, dict) else (None, None)
         if not isinstance(text, str) or not isinstance(image, str | int | float):
             raise DataError(f"{path}: entry {number} has no image_id or no caption")
         # Half of an emoji is no letter.
         found.append((image_name(image), text.encode("utf-8", "replace").decode("utf-8")))
     return found
+
+
+def _named(row: Mapping[str, Any]) -> Any:
+    """A row's image_id; of a line of `vlkit caption --out`, which names files, the file's name."""
+    return (
+        Path(row["image"]).stem if "image_id" not in row and isinstance(row.get("image"), str) else row.get("image_id")
+    )
 
 
 def image_name(image: str | int | float) -> str:
@@ -261,7 +280,12 @@ def image_name(image: str | int | float) -> str:
     return str(int(image)) if whole or str(image).isdecimal() else str(image)
 
 
-def _content(path: Path) -> Any:
+def content_of(path: Path) -> Any:
+    """What a JSON file, or one of JSON lines, holds.
+
+    Raises:
+        DataError: there is none, or it is no JSON.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".jsonl":
@@ -301,6 +325,14 @@ def tell(results: Mapping[str, Any], title: str, written: Path | None) -> None:
     console.result(f"{spread['distinct_captions']:.1%} of the captions are distinct; {words}")
     if written is not None:
         console.hint(f"all numbers, the worst and the best captions: {written}")
+
+
+def show(captioned: Captioned, count: int) -> None:
+    """A few captions beside what a person says, to be read."""
+    rows = zip(captioned.images, captioned.captions, captioned.references, strict=True)
+    shown = [(image, text, told[0]) for (image, text, told), _ in zip(rows, range(count), strict=False)]
+    if shown:
+        console.table("captions", ("image", "caption", "a person"), shown, left=3)
 
 
 def _difference(found: Mapping[str, float] | None) -> list[str]:

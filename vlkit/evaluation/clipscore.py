@@ -9,7 +9,6 @@ Source: Hessel et al. 2021, arXiv 2104.08718.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 
 from vlkit.data.batches import PixelStore
 from vlkit.errors import DataError
-from vlkit.evaluation.caption_scoring import Captioned, image_name
+from vlkit.evaluation.caption_scoring import Captioned, content_of, image_name
 from vlkit.models.device import best_device, best_precision
 from vlkit.models.encode import encode_images, encode_texts
 from vlkit.models.opening import open_trained
@@ -77,9 +76,10 @@ def files_of(annotations: Path, folder: Path, images: Sequence[str]) -> list[Pat
     Raises:
         DataError: it does not name one of them, or the file is not there.
     """
-    listed = json.loads(annotations.read_text(encoding="utf-8-sig"))
-    rows = listed.get("images", []) if isinstance(listed, dict) else []
-    names = {image_name(row["id"]): str(row.get("file_name") or "") for row in rows}
+    listed = content_of(annotations)
+    rows = listed.get("images") if isinstance(listed, dict) else None
+    known = [row for row in rows or [] if isinstance(row, dict) and isinstance(row.get("id"), str | int | float)]
+    names = {image_name(row["id"]): str(row.get("file_name") or "") for row in known}
     found = [folder / names.get(image, "") for image in images]
     for image, path in zip(images, found, strict=True):
         if not names.get(image) or not path.is_file():

@@ -135,7 +135,8 @@ def _around(value: float, ends: tuple[float, float], bounds: tuple[float, float]
 
 def _bounds(metric: str) -> tuple[tuple[float, float] | None, tuple[float, float] | None]:
     """Between which numbers a metric, and a difference of it, must lie; not so ranks, CIDEr and CLIPScore."""
-    return (None, None) if metric.endswith(("rank", "cider", "clipscore")) else ((0.0, 1.0), (-1.0, 1.0))
+    free = metric.endswith(("rank", "cider", "clipscore")) or metric.startswith(("bleu", "rouge"))
+    return (None, None) if free else ((0.0, 1.0), (-1.0, 1.0))
 
 
 def difference(

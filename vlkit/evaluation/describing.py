@@ -20,11 +20,12 @@ from vlkit.evaluation.caption_scoring import (
     diversity,
     examples_of,
     other_captions,
+    show,
     tell,
 )
 from vlkit.evaluation.clipscore import Judge
 from vlkit.evaluation.efficiency import peak_memory_gb
-from vlkit.evaluation.looking import Looking, dataset_for, looked_at, one_caption_each, said
+from vlkit.evaluation.looking import Looking, dataset_for, looked_at, one_caption_each, said, worded
 from vlkit.evaluation.refusals import refuse_foreign, refuse_missed
 from vlkit.models.captioner import Captioner
 from vlkit.models.captioner_folder import open_captioner
@@ -72,13 +73,24 @@ def evaluate_captions(config: EvalConfig) -> dict[str, Any]:
     settings = run.config()
     data = config.data or data_of(run)
     pairs = read_pairs(data).positives()
-    asked = pairs.of(config.split)
+    asked, empty = worded(pairs.of(config.split))
+    if empty:
+        console.warn(f"{empty} texts of the {config.split} split without a word are left out")
     pictures = one_caption_each(asked, config.limit, config.seed)
     if not len(pictures):
         raise DataError(f"{data}: the {config.split} split has no pairs", hint="choose another --split")
+    folder, suffix = _place(config, run, pairs)
+    # What is cheap to find missing is looked for before what is dear is computed.
+    told = None
+    if config.against is not None:
+        told = other_captions(config.against, list(pictures.frame["image_id"]), suffix)
+    judge = None
+    if config.clip_model is not None:
+        judge = Judge(config.clip_model, pictures.image_paths(pictures.frame), config.batch_size)
     captioner = open_captioner(run, precision=config.precision)
-    made = _described(captioner, pictures, asked, settings, config)
-    against = None if config.against is None else other_captions(config.against, made.captioned)
+    made = _described(captioner, pictures, asked, settings, config, judge)
+    captioned = made.captioned
+    against = None if told is None else Captioned.of(captioned.images, told, captioned.references)
     results = {
         "schema": SCHEMA,
         "task": "captioning",
@@ -93,7 +105,6 @@ def evaluate_captions(config: EvalConfig) -> dict[str, Any]:
         **_sections(made, against, config),
         "efficiency": made.cost(run, captioner),
     }
-    folder, suffix = _place(config, run, pairs)
     folder.mkdir(parents=True, exist_ok=True)
     target = Run(folder)
     target.write_json(f"captions{suffix}.json", made.coco())
@@ -101,6 +112,7 @@ def evaluate_captions(config: EvalConfig) -> dict[str, Any]:
     if config.out is None:
         run.mirror(must=True)
     tell(results, f"{run.folder}, {config.split}", folder / f"results{suffix}.json")
+    show(captioned, config.samples)
     refuse_missed(results, config.fail_under)
     return results
 
@@ -141,7 +153,12 @@ class Described:
 
 
 def _described(
-    captioner: Captioner, pictures: Pairs, asked: Pairs, settings: Mapping[str, Any], config: EvalConfig
+    captioner: Captioner,
+    pictures: Pairs,
+    asked: Pairs,
+    settings: Mapping[str, Any],
+    config: EvalConfig,
+    judge: Judge | None,
 ) -> Described:
     """Let it write a caption of every picture, measure whether it looks, and what CLIP thinks of it."""
     assert captioner.vision is not None
@@ -158,9 +175,6 @@ def _described(
     captioned = Captioned.of(images, texts, [references.of_image[image] for image in images])
     looking = looked_at(captioner, dataset, blank, seed=config.seed, at_once=config.batch_size)
     of_nothing = captioner.generate(blank, **how)[0]
-    judge = None
-    if config.clip_model is not None:
-        judge = Judge(config.clip_model, pictures.image_paths(pictures.frame), config.batch_size)
     return Described(captioned, of_nothing, looking, list(pictures.frame["image"]), seconds, judge)
 
 

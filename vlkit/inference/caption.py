@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,12 @@ from vlkit.data import images
 from vlkit.errors import ArtifactError, DataError, UsageError
 from vlkit.models.captioner import Captioner
 from vlkit.models.captioner_folder import open_captioner
+from vlkit.remote import hash_of
 from vlkit.runs import Run
 from vlkit.storage import json_text, refuse_unwritable
 
+# What a file of captions begins with.
+HEAD = b'{"asked": '
 # How a folder's pictures end; what a picture is decided by its bytes.
 SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".mpo", ".avif"}
 
@@ -28,44 +32,56 @@ def caption(config: CaptionConfig) -> dict[str, Any]:
     """Run `vlkit caption`: a table or, with --out, a file that goes on where it stopped.
 
     Raises:
-        UsageError: no picture is named. DataError: a picture that was named itself cannot be read.
+        UsageError: no picture is named, or another process writes into --out.
+        DataError: a picture that was named itself cannot be read, or none of a folder can.
     """
     pictures = pictures_of(config.pictures)[: config.limit]
-    if config.out is not None:
-        refuse_unwritable(config.out.parent, "--out")
     run = Run(config.run)
-    asked = {"run": str(run.folder.resolve()), **_manner(config)}
-    known = {} if config.out is None else _written(config.out, asked)
-    left = [path for path in pictures if str(path) not in known]
-    named = {Path(name) for name in config.pictures}
-    found: list[dict[str, str]] = []
-    if left:
-        captioner = open_captioner(run, prompt=config.prompt, precision=config.precision)
-        captioner.refuse_small_window(config.max_new_tokens)
-        with console.progress("writing captions", len(left)) as bar:
-            for lines in described(captioner, left, named, config):
-                found += lines
-                if config.out is not None:
-                    _append(config.out, lines, asked)
-                bar.update(len(found))
     if config.out is None:
+        found = _described(run, pictures, config, lambda lines: None)
         console.table("captions", ("picture", "caption"), [(each["image"], _shown(each)) for each in found], left=2)
     else:
-        already = f", {len(known)} were there" if known else ""
-        console.result(f"{config.out}: {len(found)} captions written{already}")
-    told = [line for line in found if "caption" in line]
-    if found and not told:
+        refuse_unwritable(config.out.parent, "--out")
+        config.out.parent.mkdir(parents=True, exist_ok=True)
+        with CaptionFile(config.out, _asked(run, config)) as out:
+            left = [path for path in pictures if str(path.resolve()) not in out.known]
+            found = _described(run, left, config, out.append)
+        written = sum("caption" in line for line in found)
+        more = f", {len(out.known)} were there" if out.known else ""
+        more += f", {len(found) - written} pictures cannot be read" if written < len(found) else ""
+        console.result(f"{config.out}: {written} captions written{more}")
+    if found and not any("caption" in line for line in found):
         raise DataError(f"none of the {len(found)} pictures can be read: {found[0]['error']}")
     return {"run": str(run.folder), "captions": found, "out": str(config.out) if config.out else None}
 
 
+def _described(
+    run: Run, pictures: Sequence[Path], config: CaptionConfig, keep: Callable[[list[dict[str, str]]], None]
+) -> list[dict[str, str]]:
+    """Lines of all pictures; `keep` is given each batch's."""
+    found: list[dict[str, str]] = []
+    if not pictures:
+        return found
+    captioner = open_captioner(run, prompt=config.prompt, precision=config.precision)
+    captioner.refuse_small_window(config.max_new_tokens, "a smaller --max-new-tokens")
+    with console.progress("writing captions", len(pictures)) as bar:
+        for lines in described(captioner, pictures, {Path(name) for name in config.pictures}, config):
+            keep(lines)
+            found += lines
+            bar.update(len(found))
+    return found
+
+
+def _asked(run: Run, config: CaptionConfig) -> dict[str, Any]:
+    """What decides a caption beside the picture: the weights, by their hash, and how they are asked."""
+    weights = run.folder / "fusion" / "fusion.safetensors"
+    known = {"model": hash_of(weights)} if weights.is_file() else {}
+    names = ("num_beams", "max_new_tokens", "prompt", "precision")
+    return {"run": run.name, **known, **{name: getattr(config, name) for name in names}}
+
+
 def _shown(line: dict[str, str]) -> str:
     return line.get("caption", f"({line.get('error')})")
-
-
-def _manner(config: CaptionConfig) -> dict[str, Any]:
-    """What decides a caption beside the run and the picture."""
-    return {name: getattr(config, name) for name in ("num_beams", "max_new_tokens", "prompt", "precision")}
 
 
 def described(
@@ -88,7 +104,7 @@ def described(
                 lines.append({"image": str(path), "caption": ""})
             except DataError as error:
                 if path in named:
-                    raise
+                    raise DataError(error.message, hint="leave it out, or give its folder: then it is told") from None
                 console.warn(f"left out: {error.message}")
                 lines.append({"image": str(path), "error": error.message})
         how = {"num_beams": config.num_beams, "max_new_tokens": config.max_new_tokens}
@@ -122,39 +138,63 @@ def pictures_of(names: Sequence[str]) -> list[Path]:
     return list(found)
 
 
-def _written(out: Path, asked: dict[str, Any]) -> dict[str, str]:
-    """What stands in --out already: image -> caption. A torn last line, left by a kill, is cut off.
+class CaptionFile:
+    """JSON lines of {image, caption} that are added to: first how they were asked for, then a picture a line.
 
-    Raises:
-        ArtifactError: it is no such file. UsageError: of another run, or written in another way.
+    Pictures are named by their whole paths. One process writes at a time. A picture that cannot be read has no line, so
+    it is tried again.
+
+    Attributes:
+        known: images that have a caption already.
     """
-    if not out.is_file():
-        return {}
-    content = out.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    try:
-        lines = [json.loads(line) for line in whole.splitlines()]
-        if lines and "asked" not in lines[0]:
-            raise ValueError("its first line does not say how it was written")
-        known = {line["image"]: line.get("caption", "") for line in lines[1:]}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{out} holds no captions of vlkit: {error}", hint="give another --out") from None
-    if lines and lines[0]["asked"] != asked:
-        odd = next(key for key in asked if lines[0]["asked"].get(key) != asked[key])
-        told = f"{out} was written with {odd} {lines[0]['asked'].get(odd)}, not {asked[odd]}"
-        raise UsageError(told, hint="give another --out, or the same command as then")
-    if len(whole) < len(content):
-        with out.open("r+b") as file:
-            file.truncate(len(whole))
-    return known
 
+    def __init__(self, path: Path, asked: dict[str, Any]) -> None:
+        self.path, self.asked, self.known = path, asked, set[str]()
 
-def _append(out: Path, lines: Sequence[dict[str, str]], asked: dict[str, Any]) -> None:
-    """Some lines more, on the disk when this returns."""
-    begin = not out.is_file() or out.stat().st_size == 0
-    with out.open("a", encoding="utf-8") as file:
-        head = [{"asked": asked}] if begin else []
-        file.write("".join(json_text(line) + "\n" for line in (*head, *lines)))
-        file.flush()
-        os.fsync(file.fileno())
-        faults.place("after fsync", out)
+    def __enter__(self) -> CaptionFile:
+        """Take the file's lock, and read what is there; a torn last line, left by a kill, is cut off.
+
+        Raises:
+            ArtifactError: it is no such file. UsageError: in use, of another run, or asked for in another way.
+        """
+        self.file = self.path.open("a+b")
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"another process writes into {self.path}", hint="wait for it, or another --out") from None
+        self.file.seek(0)
+        content = self.file.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        if content and not content.startswith(HEAD[: len(content)]):
+            raise self._foreign("its first line does not say how it was written")
+        try:
+            lines = [json.loads(line) for line in whole.splitlines()]
+            self.known = {str(line["image"]) for line in lines[1:]}
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._foreign(f"{type(error).__name__}: {error}") from None
+        if lines and lines[0]["asked"] != self.asked:
+            before = lines[0]["asked"]
+            odd = next(key for key in {**before, **self.asked} if before.get(key) != self.asked.get(key))
+            told = f"{self.path} was written with {odd} {before.get(odd)}, not {self.asked.get(odd)}"
+            raise UsageError(told, hint="give another --out, or the same command as then")
+        self.file.truncate(len(whole))
+        if not whole:
+            self._write([{"asked": self.asked}])
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def append(self, lines: Sequence[dict[str, str]]) -> None:
+        """Captions more, on the disk when this returns; what could not be read is passed over."""
+        named = [{**line, "image": str(Path(line["image"]).resolve())} for line in lines if "caption" in line]
+        self._write(named)
+
+    def _write(self, lines: Sequence[dict[str, Any]]) -> None:
+        self.file.write("".join(json_text(line) + "\n" for line in lines).encode())
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        faults.place("after fsync", self.path)
+
+    def _foreign(self, why: str) -> ArtifactError:
+        return ArtifactError(f"{self.path} holds no captions of vlkit: {why}", hint="give another --out")

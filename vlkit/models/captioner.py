@@ -64,9 +64,8 @@ class Captioner(torch.nn.Module):
         self.prompt, self.precision = prompt, precision
         asked = language.prompt(prompt)
         self.before, self.after = asked.before, asked.after
-        table = language.embeddings.detach()
         # The common mean of all words: what is left of an embedding without it is its own.
-        self.register_buffer("mean", _mean(table), persistent=False)
+        self.register_buffer("mean", _mean(language), persistent=False)
 
     @classmethod
     def fresh(
@@ -90,7 +89,7 @@ class Captioner(torch.nn.Module):
             fusion = Fusion(FusionShape(vision.width, vision.patches, language.hidden, **shape))
         with torch.no_grad():
             # Visual tokens begin at the size of a word's embedding; a norm makes sqrt(hidden) of anything.
-            fusion.scale.fill_(float(_spread(language.embeddings)))
+            fusion.scale.fill_(_spread(language))
         return cls(vision, fusion, language, prompt, precision)
 
     @property
@@ -103,15 +102,18 @@ class Captioner(torch.nn.Module):
         """Tokens that every caption has before its first word."""
         return len(self.before) + self.fusion.shape.tokens + len(self.after)
 
-    def refuse_small_window(self, words: int) -> None:
+    def refuse_small_window(self, words: int, hint: str) -> None:
         """Refuse captions of more tokens than the language model's window leaves room for.
+
+        Args:
+            hint: the way out.
 
         Raises:
             UsageError: names the numbers.
         """
         if self.overhead + words > self.language.window:
             told = f"prompt and picture take {self.overhead} tokens, a caption {words}: {self.language.source} reads"
-            raise UsageError(f"{told} {self.language.window}", hint="fewer --queries, or a smaller --max-length")
+            raise UsageError(f"{told} {self.language.window}", hint=hint)
 
     def patches(self, pictures: torch.Tensor | Halfway) -> torch.Tensor:
         """uint8 [pictures, 3, size, size], or what the cache has of them -> patches [pictures, patches, width]."""
@@ -203,18 +205,23 @@ class Captioner(torch.nn.Module):
         return found | {f"llm.{name}": p for name, p in self.language.model.named_parameters() if p.requires_grad}
 
 
-def _mean(table: torch.Tensor) -> torch.Tensor:
-    """Mean row, summed in float32 a piece at a time: the table may be gigabytes."""
+@torch.no_grad()
+def _mean(language: LanguageModel) -> torch.Tensor:
+    """Mean embedding of the vocabulary, summed in float32 a piece at a time: the table may be gigabytes."""
+    table = language.embeddings
     if table.is_meta:
         return torch.zeros(table.shape[1], device="meta")
     total = torch.zeros(table.shape[1], device=table.device)
-    for part in table.split(8192):
-        total += part.float().sum(dim=0)
+    for ids in torch.arange(len(table), device=table.device).split(8192):
+        total += language.embed(ids).float().sum(dim=0)
     return total / len(table)
 
 
-def _spread(table: torch.Tensor) -> float:
-    """Root mean square of the numbers in a table of embeddings, by its first rows."""
+@torch.no_grad()
+def _spread(language: LanguageModel) -> float:
+    """Root mean square of the numbers in the embeddings of the first words."""
+    table = language.embeddings
     if table.is_meta:
         return 1.0
-    return float(table[:8192].detach().float().square().mean().sqrt())
+    some = language.embed(torch.arange(min(8192, len(table)), device=table.device))
+    return float(some.float().square().mean().sqrt())

@@ -67,6 +67,8 @@ def write_captioner(captioner: Captioner, frozen: dict[str, str], run: Run) -> P
         "schema": SCHEMA,
         "shape": asdict(fusion.shape),
         "prompt": captioner.prompt,
+        # As they were: a chat template may have the date in it.
+        "prompt_ids": {"before": captioner.before, "after": captioner.after},
         "frozen": frozen,
         "lora": language.peft is not None,
     }
@@ -97,18 +99,24 @@ def open_captioner(run: Run, *, prompt: str | None = None, precision: Precision 
         raise ArtifactError(f"the run {run.folder} is not finished", hint="train it to its end: the same command again")
     about, weights = _read(run.folder / "fusion")
     precision = precision or settings["precision"]
+    _refuse_gone(run, settings)
     vision, language = vision_of(run, settings), llm_of(run, settings, precision)
     _refuse_others(about["frozen"], identities(vision, language), settings, run)
     if about["lora"]:
         language.load_lora(run.folder / "adapter")
     fusion = _fusion(about, weights, run)
     captioner = Captioner(vision, fusion, language, prompt or about["prompt"], precision)
+    if captioner.prompt == about["prompt"]:
+        captioner.before, captioner.after = about["prompt_ids"]["before"], about["prompt_ids"]["after"]
     return captioner.to(best_device()).eval()
 
 
-def made_here(settings: dict[str, Any]) -> bool:
-    """Whether a part of it is tiny, and stands in the run's own folder."""
-    return settings["llm"] == TINY_LLM or settings["vision"] in MAKERS
+def _refuse_gone(run: Run, settings: dict[str, Any]) -> None:
+    """What vlkit made for this run alone must still be in its folder."""
+    for part, tiny in (("vision", settings["vision"] in MAKERS), ("llm", settings["llm"] == TINY_LLM)):
+        if tiny and not (run.base / part).is_dir():
+            told = f"{run.folder} is damaged: base/{part} is gone, which was made for it alone"
+            raise ArtifactError(told, hint="bring it back from a copy, or train again")
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -116,7 +124,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         if about["schema"] != SCHEMA:
             raise ArtifactError(f"{folder} has schema {about['schema']}; this vlkit reads {SCHEMA}")
-        _ = about["shape"], about["prompt"], about["frozen"], about["lora"]
+        _ = about["shape"], about["prompt"], about["frozen"], about["lora"], about["prompt_ids"]["before"]
         return about, load_file(folder / WEIGHTS)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ArtifactError(f"{folder} is damaged: {error}", hint="bring it back from a copy, or train again") from None

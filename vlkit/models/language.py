@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 
 from vlkit.config_data import TINY_LLM
 from vlkit.errors import ArtifactError, UsageError
@@ -125,6 +126,8 @@ class LanguageModel(torch.nn.Module):
             first = self.tokenizer.bos_token_id
             return Prompt([] if first is None else [int(first)], self.tokens(f"{text}\n"))
         told = [{"role": "user", "content": f"{PICTURE}\n{text}"}]
+        if odd := [token for token in self.tokenizer.all_special_tokens if token in text]:
+            raise UsageError(f"--prompt has {odd[0]} in it, which is no word to {self.source}", hint="leave it out")
         # Models that think before they answer shall not.
         whole = self.tokenizer.apply_chat_template(
             told, tokenize=False, add_generation_prompt=True, enable_thinking=False
@@ -167,14 +170,13 @@ class LanguageModel(torch.nn.Module):
             return _FrozenHead.apply(states, head.weight, head.bias, targets)
 
     def identity(self) -> str:
-        """What tells it from another model, in any precision: its configuration, words and norms."""
+        """What tells it from another model, in any precision: configuration, words, chat, and its files' weights."""
         config = {k: v for k, v in self.model.config.to_dict().items() if k not in PASSING and not k.startswith("_")}
         digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
         digest.update(json.dumps(self.tokenizer.get_vocab(), sort_keys=True).encode())
-        for name, parameter in self.model.named_parameters():
-            if parameter.ndim == 1 and "norm" in name:
-                # bf16 holds what every published norm is made of.
-                digest.update(parameter.detach().to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
+        digest.update(str(self.tokenizer.chat_template).encode())
+        for path in _weight_files(self.source):
+            _sampled(path, digest)
         return digest.hexdigest()
 
     def insert_lora(self, *, rank: int, alpha: float, dropout: float, seed: int) -> None:
@@ -202,8 +204,9 @@ class LanguageModel(torch.nn.Module):
 
         try:
             self.peft = PeftModel.from_pretrained(self.model, folder)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise ArtifactError(f"{folder} does not fit {self.source}: {str(error).splitlines()[0]}") from None
+        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+            told = f"{folder} is damaged, or does not fit {self.source}: {str(error).splitlines()[0]}"
+            raise ArtifactError(told, hint="bring it back from a copy, or train again") from None
         self.model.requires_grad_(False)
 
 
@@ -243,6 +246,31 @@ class _FrozenHead(torch.autograd.Function):
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return (gradient * upstream[0]).to(ctx.dtype), None, None, None
+
+
+def _weight_files(source: str) -> list[Path]:
+    """The files of a model's weights: in its folder, or in the hub's cache."""
+    folder = Path(source)
+    if not folder.is_dir():
+        from transformers.utils import cached_file
+
+        found = cached_file(source, "config.json", _raise_exceptions_for_missing_entries=False)
+        folder = Path(found).parent if found else folder
+    return [path for kind in ("*.safetensors", "*.bin") for path in sorted(folder.glob(kind))]
+
+
+def _sampled(path: Path, digest: Any, blocks: int = 1024, size: int = 4096) -> None:
+    """Add a file to a digest: its length, its beginning with all names and shapes, and blocks spread over it.
+
+    All of it would take seconds a gigabyte; another training, a merged adapter too, changes weights everywhere.
+    """
+    length = path.stat().st_size
+    digest.update(str(length).encode())
+    with path.open("rb") as file:
+        digest.update(file.read(2**20))
+        for block in range(blocks):
+            file.seek(length * block // blocks)
+            digest.update(file.read(size))
 
 
 def refuse_changed_logits(config: Any, name: str) -> None:

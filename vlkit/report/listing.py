@@ -30,7 +30,11 @@ def listed(config: RunsConfig) -> dict[str, Any]:
         console.say(f"no runs in {folder}")
         return {"runs": []}
     rows = [_row(facts) for facts in found]
-    columns = ("run", "state", "model", "data", "text -> image recall@1", "image -> text recall@1", "age")
+    writes = any(facts["captions"] for facts in found)
+    if writes:
+        rows = [[*row[:-1], facts["captions"], row[-1]] for row, facts in zip(rows, found, strict=True)]
+    columns = ("run", "state", "model", "data", "text -> image recall@1", "image -> text recall@1")
+    columns += (*(("captions",) if writes else ()), "age")
     console.table(f"runs in {folder}", columns, rows)
     for facts in found:
         if facts["state"] in ("failed", "interrupted", "stopped", "damaged"):
@@ -71,6 +75,7 @@ def _facts(path: Path) -> dict[str, Any]:
         "intervals": results.get("intervals") or {},
         "verdict": results.get("verdict") or {},
         "validation": best.get("val") or {},
+        "captions": _captions(results.get("metrics") or {}, best.get("val") or {}),
     }
 
 
@@ -79,14 +84,16 @@ def _state(facts: dict[str, Any]) -> str:
     return f"{facts['state']} {facts['step']}/{facts['steps']}" if unfinished and facts["steps"] else facts["state"]
 
 
+def _captions(metrics: dict[str, Any], validation: dict[str, Any]) -> str:
+    """Of a captioner: CIDEr and loss; before it is measured, validation's loss. Of others nothing."""
+    if "captions" in metrics:
+        loss = f", {metrics['looking']['right']:.3f} nats a token" if "looking" in metrics else ""
+        return f"CIDEr {metrics['captions']['cider']:.3f}{loss}"
+    return f"{validation['looking']['right']:.3f} nats a token on validation" if "looking" in validation else ""
+
+
 def _key(facts: dict[str, Any], direction: str) -> str:
-    """recall@1 with its interval; before it is measured, validation's without one. Of a captioner CIDEr and loss."""
-    if captions := facts["metrics"].get("captions"):
-        looking = facts["metrics"].get("looking") or {}
-        loss = f"{looking['right']:.3f} nats a token" if looking else ""
-        return f"CIDEr {captions['cider']:.3f}" if direction == DIRECTIONS[0] else loss
-    if "looking" in facts["validation"]:
-        return f"{facts['validation']['looking']['right']:.3f} nats a token" if direction == DIRECTIONS[1] else ""
+    """recall@1 with its interval; before it is measured, validation's without one."""
     metrics = facts["metrics"].get(direction) or {}
     if "recall@1" in metrics:
         return cell("recall@1", metrics["recall@1"], facts["intervals"][direction]["recall@1"])

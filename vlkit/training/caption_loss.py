@@ -64,7 +64,10 @@ class CaptionLoss:
             yield Part(loss, loss)
 
     def halve(self) -> bool:
-        """Memory ran out: half as many captions at a time from now on. Returns whether that is less."""
+        """Memory ran out: half as many captions at a time from now on. Returns whether that is less.
+
+        The loop then takes the whole window of its step again, so what was seen of it is forgotten.
+        """
         size = min(self.micro_batch or self.largest, self.largest)
         self.micro_batch, self.seen = max(1, size // 2), Seen()
         if size > 1:

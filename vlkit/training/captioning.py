@@ -78,9 +78,9 @@ def _training(config: TrainFusionConfig, run: Run, rows: CaptionRows, parts: Par
     """The run, with a fusion that nobody has trained."""
 
     def made() -> tuple[Captioner, dict[str, str]]:
-        captioner, frozen = _opened(config, run, rows)
-        refuse_what_cannot_fit(config, memory_parts(config, parts, captioner.overhead))
-        return captioner, frozen
+        # Before anything is loaded: what is loaded takes from what is there.
+        refuse_what_cannot_fit(config, memory_parts(config, parts))
+        return _opened(config, run, rows)
 
     captioner, frozen = opened(run, world, made)
     return CaptionTraining(config, run, rows, captioner, frozen, world)
@@ -89,7 +89,7 @@ def _training(config: TrainFusionConfig, run: Run, rows: CaptionRows, parts: Par
 def _opened(config: TrainFusionConfig, run: Run, rows: CaptionRows) -> tuple[Captioner, dict[str, str]]:
     """The captioner as it is before the first step, and what tells its frozen parts from others."""
     settings = config.to_dict()
-    if config.llm == TINY_LLM and not (run.base / "llm").is_dir():
+    if config.llm == TINY_LLM and run.writes and not (run.base / "llm").is_dir():
         folder, total = run.base / "llm", config.teach_steps
         write_tiny_llm(rows.train, config.prompt, folder, seed=config.seed, total=total)
     vision = vision_of(run, settings, tuple(rows.train.frame["text"]))
@@ -104,7 +104,8 @@ def _opened(config: TrainFusionConfig, run: Run, rows: CaptionRows) -> tuple[Cap
         language.checkpoint_activations()
     shape = {"kind": config.fusion, "queries": config.queries, "layers": config.fusion_layers}
     captioner = Captioner.fresh(vision, language, config.prompt, config.precision, seed=config.seed, **shape)
-    captioner.refuse_small_window(max(config.max_length, config.max_new_tokens))
+    hint = "fewer --queries, a shorter --prompt, a smaller --max-length or --max-new-tokens"
+    captioner.refuse_small_window(max(config.max_length, config.max_new_tokens), hint)
     return captioner.to(best_device()), frozen
 
 

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,7 +20,7 @@ from vlkit.data.batches import BatchOrder
 from vlkit.data.pairs import FILES, Pairs, read_pairs
 from vlkit.data.prepare import prepare
 from vlkit.errors import DataError, ResourceError, UsageError
-from vlkit.evaluation.looking import one_caption_each
+from vlkit.evaluation.looking import one_caption_each, worded
 from vlkit.models.device import best_device, best_precision
 from vlkit.models.features import Frozen
 from vlkit.models.fusion import Fusion, FusionShape
@@ -34,8 +34,13 @@ from vlkit.storage import Location, existing, size_of
 from vlkit.training.caching import CachePlan, planned
 from vlkit.training.planning import whole_path
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 # Bytes a weight of the language model's layers takes.
 WEIGHT_BYTES = {"nf4": BYTES, "int8": 1.0}
+# No tokenizer is at hand yet: prompt and chat template take about so many.
+PROMPT_TOKENS = 40
 # What is left aside for everything that is not counted.
 MARGIN = 1.1
 
@@ -46,7 +51,7 @@ class CaptionRows:
 
     Attributes:
         val: of each validation picture one caption; `val_all` has all of them.
-        empty: captions without a word, left out of the others.
+        empty: captions of training and validation without a word, left out.
     """
 
     pairs: Pairs
@@ -60,9 +65,7 @@ class CaptionRows:
         """Read the prepared folder, or prepare a raw COCO one on the way; test rows are not even looked at."""
         assert config.data is not None
         pairs = read_pairs(_prepared(config.data, dry_run=dry_run))
-        matching = pairs.positives()
-        worded = matching.frame["text"].str.strip() != ""
-        told = Pairs(matching.frame[worded].reset_index(drop=True), pairs.folder, pairs.described)
+        told, _ = worded(pairs.positives())
         train = told.of("train", limit=config.limit, seed=config.seed)
         val_all = told.of("val", limit=config.limit, seed=config.seed)
         if not len(train):
@@ -70,12 +73,33 @@ class CaptionRows:
         if config.patience is not None and not len(val_all):
             raise UsageError("--patience waits for validation, and there are no validation rows")
         val = one_caption_each(val_all, config.val_limit, config.seed)
-        return cls(pairs, train, val, val_all, int((~worded).sum()))
+        _, empty = worded(Pairs(_selecting(pairs), pairs.folder, pairs.described))
+        _refuse_gone(train, val_all)
+        return cls(pairs, train, val, val_all, empty)
 
     def facts(self) -> dict[str, Any]:
         """What environment.yaml remembers of the data."""
         path, fingerprint = str(self.pairs.folder.absolute), self.pairs.fingerprint
         return {"path": path, "fingerprint": fingerprint, "train": len(self.train), "val": len(self.val_all)}
+
+
+def _selecting(pairs: Pairs) -> pd.DataFrame:
+    frame = pairs.frame
+    return frame[(frame["match"] == 1) & frame["split"].isin(("train", "val"))]
+
+
+def _refuse_gone(*parts: Pairs) -> None:
+    """Refuse rows whose pictures are no longer there, before a model is loaded for them; remote ones are not looked at.
+
+    Raises:
+        DataError: names the first.
+    """
+    for part in parts:
+        places = part.image_places(part.unique_images())
+        gone = [place for place in places if not place.is_remote and not place.path.is_file()]
+        if gone:
+            more = f", nor {len(gone) - 1} others" if len(gone) > 1 else ""
+            raise DataError(f"no such picture: {gone[0]}{more}", hint="bring them back, or run prep again")
 
 
 def _prepared(data: Location, *, dry_run: bool) -> Location:
@@ -165,17 +189,16 @@ def cache_plan(config: TrainFusionConfig, vision: PatchEncoder, rows: CaptionRow
     return planned(frozen, config.cache, pictures, validation, config.steps * config.batch_size * config.grad_accum)
 
 
-def memory_parts(config: TrainFusionConfig, parts: Parts, overhead: int) -> dict[str, float]:
-    """Bytes at the peak, part by part; rough.
-
-    Args:
-        overhead: tokens before a caption's first word.
-    """
+def memory_parts(config: TrainFusionConfig, parts: Parts) -> dict[str, float]:
+    """Bytes at the peak, part by part; rough."""
     language, fusion = parts.language, parts.fusion
     config_of = language.model.config
+    overhead = fusion.shape.tokens + PROMPT_TOKENS
     wide = 4 if config.precision == "fp32" else 2
     total = sum(p.numel() for p in language.parameters())
-    matrices = sum(p.numel() for n, p in language.model.named_parameters() if p.ndim > 1 and ".layers." in n)
+    outer = (language.model.get_input_embeddings(), language.model.get_output_embeddings())
+    spared = {id(module.weight) for module in outer if module is not None}
+    matrices = sum(p.numel() for p in language.model.parameters() if p.ndim > 1 and id(p) not in spared)
     weights = matrices * WEIGHT_BYTES.get(config.quantize, wide) + (total - matrices) * wide
     trained = sum(p.numel() for p in fusion.parameters()) + lora_numbers(config, language)
     micro = None if config.micro_batch in (None, "auto") else int(config.micro_batch)
@@ -272,8 +295,7 @@ def dry_run_of(config: TrainFusionConfig, rows: CaptionRows, parts: Parts) -> di
     Raises:
         ResourceError: it would not fit.
     """
-    # No tokenizer is at hand: a chat template takes some 40 tokens.
-    memory = memory_parts(config, parts, parts.fusion.shape.tokens + 40)
+    memory = memory_parts(config, parts)
     plan = cache_plan(config, parts.vision, rows)
     trained = sum(p.numel() for p in parts.fusion.parameters()) + lora_numbers(config, parts.language)
     total = trained + sum(p.numel() for m in (parts.vision, parts.language) for p in m.parameters())
