@@ -343,7 +343,8 @@ def test_texts_without_a_word_and_pictures_that_are_gone_are_told(prepared, trai
     assert "1 captions without a word are left out" in outcome.err
     told = vlkit("eval", "--run", tmp_path / "runs/e")
     assert told.code == 0 and "1 texts of the test split without a word" in told.err
-    odd.loc[odd.index[odd.split == "train"][-1], "image"] = "images/gone.png"
+    lost = odd[odd.split == "train"]["image_id"].iloc[-1]
+    odd.loc[odd.image_id == lost, "image"] = "images/gone.png"
     odd.to_parquet(tmp_path / "pairs.parquet")
     gone = train(tmp_path / "runs", "g", "--data", tmp_path)
     assert gone.code == 3 and "gone.png" in gone.err
