@@ -269,9 +269,8 @@ def captions_of_file(path: Path) -> list[tuple[str, str]]:
 
 def _named(row: Mapping[str, Any]) -> Any:
     """A row's image_id; of a line of `vlkit caption --out`, which names files, the file's name."""
-    return (
-        Path(row["image"]).stem if "image_id" not in row and isinstance(row.get("image"), str) else row.get("image_id")
-    )
+    by_file = "image_id" not in row and isinstance(row.get("image"), str)
+    return Path(row["image"]).stem if by_file else row.get("image_id")
 
 
 def image_name(image: str | int | float) -> str:
