@@ -14,8 +14,8 @@ without its self-attention.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -49,10 +49,6 @@ class FusionShape:
     def tokens(self) -> int:
         """Visual tokens a picture."""
         return self.queries if self.kind == "cross-attention" else self.patches
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 class Fusion(nn.Module):

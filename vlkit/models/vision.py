@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from vlkit.data.images import PixelSpec
+from vlkit.data.images import RESAMPLING, PixelSpec
 from vlkit.errors import UsageError
 from vlkit.models import opening, pair, preprocessing, stages
 from vlkit.models.stages import Halfway, Stage, through
@@ -167,8 +167,7 @@ def _pixel_spec(name: str, config: Any) -> PixelSpec:
         return preprocessing.read(name, SimpleNamespace(model_type=family, vision_config=half))
     said = preprocessing.image_processor(name)
     size = _naflex_size(said.get("max_num_patches") or half.num_patches, half.patch_size)
-    spec = PixelSpec(size, resample=said.get("resample", 2))
-    return spec
+    return PixelSpec(size, resample=said.get("resample", RESAMPLING["bilinear"]))
 
 
 def _naflex_size(patches: int, patch: int) -> int:
