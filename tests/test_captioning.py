@@ -432,7 +432,7 @@ def test_a_raw_coco_folder_is_prepared_on_the_way(vlkit, trained, tiny_qwen, tmp
 # What people see
 
 
-def test_the_report_shows_the_worst_and_the_best_with_their_pictures(copied, vlkit):
+def test_the_report_shows_the_worst_and_the_best_with_their_pictures(copied, finished, trained, vlkit):
     assert vlkit("eval", "--run", copied).code == 0
     outcome = vlkit("report", "--run", copied)
     assert outcome.code == 0, outcome.err
@@ -444,7 +444,13 @@ def test_the_report_shows_the_worst_and_the_best_with_their_pictures(copied, vlk
     assert "a blank picture" in page and (copied / "plots/looking.png").is_file()
     told = vlkit("runs", "--runs-dir", copied.parent)
     assert "CIDEr" in told.out and "nats a token" in told.out
-    assert vlkit("report", "--run", copied, "--against", copied).code == 2
+    shutil.copytree(copied, copied.parent / "twin")
+    beside = vlkit("report", "--run", copied, "--against", copied.parent / "twin")
+    assert beside.code == 0, beside.err
+    page = (copied / "report.html").read_text()
+    assert "Against other runs" in page and "no difference: CIDEr +0.000" in page
+    assert vlkit("report", "--run", copied, "--against", finished.parent.parent / "nothing").code == 6
+    assert vlkit("report", "--run", copied, "--against", trained).code == 2
 
 
 # Processes of their own

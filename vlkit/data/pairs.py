@@ -94,6 +94,12 @@ class Pairs:
         """Without the rows of mismatched pairs."""
         return Pairs(self.frame[self.frame["match"] == 1].reset_index(drop=True), self.folder, self.described)
 
+    def worded(self) -> tuple[Pairs, int]:
+        """Without the rows whose text has no word in it; and how many these were."""
+        there = self.frame["text"].str.strip() != ""
+        rows = self.frame[there].reset_index(drop=True)
+        return Pairs(rows, self.folder, self.described), int((~there).sum())
+
     def unique_images(self) -> pd.DataFrame:
         """The first row of every picture."""
         return self.frame.drop_duplicates("image_id").reset_index(drop=True)

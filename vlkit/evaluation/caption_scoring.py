@@ -25,11 +25,27 @@ from vlkit.evaluation.refusals import refuse_foreign, refuse_missed
 from vlkit.storage import json_text, write_text
 
 if TYPE_CHECKING:
+    from vlkit.data.pairs import Pairs
     from vlkit.evaluation.clipscore import Judge
 
 NAMES = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE_L", "CIDEr", "word for word", "CLIPScore", "RefCLIPScore")
 SHOWN = dict(zip(CAPTIONED, NAMES, strict=True))
 EXAMPLES = 20
+
+
+@dataclass(frozen=True)
+class References:
+    """What people say of each picture: image id -> texts."""
+
+    of_image: Mapping[str, list[str]]
+
+    @classmethod
+    def of(cls, pairs: Pairs) -> References:
+        """Every matching text of a table, by its picture."""
+        found: dict[str, list[str]] = defaultdict(list)
+        for image, text in zip(pairs.frame["image_id"], pairs.frame["text"], strict=True):
+            found[image].append(text)
+        return cls(found)
 
 
 @dataclass(frozen=True)

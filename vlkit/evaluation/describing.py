@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from vlkit.data.pairs import Pairs, data_of, read_pairs
 from vlkit.errors import DataError, UsageError
 from vlkit.evaluation.caption_scoring import (
     Captioned,
+    References,
     Scored,
     compared,
     diversity,
@@ -25,26 +25,11 @@ from vlkit.evaluation.caption_scoring import (
 )
 from vlkit.evaluation.clipscore import Judge
 from vlkit.evaluation.efficiency import peak_memory_gb
-from vlkit.evaluation.looking import Looking, dataset_for, looked_at, one_caption_each, said, worded
+from vlkit.evaluation.looking import Looking, dataset_for, looked_at, one_caption_each, said
 from vlkit.evaluation.refusals import refuse_foreign, refuse_missed
 from vlkit.models.captioner import Captioner
 from vlkit.models.captioner_folder import open_captioner
 from vlkit.runs import Run
-
-
-@dataclass(frozen=True)
-class References:
-    """What people say of each picture: image id -> texts."""
-
-    of_image: Mapping[str, list[str]]
-
-    @classmethod
-    def of(cls, pairs: Pairs) -> References:
-        """Every matching text of a table, by its picture."""
-        found: dict[str, list[str]] = defaultdict(list)
-        for image, text in zip(pairs.frame["image_id"], pairs.frame["text"], strict=True):
-            found[image].append(text)
-        return cls(found)
 
 
 def score_said(images: Sequence[str], texts: Sequence[str], references: References) -> dict[str, float]:
@@ -73,7 +58,7 @@ def evaluate_captions(config: EvalConfig) -> dict[str, Any]:
     settings = run.config()
     data = config.data or data_of(run)
     pairs = read_pairs(data).positives()
-    asked, empty = worded(pairs.of(config.split))
+    asked, empty = pairs.of(config.split).worded()
     if empty:
         console.warn(f"{empty} texts of the {config.split} split without a word are left out")
     pictures = one_caption_each(asked, config.limit, config.seed)

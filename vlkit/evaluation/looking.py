@@ -41,12 +41,6 @@ class Looking:
         return f"loss {self.right:.3f} nats a token, with a shuffled picture {shuffled}, a blank one {self.blank:.3f}"
 
 
-def worded(pairs: Pairs) -> tuple[Pairs, int]:
-    """The rows whose text has a word in it, and how many have none."""
-    there = pairs.frame["text"].str.strip() != ""
-    return Pairs(pairs.frame[there].reset_index(drop=True), pairs.folder, pairs.described), int((~there).sum())
-
-
 def one_caption_each(pairs: Pairs, limit: int | None, seed: int) -> Pairs:
     """The first row of every picture, of at most `limit` pictures, drawn by the seed."""
     first = Pairs(pairs.unique_images(), pairs.folder, pairs.described)

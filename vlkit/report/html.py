@@ -14,7 +14,7 @@ from vlkit.evaluation.comparison import p_told
 from vlkit.evaluation.retention import retention_told
 from vlkit.evaluation.told import arrow, cell, label, number
 from vlkit.report import figures
-from vlkit.report.against import METRICS, Against, compared
+from vlkit.report.against import Against, compared, groups_of
 from vlkit.report.collecting import OPTIONAL, Collected
 from vlkit.report.galleries import galleries
 from vlkit.report.plots import Plot
@@ -64,9 +64,6 @@ def report(config: ReportConfig) -> dict[str, Any]:
     if len({each.run.folder.resolve() for each in (run, *others)}) <= len(others):
         raise UsageError("--against names a run twice, or the run itself")
     refuse_unwritable(folder, "--out")
-    if others and any(each.captions for each in (run, *others)):
-        hint = f"vlkit eval --run {quote(str(config.run))} --against {quote(config.against[0])}"
-        raise UsageError("--against compares runs of retrieval", hint=hint)
     plots = {name: list(drawn) for name, drawn in _drawn(run, others).items()}
     found = compared(run, others, across_data=config.across_data) if others else []
     page = Page(run, plots, found, others)
@@ -91,7 +88,7 @@ def _drawn(run: Collected, others: list[Collected]) -> dict[str, Any]:
     measured = run.results
     return {
         "learning": figures.learning(run.lines),
-        "against": figures.overlaid([run, *others]) if others else (),
+        "against": figures.overlaid([run, *others]) if others and not run.captions else (),
         "metrics": figures.bars(measured) if measured and not run.captions else (),
         "ranks": figures.ranks(measured),
         "confusion": figures.confusion(measured),
@@ -140,7 +137,7 @@ def rendered(page: Page, queries: int) -> str:
         described=run.pairs.described if run.pairs else {},
         confused=_confused(run.results),
         shown_metrics=_shown_metrics(run.results),
-        compared_metrics=METRICS,
+        compared_metrics=groups_of(run),
         costs=COSTS,
         rare=RARE,
         command=_command(run),

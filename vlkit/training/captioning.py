@@ -17,7 +17,8 @@ from vlkit.data.batches import BatchOrder, stream
 from vlkit.data.caption_batches import CaptionBatch
 from vlkit.distributed import ALONE, World, joined
 from vlkit.errors import ArtifactError
-from vlkit.evaluation.describing import References, score_said
+from vlkit.evaluation.caption_scoring import References
+from vlkit.evaluation.describing import score_said
 from vlkit.evaluation.fusion_card import write_fusion_card
 from vlkit.evaluation.looking import dataset_for, looked_at, said
 from vlkit.models.adapters import Counts

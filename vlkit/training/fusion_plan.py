@@ -20,7 +20,7 @@ from vlkit.data.batches import BatchOrder
 from vlkit.data.pairs import FILES, Pairs, read_pairs
 from vlkit.data.prepare import prepare
 from vlkit.errors import DataError, ResourceError, UsageError
-from vlkit.evaluation.looking import one_caption_each, worded
+from vlkit.evaluation.looking import one_caption_each
 from vlkit.models.device import best_device, best_precision
 from vlkit.models.features import Frozen
 from vlkit.models.fusion import Fusion, FusionShape
@@ -65,7 +65,7 @@ class CaptionRows:
         """Read the prepared folder, or prepare a raw COCO one on the way; test rows are not even looked at."""
         assert config.data is not None
         pairs = read_pairs(_prepared(config.data, dry_run=dry_run))
-        told, _ = worded(pairs.positives())
+        told, _ = pairs.positives().worded()
         train = told.of("train", limit=config.limit, seed=config.seed)
         val_all = told.of("val", limit=config.limit, seed=config.seed)
         if not len(train):
@@ -73,7 +73,7 @@ class CaptionRows:
         if config.patience is not None and not len(val_all):
             raise UsageError("--patience waits for validation, and there are no validation rows")
         val = one_caption_each(val_all, config.val_limit, config.seed)
-        _, empty = worded(Pairs(_selecting(pairs), pairs.folder, pairs.described))
+        _, empty = Pairs(_selecting(pairs), pairs.folder, pairs.described).worded()
         _refuse_gone(train, val_all)
         return cls(pairs, train, val, val_all, empty)
 
