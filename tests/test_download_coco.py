@@ -116,8 +116,9 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def _send(self, content):
-        self.wfile.write(content)
+        # Noted first: who asked may have it, and look, before this thread goes on.
         self.server.sent.append((self.path, len(content)))
+        self.wfile.write(content)
 
 
 def zipped(path, members, **attributes):
