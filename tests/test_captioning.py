@@ -126,6 +126,16 @@ def test_a_step_is_replayed(finished, vlkit):
     assert told["loss"] == told["recorded"]["loss"] and len(told["pair_ids"]) == 16
 
 
+def test_an_extended_run_has_no_captions_of_what_it_was(copied, vlkit):
+    assert vlkit("eval", "--run", copied).code == 0
+    assert (copied / "captions.json").is_file()
+    where = ("--runs-dir", copied.parent, "--name", copied.name)
+    outcome = vlkit("train-fusion", "--config", copied / "config.yaml", *where, "--extend-to", 8)
+    assert outcome.code == 0, outcome.err
+    assert not (copied / "captions.json").exists() and not (copied / "results.json").exists()
+    assert [line["step"] for line in lines(copied) if "loss" in line] == [*range(1, 9)]
+
+
 def test_eval_measures_a_captioner_on_pictures_it_has_not_seen(copied, vlkit, prepared, tmp_path):
     outcome = vlkit("eval", "--run", copied, "--json")
     assert outcome.code == 0, outcome.err

@@ -35,7 +35,7 @@ from vlkit.storage import Location, json_text, write_text
 PACKAGES = ("vlkit", "torch", "transformers", "peft", "tokenizers", "numpy", "pandas", "pillow")
 
 # What eval writes, of every split and other data.
-MEASURED = ("results", "queries", "examples_top5")
+MEASURED = ("results", "queries", "examples_top5", "captions")
 
 # Settings that make no other run: how it is carried out and where it lies, not what comes out.
 PASSING = ("workers", "cache", "keep", "name", "runs_dir", "extend_to", "replay")
