@@ -22,8 +22,6 @@ from vlkit.remote import hash_of
 from vlkit.runs import Run
 from vlkit.storage import json_text, refuse_unwritable
 
-# What a file of captions begins with.
-HEAD = b'{"asked": '
 # How a folder's pictures end; what a picture is decided by its bytes.
 SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".mpo", ".avif"}
 
@@ -36,7 +34,7 @@ def caption(config: CaptionConfig) -> dict[str, Any]:
         DataError: a picture that was named itself cannot be read, or none of a folder can.
     """
     pictures = pictures_of(config.pictures)[: config.limit]
-    run = Run(config.run)
+    run, known = Run(config.run), set[str]()
     if config.out is None:
         found = _described(run, pictures, config, lambda lines: None)
         console.table("captions", ("picture", "caption"), [(each["image"], _shown(each)) for each in found], left=2)
@@ -45,12 +43,12 @@ def caption(config: CaptionConfig) -> dict[str, Any]:
         config.out.parent.mkdir(parents=True, exist_ok=True)
         with CaptionFile(config.out, _asked(run, config)) as out:
             left = [path for path in pictures if str(path.resolve()) not in out.known]
-            found = _described(run, left, config, out.append)
+            found, known = _described(run, left, config, out.append), out.known
         written = sum("caption" in line for line in found)
         more = f", {len(out.known)} were there" if out.known else ""
         more += f", {len(found) - written} pictures cannot be read" if written < len(found) else ""
         console.result(f"{config.out}: {written} captions written{more}")
-    if found and not any("caption" in line for line in found):
+    if found and not known and not any("caption" in line for line in found):
         raise DataError(f"none of the {len(found)} pictures can be read: {found[0]['error']}")
     return {"run": str(run.folder), "captions": found, "out": str(config.out) if config.out else None}
 
@@ -123,19 +121,20 @@ def pictures_of(names: Sequence[str]) -> list[Path]:
     """
     if not names:
         raise UsageError("no picture is named", hint="vlkit caption --run RUN picture.jpg folder/")
-    found: dict[Path, None] = {}
+    found: dict[Path, Path] = {}
     for name in names:
         path = Path(name)
         if path.is_dir():
             inside = sorted(each for each in path.rglob("*") if each.suffix.lower() in SUFFIXES and each.is_file())
             if not inside:
                 raise UsageError(f"{path} holds no pictures", hint=f"they end in {', '.join(sorted(SUFFIXES))}")
-            found |= dict.fromkeys(inside)
         elif path.is_file():
-            found[path] = None
+            inside = [path]
         else:
             raise UsageError(f"no such picture or folder: {path}")
-    return list(found)
+        for each in inside:
+            found.setdefault(each.resolve(), each)
+    return list(found.values())
 
 
 class CaptionFile:
@@ -165,10 +164,14 @@ class CaptionFile:
         self.file.seek(0)
         content = self.file.read()
         whole = content[: content.rfind(b"\n") + 1]
-        if content and not content.startswith(HEAD[: len(content)]):
+        # Without a line break it can only be what a kill has left of the very first line.
+        torn = self._head().startswith(content) and len(content) > len('{"asked": ')
+        if content and not whole and not torn:
             raise self._foreign("its first line does not say how it was written")
         try:
             lines = [json.loads(line) for line in whole.splitlines()]
+            if lines and not isinstance(lines[0]["asked"], dict):
+                raise TypeError("its first line does not say how it was written")
             self.known = {str(line["image"]) for line in lines[1:]}
         except (ValueError, KeyError, TypeError) as error:
             raise self._foreign(f"{type(error).__name__}: {error}") from None
@@ -178,15 +181,22 @@ class CaptionFile:
             told = f"{self.path} was written with {odd} {before.get(odd)}, not {self.asked.get(odd)}"
             raise UsageError(told, hint="give another --out, or the same command as then")
         self.file.truncate(len(whole))
-        if not whole:
-            self._write([{"asked": self.asked}])
+        self.begun = bool(whole)
         return self
 
     def __exit__(self, *_: object) -> None:
+        if not self.begun:
+            self.path.unlink()  # Nothing was written, so nothing is left behind.
         self.file.close()
+
+    def _head(self) -> bytes:
+        return (json_text({"asked": self.asked}) + "\n").encode()
 
     def append(self, lines: Sequence[dict[str, str]]) -> None:
         """Captions more, on the disk when this returns; what could not be read is passed over."""
+        if not self.begun:
+            self._write([{"asked": self.asked}])
+            self.begun = True
         named = [{**line, "image": str(Path(line["image"]).resolve())} for line in lines if "caption" in line]
         self._write(named)
 
