@@ -290,6 +290,11 @@ OF_CAPTIONS = {"against", "clip_model", "images", "num_beams", "samples"}
 OF_RETRIEVAL = {"slice_by", "shift", "guard", "templates", "fold_size", "cache"}
 
 
+def suffix_of(split: str, limit: int | None) -> str:
+    """What files of results end in: nothing for the whole test split; another, or a part, has files of its own."""
+    return ("" if split == "test" else f"-{split}") + (f"-limit{limit}" if limit else "")
+
+
 def demanded(lines: tuple[str, ...]) -> list[tuple[str, str, float]]:
     """`text_to_image.recall@5=0.6` -> ("text_to_image", "recall@5", 0.6).
 

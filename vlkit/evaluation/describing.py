@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vlkit import console
-from vlkit.config import SCHEMA, EvalConfig
+from vlkit.config import SCHEMA, EvalConfig, suffix_of
 from vlkit.data.pairs import Pairs, data_of, read_pairs
 from vlkit.errors import DataError, UsageError
 from vlkit.evaluation.caption_scoring import (
@@ -183,8 +183,7 @@ def _sections(made: Described, against: Captioned | None, config: EvalConfig) ->
 
 def _place(config: EvalConfig, run: Run, pairs: Pairs) -> tuple[Path, str]:
     """Folder and file suffix: another split, or other data than the run's, gets files of its own."""
-    suffix = "" if config.split == "test" else f"-{config.split}"
-    suffix += f"-limit{config.limit}" if config.limit else ""
+    suffix = suffix_of(config.split, config.limit)
     if config.out is not None:
         return config.out.path, suffix
     if run.environment().get("data", {}).get("fingerprint") != pairs.fingerprint:

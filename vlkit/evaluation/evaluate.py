@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlkit import console
-from vlkit.config import SCHEMA, EvalConfig
+from vlkit.config import SCHEMA, EvalConfig, suffix_of
 from vlkit.data.pairs import Pairs, data_of, read_pairs
 from vlkit.distributed import World, joined
 from vlkit.errors import DataError
@@ -126,8 +126,7 @@ def _evaluated_to_remote(config: EvalConfig, out: Location, world: World) -> dic
 
 def _place(config: EvalConfig, run: Run | None, pairs: Pairs) -> tuple[Path, str]:
     """Folder and file suffix: another split, or other data than the run's, gets files of its own beside the first."""
-    suffix = "" if config.split == "test" else f"-{config.split}"
-    suffix += f"-limit{config.limit}" if config.limit else ""
+    suffix = suffix_of(config.split, config.limit)
     if config.out is not None:
         return config.out.path, suffix
     assert run is not None

@@ -36,10 +36,6 @@ class Looking:
         """For JSON."""
         return {"right": self.right, "shuffled": self.shuffled, "blank": self.blank}
 
-    def __str__(self) -> str:
-        shuffled = "-" if self.shuffled is None else f"{self.shuffled:.3f}"
-        return f"loss {self.right:.3f} nats a token, with a shuffled picture {shuffled}, a blank one {self.blank:.3f}"
-
 
 def one_caption_each(pairs: Pairs, limit: int | None, seed: int) -> Pairs:
     """The first row of every picture, of at most `limit` pictures, drawn by the seed."""

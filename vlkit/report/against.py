@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from vlkit.config import DIRECTIONS, EvalConfig
+from vlkit.config import DIRECTIONS, EvalConfig, suffix_of
 from vlkit.errors import UsageError
 from vlkit.evaluation.caption_scoring import (
     Captioned,
@@ -113,9 +113,7 @@ def _paired(first: Collected, other: Collected) -> Against:
 def _paired_captions(first: Collected, other: Collected) -> Against:
     """The captions that both wrote of the same pictures, scored anew."""
     data = first.results["data"]
-    suffix = ("" if data["split"] == "test" else f"-{data['split']}") + (
-        f"-limit{data['limit']}" if data["limit"] else ""
-    )
+    suffix = suffix_of(data["split"], data["limit"])
     if first.pairs is None:
         raise UsageError(f"the data that {first.name} was measured on is not to be read")
     asked, _ = first.pairs.positives().of(data["split"]).worded()

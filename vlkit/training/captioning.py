@@ -111,8 +111,8 @@ def _opened(config: TrainFusionConfig, run: Run, rows: CaptionRows) -> tuple[Cap
 
 
 def _refuse_changed(run: Run, frozen: dict[str, str]) -> None:
-    """A run that goes on needs the encoder and the language model that it began with."""
-    before = run.read_json("frozen.json")
+    """A run that goes on from a checkpoint needs the encoder and the language model that it began with."""
+    before = run.read_json("frozen.json") if any(run.checkpoints.glob("step-*")) else {}
     for part in frozen:
         if before and before.get(part) != frozen[part]:
             told = (
