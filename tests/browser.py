@@ -24,8 +24,14 @@ def opened(width: int, scheme: str = "light") -> Iterator:
         said: list[str] = []
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("requestfailed", lambda request: said.append(f"not loaded: {request.url[:80]}"))
+        page.on("requestfailed", lambda request: said.extend(_failure(request)))
         try:
             yield page, said
         finally:
             browser.close()
+
+
+def _failure(request) -> list[str]:
+    """What a request failed of; nothing where the page was left before the answer came."""
+    left = request.failure == "net::ERR_ABORTED"
+    return [] if left else [f"not loaded: {request.url[:80]} {request.failure}"]
