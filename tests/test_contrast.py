@@ -116,7 +116,8 @@ def test_micro_batches_give_the_gradients_of_the_batch(name, loss, mode, tiny):
         assert value == pytest.approx(whole, rel=1e-5)
         assert apart(expected, found) <= 1e-5
         for key in ("logit_scale", "logit_bias") & expected.keys():
-            assert found[key].item() == pytest.approx(expected[key].item(), rel=1e-4, abs=1e-7)
+            # The bias cancels out of a softmax: there its gradient is rounding, some 1e-7.
+            assert found[key].item() == pytest.approx(expected[key].item(), rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["tiny-siglip", pytest.param("tiny-clip", marks=pytest.mark.slow)])

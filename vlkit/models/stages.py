@@ -2,7 +2,7 @@
 
 Written out because a chain can be cut: what the frozen stages make of a picture never changes, so it can be computed
 once (`features.py`) and the rest of the chain goes on from there. The modules are transformers' own; only the order in
-which they are called stands here.
+which they are called stands here, and that the last layer before a pooling of one position asks for that one alone.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from vlkit.models.layers import pooled_layer
 
 Run = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
 
@@ -83,10 +85,13 @@ def image_chain(model: Any) -> list[Stage]:
     vision = model.vision_model
     layers = [layer(each) for each in vision.encoder.layers]
     if hasattr(model, "visual_projection"):
+        last = vision.encoder.layers[-1]
         return [
             Stage((vision.embeddings, vision.pre_layrnorm), lambda x, _: vision.pre_layrnorm(vision.embeddings(x))),
-            *layers,
-            Stage((vision.post_layernorm,), lambda x, _: vision.post_layernorm(x[:, 0])),
+            *layers[:-1],
+            # The class token, which stands first.
+            Stage((last,), lambda x, _: pooled_layer(last, x, 0), 1, vision.config.hidden_size),
+            Stage((vision.post_layernorm,), lambda x, _: vision.post_layernorm(x)),
             Stage((model.visual_projection,), lambda x, _: model.visual_projection(x)),
         ]
     return [
@@ -112,18 +117,22 @@ def text_chain(model: Any) -> list[Stage]:
             ),
         ]
     embeddings = Stage((text.embeddings,), lambda ids, _: text.embeddings(input_ids=ids))
+    *lower, last = text.encoder.layers
+    norm, width = Stage((text.final_layer_norm,), lambda x, _: text.final_layer_norm(x)), text.config.hidden_size
     if hasattr(model, "text_projection"):
         return [
             embeddings,
-            *(_causal_layer(layer, text.config) for layer in text.encoder.layers),
-            Stage((text.final_layer_norm,), lambda x, ends: text.final_layer_norm(_at(x, ends))),
+            *map(_causal_layer, lower),
+            Stage((last,), lambda x, ends: pooled_layer(last, x, _said(ends)), 1, width),
+            norm,
             Stage((model.text_projection,), lambda x, _: model.text_projection(x)),
         ]
     return [
         embeddings,
-        *(layer(each) for each in text.encoder.layers),
+        *map(layer, lower),
         # The last position, be it padding.
-        Stage((text.final_layer_norm,), lambda x, _: text.final_layer_norm(x[:, -1])),
+        Stage((last,), lambda x, _: pooled_layer(last, x, -1), 1, width),
+        norm,
         Stage((text.head,), lambda x, _: text.head(x)),
     ]
 
@@ -133,17 +142,11 @@ def layer(module: nn.Module) -> Stage:
     return Stage((module,), lambda x, _: module(x, None), 1)
 
 
-def _causal_layer(layer: nn.Module, config: Any) -> Stage:
-    from transformers.masking_utils import create_causal_mask
-
-    def run(values: torch.Tensor, ends: torch.Tensor | None) -> torch.Tensor:
-        mask = create_causal_mask(config=config, inputs_embeds=values, attention_mask=None, past_key_values=None)
-        return layer(values, mask, is_causal=True)
-
-    return Stage((layer,), run, 1)
+def _causal_layer(module: nn.Module) -> Stage:
+    return Stage((module,), lambda x, _: module(x, None, is_causal=True), 1)
 
 
-def _at(values: torch.Tensor, ends: torch.Tensor | None) -> torch.Tensor:
+def _said(ends: torch.Tensor | None) -> torch.Tensor:
     if ends is None:
         raise ValueError("a CLIP's text is pooled at its end, which is not said")
-    return values[torch.arange(len(values), device=values.device), ends.to(values.device)]
+    return ends

@@ -24,6 +24,7 @@ from vlkit.data.images import PixelSpec
 from vlkit.errors import ArtifactError, NetworkError, UsageError, VlkitError, nearest
 from vlkit.models import pair, preprocessing, quantization, stages
 from vlkit.models.device import Precision
+from vlkit.models.layers import quicken
 from vlkit.models.stages import Halfway, Stage, through
 from vlkit.storage import json_text
 
@@ -66,6 +67,7 @@ class Towers(torch.nn.Module):
         self.model, self.tokenizer, self.pixel_spec, self.source = model, tokenizer, pixel_spec, source
         self.peft: Any = None
         self.family = FAMILIES[model.config.model_type]
+        quicken(model)
         self.image_chain, self.text_chain = stages.image_chain(model), stages.text_chain(model)
         mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (pixel_spec.mean, pixel_spec.std))
         self.register_buffer("mean", mean, persistent=False)
@@ -128,7 +130,8 @@ class Towers(torch.nn.Module):
 
     def scaled(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 [pictures, 3, size, size] -> what the image chain begins with, on the towers' device."""
-        return (pixels.to(self.device).float() / 255 - self.mean) / self.std
+        # In place: more copies of a batch's pictures would cost more than the arithmetic.
+        return (pixels.to(self.device) / 255).sub_(self.mean).div_(self.std)
 
     def ends(self, input_ids: torch.Tensor) -> torch.Tensor:
         """int64 [texts]: where CLIP pools: the first token of the end, which pads, too, in some CLIPs. Elsewhere 0."""
