@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
+from contextlib import suppress
+from functools import cache
 from typing import Literal
 
 import torch
@@ -42,3 +46,22 @@ def use_deterministic_algorithms() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
+
+
+# Names and numbers of glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+
+
+@cache
+def keep_freed_memory() -> None:
+    """Let this process keep the memory that it frees, and take it again (glibc; elsewhere nothing happens).
+
+    A training step frees and takes the same gigabytes as the one before. Left to itself, glibc gives large pieces back
+    to the system, and has each of their pages filled with zeros when it asks for them again: a tenth of a step on a
+    CPU.
+    """
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            mallopt = ctypes.CDLL(None).mallopt
+            mallopt(_M_MMAP_MAX, 0)
+            mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

@@ -22,7 +22,7 @@ import torch
 
 from vlkit.distributed import ALONE, World
 from vlkit.errors import NonFiniteError
-from vlkit.models.device import Precision, autocast
+from vlkit.models.device import Precision, autocast, keep_freed_memory
 
 B = TypeVar("B")
 
@@ -88,6 +88,8 @@ def steps(
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     device = parameters[0].device
     scaler = scaler or new_scaler(device, precision)
+    if device.type == "cpu":
+        keep_freed_memory()
     stream, bad = iter(batches), 0
     for number in range(start, total):
         window = list(islice(stream, accumulate))
