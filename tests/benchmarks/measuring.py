@@ -1,0 +1,194 @@
+"""What every benchmark shares: ways that take turns, each in a process of its own, and one form of table.
+
+A way is a name and what it makes: `prepare(way, options)` gives a function that does the work once and returns numbers.
+The parent starts a process for each way, lets each warm up, and then asks one after the other, round after round, so
+that what the machine does beside them falls on all alike. No process waits in a busy loop while it is not its turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Numbers = dict[str, float]
+Prepare = Callable[[str, argparse.Namespace], Callable[[], Numbers]]
+CHILD = "--child"
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    names = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    flags = next((line.split(":")[1].split() for line in _lines("/proc/cpuinfo") if line.startswith("flags")), [])
+    return {
+        "cpu": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "bf16": [flag for flag in ("avx512_bf16", "amx_bf16") if flag in flags],
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def header(packages: Sequence[str] = ("torch",)) -> str:
+    """The machine, and the versions of what was measured, in two lines."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    known = machine()
+    bf16 = ", ".join(known["bf16"]) or "no bf16 instructions"
+    versions = []
+    for package in packages:
+        with contextlib.suppress(PackageNotFoundError):
+            versions.append(f"{package} {version(package)}")
+    told = f"{known['cpu']}, {known['cores']} cores, {bf16}; {known['system']}; Python {known['python']}"
+    return f"{known['date']}: {told}\n{', '.join(versions)}"
+
+
+def peak_gb() -> float:
+    """GB of 2^30 bytes that this process has held at most, since `forget_peak` or its start (Linux)."""
+    return _status("VmHWM")
+
+
+def held_gb() -> float:
+    """GB of 2^30 bytes that this process holds now (Linux)."""
+    return _status("VmRSS")
+
+
+def forget_peak() -> None:
+    """The peak begins anew, from what is held now (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def in_turns(program: str, ways: Sequence[str], rounds: int, arguments: Sequence[str]) -> dict[str, list[Numbers]]:
+    """What each way said in each round. The first round warms up and is left out.
+
+    Args:
+        program: the benchmark's own file; its `main` calls `as_child` first.
+        arguments: its command line.
+    """
+    children = {way: _Child(program, way, arguments) for way in ways}
+    found: dict[str, list[Numbers]] = {way: [] for way in ways}
+    try:
+        for number in range(rounds + 1):
+            for way, child in children.items():
+                numbers = child.ask()
+                print(f"{way}, {number or 'warm-up'}: {_told(numbers)}", file=sys.stderr)
+                if number:
+                    found[way].append(numbers)
+    finally:
+        for child in children.values():
+            child.close()
+    return found
+
+
+def as_child(prepare: Prepare, options: argparse.Namespace) -> bool:
+    """Whether this process is one of the ways; then it does its work whenever it is asked, until it is closed."""
+    if options.child is None:
+        return False
+    # What libraries print must not come between the answers.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    work = prepare(options.child, options)
+    for _ in sys.stdin:
+        print(json.dumps(work()), file=answers, flush=True)
+    return True
+
+
+def parser(doc: str | None, *, rounds: int) -> argparse.ArgumentParser:
+    """With what every benchmark takes: --json, --runs."""
+    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--json", action="store_true", help="one JSON object instead of the table")
+    made.add_argument("--runs", type=int, default=rounds, help="rounds that count, after one that warms up")
+    made.add_argument(CHILD, help=argparse.SUPPRESS)
+    return made
+
+
+def middle(runs: Sequence[Numbers], key: str) -> float:
+    """The median of a number over the rounds."""
+    return statistics.median(run[key] for run in runs)
+
+
+def spread(runs: Sequence[Numbers], key: str) -> tuple[float, float]:
+    """Its least and its greatest."""
+    values = [run[key] for run in runs]
+    return min(values), max(values)
+
+
+def ratio(ours: Sequence[Numbers], theirs: Sequence[Numbers], key: str) -> float:
+    """How many times theirs ours is: the median over the rounds of the quotient within a round."""
+    return statistics.median(one[key] / other[key] for one, other in zip(ours, theirs, strict=True))
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns of equal width: the first to the left, the others to the right."""
+    widths = [max(len(str(row[column])) for row in [head, *rows]) for column in range(len(head))]
+    lines = []
+    for row in [head, *rows]:
+        cells = [str(row[0]).ljust(widths[0]), *(str(c).rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def matmul_rate(precision: str, seconds: float = 1.0) -> float:
+    """FLOP/s of matrix products of a ViT-B/32's size in a batch of 32, on this machine: the best of many."""
+    import torch
+
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    best = 0.0
+    for rows, inner, columns in ((1600, 768, 3072), (1600, 3072, 768), (2048, 2048, 2048)):
+        left, right = torch.randn(rows, inner).to(dtype), torch.randn(columns, inner).to(dtype)
+        until = time.perf_counter() + seconds / 3
+        while time.perf_counter() < until:
+            began = time.perf_counter()
+            left @ right.T
+            best = max(best, 2 * rows * inner * columns / (time.perf_counter() - began))
+    return best
+
+
+class _Child:
+    def __init__(self, program: str, way: str, arguments: Sequence[str]) -> None:
+        self.way = way
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        self.process = subprocess.Popen(
+            [sys.executable, program, *arguments, CHILD, way],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+
+    def ask(self) -> Numbers:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise SystemExit(f"{self.way}: ended with {self.process.wait()}")
+        return dict(json.loads(answer))
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def _told(numbers: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if Path(path).exists() else []
+
+
+def _status(name: str) -> float:
+    line = next(line for line in _lines("/proc/self/status") if line.startswith(name))
+    return int(line.split()[1]) / 2**20

@@ -1,0 +1,118 @@
+"""Pictures and captions to measure with: JPEG files on disk, and a model of a given shape in a folder."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+WORDS = 12
+CLASSES = 38
+SIZES = ("ViT-B/32", "tiny")
+
+
+def write_photos(folder: Path, count: int, width: int = 640, height: int = 480) -> list[Path]:
+    """JPEG files with the statistics of photographs: large smooth shapes, and fine grain that no encoder drops."""
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    paths = [folder / f"{number:05}.jpg" for number in range(count)]
+    for path in paths:
+        coarse = Image.fromarray(rng.integers(0, 255, (9, 12, 3), np.uint8)).resize((width, height), 3)
+        fine = Image.fromarray(rng.integers(96, 160, (height // 4, width // 4, 3), np.uint8)).resize((width, height), 2)
+        mixed = np.asarray(coarse, np.int16) + np.asarray(fine, np.int16) - 128
+        Image.fromarray(mixed.clip(0, 255).astype(np.uint8)).save(path, quality=88)
+    return paths
+
+
+def captions(count: int, classes: int | None = None) -> list[str]:
+    """Captions of twelve words, a few of them frequent; of classes, each stands many times."""
+    rng = np.random.default_rng(1)
+    syllables = [first + second for first in "bdfgklmnprst" for second in ("a", "el", "in", "o", "um", "ay")]
+    words = sorted({"".join(rng.choice(syllables, rng.integers(1, 4))) for _ in range(3000)})
+    weights = 1 / (1 + np.arange(len(words)))
+    chosen = rng.permutation(words)
+    told = [" ".join(rng.choice(chosen, WORDS, p=weights / weights.sum())) for _ in range(classes or count)]
+    return [told[number % len(told)] for number in range(count)]
+
+
+def pairs_of(folder: Path, photos: Sequence[Path], texts: Sequence[str]) -> Any:
+    """A pairs table over them: pictures of one caption belong together."""
+    import pandas as pd
+
+    from vlkit.data.pairs import read_pairs
+
+    def hashed(text: str) -> str:
+        return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+    frame = pd.DataFrame({"image": list(map(str, photos)), "text": list(texts)})
+    frame["pair_id"] = frame["image_id"] = frame["unit"] = [f"{number:020x}" for number in range(len(frame))]
+    frame["text_id"] = frame["image_group"] = frame["text_group"] = list(map(hashed, texts))
+    frame = frame.assign(split="train", match=1, origin="original", class_name=None)
+    path = folder / f"pairs-{hashed(chr(10).join(texts))}.parquet"
+    frame.to_parquet(path)
+    return read_pairs(path)
+
+
+def write_model(folder: Path, size: str, texts: Sequence[str], seed: int = 0) -> None:
+    """A random CLIP as save_pretrained writes it, with a tokenizer trained on the texts.
+
+    The end of a text is the highest token that is ever used: that is where open_clip looks for it.
+    """
+    import torch
+    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+    from vlkit.data.images import PixelSpec
+    from vlkit.models import tiny
+    from vlkit.models.towers import Towers
+
+    torch.manual_seed(seed)
+    config = tiny.config_of("tiny-clip") if size == "tiny" else CLIPConfig()
+    learned = tiny._byte_pair_tokenizer(list(texts))
+    known = learned.get_vocab()
+    wanted = len(known) if size == "tiny" else config.text_config.vocab_size
+    merges = [tuple(pair) for pair in _model_of(learned)["merges"]]
+    vocabulary = known | {f"unused{number}": number for number in range(len(known), wanted)}
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
+    text = config.text_config
+    text.vocab_size, text.eos_token_id, text.bos_token_id = wanted, learned.eos_token_id, learned.bos_token_id
+    text.pad_token_id = learned.eos_token_id
+    side = config.vision_config.image_size
+    spec = PixelSpec(
+        side,
+        fit="crop",
+        resize=side,
+        mean=(0.48145466, 0.4578275, 0.40821073),
+        std=(0.26862954, 0.26130258, 0.27577711),
+    )
+    Towers(CLIPModel(config), tokenizer, spec, str(folder)).save(folder)
+
+
+def _model_of(tokenizer: Any) -> dict[str, Any]:
+    import json
+
+    return dict(json.loads(tokenizer.backend_tokenizer.to_str())["model"])
+
+
+def training_flops(config: Any, tokens: float, texts_per_picture: float = 1.0) -> float:
+    """Multiplications and additions that training everything takes a picture: the backward pass is two forward ones.
+
+    Args:
+        tokens: of a text, none of them padding.
+    """
+
+    def layers(part: Any, length: float) -> float:
+        width, inner = part.hidden_size, part.intermediate_size
+        one = 2 * length * (4 * width**2 + 2 * width * inner) + 4 * length**2 * width
+        return one * part.num_hidden_layers
+
+    vision, text = config.vision_config, config.text_config
+    patches = (vision.image_size // vision.patch_size) ** 2
+    embedding = 2 * patches * 3 * vision.patch_size**2 * vision.hidden_size
+    image = layers(vision, patches + 1)
+    # The gradient of the pixels is nobody's business.
+    return 3 * (image + layers(text, tokens) * texts_per_picture) + 2 * embedding
