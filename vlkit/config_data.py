@@ -33,6 +33,8 @@ RANGES = {
 }
 OPERATIONS = ("flip_horizontal", "flip_vertical", "turn", *RANGES)
 RAW = Location("raw")
+# How a model's pictures are made of their files; `data/images.py` says what each is worth.
+Decode = Literal["exact", "fast", "reduced"]
 
 
 @dataclass(frozen=True, kw_only=True)
