@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import write_class_folders
-from PIL import Image
 
 from vlkit.errors import UsageError
 from vlkit.inference.filters import parsed
@@ -43,7 +42,7 @@ def test_the_hits_are_those_of_brute_force(leaves, searcher, vlkit):
     picture = next((leaves / "raw").rglob("3.png"))
     outcome = vlkit("search", "--index", leaves / "index", *words, "--image", picture, "-k", 7, "--json")
     rows, _ = searcher.embedder.texts(words)
-    seen = searcher.embedder.pictures([searcher.embedder.pixels(Image.open(picture).convert("RGB"))])
+    seen = searcher.embedder.pictures([searcher.embedder.pixels(picture)])
     for number, query in enumerate([*rows, *seen]):
         for kind in ("texts", "images"):
             stored, ids = searcher.index.nearest[kind].rows(), searcher.index.column(kind, "id").to_pylist()

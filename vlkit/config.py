@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from vlkit.checks import above, at_least, between, cache_place, only
-from vlkit.config_data import PictureSettings
+from vlkit.config_data import Decode, PictureSettings
 from vlkit.errors import UsageError, nearest
 from vlkit.settings import REPEATED, Settings
 from vlkit.storage import Location
@@ -81,6 +81,11 @@ class TrainingConfig(Settings):
     precision: Annotated[
         Literal["bf16", "fp16", "fp32"] | None, "of the matrix products (default: what the device does best)"
     ] = None
+    decode: Annotated[
+        Decode,
+        "how pictures are read: exact, as transformers does in Pillow; fast, as it does with torchvision, within 1 of "
+        "255; reduced, large JPEGs at a part of their size, photographs within 10 of 255",
+    ] = "fast"
     seed: Annotated[int, "decides order, initial weights and dropout"] = 42
     workers: Annotated[
         int | None, "processes that load batches (default: by size of the data); never changes a result"
@@ -223,6 +228,7 @@ class EvalConfig(Settings):
     limit: Annotated[int | None, "measure on about this many rows, drawn by the seed"] = None
     batch_size: Annotated[int, "pictures or texts encoded at a time"] = 64
     precision: Annotated[Literal["bf16", "fp16", "fp32"] | None, "of the encoders (default: the run's)"] = None
+    decode: Annotated[Decode | None, "how pictures are read (default: as the run read them; of a model fast)"] = None
     slice_by: Annotated[tuple[str, ...], "columns of the table whose values are compared, beside the usual slices"] = ()
     shift: Annotated[tuple[str, ...], f"measure under corruptions, too: {', '.join(SHIFTS)}"] = ()
     guard: Annotated[Location | None, "prepared folder of a general kind: what has been forgotten of it"] = None
@@ -257,7 +263,7 @@ class EvalConfig(Settings):
         if (self.captions is None) != (self.references is None):
             raise UsageError("--captions and --references belong together: what was said, and what people say")
         if self.captions is not None:
-            beside = {"captions", "references", "against", "clip_model", "images", "batch_size", "samples"}
+            beside = {"captions", "references", "against", "clip_model", "images", "decode", "batch_size", "samples"}
             beside |= {"out", "fail_under", "draws", "seed"}
             if (self.clip_model is None) != (self.images is None):
                 raise UsageError("--clip-model and --images belong together: who judges, and the pictures")

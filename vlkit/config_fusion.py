@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from vlkit.checks import above, at_least, between, cache_place
 from vlkit.config import TrainingConfig
-from vlkit.config_data import TINY_LLM
+from vlkit.config_data import TINY_LLM, Decode
 from vlkit.errors import UsageError
 from vlkit.settings import POSITIONAL, REPEATED, Settings
 from vlkit.storage import Location
@@ -104,6 +104,7 @@ class CaptionConfig(Settings):
     prompt: Annotated[str | None, "what the language model is asked (default: what it was trained with)"] = None
     batch_size: Annotated[int, "pictures at a time"] = 16
     precision: Annotated[Literal["bf16", "fp16", "fp32"] | None, "of the products (default: the run's)"] = None
+    decode: Annotated[Decode | None, "how pictures are read (default: as the run read them)"] = None
     out: Annotated[Path | None, "JSON lines of {image, caption}; goes on where it stopped"] = None
     limit: Annotated[int | None, "only the first of the pictures"] = None
 

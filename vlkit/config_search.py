@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from vlkit.checks import at_least, between, cache_place
-from vlkit.config_data import TINY_MODELS
+from vlkit.config_data import TINY_MODELS, Decode
 from vlkit.errors import UsageError
 from vlkit.settings import POSITIONAL, REPEATED, Settings
 from vlkit.storage import Location
@@ -48,6 +48,7 @@ class IndexConfig(Settings):
     update: Annotated[bool, "embed only what is new or changed, and drop what is gone"] = False
     batch_size: Annotated[int, "pictures or texts encoded at a time"] = 64
     precision: Annotated[Literal["bf16", "fp16", "fp32"] | None, "of the encoders (default: the run's)"] = None
+    decode: Annotated[Decode | None, "how pictures are read (default: as the run read them; of a model fast)"] = None
     cache: Annotated[
         str,
         "keep embeddings while they are made, so that an interrupted index goes on: off, auto (~/.cache/vlkit), or a "

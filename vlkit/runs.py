@@ -78,14 +78,14 @@ class Run:
         return (self.folder / "finished.json").is_file()
 
     def config(self) -> dict[str, Any]:
-        """The snapshot of the settings."""
+        """The snapshot of the settings. One that is older than --decode was trained when there was no other way."""
         if not self.begun:
             what = "is no run folder: it has no config.yaml" if self.folder.exists() else "does not exist"
             raise ArtifactError(f"the run {self.folder} {what}", hint=_known_runs(self.folder.parent))
         settings = _read(self.folder / "config.yaml")
         if not settings.get("data") or not (settings.get("model") or settings.get("llm")):
             raise ArtifactError(f"{self.folder / 'config.yaml'} is damaged: it names no data or no model")
-        return settings
+        return {"decode": "exact", **settings}
 
     @property
     def task(self) -> str:

@@ -169,7 +169,7 @@ def score_captions(config: EvalConfig) -> dict[str, Any]:
 
         assert config.images is not None
         paths = files_of(config.references, config.images, captioned.images)
-        judge = Judge(config.clip_model, paths, config.batch_size)
+        judge = Judge(config.clip_model, paths, config.batch_size, config.decode)
     scored = Scored.of(captioned, judge)
     other = None if told is None else Captioned.of(captioned.images, told, captioned.references)
     against = None if other is None else Scored.of(other, judge)

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from vlkit.config_data import Decode
 from vlkit.data.batches import PixelStore
 from vlkit.errors import DataError
 from vlkit.evaluation.caption_scoring import Captioned, content_of, image_name
@@ -37,13 +38,14 @@ class ClipScores:
 class Judge:
     """A dual encoder that has seen some pictures, and is asked what it thinks of captions of them."""
 
-    def __init__(self, model: str, pictures: Sequence[Path], batch_size: int) -> None:
+    def __init__(self, model: str, pictures: Sequence[Path], batch_size: int, decode: Decode | None = None) -> None:
         """Look at the pictures.
 
         Args:
             model: hub name, folder or run.
+            decode: see `open_trained`.
         """
-        self.towers = open_trained(model).to(best_device()).eval()
+        self.towers = open_trained(model, decode).to(best_device()).eval()
         self.batch_size = batch_size
         self.precision = best_precision(self.towers.device, sum(p.numel() for p in self.towers.model.parameters()))
         store = PixelStore(pictures, self.towers.pixel_spec)

@@ -71,8 +71,8 @@ def evaluate_captions(config: EvalConfig) -> dict[str, Any]:
         told = other_captions(config.against, list(pictures.frame["image_id"]), suffix)
     judge = None
     if config.clip_model is not None:
-        judge = Judge(config.clip_model, pictures.image_paths(pictures.frame), config.batch_size)
-    captioner = open_captioner(run, precision=config.precision)
+        judge = Judge(config.clip_model, pictures.image_paths(pictures.frame), config.batch_size, config.decode)
+    captioner = open_captioner(run, precision=config.precision, decode=config.decode)
     made = _described(captioner, pictures, asked, settings, config, judge)
     captioned = made.captioned
     against = None if told is None else Captioned.of(captioned.images, told, captioned.references)

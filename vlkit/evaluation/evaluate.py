@@ -21,6 +21,7 @@ from vlkit.evaluation.scoring import Task
 from vlkit.models import adapters
 from vlkit.models.device import best_device, best_precision
 from vlkit.models.opening import open_model, open_tuned, open_untouched
+from vlkit.models.preprocessing import decoding
 from vlkit.remote import Remote, hash_of
 from vlkit.runs import Run, in_zone, mirror_of
 from vlkit.storage import Location
@@ -56,14 +57,18 @@ def _evaluated(config: EvalConfig, world: World) -> dict[str, Any]:
             hint="choose another --split, or prep with a larger --test-share",
         )
     texts = list(pairs.of("train").frame["text"])
-    tuned = open_tuned(run) if run else open_model(str(config.model), texts, seed=config.seed)
+    if run:
+        tuned = open_tuned(run, config.decode)
+    else:
+        tuned = decoding(open_model(str(config.model), texts, seed=config.seed), config.decode)
     counted = adapters.count(tuned).total
     precision = config.precision or settings.get("precision") or best_precision(best_device(), counted)
     evaluation = Evaluation(config, pairs, task, precision, world)
     seen = evaluation.seen(tuned.to(best_device()), cache="off")
     cost = efficiency(tuned, seen.own, task, run, precision)
     del tuned
-    before = evaluation.seen(open_untouched(run).to(best_device()), cache=config.cache) if run else None
+    untouched = open_untouched(run, config.decode).to(best_device()) if run else None
+    before = evaluation.seen(untouched, cache=config.cache) if untouched else None
     results = {
         "schema": SCHEMA,
         "task": "retrieval",

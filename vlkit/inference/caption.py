@@ -60,7 +60,7 @@ def _described(
     found: list[dict[str, str]] = []
     if not pictures:
         return found
-    captioner = open_captioner(run, prompt=config.prompt, precision=config.precision)
+    captioner = open_captioner(run, prompt=config.prompt, precision=config.precision, decode=config.decode)
     captioner.refuse_small_window(config.max_new_tokens, "a smaller --max-new-tokens")
     with console.progress("writing captions", len(pictures)) as bar:
         for lines in described(captioner, pictures, {Path(name) for name in config.pictures}, config):
@@ -75,7 +75,9 @@ def _asked(run: Run, config: CaptionConfig) -> dict[str, Any]:
     weights = run.folder / "fusion" / "fusion.safetensors"
     known = {"model": hash_of(weights)} if weights.is_file() else {}
     names = ("num_beams", "max_new_tokens", "prompt", "precision")
-    return {"run": run.name, **known, **{name: getattr(config, name) for name in names}}
+    # Left out where it is not given: a file may be older than the setting.
+    read = {"decode": config.decode} if config.decode else {}
+    return {"run": run.name, **known, **{name: getattr(config, name) for name in names}, **read}
 
 
 def _shown(line: dict[str, str]) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 
+from vlkit.config_data import Decode
 from vlkit.config_search import IndexConfig
 from vlkit.data import images
 from vlkit.data.batches import TokenStore
@@ -47,28 +48,34 @@ def named(config: IndexConfig) -> dict[str, Any]:
     return {"name": str(folder.resolve()) if folder.exists() else config.model, "run": None, "untouched": False}
 
 
-def open_towers(said: dict[str, Any], elsewhere: str | None = None) -> Towers:
+def decode_of(about: dict[str, Any]) -> Decode:
+    """How the pictures of an index were read, and those that it is asked with are."""
+    return about["preprocessing"]["images"].get("decode", "exact")
+
+
+def open_towers(said: dict[str, Any], elsewhere: str | None = None, decode: Decode | None = None) -> Towers:
     """The model that index.yaml names.
 
     Args:
         elsewhere: the run, or the model, where it lies now.
+        decode: see `open_trained`.
 
     Raises:
         ArtifactError: it is gone, or not trained to its end.
     """
     if said["run"] is None:
         try:
-            return open_trained(elsewhere or said["name"])
+            return open_trained(elsewhere or said["name"], decode)
         except UsageError as error:
             hint = "a run's folder, a model's, or a hub name such as openai/clip-vit-base-patch32"
             raise UsageError(error.message, hint=hint) from None
     run = Run(Path(elsewhere or said["run"]))
     if not run.begun:
         if elsewhere is not None:
-            return open_trained(elsewhere)
+            return open_trained(elsewhere, decode)
         told = f"the index was made with the run {run.folder}, which is not there"
         raise ArtifactError(told, hint="--model RUN says where it lies now")
-    return open_untouched(run) if said["untouched"] else open_tuned(run)
+    return open_untouched(run, decode) if said["untouched"] else open_tuned(run, decode)
 
 
 @dataclass
@@ -95,7 +102,7 @@ class Embedder:
         """What an index says of it: hashes of both towers, and the preprocessing."""
         return {
             "weights": {kind: weights_hash(self.towers, tower) for kind, tower in TOWERS.items()},
-            "preprocessing": {"images": asdict(self.towers.pixel_spec), "texts": self._text_settings()},
+            "preprocessing": {"images": self.towers.pixel_spec.identity(), "texts": self._text_settings()},
         }
 
     def _text_settings(self) -> dict[str, Any]:
@@ -116,9 +123,9 @@ class Embedder:
         """
         if kind in self._agreed:
             return
-        own = asdict(self.towers.pixel_spec) if kind == "images" else self._text_settings()
+        own = self.towers.pixel_spec.identity() if kind == "images" else self._text_settings()
         stated = about.get("preprocessing", {}).get(kind, {})
-        same = all(_plain(stated.get(name)) == _plain(value) for name, value in own.items())
+        same = all(_plain(stated.get(name)) == _plain(own.get(name)) for name in {**own, **stated})
         if not same or about.get("weights", {}).get(kind) != weights_hash(self.towers, TOWERS[kind]):
             what = "weights" if same else "preprocessing"
             told = f"the index was made with another model: {self.towers.source} has other {what}"
@@ -140,9 +147,9 @@ class Embedder:
         rows = encode_captions(self.towers, captions, batch_size=TOGETHER, precision=self.precision)
         return rows.float().cpu().numpy(), cut
 
-    def pixels(self, picture: Any) -> np.ndarray:
-        """A decoded picture as the model sees it: uint8 [3, size, size]."""
-        return images.fitted(picture, self.towers.pixel_spec)
+    def pixels(self, file: Path | IO[bytes], most_pixels: int | None = None) -> np.ndarray:
+        """A picture as the model sees it, and saw those of the index: see `images.seen`."""
+        return images.seen(file, self.towers.pixel_spec, most_pixels)
 
     @torch.inference_mode()
     def pictures(self, pixels: Sequence[np.ndarray]) -> np.ndarray:

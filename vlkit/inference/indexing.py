@@ -18,7 +18,7 @@ from vlkit.errors import ArtifactError, ResourceError
 from vlkit.evaluation.efficiency import query_latency
 from vlkit.inference import embedder as embedders
 from vlkit.inference import index_folder
-from vlkit.inference.embedder import Embedder
+from vlkit.inference.embedder import Embedder, decode_of
 from vlkit.inference.embedding import Part, Queries, embedded, held_out_queries
 from vlkit.inference.entries import KINDS, Kind, Source
 from vlkit.inference.faiss_index import PARAMETERS, Nearest, index_bytes, refuse_few, type_for
@@ -56,7 +56,9 @@ def index(config: IndexConfig, *, dry_run: bool) -> dict[str, Any]:
     if dry_run:
         return _planned(config, out, tables, types, _width(config, run))
     precision = config.precision or (run.config().get("precision") if run else None)
-    embedder = Embedder.of(embedders.open_towers(said), precision, persian=source.script == "persian")
+    embedder = Embedder.of(
+        embedders.open_towers(said, decode=config.decode), precision, persian=source.script == "persian"
+    )
     _refuse_full(out, _needed(tables, types, embedder.towers.width))
     about = {
         "model": {**said, "precision": embedder.precision},
@@ -176,6 +178,7 @@ def _as_before(config: IndexConfig, before: Index) -> IndexConfig:
         "limit": about["data"].get("limit"),
         "target_recall": about["target_recall"],
         "precision": about["model"]["precision"],
+        "decode": decode_of(about),
     }
     return replace(config, **{name: value for name, value in was.items() if not config.was_given(name)}).given_as(
         config

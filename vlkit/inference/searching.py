@@ -14,11 +14,10 @@ import numpy as np
 
 from vlkit import console
 from vlkit.config_search import INDEXES, Of, SearchConfig
-from vlkit.data import images
 from vlkit.data.captions import clean
 from vlkit.errors import DataError, UsageError
 from vlkit.inference import filters as filtering
-from vlkit.inference.embedder import Embedder, open_towers
+from vlkit.inference.embedder import Embedder, decode_of, open_towers
 from vlkit.inference.entries import Kind
 from vlkit.inference.index_folder import ABOUT, Index, open_index
 from vlkit.storage import Location
@@ -101,7 +100,7 @@ class Searcher:
             ArtifactError: the index is damaged, or its model is gone.
         """
         index = open_index(location)
-        towers = open_towers(index.about["model"], model)
+        towers = open_towers(index.about["model"], model, decode_of(index.about))
         return cls(index, Embedder.of(towers, None, persian=index.about["data"].get("script") == "persian"))
 
     def check(self, filters: Sequence[str]) -> None:
@@ -232,7 +231,7 @@ def search(config: SearchConfig) -> dict[str, Any]:
             raise UsageError(f"the query {text!r} is empty")
         asked.append(({"text": text}, Ask(text=text, **wanted)))
     for name in config.image:
-        asked.append(({"image": name}, Ask(pixels=searcher.embedder.pixels(_picture(Path(name))), **wanted)))
+        asked.append(({"image": name}, Ask(pixels=_picture(Path(name), searcher.embedder), **wanted)))
     if config.like is not None:
         asked.append(({"like": config.like}, Ask(like=searcher.locate(config.like), **wanted)))
     answers = searcher.answer([ask for _, ask in asked])
@@ -252,9 +251,9 @@ def _lines(path: Path) -> list[str]:
     return [line for line in found if clean(line)]
 
 
-def _picture(path: Path) -> Any:
+def _picture(path: Path, embedder: Embedder) -> np.ndarray:
     try:
-        return images.decoded(path)
+        return embedder.pixels(path)
     except DataError as error:
         raise DataError(f"--image {path}: {error.message}") from None
 

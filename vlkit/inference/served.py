@@ -116,8 +116,7 @@ class Served:
             self.held -= len(content)
 
     def _decoded(self, content: bytes) -> list[np.ndarray]:
-        picture = images.decoded(io.BytesIO(content), most_pixels=MOST_PIXELS)
-        return [each.embedder.pixels(picture) for each in self.searchers]
+        return [each.embedder.pixels(io.BytesIO(content), MOST_PIXELS) for each in self.searchers]
 
     async def thumbnail(self, number: int, row: int) -> bytes:
         """A small JPEG of a picture that an index lists."""

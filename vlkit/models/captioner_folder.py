@@ -20,12 +20,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from vlkit.config_data import Decode
 from vlkit.errors import ArtifactError
 from vlkit.models.captioner import Captioner
 from vlkit.models.device import Precision, best_device
 from vlkit.models.features import weights_hash
 from vlkit.models.fusion import Fusion, FusionShape
 from vlkit.models.language import TINY_LLM, LanguageModel, load_llm
+from vlkit.models.preprocessing import decoding
 from vlkit.models.tiny import MAKERS
 from vlkit.models.vision import PatchEncoder, load_vision
 from vlkit.runs import Run
@@ -42,7 +44,8 @@ def vision_of(run: Run, settings: dict[str, Any], texts: tuple[str, ...] = ()) -
         texts: for the tokenizer that a tiny one is made with.
     """
     name = str(settings["vision"])
-    return load_vision(name, keep_in=run.base / "vision", texts=texts, seed=int(settings["seed"]))
+    vision = load_vision(name, keep_in=run.base / "vision", texts=texts, seed=int(settings["seed"]))
+    return decoding(vision, settings["decode"])
 
 
 def llm_of(run: Run, settings: dict[str, Any], precision: Precision) -> LanguageModel:
@@ -81,12 +84,15 @@ def write_captioner(captioner: Captioner, frozen: dict[str, str], run: Run) -> P
     return run.folder / "fusion"
 
 
-def open_captioner(run: Run, *, prompt: str | None = None, precision: Precision | None = None) -> Captioner:
+def open_captioner(
+    run: Run, *, prompt: str | None = None, precision: Precision | None = None, decode: Decode | None = None
+) -> Captioner:
     """The captioner of a finished run, on the device that it is used on.
 
     Args:
         prompt: another one than it was trained with.
         precision: another one than it was trained in.
+        decode: another way to read pictures than it was trained with.
 
     Raises:
         ArtifactError: not finished, damaged, or what it belongs to is no longer what it was.
@@ -100,7 +106,7 @@ def open_captioner(run: Run, *, prompt: str | None = None, precision: Precision 
     about, weights = _read(run.folder / "fusion")
     precision = precision or settings["precision"]
     _refuse_gone(run, settings)
-    vision, language = vision_of(run, settings), llm_of(run, settings, precision)
+    vision, language = decoding(vision_of(run, settings), decode), llm_of(run, settings, precision)
     _refuse_others(about["frozen"], identities(vision, language), settings, run)
     if about["lora"]:
         language.load_lora(run.folder / "adapter")

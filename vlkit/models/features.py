@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -147,7 +147,7 @@ class Frozen:
         half = self.towers.half_config(self.kind)
         config = {k: v for k, v in half.to_dict().items() if not k.startswith("_")}
         if self.kind == "pictures":
-            spec = asdict(self.towers.pixel_spec)
+            spec = self.towers.pixel_spec.identity()
         else:
             pooling = getattr(self.towers.model.config, "pooling", None)
             spec = {"length": self.length, "pad": self.towers.pad_token, "pooling": pooling}

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vlkit.config_data import Decode
 from vlkit.errors import ArtifactError
 from vlkit.models import adapters, pair, tiny, towers
 from vlkit.models.device import Precision
+from vlkit.models.preprocessing import decoding
 from vlkit.models.towers import Towers
 from vlkit.runs import Run
 from vlkit.storage import folder_written_whole
@@ -90,13 +92,20 @@ def _write_pair(name: str, text_model: str, texts: Sequence[str], folder: Path, 
         pair.write_fresh(aside, vision, text, config, seed=seed)
 
 
-def open_untouched(run: Run) -> Towers:
-    """The model that a run began with, in full precision: where vlkit made it, or by its name."""
-    return towers.load(_base_of(run))
+def open_untouched(run: Run, decode: Decode | None = None) -> Towers:
+    """The model that a run began with, in full precision: where vlkit made it, or by its name.
+
+    Args:
+        decode: another way to read pictures than the run's.
+    """
+    return decoding(towers.load(_base_of(run)), decode or run.config()["decode"])
 
 
-def open_tuned(run: Run) -> Towers:
+def open_tuned(run: Run, decode: Decode | None = None) -> Towers:
     """What became of it.
+
+    Args:
+        decode: another way to read pictures than it was trained with.
 
     Raises:
         ArtifactError: it is not trained to its end, or its files are damaged.
@@ -105,7 +114,8 @@ def open_tuned(run: Run) -> Towers:
     if not run.finished:
         raise ArtifactError(f"the run {run.folder} is not finished", hint="train it to its end: the same command again")
     quantized = settings["precision"] if settings.get("quantize") else None
-    return adapters.load_adapted(run.folder, _base_of(run), quantized=quantized)
+    tuned = adapters.load_adapted(run.folder, _base_of(run), quantized=quantized)
+    return decoding(tuned, decode or settings["decode"])
 
 
 def tuned_config(run: Run) -> Any:
@@ -117,8 +127,11 @@ def _base_of(run: Run) -> str:
     return str(run.base) if run.base.is_dir() else str(run.config()["model"])
 
 
-def open_trained(name: str) -> Towers:
+def open_trained(name: str, decode: Decode | None = None) -> Towers:
     """A model that knows something: a run's, by its folder, or one by its hub name or local folder.
+
+    Args:
+        decode: how pictures are read; None: as the run read them, or fast.
 
     Raises:
         ArtifactError: the run was not trained to its end, or is none.
@@ -126,4 +139,4 @@ def open_trained(name: str) -> Towers:
     run = Run(Path(name))
     if not run.folder.exists() and run.folder.parent.name == "runs":
         run.config()  # Says that there is none, and which there are.
-    return open_tuned(run) if run.begun else towers.load(name)
+    return open_tuned(run, decode) if run.begun else decoding(towers.load(name), decode)

@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
+from vlkit.config_data import Decode
 from vlkit.data.images import RESAMPLING, PixelSpec
 from vlkit.errors import ArtifactError
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+class Sees(Protocol):
+    """A model of pictures."""
+
+    pixel_spec: PixelSpec
+
+
+M = TypeVar("M", bound=Sees)
+
+
+def decoding(model: M, decode: Decode | None) -> M:
+    """The model, its pictures read in this way from now on; None: as they are now."""
+    if decode is not None:
+        model.pixel_spec = replace(model.pixel_spec, decode=decode)
+    return model
 
 
 def read(name: str, config: Any) -> PixelSpec:

@@ -16,6 +16,7 @@ from vlkit.evaluation.retention import guard_rows
 from vlkit.evaluation.scoring import Task, score
 from vlkit.models import adapters, opening
 from vlkit.models.device import best_device, use_deterministic_algorithms
+from vlkit.models.preprocessing import decoding
 from vlkit.models.towers import Towers
 from vlkit.runs import Run
 from vlkit.training import caching
@@ -55,7 +56,7 @@ def _training(config: TrainRetrievalConfig, run: Run, rows: Rows, world: World) 
     """The run, with a model as it is before the first step."""
 
     def made() -> Towers:
-        return opening.open_model(
+        towers = opening.open_model(
             config.model,
             list(rows.train.frame["text"]),
             seed=config.seed,
@@ -64,6 +65,7 @@ def _training(config: TrainRetrievalConfig, run: Run, rows: Rows, world: World) 
             merged_from=Run(config.init_from) if config.init_from else None,
             quantized=config.precision if config.quantize else None,
         )
+        return decoding(towers, config.decode)
 
     return RetrievalTraining(config, run, rows, opened(run, world, made), world)
 
