@@ -523,6 +523,21 @@ def test_from_archives_without_network(get, server, scenes, tmp_path):
     assert "3 pictures of train2017" in get("--from-archive", own, "--split", "train2017", url=False, code=3).err
 
 
+def test_an_archive_of_the_annotations_of_one_split_is_enough_for_it(get, scenes, tmp_path):
+    import zipfile
+
+    own = tmp_path / "own"
+    shutil.copytree(scenes[0], own, ignore=shutil.ignore_patterns("raw"))
+    (archive,) = own.glob("annotations*.zip")
+    with zipfile.ZipFile(archive) as opened:
+        members = {name: opened.read(name) for name in opened.namelist() if "val2017" in name}
+    zipped(archive, members)
+    get("--from-archive", own, url=False)
+    assert len(list((tmp_path / "d/coco/images/val2017").iterdir())) > 7
+    outcome = get("--from-archive", own, "--split", "train2017", url=False, code=6)
+    assert "holds no annotations/captions_train2017.json" in outcome.err
+
+
 def test_kept_archives_serve_as_archives(get, server, tmp_path, scenes):
     get("--keep-archives")
     kept = tmp_path / "d/coco/archives"

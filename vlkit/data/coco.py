@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vlkit import console
-from vlkit.config_coco import DownloadCocoConfig
+from vlkit.config_coco import SPLITS, DownloadCocoConfig
 from vlkit.data import archives, downloads
 from vlkit.data.coco_folder import CocoFolder
 from vlkit.data.coco_plan import (
@@ -112,8 +112,10 @@ class _Work:
         if not targets:
             return
         self._unpack(archive, targets)
+        # The other split of the year came along if it was there; nobody asked for it.
+        other = {self.folder.complete(split) for split in SPLITS if split not in self.config.split}
         for member, place in targets.items():
-            if not place.exists():
+            if not place.exists() and place not in other:
                 told = f"{archive_place(self.config, self.folder, archive)} holds no {member}"
                 raise ArtifactError(told, hint="it is not COCO's archive: remove it, and run the same command again")
         self._done_with(archive)
