@@ -3,6 +3,7 @@
 import itertools
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vlkit.distributed import World
 from vlkit.errors import NonFiniteError
-from vlkit.evaluation.ranking import metric_values, rank
+from vlkit.evaluation import blocks
+from vlkit.evaluation.ranking import metric_values, rank, rank_both
 
 CHECK = [
     [0.8, 0.8, 0.1, 0.5, 0.1, 0.2, 0.5, 0.1],
@@ -171,7 +174,6 @@ def test_five_captions_cap_the_fraction_at_a_fifth():
 
 def test_shares_of_several_processes_are_the_whole():
     """Ranks of two shares, put together by hand, are those of one process."""
-    from vlkit.distributed import World
 
     class Half(World):
         def gathered(self, mine, count):
@@ -184,3 +186,97 @@ def test_shares_of_several_processes_are_the_whole():
     halves = [rank(q, g, groups, groups[:20], every=True, world=Half(r, 2)) for r in (0, 1)]
     for name in ("better", "tied_wrong", "tied_right", "top", "precision"):
         assert np.array_equal(getattr(whole, name), np.concatenate([getattr(half, name) for half in halves])), name
+
+
+def asserted_equal(ranks, expected):
+    for name in ("better", "tied_wrong", "tied_right", "top", "query", "precision"):
+        np.testing.assert_array_equal(getattr(ranks, name), getattr(expected, name), name)
+    assert ranks.gallery == expected.gallery
+
+
+def drawn(seed):
+    """Queries, gallery and their groups, of whole numbers, so that many scores tie and none is rounded."""
+    numbers = np.random.default_rng(seed)
+    queries, items, width, ids = numbers.integers(1, (60, 40, 9, 30))
+    sides = [torch.tensor(numbers.integers(-1, 2, (n, width)), dtype=torch.float32) for n in (queries, items)]
+    several = [{str(x) for x in numbers.integers(0, ids, numbers.integers(1, 3))} for _ in range(queries)]
+    return *sides, several, numbers.integers(0, ids, items).astype(str).tolist()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**31), st.booleans(), st.sampled_from([1, 40, 333, 2**22]))
+def test_both_directions_of_one_product_are_each_alone(seed, every, scores):
+    """Ties, items without a match, and whatever the block size: also of what comes first."""
+    q, g, asking, there = drawn(seed)
+    alone = rank(q, g, asking, there, every=every), rank(g, q, there, asking, every=every)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(blocks.BLOCK_SCORES, "cpu", scores)
+        for ranks, expected in zip(rank_both(q, g, asking, there, every=every), alone, strict=True):
+            asserted_equal(ranks, expected)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**31))
+def test_what_comes_first_is_a_stable_sort(seed):
+    q, g, asking, there = drawn(seed)
+    for ranks, scores in zip(rank_both(q, g, asking, there), (q @ g.T, g @ q.T), strict=True):
+        order = scores.sort(dim=1, descending=True, stable=True).indices[ranks.query, :5]
+        assert ranks.top.tolist() == order.tolist()
+
+
+@pytest.mark.parametrize("every", [False, True])
+@pytest.mark.parametrize("rounds_anew", [False, True])
+def test_a_product_that_rounds_otherwise_changes_nothing(monkeypatch, every, rounds_anew):
+    """What is guessed from a smaller product is off by a rounding; or every product is, each time."""
+    torch.manual_seed(0)
+    q, g = torch.randn(90, 16), torch.randn(30, 16)
+    asking, there = [str(n % 30) for n in range(90)], [str(n) for n in range(30)]
+    alone = rank(q, g, asking, there, every=every), rank(g, q, there, asking, every=every)
+    plain, calls = blocks.product, []
+
+    def product(queries, gallery):
+        calls.append(1)
+        off = len(calls) if rounds_anew and len(calls) < 7 else len(gallery) < 30
+        return plain(queries, gallery) * (1 + off * 2**-22)
+
+    monkeypatch.setitem(blocks.BLOCK_SCORES, "cpu", 900)
+    monkeypatch.setattr(blocks, "product", product)
+    for ranks, expected in zip(rank_both(q, g, asking, there, every=every), alone, strict=True):
+        asserted_equal(ranks, expected)
+    assert len(calls) > 6
+
+
+def test_the_product_is_the_product():
+    torch.manual_seed(0)
+    q, g = torch.randn(50, 33), torch.randn(20, 33)
+    torch.testing.assert_close(blocks.product(q, g), q @ g.T)
+
+
+@pytest.mark.parametrize("every", [False, True])
+def test_both_directions_in_two_processes(every):
+    """Two threads that tell each other what processes would."""
+
+    class Beside(World):
+        barrier, told = threading.Barrier(2), {}
+
+        def gathered(self, mine, count):
+            self.told[self.rank] = mine
+            self.barrier.wait()
+            whole = torch.cat([self.told[0], self.told[1]])
+            self.barrier.wait()
+            return whole
+
+    q, g, asking, there = drawn(7)
+    found = {}
+
+    def of(number):
+        found[number] = rank_both(q, g, asking, there, every=every, world=Beside(number, 2))
+
+    threads = [threading.Thread(target=of, args=(number,)) for number in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number in (0, 1):
+        for ranks, expected in zip(found[number], rank_both(q, g, asking, there, every=every), strict=True):
+            asserted_equal(ranks, expected)

@@ -46,7 +46,11 @@ class Places:
         right = scores[rows, items]
         few = int(rows.bincount().max()) <= COUNTED
         above, tied = _one_by_one(scores, rows, right, mask) if few else _searched(scores, rows, right)
-        query, values = rows.cpu().numpy(), right.cpu().numpy()
+        return cls.among(*(part.cpu().numpy() for part in (rows, right, above, tied)))
+
+    @classmethod
+    def among(cls, query: np.ndarray, values: np.ndarray, above: np.ndarray, tied: np.ndarray) -> Places:
+        """The places of entries with these scores, of queries 0, 1, 2, ...; what stands among all items is known."""
         order = np.lexsort((-values, query))
         starts = _starts(query)[query]
         # Among the query's own entries, sorted: those before the first, and up to the last, of equal value.
@@ -56,7 +60,14 @@ class Places:
         first, size = np.flatnonzero(fresh), np.bincount(tie)
         right_above, tied_right = np.empty(len(order), np.int64), np.empty(len(order), np.int64)
         right_above[order], tied_right[order] = first[tie] - starts, size[tie]
-        return cls(query, above.cpu().numpy(), tied.cpu().numpy(), right_above, tied_right, len(scores))
+        return cls(query, above, tied, right_above, tied_right, int(query.max(initial=-1)) + 1)
+
+    def best(self) -> np.ndarray:
+        """int64 [queries, 3]: items above the best right one, wrong ones that tie with it, right ones that do."""
+        ahead = np.flatnonzero(self.right_above == 0)
+        ahead = ahead[np.searchsorted(self.query[ahead], np.arange(self.queries))]
+        tied, tied_right = self.tied[ahead], self.tied_right[ahead]
+        return np.stack([self.above[ahead], tied - tied_right, tied_right], axis=1)
 
     def average_precision(self) -> np.ndarray:
         """float64 [queries]: mean, over the right items, of the precision down to each of them.
@@ -65,7 +76,9 @@ class Places:
         average; what stands above the tie is known. Summed over p, with H the harmonic numbers:
         (R + 1)(H(N + n) - H(N)) + (r - 1)/(n - 1) (n - (N + 1)(H(N + n) - H(N))).
         """
-        harmonic = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, int((self.above + self.tied).max()) + 1))])
+        harmonic = np.concatenate(
+            [[0.0], np.cumsum(1.0 / np.arange(1, int((self.above + self.tied).max(initial=0)) + 1))]
+        )
         spread = harmonic[self.above + self.tied] - harmonic[self.above]
         share = (self.tied_right - 1) / np.maximum(self.tied - 1, 1)
         inner = (self.right_above + 1) * spread + share * (self.tied - (self.above + 1) * spread)
@@ -88,19 +101,42 @@ def _starts(query: np.ndarray) -> np.ndarray:
 
 
 def counted(
-    compare: Callable[..., torch.Tensor], scores: torch.Tensor, against: torch.Tensor, mask: torch.Tensor
+    compare: Callable[..., torch.Tensor],
+    scores: torch.Tensor,
+    against: torch.Tensor,
+    mask: torch.Tensor,
+    dim: int = 1,
 ) -> torch.Tensor:
-    """int64 [queries]: of each row of scores, how many compare so with its number.
+    """int64 [queries]: of each row of scores, how many compare so with its number; with dim 0 [items], of each column.
+
+    Compared into numbers and multiplied by ones: a comparison into bools takes four times as long, their sum thrice.
 
     Args:
-        compare: torch.gt or torch.eq.
-        against: [queries].
+        compare: torch.gt, torch.ge or torch.eq.
+        scores: [queries, items].
+        against: [queries] or [items].
         mask: memory as large as the scores, of their type.
     """
-    ones = compare(scores, against[:, None], out=mask[: len(scores)])
-    if scores.shape[1] >= EXACT:
-        return ones.sum(1, dtype=torch.float64).long()
-    return (ones @ ones.new_ones(scores.shape[1])).long()
+    ones = compare(scores, against.unsqueeze(dim), out=mask[: len(scores)])
+    if scores.shape[dim] >= EXACT:
+        return ones.sum(dim, dtype=torch.float64).long()
+    every = ones.new_ones(scores.shape[dim])
+    return (ones @ every if dim == 1 else every @ ones).long()
+
+
+def best_counts(
+    above: torch.Tensor, tied: torch.Tensor, query: torch.Tensor, right: torch.Tensor, best: torch.Tensor
+) -> torch.Tensor:
+    """int64 [queries, 3]: items above the best right one, wrong ones that tie with it, right ones that do.
+
+    Args:
+        above, tied: int64 [queries], items that score above the best right one, and the same.
+        query: int64 [entries], of each right item, whose it is.
+        right: [entries], its score.
+        best: [queries], the highest of them.
+    """
+    tied_right = torch.zeros_like(tied).index_add_(0, query, (right == best[query]).to(tied.dtype))
+    return torch.stack([above, tied - tied_right, tied_right], dim=1)
 
 
 def _one_by_one(

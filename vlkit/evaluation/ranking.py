@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
-from vlkit.data.labels import Groups, matching_pairs
+from vlkit.data.labels import Groups
 from vlkit.distributed import ALONE, World
 from vlkit.errors import NonFiniteError
-from vlkit.evaluation.precision import Places, counted
+from vlkit.evaluation.blocks import Block, Blocks, Matches
+from vlkit.evaluation.columns import Columns, crowded
+from vlkit.evaluation.precision import Places, best_counts, counted
+from vlkit.evaluation.top import first, items_of, keyed
 
 KS = (1, 5, 10)
-# Scores held at a time, by device.
-BLOCK_SCORES = {"cpu": 2**22, "cuda": 2**26}
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Ranks:
         better: int64 [queries], wrong items that score above the best right one.
         tied_wrong: int64 [queries], wrong items that score the same as it.
         tied_right: int64 [queries], right items that score the same, itself included.
-        top: int64 [queries, up to 5], the items ranked first.
+        top: int64 [queries, up to `keep`], the items ranked first; of equal scores, the first in the gallery.
         query: int64 [queries], position of each of these queries among those asked; one without a match is left out.
         gallery: number of items.
         precision: float64 [queries, 1 + len(KS)], average precision and the fraction of all right items among the first
@@ -114,48 +116,117 @@ def rank(
     Raises:
         NonFiniteError: an embedding that is not finite.
     """
+    _refuse_not_finite(queries, gallery)
+    matches = Matches.of(query_groups, gallery_groups)
+    blocks = Blocks(queries, gallery, matches, matches.asked[world.share(len(matches.asked))])
+    rows = _Rows(blocks, keep, every)
+    for block in blocks:
+        rows.add(block)
+    return rows.ranks(len(matches.asked), world)
+
+
+def rank_both(
+    queries: torch.Tensor,
+    gallery: torch.Tensor,
+    query_groups: Sequence[Groups],
+    gallery_groups: Sequence[Groups],
+    *,
+    keep: int = 5,
+    every: bool = False,
+    world: World = ALONE,
+) -> tuple[Ranks, Ranks]:
+    """Both directions: the gallery ranked for the queries, and the queries for the gallery.
+
+    They come from one product (see `columns.py`), and are what `rank` says of each. Arguments as there.
+
+    Raises:
+        NonFiniteError: an embedding that is not finite.
+    """
+    how: dict[str, Any] = {"keep": keep, "every": every, "world": world}
+    if len(queries) < len(gallery):
+        there, back = rank_both(gallery, queries, gallery_groups, query_groups, **how)
+        return back, there
+    _refuse_not_finite(queries, gallery)
+    matches = Matches.of(query_groups, gallery_groups)
+    if not (every and crowded(matches)):
+        asked = matches.by_first()
+        blocks = Blocks(queries, gallery, matches, asked[world.share(len(asked))])
+        # A query without a match asks nothing, but it is among those that an item ranks.
+        idle = np.setdiff1d(np.arange(len(queries)), asked)
+        others = Blocks(queries, gallery, matches, idle[world.share(len(idle))])
+        columns = Columns(blocks, matches, **how)
+        for _ in range(2):
+            rows = _Rows(blocks, keep, every)
+            for block in blocks:
+                rows.add(block)
+                columns.add(block)
+            for block in others:
+                columns.add(block)
+            if columns.held():
+                return rows.ranks(len(asked), world), _of_columns(columns, len(queries))
+    # Too many right queries an item, or a machine that never rounds the same twice.
+    there = rank(queries, gallery, query_groups, gallery_groups, **how)
+    return there, rank(gallery, queries, gallery_groups, query_groups, **how)
+
+
+def _refuse_not_finite(queries: torch.Tensor, gallery: torch.Tensor) -> None:
     # A sum is finite if all are; it needs no memory, and embeddings are too small for it to overflow.
     if not (torch.isfinite(queries.sum()) and torch.isfinite(gallery.sum())):
         raise NonFiniteError(
             "the model gives embeddings that are not finite numbers",
             hint="a lower --lr or a longer --warmup keeps training finite; --precision fp32 where fp16 overflows",
         )
-    right_query, right_item = matching_pairs(query_groups, gallery_groups)
-    asked, keep = np.unique(right_query), min(keep, len(gallery))
-    mine = asked[world.share(len(asked))]
-    block = min(max(1, BLOCK_SCORES[gallery.device.type] // max(1, len(gallery))), max(1, len(mine)))
-    # Scores, comparisons and results live in memory taken once: touching fresh memory costs more than the arithmetic.
-    buffer, mask = torch.empty(2, block, len(gallery), dtype=gallery.dtype, device=gallery.device)
-    counts, top = np.empty((len(mine), 3), np.int64), np.empty((len(mine), keep), np.int64)
-    precision = np.empty((len(mine), 1 + len(KS)))
-    for start in range(0, len(mine), block):
-        chosen = mine[start : start + block]
-        low, high = np.searchsorted(right_query, [chosen[0], chosen[-1] + 1])
-        rows = torch.from_numpy(np.searchsorted(chosen, right_query[low:high])).to(gallery.device)
-        items = torch.from_numpy(right_item[low:high]).to(gallery.device)
-        asking = queries[torch.from_numpy(chosen).to(queries.device)]
-        scores = torch.mm(asking, gallery.T, out=buffer[: len(chosen)])
-        done = slice(start, start + len(chosen))
-        counts[done] = _count(scores, rows, items, mask).T.cpu()
-        top[done] = scores.topk(keep, dim=1).indices.cpu()
-        if every:
-            places = Places.of(scores, rows, items, mask)
-            precision[done] = np.stack([places.average_precision(), *(places.found(k) for k in KS)], axis=1)
-    counts, top, precision = (
-        world.gathered(torch.from_numpy(part).to(gallery.device), len(asked)).cpu().numpy()
-        for part in (counts, top, precision)
-    )
-    return Ranks(*counts.T, top, asked, len(gallery), precision if every else None)
 
 
-def _count(scores: torch.Tensor, rows: torch.Tensor, items: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """int64 [3, queries]: better, tied_wrong and tied_right of a block; (rows, items) are its right scores' places."""
-    right = scores[rows, items]
+class _Rows:
+    """What the rows of some blocks come to."""
+
+    def __init__(self, blocks: Blocks, keep: int, every: bool) -> None:
+        self.query, self.gallery, self.every = blocks.query, blocks.gallery, every
+        self.counts = np.empty((len(self.query), 3), np.int64)
+        self.top = np.empty((len(self.query), min(keep, len(self.gallery))), np.int64)
+        self.precision = np.empty((len(self.query), 1 + len(KS)))
+
+    def add(self, block: Block) -> None:
+        """Count a block's scores."""
+        if self.every:
+            places = Places.of(block.scores, block.rows, block.items, block.spare)
+            self.counts[block.done], self.precision[block.done] = places.best(), _precision(places)
+        else:
+            self.counts[block.done] = _count(block).cpu()
+        if self.top.shape[1]:
+            keys = keyed(*first(block.scores, self.top.shape[1], block.spare))
+            self.top[block.done] = items_of(keys.sort(descending=True).values).cpu()
+
+    def ranks(self, asked: int, world: World) -> Ranks:
+        """The rows of all processes, by query."""
+        query, counts, top, precision = (
+            world.gathered(torch.from_numpy(part).to(self.gallery.device), asked).cpu().numpy()
+            for part in (self.query, self.counts, self.top, self.precision)
+        )
+        order = np.argsort(query)
+        parts = top[order], query[order], len(self.gallery)
+        return Ranks(*counts[order].T, *parts, precision[order] if self.every else None)
+
+
+def _count(block: Block) -> torch.Tensor:
+    """int64 [queries, 3]: better, tied_wrong and tied_right of a block."""
+    scores, right = block.scores, block.right
     best = torch.full((len(scores),), -torch.inf, device=scores.device, dtype=scores.dtype)
-    best.scatter_reduce_(0, rows, right, "amax")
-    better, tied = (counted(compare, scores, best, mask) for compare in (torch.gt, torch.eq))
-    tied_right = torch.zeros_like(tied).index_add_(0, rows, (right == best[rows]).to(tied.dtype))
-    return torch.stack([better, tied - tied_right, tied_right])
+    best.scatter_reduce_(0, block.rows, right, "amax")
+    above, tied = (counted(compare, scores, best, block.spare) for compare in (torch.gt, torch.eq))
+    return best_counts(above, tied, block.rows, right, best)
+
+
+def _of_columns(columns: Columns, gallery: int) -> Ranks:
+    if not columns.every:
+        return Ranks(*columns.counts().T, columns.top(), columns.item, gallery)
+    places = columns.places()
+    return Ranks(*places.best().T, columns.top(), columns.item, gallery, _precision(places))
+
+
+def _precision(places: Places) -> np.ndarray:
+    return np.stack([places.average_precision(), *(places.found(k) for k in KS)], axis=1)
 
 
 def metric_values(ranks: Ranks) -> dict[str, np.ndarray]:
