@@ -28,6 +28,8 @@ from vlkit.models.towers import Towers
 from vlkit.storage import Location
 
 HITS = "recall@1"
+# Items that are shown of what a query ranks first: top5 in queries.parquet.
+SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -96,8 +98,8 @@ class Evaluation:
     def compared(self, tuned: Seen, base: Seen | None) -> dict[str, Any]:
         """The sections of results.json that say how the models did."""
         config, task = self.config, self.task
-        self.tuned = ranked(task, tuned.own, every=True, world=self.world)
-        self.base = ranked(task, base.own, every=True, world=self.world) if base else None
+        self.tuned = ranked(task, tuned.own, keep=SHOWN, every=True, world=self.world)
+        self.base = ranked(task, base.own, keep=SHOWN, every=True, world=self.world) if base else None
         found = self._both_ways(task, self.tuned, self.base)
         if self.classes is not None:
             self._classification(found, tuned, base)

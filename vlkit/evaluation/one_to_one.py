@@ -13,7 +13,7 @@ from vlkit import console
 from vlkit.config import EvalConfig
 from vlkit.distributed import World
 from vlkit.evaluation.comparison import Measured
-from vlkit.evaluation.ranking import rank
+from vlkit.evaluation.ranking import rank_both
 from vlkit.evaluation.scoring import DIRECTIONS, Embedded, Task, ranked
 
 # A row is contrasted with all others, however often its text stands there: of more rows than this some are drawn.
@@ -41,8 +41,8 @@ def one_to_one(task: Task, models: Mapping[str, Embedded], config: EvalConfig, w
         found["ceiling"][direction] = _ceiling(own, other)
     for who, embedded in models.items():
         sides = embedded.texts[texts], embedded.images[images]
-        for direction, (asking, gallery) in zip(DIRECTIONS, (sides, sides[::-1]), strict=True):
-            ranks = rank(asking, gallery, rows, rows, world=world)
+        both = rank_both(*sides, rows, rows, keep=0, world=world)
+        for direction, ranks in zip(DIRECTIONS, both, strict=True):
             of = Measured.of(ranks)
             values = {metric: of.value(metric, len(ranks)) for metric in ("recall@1", "recall@5", "recall@10", "mrr")}
             found.setdefault("metrics" if who == "tuned" else "baseline", {})[direction] = values

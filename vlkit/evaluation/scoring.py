@@ -16,7 +16,7 @@ from vlkit.data.batches import Inputs, PixelStore, TokenStore
 from vlkit.data.pairs import Pairs
 from vlkit.distributed import ALONE, World
 from vlkit.evaluation.comparison import Measured
-from vlkit.evaluation.ranking import Ranks, metric_values, rank
+from vlkit.evaluation.ranking import Ranks, metric_values, rank_both
 from vlkit.models.device import Precision
 from vlkit.models.encode import encode_captions, encode_images
 from vlkit.models.towers import Towers
@@ -143,20 +143,18 @@ def _brightness_into(seen: list[torch.Tensor]) -> Callable[[Any], None]:
     return watch
 
 
-def ranked(task: Task, embedded: Embedded, *, every: bool = False, world: World = ALONE) -> Scores:
+def ranked(task: Task, embedded: Embedded, *, keep: int = 0, every: bool = False, world: World = ALONE) -> Scores:
     """Rank in both directions.
 
     Args:
+        keep: how many of the first items to remember.
         every: look at every right item, for average precision (see `rank`).
     """
     image_groups, text_groups = task.groups()
-    images, texts = embedded.images, embedded.texts
-    return Scores(
-        {
-            "text_to_image": rank(texts, images, text_groups, image_groups, every=every, world=world),
-            "image_to_text": rank(images, texts, image_groups, text_groups, every=every, world=world),
-        }
+    to_image, to_text = rank_both(
+        embedded.texts, embedded.images, text_groups, image_groups, keep=keep, every=every, world=world
     )
+    return Scores({"text_to_image": to_image, "image_to_text": to_text})
 
 
 def score(
