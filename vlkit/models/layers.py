@@ -4,6 +4,7 @@
     QuickGELU   one kernel forward and one backward, instead of three and five
     layer norm  its rows become 16 bits once, not once for queries, keys and values each
     patches     a picture's patches are rows of one matrix product, as they do not overlap
+    linear      by oneDNN, see `products.py`
     the last layer   of a tower that pools one position: only that position is asked, and goes through the MLP
 
 `quicken` puts them into a model in place; parameters, their names and what is saved stay as they are.
@@ -17,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from vlkit.models.products import Linear, linear
+
 NAME = "vlkit"
 # Scores of a longer sequence no longer fit in the caches, and the fused kernel catches up.
 LONGEST = 512
@@ -26,7 +29,11 @@ QUICK = 1.702
 def quicken(model: nn.Module) -> None:
     """Let a CLIP's or SigLIP's towers, or one of them, take the shorter ways."""
     _register()
-    for module in model.modules():
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            # Its own attention goes round its out_proj's forward, and takes the weights.
+            if type(child) is nn.Linear and not isinstance(module, nn.MultiheadAttention):
+                setattr(module, name, Linear.of(child))
         config = getattr(module, "config", None)
         if getattr(config, "_attn_implementation", None) == "sdpa" and type(module).__name__ in KNOWN:
             config._attn_implementation = NAME
@@ -164,7 +171,7 @@ class PatchProjection(nn.Conv2d):
         pixels = pixels[:, :, : rows * down, : columns * across]
         cut = pixels.unflatten(3, (columns, across)).unflatten(2, (rows, down))
         patches = cut.permute(0, 2, 4, 1, 3, 5).reshape(len(pixels) * rows * columns, -1)
-        found = F.linear(patches, self.weight.flatten(1), self.bias)
+        found = linear(patches, self.weight.flatten(1), self.bias)
         return found.view(len(pixels), rows, columns, -1).permute(0, 3, 1, 2)
 
 

@@ -1,0 +1,76 @@
+"""Matrix products by oneDNN, beside torch's own and float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vlkit.models import products
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    shape=st.sampled_from([(3,), (1,), (2, 5), (0,), (2, 0), (4, 3, 2)]),
+    inner=st.integers(1, 40),
+    columns=st.integers(1, 40),
+    bias=st.booleans(),
+    frozen=st.sampled_from(["nothing", "values", "weight"]),
+    seed=st.integers(0, 99),
+)
+def test_linear_and_its_gradients_are_torchs(shape, inner, columns, bias, frozen, seed):
+    generator = torch.Generator().manual_seed(seed)
+    made = [torch.randn(*shape, inner, generator=generator), torch.randn(columns, inner, generator=generator)]
+    made.append(torch.randn(columns, generator=generator) if bias else None)
+    weight_of = torch.randn(*shape, columns, generator=generator)
+    results = []
+    for way, dtype in ((products.linear, torch.float32), (F.linear, torch.float64)):
+        values, weight, added = (
+            None if each is None else each.detach().to(dtype, copy=True).requires_grad_() for each in made
+        )
+        values.requires_grad_(frozen != "values")
+        weight.requires_grad_(frozen != "weight")
+        found = way(values, weight, added)
+        (found * weight_of.to(dtype)).sum().backward()
+        results.append([found.detach(), *(each.grad for each in (values, weight, added) if each is not None)])
+    for ours, exact in zip(*results, strict=True):
+        assert (ours is None) == (exact is None)
+        if ours is not None:
+            assert ours.shape == exact.shape
+            assert torch.allclose(ours.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+def test_under_autocast_it_errs_no_more_than_torch():
+    generator = torch.Generator().manual_seed(0)
+    values, weight = torch.randn(7, 96, generator=generator), torch.randn(33, 96, generator=generator)
+    bias = torch.randn(33, generator=generator)
+    errors = []
+    for way in (products.linear, F.linear):
+        leaves = [each.clone().requires_grad_() for each in (values, weight, bias)]
+        with torch.autocast("cpu", torch.bfloat16):
+            found = way(*leaves)
+            assert found.dtype == torch.bfloat16
+        found.float().square().sum().backward()
+        exact = [each.double().requires_grad_() for each in (values, weight, bias)]
+        F.linear(*exact).square().sum().backward()
+        apart = [(one.grad - other.grad).norm() / other.grad.norm() for one, other in zip(leaves, exact, strict=True)]
+        assert all(leaf.grad.dtype == torch.float32 for leaf in leaves)
+        errors.append(max(apart).item())
+    assert errors[0] < 1.5 * errors[1] and errors[0] < 0.02
+
+
+def test_the_module_has_the_parameters_of_the_one_that_it_stands_for():
+    plain = torch.nn.Linear(5, 3).eval()
+    ours = products.Linear.of(plain)
+    assert ours.weight is plain.weight and ours.bias is plain.bias and not ours.training
+    assert products.Linear.of(torch.nn.Linear(5, 3, bias=False)).bias is None
+    values = torch.randn(2, 5)
+    assert torch.allclose(ours(values), plain(values), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_other_types_are_left_to_torch(dtype):
+    values, weight = torch.randn(2, 5).to(dtype), torch.randn(3, 5).to(dtype)
+    assert torch.equal(products.linear(values, weight, None), F.linear(values, weight))
