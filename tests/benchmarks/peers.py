@@ -93,43 +93,64 @@ def open_clip_model(folder: Path) -> Any:
         quick_gelu=vision.hidden_act == "quick_gelu",
         output_dict=True,
     )
-    model.load_state_dict(_renamed(source.state_dict(), source.config), strict=False)
+    model.load_state_dict(to_open_clip(source.state_dict(), source.config), strict=False)
     return model
 
 
-def _renamed(weights: dict[str, torch.Tensor], config: Any) -> dict[str, torch.Tensor]:
-    found = {
-        "logit_scale": weights["logit_scale"],
-        "visual.class_embedding": weights["vision_model.embeddings.class_embedding"],
-        "visual.conv1.weight": weights["vision_model.embeddings.patch_embedding.weight"],
-        "visual.positional_embedding": weights["vision_model.embeddings.position_embedding.weight"],
-        "visual.proj": weights["visual_projection.weight"].T,
-        "token_embedding.weight": weights["text_model.embeddings.token_embedding.weight"],
-        "positional_embedding": weights["text_model.embeddings.position_embedding.weight"],
-        "text_projection": weights["text_projection.weight"].T,
-    }
-    norms = {
-        "visual.ln_pre": "vision_model.pre_layrnorm",
-        "visual.ln_post": "vision_model.post_layernorm",
-        "ln_final": "text_model.final_layer_norm",
-    }
-    linears = {}
-    towers = {
-        "visual.transformer": ("vision_model", config.vision_config),
-        "transformer": ("text_model", config.text_config),
-    }
-    for theirs, (ours, part) in towers.items():
-        for number in range(part.num_hidden_layers):
-            to, of = f"{theirs}.resblocks.{number}", f"{ours}.encoder.layers.{number}"
-            norms |= {f"{to}.ln_1": f"{of}.layer_norm1", f"{to}.ln_2": f"{of}.layer_norm2"}
-            linears |= {f"{to}.attn.out_proj": f"{of}.self_attn.out_proj"}
-            linears |= {f"{to}.mlp.c_fc": f"{of}.mlp.fc1", f"{to}.mlp.c_proj": f"{of}.mlp.fc2"}
-            for kind in ("weight", "bias"):
-                parts = [weights[f"{of}.self_attn.{which}_proj.{kind}"] for which in "qkv"]
-                found[f"{to}.attn.in_proj_{kind}"] = torch.cat(parts)
-    for to, of in {**norms, **linears}.items():
-        found |= {f"{to}.{kind}": weights[f"{of}.{kind}"] for kind in ("weight", "bias")}
+def _names(config: Any) -> Iterator[tuple[str, str, bool]]:
+    """Of each weight open_clip's name, transformers', and whether one is the other transposed."""
+    vision, text = "vision_model", "text_model"
+    yield "logit_scale", "logit_scale", False
+    yield "visual.class_embedding", f"{vision}.embeddings.class_embedding", False
+    yield "visual.conv1.weight", f"{vision}.embeddings.patch_embedding.weight", False
+    yield "visual.positional_embedding", f"{vision}.embeddings.position_embedding.weight", False
+    yield "visual.proj", "visual_projection.weight", True
+    yield "token_embedding.weight", f"{text}.embeddings.token_embedding.weight", False
+    yield "positional_embedding", f"{text}.embeddings.position_embedding.weight", False
+    yield "text_projection", "text_projection.weight", True
+    modules = {"visual.ln_pre": f"{vision}.pre_layrnorm", "visual.ln_post": f"{vision}.post_layernorm"}
+    modules["ln_final"] = f"{text}.final_layer_norm"
+    for theirs, ours in _layers(config):
+        modules |= {f"{theirs}.ln_1": f"{ours}.layer_norm1", f"{theirs}.ln_2": f"{ours}.layer_norm2"}
+        modules |= {f"{theirs}.mlp.c_fc": f"{ours}.mlp.fc1", f"{theirs}.mlp.c_proj": f"{ours}.mlp.fc2"}
+        modules[f"{theirs}.attn.out_proj"] = f"{ours}.self_attn.out_proj"
+    for theirs, ours in modules.items():
+        for kind in ("weight", "bias"):
+            yield f"{theirs}.{kind}", f"{ours}.{kind}", False
+
+
+def _layers(config: Any) -> Iterator[tuple[str, str]]:
+    for number in range(config.vision_config.num_hidden_layers):
+        yield f"visual.transformer.resblocks.{number}", f"vision_model.encoder.layers.{number}"
+    for number in range(config.text_config.num_hidden_layers):
+        yield f"transformer.resblocks.{number}", f"text_model.encoder.layers.{number}"
+
+
+def to_open_clip(weights: dict[str, torch.Tensor], config: Any) -> dict[str, torch.Tensor]:
+    """A transformers CLIP's weights under open_clip's names."""
+    found = {to: weights[of].T if turned else weights[of] for to, of, turned in _names(config)}
+    for to, of in _layers(config):
+        for kind in ("weight", "bias"):
+            parts = [weights[f"{of}.self_attn.{which}_proj.{kind}"] for which in "qkv"]
+            found[f"{to}.attn.in_proj_{kind}"] = torch.cat(parts)
     return found
+
+
+def from_open_clip(weights: dict[str, torch.Tensor], config: Any) -> dict[str, torch.Tensor]:
+    """And back."""
+    found = {of: weights[to].T.contiguous() if turned else weights[to] for to, of, turned in _names(config)}
+    for to, of in _layers(config):
+        for kind in ("weight", "bias"):
+            for which, part in zip("qkv", weights[f"{to}.attn.in_proj_{kind}"].chunk(3), strict=True):
+                found[f"{of}.self_attn.{which}_proj.{kind}"] = part
+    return found
+
+
+def weights_of(way: str, model: Any, config: Any) -> dict[str, torch.Tensor]:
+    """What a peer has trained, under transformers' names."""
+    if way == "open_clip":
+        return from_open_clip(model.state_dict(), config)
+    return dict((model[0].auto_model if way == "sentence-transformers" else model).state_dict())
 
 
 class Timed:
@@ -149,9 +170,15 @@ class Timed:
             yield batch
 
 
-def open_clip_trainer(work: Work) -> tuple[Any, Trained]:
-    """open_clip's model and its own training loop."""
+def open_clip_trainer(work: Work, *, lock_image: bool = False) -> tuple[Any, Trained]:
+    """open_clip's model and its own training loop.
+
+    Args:
+        lock_image: its image tower stays as it is, as its --lock-image does it.
+    """
     model = open_clip_model(work.model)
+    if lock_image:
+        model.lock_image_tower()
     from open_clip import ClipLoss, image_transform
     from open_clip_train.train import train_one_epoch
     from transformers import CLIPTokenizer
@@ -162,7 +189,7 @@ def open_clip_trainer(work: Work) -> tuple[Any, Trained]:
         is_train=False,  # Resize, cut the centre: as all do.
     )
     dataset = _OpenClipRows(work, transform, tokenizer)
-    named = list(model.named_parameters())
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     plain = [p for name, p in named if p.ndim < 2 or "bn" in name or "ln" in name or "logit_scale" in name]
     decayed = [p for _, p in named if not any(p is other for other in plain)]
     optimizer = torch.optim.AdamW(

@@ -44,8 +44,13 @@ def work_in(folder: Path, options: argparse.Namespace) -> peers.Work:
     return peers.Work(folder / "model", files, texts, order * 100, options.precision[0], workers=options.workers)
 
 
-def ours(work: peers.Work) -> tuple[Any, peers.Trained]:
-    """vlkit: its own loading, datasets, loss and loop, as train-retrieval puts them together."""
+def ours(work: peers.Work, pairs: Any = None, labels: str = "multi-positive") -> tuple[Any, peers.Trained]:
+    """vlkit: its own loading, datasets, loss and loop, as train-retrieval puts them together.
+
+    Args:
+        pairs: the table that `work` was made of; None: its captions decide what belongs together.
+        labels: see `vlkit.data.labels`.
+    """
     import time
 
     from vlkit import console
@@ -58,7 +63,7 @@ def ours(work: peers.Work) -> tuple[Any, peers.Trained]:
     from vlkit.training.planning import Rows, dataset_of
 
     console.silence()
-    pairs = photos.pairs_of(work.model.parent, work.files, work.texts)
+    pairs = photos.pairs_of(work.model.parent, work.files, work.texts) if pairs is None else pairs
     config = TrainRetrievalConfig(
         data=str(work.model.parent),
         model=str(work.model),
@@ -66,6 +71,7 @@ def ours(work: peers.Work) -> tuple[Any, peers.Trained]:
         batch_size=len(work.order[0]),
         tune="full",
         loss="softmax",
+        labels=labels,
         cache="off",
         seed=work.seed,
         lr=work.lr,

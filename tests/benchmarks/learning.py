@@ -1,0 +1,146 @@
+"""Learning must not pay for speed: recall of unseen rows after equal steps, beside the same peers, three seeds.
+
+python tests/benchmarks/learning.py [--steps 600] [--seeds 3] [--precision fp32]
+
+A tiny CLIP in a folder, the sample recipes, the same batches in the same order, the same rate: only the trainer is
+another. The peers' loss knows position alone (`eye`), and vlkit trains with that, too, and with its own labels; the
+scale of sentence-transformers' loss is fixed at 20. What each has trained is measured by the same code, on recipes that
+nobody saw. Values are means over the seeds, intervals resample recipes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import measuring
+import numpy as np
+import peers
+import photos
+import training
+
+EYE, OURS = "vlkit, eye labels", "vlkit"
+
+
+def prepared(folder: Path) -> Path:
+    """The sample recipes, split by recipe; more of them than usual are kept for the test."""
+    from vlkit import console
+    from vlkit.config_data import SampleConfig
+    from vlkit.data.prepare import prepare
+    from vlkit.data.samples import sample
+    from vlkit.presets import resolve_prep
+
+    console.silence()
+    sample(SampleConfig(layout="recipes", out=folder / "raw"))
+    settings = {"domain": "recipes", "source": str(folder / "raw"), "out": str(folder / "data"), "test_share": 0.5}
+    prepare(resolve_prep(settings), dry_run=False)
+    return folder / "data"
+
+
+def work_for(folder: Path, data: Path, seed: int, options: argparse.Namespace) -> tuple[peers.Work, Any]:
+    """A seed's initial model and batches, and the table of the training rows."""
+    from vlkit.data.batches import BatchOrder
+    from vlkit.data.pairs import read_pairs
+
+    pairs = read_pairs(data).of("train").positives()
+    texts = list(pairs.frame["text"])
+    model = folder / f"model-{seed}"
+    if not model.is_dir():
+        photos.write_model(model, "tiny", sorted(set(texts)), seed)
+    order = []
+    for drawn in BatchOrder.over(pairs, options.batch, seed):
+        # Trainers refuse a last batch of another size.
+        order += [drawn.rows] if len(drawn.rows) == options.batch else []
+        if len(order) == options.steps:
+            break
+    files = pairs.image_paths(pairs.frame)
+    return peers.Work(model, files, texts, order, options.precision, lr=options.lr, workers=1, seed=seed), pairs
+
+
+def hits(way: str, folder: Path, data: Path, seed: int, options: argparse.Namespace) -> np.ndarray:
+    """Recall@1 of every text of the test, after training."""
+    from vlkit.data.pairs import read_pairs
+    from vlkit.evaluation.scoring import Task, score
+    from vlkit.models import towers
+
+    work, pairs = work_for(folder, data, seed, options)
+    if way in (EYE, OURS):
+        model, trained = training.ours(work, pairs, "eye" if way == EYE else "multi-positive")
+        trained(len(work.order))
+        weights = model.model.state_dict()
+    else:
+        model, trained = peers.TRAINERS[way](work)
+        trained(len(work.order))
+        weights = peers.weights_of(way, model, towers.load_config(str(work.model)))
+    tuned = towers.load(str(work.model))
+    lacking = tuned.model.load_state_dict(weights, strict=False).missing_keys
+    if [name for name in lacking if not name.endswith("position_ids")]:
+        raise RuntimeError(f"{way}: {lacking} are not among its weights")
+    task = Task.of(read_pairs(data).of("test"))
+    return score(tuned, task, batch_size=64, precision="fp32").values()["text_to_image", "recall@1"]
+
+
+def measured(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Way -> recall, its interval, and the lowest and highest seed."""
+    from vlkit.data.pairs import read_pairs
+    from vlkit.evaluation.intervals import interval, resample
+    from vlkit.evaluation.scoring import Task
+
+    here, left_out = ([], []) if options.without_peers else peers.installed()
+    for sentence in left_out:
+        print(sentence, file=sys.stderr)
+    found: dict[str, np.ndarray] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        data = prepared(folder)
+        units = Task.of(read_pairs(data).of("test")).queries("text_to_image")["unit"].to_numpy()
+        for way in [OURS, EYE, *here]:
+            found[way] = np.stack([hits(way, folder, data, seed, options) for seed in range(options.seeds)])
+            print(f"{way}: {found[way].mean(1).round(3).tolist()}", file=sys.stderr, flush=True)
+    means = {way: values.mean(0) for way, values in found.items()}
+    draws = resample(means, {}, units, draws=4000, seed=0)
+    count = len(np.unique(units))
+    rows = {}
+    for way, values in means.items():
+        seeds = found[way].mean(1)
+        between = interval(draws[way], units=count, bounds=(0, 1))
+        rows[way] = {"recall@1": values.mean(), "interval": between, "seeds": (seeds.min(), seeds.max())}
+    return rows
+
+
+def shown(rows: dict[str, dict[str, Any]], options: argparse.Namespace) -> str:
+    """The table."""
+    head = ["", "recall@1 of unseen", "95 % interval", "seeds"]
+    cells = []
+    for way, row in rows.items():
+        (low, high), (least, most) = row["interval"], row["seeds"]
+        cells.append([way, f"{row['recall@1']:.3f}", f"[{low:.3f}, {high:.3f}]", f"{least:.3f}-{most:.3f}"])
+    told = f"{options.steps} steps of {options.batch}, rate {options.lr:g}, {options.precision}, {options.seeds} seeds"
+    return f"tiny CLIP, sample recipes, text -> image; {told}\n{measuring.table(head, cells)}"
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = measuring.parser(__doc__, rounds=1)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--without-peers", action="store_true")
+    options = parser.parse_args()
+    rows = measured(options)
+    if options.json:
+        found = {"machine": measuring.machine(), "steps": options.steps, "rows": rows}
+        print(json.dumps(found, indent=2, default=float))
+        return
+    print(measuring.header(("torch", "transformers", "open_clip_torch", "sentence-transformers")))
+    print(shown(rows, options))
+
+
+if __name__ == "__main__":
+    main()
