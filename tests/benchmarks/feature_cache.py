@@ -1,204 +1,221 @@
-"""Epochs on cached features of what is frozen, against the same epochs without a cache.
+"""Epochs on cached features of what is frozen, beside the same epochs without a cache, and open_clip --lock-image.
 
-python tests/benchmarks/feature_cache.py [--json] [--rows 256] [--precision fp32] [--runs 3] [--size tiny]
+python tests/benchmarks/feature_cache.py [--rows 256] [--precision fp32 bf16] [--runs 3] [--size tiny] [--ways ...]
 
-A random model of the shape of CLIP ViT-B/32, 224 px JPEG files, captions of 12 words, batches of 32, the product's own
-datasets, loss and loop. Three ways: both towers frozen (projections and scale trained); vision frozen, the text
-tower trained on 38 class captions; the lower 10 of 12 vision layers and the text tower frozen. With and without cache
-take turns; the first epoch, which fills the cache, is told apart. `bound` is what the saved multiplications allow.
+A model of the shape of CLIP ViT-B/32 in a folder, JPEG files of 640x480, captions of 12 words, batches of 32. Three
+ways: both towers frozen (projections and scale trained); vision frozen, the text tower trained on 38 captions, where
+open_clip locks its image tower and trains by its own loop; the lower 10 of 12 vision layers and the text tower frozen.
+With a cache, without and open_clip have a process each, and are asked in turn for an epoch (with both frozen and
+cached, for ten). The epoch that fills the cache, on disk, is told apart: it is the first thing that the cached way is
+asked for. `bound` is what the saved multiplications allow, decoding not counted; vlkit keeps few decoded pictures in
+memory, so after the first epoch neither of its ways decodes, while open_clip does, in a process beside it.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import hashlib
 import json
-import os
-import platform
-import statistics
+import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-WORDS = 12
-CLASSES = 38
+import measuring
+import ours
+import peers
+import photos
+
+BATCH = 32
+CACHED, UNCACHED, PEER = "cache", "no cache", "open_clip --lock-image"
 
 
-def data_in(folder: Path, rows: int, side: int, classes: int | None) -> Any:
-    """A pairs table over new JPEG files; captions of classes, or one a picture."""
-    import numpy as np
-    import pandas as pd
-    from PIL import Image
+@dataclass(frozen=True)
+class Way:
+    """What is frozen.
 
-    from vlkit.data.pairs import read_pairs
+    Attributes:
+        settings: of TrainRetrievalConfig.
+        classes: how many captions there are; None: as many as pictures.
+        at_least: times as fast as without cache, and as open_clip.
+        epochs: of a turn of the cached way.
+    """
 
-    rng = np.random.default_rng(0)
-    words = [first + second for first in "bdfgklmn" for second in ("ar", "el", "in", "os", "um", "ay")]
-    names = [" ".join(rng.choice(words, WORDS)) for _ in range(classes or rows)]
-    table = []
-    for number in range(rows):
-        path = folder / f"{number}.jpg"
-        if not path.exists():
-            small = rng.integers(0, 255, (24, 32, 3)).astype(np.uint8)
-            Image.fromarray(small).resize((side * 20 // 7, side * 15 // 7)).save(path, quality=88)
-        text = names[number % len(names)]
-        group = text if classes else str(number)
-        table.append({"image": str(path), "image_id": f"{number:020x}", "text": text, "image_group": group})
-    frame = pd.DataFrame(table).assign(split="train", match=1, origin="original", class_name=None)
-    frame["text_group"], frame["unit"] = frame["image_group"], frame["image_id"]
-    frame["text_id"] = [hashlib.sha256(text.encode()).hexdigest()[:20] for text in frame["text"]]
-    frame["pair_id"] = [f"{number:020x}" for number in range(rows)]
-    path = folder / f"pairs-{classes}.parquet"
-    frame.to_parquet(path)
-    return read_pairs(path)
-
-
-def towers_of(size: str, texts: list[str]) -> Any:
-    """A random CLIP with a tokenizer of its own."""
-    from transformers import CLIPConfig, CLIPModel
-
-    from vlkit.data.images import PixelSpec
-    from vlkit.models import tiny
-    from vlkit.models.towers import Towers
-
-    config = tiny.config_of("tiny-clip") if size == "tiny" else CLIPConfig()
-    tokenizer = tiny._byte_pair_tokenizer(texts)
-    config.text_config.eos_token_id, config.text_config.vocab_size = tokenizer.eos_token_id, max(len(tokenizer), 49408)
-    side = config.vision_config.image_size
-    return Towers(CLIPModel(config), tokenizer, PixelSpec(side, fit="crop", resize=side), "random")
-
-
-def saved(towers: Any, way: str, texts_per_picture: float) -> float:
-    """What the frozen multiplications are to those that stay: forward 1, backward 2 where something is trained."""
-
-    def layer(config: Any, tokens: int) -> float:
-        width = config.hidden_size
-        return 2 * tokens * (4 * width**2 + 2 * width * config.intermediate_size) + 4 * tokens**2 * width
-
-    vision, text = towers.model.config.vision_config, towers.model.config.text_config
-    patches = (vision.image_size // vision.patch_size) ** 2
-    embed = 2 * patches * 3 * vision.patch_size**2 * vision.hidden_size
-    image = layer(vision, patches + 1) * vision.num_hidden_layers + embed
-    words = layer(text, WORDS + 2) * text.num_hidden_layers * texts_per_picture
-    heads = 6 * (vision.hidden_size + text.hidden_size) * towers.width
-    upper = 2 * layer(vision, patches + 1)
-    with_cache = {"both frozen": heads, "vision frozen": 3 * words + heads, "lower ten": 3 * upper + heads}[way]
-    without = {"both frozen": image + words, "vision frozen": image + 3 * words, "lower ten": image + 2 * upper + words}
-    return (without[way] + heads) / with_cache
+    settings: dict[str, Any]
+    classes: int | None
+    at_least: dict[str, float]
+    epochs: int = 1
 
 
 WAYS = {
-    "both frozen": ({"tune": "head"}, None, 120.0),
-    "vision frozen": ({"tune": "text"}, CLASSES, 3.5),
-    "lower ten": ({"tune": "last", "unfreeze_layers": 2, "towers": "image"}, None, 2.5),
+    "both frozen": Way({"tune": "head"}, None, {UNCACHED: 120.0}, 10),
+    "vision frozen": Way({"tune": "text"}, photos.CLASSES, {UNCACHED: 3.5, PEER: 20.0}),
+    "lower ten": Way({"tune": "last", "unfreeze_layers": 2, "towers": "image"}, None, {UNCACHED: 2.5}),
 }
 
 
-def measured(way: str, folder: Path, rows: int, precision: str, runs: int, size: str) -> dict[str, Any]:
-    """Seconds of an epoch with and without cache, in turns."""
-    import torch
+def work_in(folder: Path, way: str, precision: str) -> peers.Work:
+    """What all of a way do: the same batches, epoch after epoch."""
+    import numpy as np
 
-    from vlkit.config import TrainRetrievalConfig
-    from vlkit.data.batches import BatchOrder, stream
+    files = sorted((folder / "photos").glob("*.jpg"))
+    texts = photos.captions(len(files), WAYS[way].classes)
+    # Captions of classes stand in turn: without this no batch would have one twice.
+    mixed = np.random.default_rng(2).permutation(len(files)).tolist()
+    order = [mixed[start : start + BATCH] for start in range(0, len(files), BATCH)]
+    return peers.Work(folder / "model", files, texts, order * 100, precision)
+
+
+def prepare(name: str, options: argparse.Namespace) -> Callable[[], measuring.Numbers]:
+    """One process: `name` is how, `options.ways` what is frozen."""
+    way, folder = options.ways[0], Path(options.folder)
+    work = work_in(folder, way, options.precision[0])
+    batches, epochs = len(work.files) // BATCH, WAYS[way].epochs if name == CACHED else 1
+    if name == PEER:
+        trained, filled = peers.open_clip_trainer(work, lock_image=True)[1], dict[str, float]()
+    else:
+        settings = dict(WAYS[way].settings)
+        if options.size == "tiny" and "unfreeze_layers" in settings:
+            settings["unfreeze_layers"] = 1
+        model, dataset, config = ours.opened(work, **settings)
+        trained, filled = ours.trainer(model, dataset, config, work.order), {}
+
+    def run() -> measuring.Numbers:
+        if name == CACHED and not filled:
+            filled.update(fill(folder / f"cache-{way}-{work.precision}".replace(" ", "-"), model, dataset, config))
+        measuring.forget_peak()
+        taken = trained(batches * epochs + 1)
+        rate = BATCH * len(taken) / sum(taken)
+        return {"images_per_second": rate, "peak_gb": measuring.peak_gb(), **filled}
+
+    return run
+
+
+def fill(folder: Path, model: Any, dataset: Any, config: Any) -> measuring.Numbers:
+    """Keep what the frozen parts make of the dataset; from then on it reads that."""
+    import dataclasses
+
     from vlkit.models import adapters
     from vlkit.training import caching
-    from vlkit.training.contrast import Contrast
-    from vlkit.training.loop import adamw, new_scaler, steps
-    from vlkit.training.planning import Rows, dataset_of
 
-    settings, classes, wanted = WAYS[way]
-    pairs = data_in(folder, rows, 224 if size != "tiny" else 64, classes)
-    config = TrainRetrievalConfig(
-        data=str(folder), precision=precision, batch_size=32, steps=10**6, loss="softmax", **settings
-    )
-    torch.manual_seed(0)
-    towers = towers_of(size, sorted(set(pairs.frame["text"])))
-    if size == "tiny":
-        config = dataclasses.replace(config, unfreeze_layers=1)
-    adapters.adapt(towers, config, seed=0)
-    table = Rows(pairs, pairs, pairs.of("val"))
-    seconds: dict[str, list[float]] = {"off": [], "cached": []}
-    sources = {}
-    for name in seconds:
-        sources[name] = dataset_of(table, towers, config)
     began = time.perf_counter()
-    cached_in = dataclasses.replace(config, cache=str(folder / f"cache-{way.replace(' ', '-')}"))
-    caching.cached(cached_in, towers, sources["cached"], None)
-    filling = time.perf_counter() - began
-    adapters.train_mode(towers)
-    per_epoch = BatchOrder.over(sources["off"], config.batch_size, 0).per_epoch
-    trainers = {}
-    for name, dataset in sources.items():
-        named = adapters.trainable(towers)
-        optimizer = adamw(named, lr=1e-5, weight_decay=0.01)
-        order = BatchOrder.over(dataset, config.batch_size, 0)
-        trainers[name] = steps(
-            stream(dataset, order, workers=0),
-            Contrast(towers, "softmax"),
-            len,
-            optimizer,
-            total=10**6,
-            precision=precision,
-            scaler=new_scaler(towers.device, precision),
-        )
-        next(trainers[name])
-    for _ in range(runs):
-        for name, trainer in trainers.items():
-            epochs = 10 if name == "cached" and way == "both frozen" else 1
-            began = time.perf_counter()
-            for _ in range(per_epoch * epochs):
-                next(trainer)
-            seconds[name].append((time.perf_counter() - began) / epochs)
-    ratios = sorted(off / on for off, on in zip(seconds["off"], seconds["cached"], strict=True))
-    disk = sum(path.stat().st_size for path in Path(cached_in.cache).rglob("rows.bin"))
-    return {
-        "off": statistics.median(seconds["off"]),
-        "cached": statistics.median(seconds["cached"]),
-        "ratio": statistics.median(ratios),
-        "spread": [ratios[0], ratios[-1]],
-        "bound": saved(towers, way, 1.0 if classes is None else min(32, classes) * 0.68 / 32),
-        "filling": filling,
-        "disk_gb": disk / 2**30,
-        "at_least": wanted,
-    }
+    caching.cached(dataclasses.replace(config, cache=str(folder)), model, dataset, None)
+    seconds = time.perf_counter() - began
+    adapters.train_mode(model)
+    return {"filling_seconds": seconds, "disk_gb": sum(p.stat().st_size for p in folder.rglob("rows.bin")) / 2**30}
+
+
+def bound(way: str, work: peers.Work) -> float:
+    """What the multiplications without cache are to those that stay: forward 1, backward 2 where something is trained.
+
+    A tower's last layer makes keys and values of all positions, and everything else of one.
+    """
+    from transformers import CLIPConfig, CLIPTokenizer
+
+    config = CLIPConfig.from_pretrained(work.model)
+    counts = [len(ids) for ids in CLIPTokenizer.from_pretrained(work.model)(list(work.texts))["input_ids"]]
+    tokens = sum(counts) / len(counts)
+    epoch = work.order[: len(work.texts) // BATCH]
+    distinct = sum(len({work.texts[row] for row in rows}) for rows in epoch) / len(work.texts)
+
+    def layers(part: Any, length: float, count: int) -> float:
+        width = part.hidden_size
+        keys, others = 4 * width**2, 4 * width**2 + 4 * width * part.intermediate_size
+        whole = length * (keys + others) + 4 * length**2 * width
+        return (count - 1) * whole + length * keys + others + 4 * length * width
+
+    vision, text = config.vision_config, config.text_config
+    patches = (vision.image_size // vision.patch_size) ** 2
+    image = layers(vision, patches + 1, vision.num_hidden_layers)
+    image += 2 * patches * 3 * vision.patch_size**2 * vision.hidden_size
+    words = layers(text, tokens, text.num_hidden_layers) * distinct
+    heads = 6 * (vision.hidden_size + text.hidden_size) * config.projection_dim
+    upper = layers(vision, patches + 1, min(2, vision.num_hidden_layers - 1))
+    cached, without = {
+        "both frozen": (0.0, image + words),
+        "vision frozen": (3 * words, image + 3 * words),
+        "lower ten": (3 * upper, image + 2 * upper + words),
+    }[way]
+    return (without + heads) / (cached + heads)
+
+
+def measured(folder: Path, way: str, precision: str, options: argparse.Namespace) -> dict[str, Any]:
+    """One table's rows, and what the cache cost."""
+    names = [CACHED, UNCACHED, *([PEER] if PEER in WAYS[way].at_least and options.peers else [])]
+    told = ["--folder", str(folder), "--precision", precision, "--ways", way, "--size", options.size]
+    found = measuring.in_turns(__file__, names, options.runs, told)
+    rows = {}
+    for name, runs in found.items():
+        rows[name] = {
+            "images_per_second": measuring.middle(runs, "images_per_second"),
+            "spread": measuring.spread(runs, "images_per_second"),
+            "cache_is": measuring.ratio(found[CACHED], runs, "images_per_second"),
+            "at_least": WAYS[way].at_least.get(name) if options.size != "tiny" else None,
+            "peak_gb": measuring.spread(runs, "peak_gb")[1],
+        }
+    rows[UNCACHED]["bound"] = bound(way, work_in(folder, way, precision))
+    cost = {key: found[CACHED][0][key] for key in ("filling_seconds", "disk_gb")}
+    epoch = options.rows / rows[UNCACHED]["images_per_second"]
+    return {"rows": rows, **cost, "filling_epochs": cost["filling_seconds"] / epoch}
+
+
+def shown(found: dict[str, Any]) -> str:
+    """One table."""
+
+    def times(value: float | None, form: str = ".1f") -> str:
+        return "" if value is None else f"{value:{form}} x"
+
+    head = ["", "images/s", "spread", "the cache is", "wanted", "bound", "peak GB"]
+    lines = []
+    for name, row in found["rows"].items():
+        low, high = row["spread"]
+        speed = [f"{row['images_per_second']:.1f}", f"{low:.1f}-{high:.1f}", times(row["cache_is"])]
+        lines.append([name, *speed, times(row["at_least"], "g"), times(row.get("bound")), f"{row['peak_gb']:.2f}"])
+    filling = f"filled in {found['filling_seconds']:.1f} s, {found['filling_epochs']:.1f} epochs without a cache"
+    return f"{measuring.table(head, lines)}\n{filling}; {found['disk_gb']:.4f} GB on disk"
+
+
+def arguments() -> argparse.ArgumentParser:
+    """What may be asked for."""
+    parser = measuring.parser(__doc__, rounds=3)
+    parser.add_argument("--rows", type=int, default=256, help=f"pictures, a multiple of {BATCH}")
+    parser.add_argument("--precision", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
+    parser.add_argument("--size", choices=photos.SIZES, default=photos.SIZES[0])
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
+    parser.add_argument("--without-peers", action="store_true")
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    return parser
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=256)
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--precision", default="fp32", choices=["bf16", "fp32"])
-    parser.add_argument("--size", default="ViT-B/32", choices=["ViT-B/32", "tiny"])
-    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
-    parser.add_argument("--json", action="store_true")
+    parser = arguments()
     options = parser.parse_args()
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    from vlkit import console
-
-    console.silence()
-    found: dict[str, Any] = {"machine": platform.platform(), "precision": options.precision, "rows": options.rows}
-    with tempfile.TemporaryDirectory() as folder:
-        for way in options.ways:
-            found[way] = measured(way, Path(folder), options.rows, options.precision, options.runs, options.size)
-    if options.json:
-        print(json.dumps(found, indent=2))
+    if measuring.as_child(prepare, options):
         return
-    import torch
-
-    print(f"{found['machine']}, {os.cpu_count()} cores, torch {torch.__version__}, {options.size}, {options.precision}")
-    print(f"{options.rows} pictures, batches of 32; seconds an epoch after the first, medians of {options.runs}\n")
-    head = f"{'':14s} {'no cache':>9s} {'cache':>9s} {'ratio':>7s} {'spread':>15s} {'bound':>7s}"
-    print(f"{head} {'filling':>8s} {'disk':>8s}")
-    for way in options.ways:
-        each = found[way]
-        spread = f"{each['spread'][0]:.1f} to {each['spread'][1]:.1f}"
-        print(
-            f"{way:14s} {each['off']:9.2f} {each['cached']:9.3f} {each['ratio']:7.1f} {spread:>15s} "
-            f"{each['bound']:7.1f} {each['filling']:7.1f}s {each['disk_gb']:5.3f} GB"
-        )
+    if options.rows % BATCH or options.rows < BATCH:
+        parser.error(f"--rows {options.rows}: a multiple of {BATCH} is wanted")
+    options.peers, left_out = ([], []) if options.without_peers else peers.installed(["open_clip"])
+    for sentence in left_out:
+        print(sentence, file=sys.stderr)
+    tables = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        photos.write_photos(folder / "photos", options.rows)
+        texts = {text for way in WAYS for text in photos.captions(options.rows, WAYS[way].classes)}
+        photos.write_model(folder / "model", options.size, sorted(texts))
+        for way in options.ways:
+            for precision in options.precision:
+                tables[f"{way}, {precision}"] = measured(folder, way, precision, options)
+    if options.json:
+        print(json.dumps({"machine": measuring.machine(), "size": options.size, **tables}, indent=2))
+        return
+    print(measuring.header(("torch", "transformers", "open_clip_torch")))
+    print(f"{options.size}, {options.rows} pictures, batches of {BATCH}; epochs after the first, {options.runs} turns")
+    for title, found in tables.items():
+        print(f"\n{title}\n{shown(found)}")
 
 
 if __name__ == "__main__":

@@ -1,103 +1,161 @@
-"""A contrastive batch of 1024 in micro-batches of 32: peak memory and time beside ordinary accumulation of 32s.
+"""A large contrastive batch in small memory, beside sentence-transformers' cached loss: images a second, peak GB.
 
-python tests/benchmarks/micro_batch.py [--json] [--batch 1024] [--micro 32]
+python tests/benchmarks/micro_batch.py [--size tiny ViT-B/32] [--precision bf16 fp32] [--runs 3] [--without-peers]
 
-A random model of the shape of CLIP ViT-B/32, float32, AdamW, one step after one that makes the optimizer's state; each
-in a process of its own. The batch's uint8 pixels are taken off the peak.
+Two sizes: a tiny model with 1024 pairs in micro-batches of 32, and the shape of CLIP ViT-B/32 with 128 in 32; one
+model in one folder, the same JPEG files and captions, everything trained. `accumulation` is vlkit's ordinary
+accumulation of the same pieces, the measure of memory. Every way has a process of its own and is asked in turn for a
+few steps; the first of every turn is left out, for a Trainer begins anew there. Peak GB: all that the training process
+held at most, libraries, weights and optimizer included; processes that load data are not counted. CPU s: of a step,
+theirs counted.
+
+Then, without rounding to 16 bits: how far the gradient in micro-batches is from that of the whole batch at once.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
-import resource
-import subprocess
+import os
 import sys
-import time
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-SIDE, LENGTH, WORDS = 224, 24, 49408
+import exactness
+import measuring
+import ours
+import peers
+import photos
+
+OURS, ACCUMULATION, PEER = "vlkit", "vlkit, accumulation", "sentence-transformers"
+BATCH, MICRO = {"tiny": 1024, "ViT-B/32": 128}, 32
+# Pictures that a tiny model looks at are small: it is not the decoder that is measured.
+PICTURE = {"tiny": (160, 120), "ViT-B/32": (640, 480)}
+WANTED = f"wanted in bf16: 2 x {PEER} with less memory; at most 1.1 x the memory of accumulation"
 
 
-def step(batch: int, micro: int | None, accumulate: int) -> dict[str, float]:
-    """Seconds of a step, and this process' peak memory in GB without the pixels."""
-    import torch
-    from transformers import CLIPConfig, CLIPModel
-
-    from vlkit.config import TrainRetrievalConfig
-    from vlkit.data.batches import Batch
-    from vlkit.data.images import PixelSpec
-    from vlkit.data.labels import Labels
-    from vlkit.models import adapters
-    from vlkit.models.towers import Towers
-    from vlkit.training.contrast import Contrast
-    from vlkit.training.loop import adamw, steps
-
-    torch.manual_seed(0)
-    towers = Towers(CLIPModel(CLIPConfig()), None, PixelSpec(SIDE), "random")
-    adapters.adapt(towers, TrainRetrievalConfig(), seed=0)
-    adapters.train_mode(towers)
-    ids = [{str(n)} for n in range(batch)]
-    texts = torch.randint(1, WORDS - 2, (batch, LENGTH))
-    texts[:, -1] = WORDS - 1
-
-    def batches():
-        while True:
-            pixels = torch.randint(0, 255, (batch, 3, SIDE, SIDE), dtype=torch.uint8)
-            names = [str(n) for n in range(batch)]
-            yield Batch(pixels, texts, batch, torch.arange(batch), Labels.of(ids, ids, "multi-positive"), names)
-
-    optimizer = adamw(adapters.trainable(towers), lr=1e-5, weight_decay=0.01)
-    taken = []
-    for size in (min(batch, 2 * (micro or batch)), batch):
-        contrast = Contrast(towers, "softmax", micro)
-        stream = batches() if size == batch else map(lambda b, n=size: _cut(b, n), batches())
-        began = time.perf_counter()
-        next(steps(stream, contrast, len, optimizer, total=1, accumulate=accumulate))
-        taken.append(time.perf_counter() - began)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if platform.system() == "Darwin" else 2**20)
-    return {"seconds": taken[-1], "gigabytes": peak - batch * accumulate * 3 * SIDE * SIDE / 2**30}
+def work_in(folder: Path, batch: int, precision: str, workers: int) -> peers.Work:
+    """What all ways do."""
+    files = sorted((folder / "photos").glob("*.jpg"))
+    texts = json.loads((folder / "texts.json").read_text())
+    order = [range(start, start + batch) for start in range(0, len(files) - batch + 1, batch)]
+    return peers.Work(folder / "model", files, texts, order * 100, precision, workers=workers)
 
 
-def _cut(batch: Any, size: int) -> Any:
-    """The first pairs of a batch: a small step that makes the optimizer's state."""
-    import dataclasses
+def trainer_of(way: str, work: peers.Work, micro: int) -> peers.Trained:
+    """One way's loop."""
+    if way == PEER:
+        return peers.sentence_transformers_trainer(work, "cached", micro)[1]
+    batch = len(work.order[0])
+    pieces = {"grad_accum": batch // micro} if way == ACCUMULATION else {"micro_batch": str(micro)}
+    return ours.trainer(*ours.opened(work, **pieces), work.order)
 
-    from vlkit.data.labels import Labels
 
-    ids = [{str(n)} for n in range(size)]
-    labels = Labels.of(ids, ids, "multi-positive")
-    parts = {name: getattr(batch, name)[:size] for name in ("images", "captions", "text_index", "pair_ids")}
-    return dataclasses.replace(batch, **parts, texts=size, labels=labels)
+def prepare(way: str, options: argparse.Namespace) -> Callable[[], measuring.Numbers]:
+    """One way, which trains a few steps whenever it is asked."""
+    work = work_in(Path(options.folder), options.batch, options.precision[0], options.workers)
+    trained = trainer_of(way, work, options.micro)
+
+    def run() -> measuring.Numbers:
+        measuring.forget_peak()
+        began = sum(os.times()[:4])
+        taken = trained(options.steps + 1)
+        cpu = (sum(os.times()[:4]) - began) / (options.steps + 1)
+        rate = options.batch * len(taken) / sum(taken)
+        return {"images_per_second": rate, "peak_gb": measuring.peak_gb(), "cpu_seconds": cpu}
+
+    return run
+
+
+def write_inputs(folder: Path, size: str, batch: int, options: argparse.Namespace) -> None:
+    """Pictures, captions and a model; no picture comes twice."""
+    count = batch * (options.steps + 1) * (options.runs + 1)
+    photos.write_photos(folder / "photos", count, *PICTURE[size])
+    texts = photos.captions(count)
+    (folder / "texts.json").write_text(json.dumps(texts))
+    photos.write_model(folder / "model", size, texts)
+
+
+def measured(folder: Path, batch: int, precision: str, options: argparse.Namespace) -> dict[str, Any]:
+    """One table's rows."""
+    told = ["--folder", str(folder), "--precision", precision, "--batch", str(batch), "--micro", str(options.micro)]
+    told += ["--steps", str(options.steps), "--workers", str(options.workers)]
+    found = measuring.in_turns(__file__, [OURS, ACCUMULATION, *options.peers], options.runs, told)
+    rows = {}
+    for way, runs in found.items():
+        rows[way] = {
+            "images_per_second": measuring.middle(runs, "images_per_second"),
+            "spread": measuring.spread(runs, "images_per_second"),
+            "vlkit_is": measuring.ratio(found[OURS], runs, "images_per_second"),
+            "cpu_seconds": measuring.middle(runs, "cpu_seconds"),
+            # A peak is what it was at worst.
+            "peak_gb": measuring.spread(runs, "peak_gb")[1],
+        }
+    for row in rows.values():
+        row["vlkits_memory_is"] = rows[OURS]["peak_gb"] / row["peak_gb"]
+    return rows
+
+
+def shown(rows: dict[str, Any]) -> str:
+    """One table."""
+    head = ["", "images/s", "spread", "vlkit is", "CPU s", "peak GB", "vlkit's is"]
+    lines = []
+    for way, row in rows.items():
+        low, high = row["spread"]
+        speed = [f"{row['images_per_second']:.2f}", f"{low:.2f}-{high:.2f}", f"{row['vlkit_is']:.2f} x"]
+        memory = [f"{row['peak_gb']:.2f}", f"{row['vlkits_memory_is']:.2f} x"]
+        lines.append([way, *speed, f"{row['cpu_seconds']:.1f}", *memory])
+    return measuring.table(head, lines)
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """All the tables: rows by "size, batch in micro, precision", and the gradients'."""
+    tables: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as name:
+        for size in options.size:
+            folder, batch = Path(name) / size.replace("/", "-"), options.batch or BATCH[size]
+            write_inputs(folder, size, batch, options)
+            for precision in options.precision:
+                title = f"{size}, {batch} in micro-batches of {options.micro}, {precision}"
+                tables[title] = measured(folder, batch, precision, options)
+        tables["gradients"] = exactness.measured(Path(name) / "gradients", options.micro, options.without_peers)
+    return tables
+
+
+def arguments() -> argparse.ArgumentParser:
+    """What may be asked for."""
+    parser = measuring.parser(__doc__, rounds=3)
+    parser.add_argument("--size", nargs="+", choices=list(BATCH), default=list(BATCH))
+    parser.add_argument("--precision", nargs="+", choices=["fp32", "bf16"], default=["bf16"])
+    parser.add_argument("--batch", type=int, help="of either size; 1024 and 128 unless told")
+    parser.add_argument("--micro", type=int, default=MICRO)
+    parser.add_argument("--steps", type=int, default=1, help="of a turn, after one that is left out")
+    parser.add_argument("--workers", type=int, default=1, help="processes that load the peer's data")
+    parser.add_argument("--without-peers", action="store_true")
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    return parser
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--batch", type=int, default=1024)
-    parser.add_argument("--micro", type=int, default=32)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.one:
-        print(json.dumps(step(*json.loads(options.one))))
+    options = arguments().parse_args()
+    if measuring.as_child(prepare, options):
         return
-    found: dict[str, Any] = {"machine": platform.platform()}
-    ways = {"accumulation": (options.micro, None, 2), "micro-batches": (options.batch, options.micro, 1)}
-    for name, way in ways.items():
-        program = [sys.executable, __file__, "--one", json.dumps(way)]
-        found[name] = json.loads(subprocess.run(program, check=True, stdout=subprocess.PIPE, text=True).stdout)
-        found[name]["images_per_second"] = way[0] * way[2] / found[name]["seconds"]
-    found["memory_ratio"] = found["micro-batches"]["gigabytes"] / found["accumulation"]["gigabytes"]
+    options.peers, left_out = ([], []) if options.without_peers else peers.installed([PEER])
+    for sentence in left_out:
+        print(sentence, file=sys.stderr)
+    tables = measure(options)
     if options.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps({"machine": measuring.machine(), **tables}, indent=2))
         return
-    print(f"{found['machine']}, Python {platform.python_version()}, ViT-B/32's shape")
-    for name in ways:
-        each = found[name]
-        print(f"{name:14s} {each['gigabytes']:.2f} GB, {each['images_per_second']:.1f} images/s")
-    print(f"a batch of {options.batch} in {options.micro}s: {found['memory_ratio']:.3f} x the memory")
+    print(measuring.header(("torch", "transformers", "sentence-transformers", "open_clip_torch")))
+    print(f"medians of {options.runs} turns, the highest peak; {WANTED}")
+    gradients = tables.pop("gradients")
+    for title, rows in tables.items():
+        print(f"\n{title}\n{shown(rows)}")
+    print(f"\n{exactness.shown(gradients)}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,90 @@
+"""vlkit as train-retrieval puts it together: its own loading, datasets, loss and loop, a few steps at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from itertools import chain, cycle, pairwise
+from typing import Any
+
+import peers
+import photos
+
+
+def opened(work: peers.Work, pairs: Any = None, **settings: Any) -> tuple[Any, Any, Any]:
+    """A model of which is trained what the settings say, the dataset that belongs to it, and all its settings.
+
+    Args:
+        pairs: the table that `work` was made of; None: its captions decide what belongs together.
+        settings: of TrainRetrievalConfig; without any, everything is trained and nothing kept.
+    """
+    from vlkit import console
+    from vlkit.config import TrainRetrievalConfig
+    from vlkit.models import adapters, towers
+    from vlkit.models.device import best_device
+    from vlkit.training.planning import Rows, dataset_of
+
+    console.silence()
+    pairs = photos.pairs_of(work.model.parent, work.files, work.texts) if pairs is None else pairs
+    common = {"tune": "full", "loss": "softmax", "cache": "off", "batch_size": len(work.order[0]), "steps": 10**6}
+    config = TrainRetrievalConfig(
+        data=str(work.model.parent),
+        model=str(work.model),
+        precision=work.precision,
+        seed=work.seed,
+        lr=work.lr,
+        weight_decay=work.weight_decay,
+        **(common | settings),
+    )
+    model = towers.load(str(work.model))
+    adapters.adapt(model, config, seed=work.seed)
+    adapters.train_mode(model)
+    model.to(best_device())
+    return model, dataset_of(Rows(pairs, pairs, pairs.of("val")), model, config), config
+
+
+def trainer(model: Any, dataset: Any, config: Any, order: Sequence[Sequence[int]]) -> peers.Trained:
+    """Its loop, over and over through these batches; each is a step, of `config.grad_accum` pieces.
+
+    Returns:
+        As the peers' do: seconds of each step but the first.
+    """
+    from vlkit.data.batches import stream
+    from vlkit.models import adapters
+    from vlkit.training.contrast import Contrast
+    from vlkit.training.loop import adamw, new_scaler, steps
+
+    micro = int(config.micro_batch) if config.micro_batch else None
+    optimizer = adamw(adapters.trainable(model), lr=config.lr, weight_decay=config.weight_decay)
+    running = steps(
+        stream(dataset, cycle(drawn(order, config.grad_accum))),
+        Contrast(model, config.loss, micro),
+        len,
+        optimizer,
+        total=config.steps,
+        accumulate=config.grad_accum,
+        precision=config.precision,
+        scaler=new_scaler(model.device, config.precision),
+    )
+
+    def trained(count: int) -> list[float]:
+        ends = [time.perf_counter()]
+        for _ in range(count):
+            next(running)
+            model.clamp_scale()
+            ends.append(time.perf_counter())
+        return [after - before for before, after in pairwise(ends)][1:]
+
+    return trained
+
+
+def drawn(order: Iterable[Sequence[int]], pieces: int = 1) -> list[Any]:
+    """Batches as a dataset is asked for them, each in so many pieces."""
+    from vlkit.data.batches import Drawn
+
+    def cut(rows: Sequence[int]) -> list[Any]:
+        size = len(rows) // pieces
+        parts = [list(rows[start : start + size]) for start in range(0, size * pieces, size)]
+        return [Drawn(0, part, [0] * len(part)) for part in parts]
+
+    return list(chain.from_iterable(map(cut, order)))
