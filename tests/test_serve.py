@@ -233,9 +233,9 @@ def test_a_large_jpeg_is_taken_smaller_and_other_large_pictures_are_refused(serv
     large, whole = packed((320, 240), "JPEG"), []
     fitted = images.fitted
 
-    def noted(picture, spec):
+    def noted(picture, *how):
         whole.append(picture.size)
-        return fitted(picture, spec)
+        return fitted(picture, *how)
 
     monkeypatch.setattr(images, "fitted", noted)
     assert server.json("/api/search", large)["results"]

@@ -19,9 +19,9 @@ from typing import Any
 
 import measuring
 import numpy as np
+import ours
 import peers
 import photos
-import training
 
 EYE, OURS = "vlkit, eye labels", "vlkit"
 
@@ -69,8 +69,8 @@ def hits(way: str, folder: Path, data: Path, seed: int, options: argparse.Namesp
 
     work, pairs = work_for(folder, data, seed, options)
     if way in (EYE, OURS):
-        model, trained = training.ours(work, pairs, "eye" if way == EYE else "multi-positive")
-        trained(len(work.order))
+        model, dataset, config = ours.opened(work, pairs, labels="eye" if way == EYE else "multi-positive")
+        ours.trainer(model, dataset, config, work.order)(len(work.order))
         weights = model.model.state_dict()
     else:
         model, trained = peers.TRAINERS[way](work)

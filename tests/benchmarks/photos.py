@@ -30,14 +30,14 @@ def write_photos(folder: Path, count: int, width: int = 640, height: int = 480) 
 
 
 def captions(count: int, classes: int | None = None) -> list[str]:
-    """Captions of twelve words, a few of them frequent; of classes, each stands many times."""
+    """Captions of twelve words, a few of them frequent; of classes, drawn anew for every picture."""
     rng = np.random.default_rng(1)
     syllables = [first + second for first in "bdfgklmnprst" for second in ("a", "el", "in", "o", "um", "ay")]
     words = sorted({"".join(rng.choice(syllables, rng.integers(1, 4))) for _ in range(3000)})
     weights = 1 / (1 + np.arange(len(words)))
     chosen = rng.permutation(words)
     told = [" ".join(rng.choice(chosen, WORDS, p=weights / weights.sum())) for _ in range(classes or count)]
-    return [told[number % len(told)] for number in range(count)]
+    return told if classes is None else [told[number] for number in rng.integers(0, classes, count)]
 
 
 def pairs_of(folder: Path, photos: Sequence[Path], texts: Sequence[str]) -> Any:

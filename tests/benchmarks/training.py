@@ -15,11 +15,11 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import measuring
+import ours
 import peers
 import photos
 
@@ -44,72 +44,14 @@ def work_in(folder: Path, options: argparse.Namespace) -> peers.Work:
     return peers.Work(folder / "model", files, texts, order * 100, options.precision[0], workers=options.workers)
 
 
-def ours(work: peers.Work, pairs: Any = None, labels: str = "multi-positive") -> tuple[Any, peers.Trained]:
-    """vlkit: its own loading, datasets, loss and loop, as train-retrieval puts them together.
-
-    Args:
-        pairs: the table that `work` was made of; None: its captions decide what belongs together.
-        labels: see `vlkit.data.labels`.
-    """
-    import time
-
-    from vlkit import console
-    from vlkit.config import TrainRetrievalConfig
-    from vlkit.data.batches import Drawn, stream
-    from vlkit.models import adapters, towers
-    from vlkit.models.device import best_device
-    from vlkit.training.contrast import Contrast
-    from vlkit.training.loop import adamw, new_scaler, steps
-    from vlkit.training.planning import Rows, dataset_of
-
-    console.silence()
-    pairs = photos.pairs_of(work.model.parent, work.files, work.texts) if pairs is None else pairs
-    config = TrainRetrievalConfig(
-        data=str(work.model.parent),
-        model=str(work.model),
-        precision=work.precision,
-        batch_size=len(work.order[0]),
-        tune="full",
-        loss="softmax",
-        labels=labels,
-        cache="off",
-        seed=work.seed,
-        lr=work.lr,
-        weight_decay=work.weight_decay,
-    )
-    model = towers.load(str(work.model))
-    adapters.adapt(model, config, seed=work.seed)
-    adapters.train_mode(model)
-    model.to(best_device())
-    dataset = dataset_of(Rows(pairs, pairs, pairs.of("val")), model, config)
-    optimizer = adamw(adapters.trainable(model), lr=work.lr, weight_decay=work.weight_decay)
-    order = [Drawn(0, list(rows), [0] * len(rows)) for rows in work.order]
-    trainer = steps(
-        stream(dataset, order),
-        Contrast(model, "softmax"),
-        len,
-        optimizer,
-        total=len(order),
-        precision=work.precision,
-        scaler=new_scaler(model.device, work.precision),
-    )
-
-    def trained(count: int) -> list[float]:
-        ends = [time.perf_counter()]
-        for _ in range(count):
-            next(trainer)
-            model.clamp_scale()
-            ends.append(time.perf_counter())
-        return [after - before for before, after in pairwise(ends)][1:]
-
-    return model, trained
-
-
 def prepare(way: str, options: argparse.Namespace) -> Callable[[], measuring.Numbers]:
     """One way, which trains a few steps whenever it is asked."""
     work = work_in(Path(options.folder), options)
-    model, trained = (ours if way == OURS else peers.TRAINERS[way])(work)
-    del model
+    if way == OURS:
+        model, dataset, config = ours.opened(work)
+        trained = ours.trainer(model, dataset, config, work.order)
+    else:
+        trained = peers.TRAINERS[way](work)[1]
 
     def run() -> measuring.Numbers:
         measuring.forget_peak()

@@ -70,7 +70,8 @@ class PatchEncoder(torch.nn.Module):
 
     def scaled(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 [pictures, 3, size, size] -> normalised, on the tower's device."""
-        return (pixels.to(self.device).float() / 255 - self.mean) / self.std
+        # In place, as Towers do.
+        return (pixels.to(self.device) / 255).sub_(self.mean).div_(self.std)
 
     @torch.no_grad()
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
