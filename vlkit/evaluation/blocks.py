@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
 import torch
 
 from vlkit.data.labels import Groups, matching_pairs
+from vlkit.models.products import product
 
 # Scores held at a time, by device. On a CPU under 32 MB, which glibc keeps: touching fresh memory costs more than the
 # arithmetic.
@@ -129,20 +130,3 @@ class Blocks:
     def _matches(self, part: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         low, high = np.searchsorted(self._place, [part.start, part.stop])
         return self._match[low:high], self._place[low:high] - part.start, self._item[low:high]
-
-
-def product(queries: torch.Tensor, gallery: torch.Tensor) -> torch.Tensor:
-    """float [queries, items]: queries @ gallery.T, of contiguous tensors.
-
-    torch leaves float32 to MKL, which on AMD uses half of the AVX-512 width; oneDNN uses all of it, anywhere.
-    """
-    if queries.dtype == torch.float32 and queries.device.type == "cpu" and _onednn():
-        return torch.ops.mkldnn._linear_pointwise(queries.detach(), gallery.detach(), None, "none", [], "")
-    return queries @ gallery.T
-
-
-@cache
-def _onednn() -> bool:
-    # What torch.compile makes of a linear layer: no public call has it.
-    has = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    return has and torch.backends.cpu.get_cpu_capability() == "AVX512"

@@ -24,7 +24,8 @@ def onednn() -> bool:
 def product(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """left @ right.T + bias, of matrices [rows, inner] and [columns, inner], without a gradient."""
     if left.device.type == "cpu" and left.dtype in KINDS and onednn():
-        return torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")  # type: ignore[no-any-return]
+        with torch.no_grad():
+            return torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")  # type: ignore[no-any-return]
     return F.linear(left, right, bias)
 
 
