@@ -37,7 +37,8 @@ def prepare(way: str, options: argparse.Namespace) -> Callable[[], measuring.Num
 
     torch.manual_seed(0)
     images = torch.nn.functional.normalize(torch.randn(options.images, options.width), dim=1)
-    right = torch.arange(options.texts) % options.images
+    # The captions of a picture beside each other, as COCO has them.
+    right = torch.arange(options.texts) * options.images // options.texts
     texts = torch.nn.functional.normalize(images[right] + 0.3 * torch.randn(options.texts, options.width), dim=1)
     recalls = {OURS: ours, WHOLE: whole, PEER: clip_benchmark, DENSE: dense}[way]
     few = min(64, options.images, options.texts)

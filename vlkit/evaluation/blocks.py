@@ -93,7 +93,7 @@ class Blocks:
             gallery: float32 [items, width].
             query: int64, positions of those that are asked.
         """
-        self.queries, self.gallery = queries, gallery.contiguous()
+        self.queries, self.gallery = queries.contiguous(), gallery.contiguous()
         most = max(1, BLOCK_SCORES[gallery.device.type] // max(1, len(gallery)))
         # Of about equal size: a small one at the end would be rounded otherwise.
         bounds = np.linspace(0, len(query), -(-len(query) // most) + 1).astype(int)
@@ -125,7 +125,11 @@ class Blocks:
             yield match, scores[rows, columns]
 
     def _asking(self, part: slice) -> torch.Tensor:
-        return self.queries[torch.from_numpy(self.query[part]).to(self.queries.device)]
+        query = self.query[part]
+        # Beside each other, as rows mostly are that share a picture, they need no copy.
+        if query[-1] - query[0] == len(query) - 1:
+            return self.queries[query[0] : query[-1] + 1]
+        return self.queries[torch.from_numpy(query).to(self.queries.device)]
 
     def _matches(self, part: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         low, high = np.searchsorted(self._place, [part.start, part.stop])
