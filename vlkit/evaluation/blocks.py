@@ -15,7 +15,7 @@ from vlkit.models.products import product
 
 # Scores held at a time, by device. On a CPU under 32 MB, which glibc keeps: touching fresh memory costs more than the
 # arithmetic.
-BLOCK_SCORES = {"cpu": 2**22, "cuda": 2**26}
+BLOCK_SCORES = {"cpu": 2**21, "cuda": 2**26}
 # Of fewer columns than this, MKL and oneDNN round a product otherwise than as a part of a larger one.
 NARROWEST = 16
 
@@ -52,7 +52,7 @@ class Matches:
         return self.asked[np.argsort(first, kind="stable")]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Block:
     """The scores of some queries.
 
@@ -80,7 +80,7 @@ class Block:
 
 
 class Blocks:
-    """The blocks of some queries, as often as they are asked for; the next takes the spare memory of the one before.
+    """The blocks of some queries, as often as they are asked for. When the next comes, the one before has no scores.
 
     Attributes:
         query: int64, the queries in the order of the blocks; within a block they ascend.
@@ -112,8 +112,9 @@ class Blocks:
             match, rows, items = self._matches(part)
             scores = product(self._asking(part), self.gallery)
             rows, items = (torch.from_numpy(places).to(scores.device) for places in (rows, items))
-            yield Block(scores, self._spare[: len(scores)], self.query[part], part, rows, items, match)
-            del scores
+            block = Block(scores, self._spare[: len(scores)], self.query[part], part, rows, items, match)
+            yield block
+            del scores, block.scores
 
     def guessed(self) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
         """Positions of matches and their scores, of a product with the right items of each block alone."""
