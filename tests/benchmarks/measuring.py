@@ -139,8 +139,13 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def matmul_rate(precision: str, seconds: float = 1.0) -> float:
-    """FLOP/s of matrix products of a ViT-B/32's size in a batch of 32, on this machine: the best of many."""
+    """FLOP/s of matrix products of a ViT-B/32's size in a batch of 32, on this machine: the best of many.
+
+    By oneDNN where vlkit takes it: MKL, which torch takes for float32, is slower on some machines, and no limit.
+    """
     import torch
+
+    from vlkit.models.products import product
 
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     best = 0.0
@@ -149,7 +154,7 @@ def matmul_rate(precision: str, seconds: float = 1.0) -> float:
         until = time.perf_counter() + seconds / 3
         while time.perf_counter() < until:
             began = time.perf_counter()
-            left @ right.T
+            product(left, right)
             best = max(best, 2 * rows * inner * columns / (time.perf_counter() - began))
     return best
 

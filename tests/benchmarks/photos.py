@@ -68,8 +68,9 @@ def write_model(folder: Path, size: str, texts: Sequence[str], seed: int = 0) ->
 
     from vlkit.data.images import PixelSpec
     from vlkit.models import tiny
-    from vlkit.models.towers import Towers
+    from vlkit.models.towers import Towers, quiet_transformers
 
+    quiet_transformers()
     torch.manual_seed(seed)
     config = tiny.config_of("tiny-clip") if size == "tiny" else CLIPConfig()
     learned = tiny._byte_pair_tokenizer(list(texts))
