@@ -158,27 +158,9 @@ def open_clip_ways(work: peers.Work, size: int, dropout: bool) -> dict[str, dict
     batches = list(zip(pixels.split(size), texts.split(size), strict=True))
     data = {"train": SimpleNamespace(dataloader=peers.Timed(batches, PIECES, len(pixels)), set_epoch=lambda epoch: 0)}
     torch.manual_seed(0)
-    train_one_epoch(model, data, loss_of, 0, recorder, None, None, None, _open_clip_arguments(size))
+    arguments = peers.open_clip_arguments("fp32", size, accumulate=PIECES, grad_clip_norm=None)
+    train_one_epoch(model, data, loss_of, 0, recorder, None, None, None, arguments)
     return {f"open_clip, --accum-freq {PIECES}": Gradient(told[-1], recorder.found).apart(whole)}
-
-
-def _open_clip_arguments(size: int) -> SimpleNamespace:
-    return SimpleNamespace(
-        device="cpu",
-        precision="fp32",
-        accum_freq=PIECES,
-        skip_scheduler=True,
-        distill=False,
-        grad_clip_norm=None,
-        horovod=False,
-        log_every_n_steps=10**9,
-        batch_size=size,
-        world_size=1,
-        rank=0,
-        local_rank=0,
-        log_local=False,
-        wandb=False,
-    )
 
 
 def _tensors(work: peers.Work) -> tuple[torch.Tensor, torch.Tensor]:

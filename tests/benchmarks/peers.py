@@ -198,22 +198,7 @@ def open_clip_trainer(work: Work, *, lock_image: bool = False) -> tuple[Any, Tra
         betas=(0.9, 0.98),
         eps=1e-6,
     )
-    arguments = SimpleNamespace(
-        device="cpu",
-        precision={"bf16": "amp_bf16", "fp32": "fp32"}[work.precision],
-        accum_freq=1,
-        skip_scheduler=True,
-        distill=False,
-        grad_clip_norm=1.0,
-        horovod=False,
-        log_every_n_steps=10**9,
-        batch_size=len(work.order[0]),
-        world_size=1,
-        rank=0,
-        local_rank=0,
-        log_local=False,
-        wandb=False,
-    )
+    arguments = open_clip_arguments(work.precision, len(work.order[0]))
     done = 0
 
     def trained(steps: int) -> list[float]:
@@ -230,6 +215,28 @@ def open_clip_trainer(work: Work, *, lock_image: bool = False) -> tuple[Any, Tra
         return _steps_between(timed.asked)
 
     return model, trained
+
+
+def open_clip_arguments(
+    precision: str, batch: int, *, accumulate: int = 1, grad_clip_norm: float | None = 1.0
+) -> SimpleNamespace:
+    """What its loop reads of its command line."""
+    return SimpleNamespace(
+        device="cpu",
+        precision={"bf16": "amp_bf16", "fp32": "fp32"}[precision],
+        accum_freq=accumulate,
+        skip_scheduler=True,
+        distill=False,
+        grad_clip_norm=grad_clip_norm,
+        horovod=False,
+        log_every_n_steps=10**9,
+        batch_size=batch,
+        world_size=1,
+        rank=0,
+        local_rank=0,
+        log_local=False,
+        wandb=False,
+    )
 
 
 class _OpenClipRows(torch.utils.data.Dataset):

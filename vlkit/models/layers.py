@@ -44,11 +44,7 @@ def quicken(model: nn.Module) -> None:
         if type(norm) is nn.LayerNorm:
             module.layer_norm1 = NarrowLayerNorm.of(norm)
         patches = getattr(module, "patch_embedding", None)
-        if (
-            type(patches) is nn.Conv2d
-            and patches.stride == patches.kernel_size
-            and patches.padding in ((0, 0), "valid")
-        ):
+        if type(patches) is nn.Conv2d and PatchProjection.fits(patches):
             module.patch_embedding = PatchProjection.of(patches)
 
 
