@@ -18,9 +18,10 @@ from vlkit.models import products
     columns=st.integers(1, 40),
     bias=st.booleans(),
     frozen=st.sampled_from(["nothing", "values", "weight"]),
+    apart=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_linear_and_its_gradients_are_torchs(shape, inner, columns, bias, frozen, seed):
+def test_linear_and_its_gradients_are_torchs(shape, inner, columns, bias, frozen, apart, seed):
     generator = torch.Generator().manual_seed(seed)
     made = [torch.randn(*shape, inner, generator=generator), torch.randn(columns, inner, generator=generator)]
     made.append(torch.randn(columns, generator=generator) if bias else None)
@@ -32,7 +33,9 @@ def test_linear_and_its_gradients_are_torchs(shape, inner, columns, bias, frozen
         )
         values.requires_grad_(frozen != "values")
         weight.requires_grad_(frozen != "weight")
-        found = way(values, weight, added)
+        # Rows that lie apart in memory, as one position of every item does.
+        rows = torch.stack([values, values], dim=-2)[..., 0, :] if apart else values
+        found = way(rows, weight, added)
         (found * weight_of.to(dtype)).sum().backward()
         results.append([found.detach(), *(each.grad for each in (values, weight, added) if each is not None)])
     for ours, exact in zip(*results, strict=True):
@@ -42,7 +45,8 @@ def test_linear_and_its_gradients_are_torchs(shape, inner, columns, bias, frozen
             assert torch.allclose(ours.double(), exact, rtol=1e-5, atol=1e-5)
 
 
-def test_under_autocast_it_errs_no_more_than_torch():
+@pytest.mark.parametrize("apart", [False, True])
+def test_under_autocast_it_errs_no_more_than_torch(apart):
     generator = torch.Generator().manual_seed(0)
     values, weight = torch.randn(7, 96, generator=generator), torch.randn(33, 96, generator=generator)
     bias = torch.randn(33, generator=generator)
@@ -50,7 +54,7 @@ def test_under_autocast_it_errs_no_more_than_torch():
     for way in (products.linear, F.linear):
         leaves = [each.clone().requires_grad_() for each in (values, weight, bias)]
         with torch.autocast("cpu", torch.bfloat16):
-            found = way(*leaves)
+            found = way(torch.stack([leaves[0]] * 2, 1)[:, 0] if apart else leaves[0], *leaves[1:])
             assert found.dtype == torch.bfloat16
         found.float().square().sum().backward()
         exact = [each.double().requires_grad_() for each in (values, weight, bias)]

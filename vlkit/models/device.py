@@ -64,4 +64,4 @@ def keep_freed_memory() -> None:
         with suppress(OSError, AttributeError):
             mallopt = ctypes.CDLL(None).mallopt
             mallopt(_M_MMAP_MAX, 0)
-            mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+            mallopt(_M_TRIM_THRESHOLD, -1)

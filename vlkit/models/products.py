@@ -42,7 +42,8 @@ def linear(values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
         bias = None if bias is None else bias.to(kind)
     if values.dtype not in KINDS or weight.dtype != values.dtype or not values.numel():
         return F.linear(values, weight, bias)
-    found = _Linear.apply(values.reshape(-1, values.shape[-1]), weight, bias)
+    # Rows that lie apart, as one position of every item does, send oneDNN to a kernel a thousand times slower.
+    found = _Linear.apply(values.reshape(-1, values.shape[-1]).contiguous(), weight, bias)
     return found.view(*values.shape[:-1], -1)  # type: ignore[no-any-return]
 
 
@@ -60,9 +61,16 @@ class _Linear(torch.autograd.Function):
         gradient = gradient.contiguous()
         return (
             product(gradient, weight.t()) if for_values else None,
-            product(gradient.t(), values.t()) if for_weight else None,
+            _of_weight(gradient, values) if for_weight else None,
             gradient.sum(0) if for_bias else None,
         )
+
+
+def _of_weight(gradient: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """gradient.T @ values. In bf16 torch asks oneDNN itself, for a product that need not be turned first."""
+    if gradient.dtype == torch.float32:
+        return product(gradient.t(), values.t())
+    return gradient.t() @ values
 
 
 class Linear(nn.Linear):
