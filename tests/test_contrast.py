@@ -163,9 +163,9 @@ def test_the_second_pass_drops_what_the_first_one_dropped(tune, tiny):
     assert sum(again) == pytest.approx(len(first.embedded), rel=1e-6), "unit vectors, times themselves"
 
     _, found = gradients(towers, batch, "sigmoid", 4)
-    from vlkit.training.loop import _mixed
+    from vlkit.training.loop import _drawn
 
-    torch.manual_seed(_mixed(0, 0, 0))
+    torch.manual_seed(_drawn(0, 0, 0))
     images = torch.cat([towers.embed_images(part) for part in batch.images.split(4)])
     texts = torch.cat([towers.embed_texts(part) for part in batch.captions.split(4)])[batch.text_index]
     LOSSES["sigmoid"](towers.logits(images, texts), batch.labels.rows()).backward()

@@ -5,10 +5,7 @@ python tests/benchmarks/augment.py [--json] [--runs 3] [--pictures 800]
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import platform
 import statistics
 import tempfile
 import time
@@ -16,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import measuring
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
@@ -42,16 +40,22 @@ def written(folder: Path, count: int, runs: int) -> dict[str, Any]:
         photo(number).save(path, quality=88)
         jobs.append(Job(path, str(number), 0))
     rates: dict[int, list[float]] = {1: [], cores(): []}
-    for run in range(runs):
+    # The first round warms up.
+    for run in range(runs + 1):
         for workers in rates:
             out = folder / f"out-{run}-{workers}"
             out.mkdir()
             began = time.perf_counter()
             for _ in render(jobs, Variation.of(PictureSettings()), out, workers=workers):
                 pass
-            rates[workers].append(count / (time.perf_counter() - began))
-    one, all_cores = (statistics.median(rates[workers]) for workers in (1, cores()))
-    return {"one process": one, "all cores": all_cores, "ratio": all_cores / one}
+            rates[workers] += [count / (time.perf_counter() - began)] if run else []
+    one, every = rates[1], rates[cores()]
+    return {
+        "one process": statistics.median(one),
+        "all cores": statistics.median(every),
+        "ratio": statistics.median(b / a for a, b in zip(one, every, strict=True)),
+        "spread": {"one process": (min(one), max(one)), "all cores": (min(every), max(every))},
+    }
 
 
 def operations(repeats: int = 20) -> dict[str, dict[str, float]]:
@@ -87,25 +91,36 @@ def _seconds(work: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
+def shown(found: dict[str, Any]) -> str:
+    """Both tables."""
+    rates = found["written"]
+    lines = []
+    for name in ("one process", "all cores"):
+        low, high = rates["spread"][name]
+        times = "1.00 x" if name == "one process" else f"{rates['ratio']:.2f} x"
+        lines.append([name, f"{rates[name]:.0f}", f"{low:.0f}-{high:.0f}", times])
+    each = [
+        [name, f"{row['vlkit']:.2f}", f"{row['pillow']:.2f}", f"{row['ratio']:.1f} x"]
+        for name, row in found["operations"].items()
+    ]
+    written = measuring.table(["decoded, varied, written as PNG", "pictures/s", "spread", "one process"], lines)
+    return f"{written}\n\n{measuring.table(['one picture, ms', 'vlkit', 'Pillow', 'ratio'], each)}"
+
+
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=3)
+    parser = measuring.parser(__doc__, rounds=3)
     parser.add_argument("--pictures", type=int, default=800)
-    parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    found: dict[str, Any] = {"machine": platform.platform(), "cores": os.cpu_count(), "operations": operations()}
+    found: dict[str, Any] = {"machine": measuring.machine(), "operations": operations()}
     with tempfile.TemporaryDirectory() as folder:
         found["written"] = written(Path(folder), options.pictures, options.runs)
     if options.json:
         print(json.dumps(found, indent=2))
         return
-    print(f"{found['machine']}, {found['cores']} cores, Python {platform.python_version()}")
-    rates = found["written"]
-    told = f"{rates['all cores']:.0f} a second on all cores, {rates['one process']:.0f} on one: {rates['ratio']:.2f} x"
-    print(f"{options.pictures} JPEG pictures of 640 x 480 decoded, varied, written as PNG: {told}")
-    for name, each in found["operations"].items():
-        print(f"  {name:16s} {each['vlkit']:6.2f} ms, Pillow {each['pillow']:6.2f} ms: {each['ratio']:.1f} x")
+    print(measuring.header(("opencv-python-headless", "pillow")))
+    print(f"{options.pictures} JPEG pictures of 640 x 480; medians of {options.runs} rounds; an operation: least of 20")
+    print(shown(found))
 
 
 if __name__ == "__main__":

@@ -8,19 +8,22 @@ The peer needs Java and `pip install --no-deps pycocoevalcap==1.2`; without them
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib.util
 import io
 import json
-import os
-import platform
 import random
 import shutil
-import statistics
 import time
+from typing import Any
 
-Found = tuple[dict[str, float], list[float]]
+import measuring
+
+OURS, PEER = "vlkit", "pycocoevalcap"
+PARTS = ("tokens", "scores", "all")
+WANTED = "1.5 x in all, differences of at most 1e-6"
+
+Found = tuple[measuring.Numbers, list[float]]
 
 
 def captions(images: int) -> tuple[list[str], list[list[str]]]:
@@ -72,37 +75,47 @@ def theirs(made: list[str], told: list[list[str]]) -> Found:
     return seconds, [*map(float, bleu), float(rouge), float(cider)]
 
 
+def measured(images: int, runs: int) -> dict[str, dict[str, Any]]:
+    """Way -> seconds of each part, how many times vlkit's all of it takes, and how far its scores are from vlkit's."""
+    made, told = captions(images)
+    ways = {OURS: ours}
+    if importlib.util.find_spec("pycocoevalcap") and shutil.which("java"):
+        ways[PEER] = theirs
+    taken: dict[str, list[measuring.Numbers]] = {way: [] for way in ways}
+    scores: dict[str, list[float]] = {}
+    for number in range(runs + 1):
+        for way, run in ways.items():
+            seconds, scores[way] = run(made, told)
+            # The first round warms up.
+            taken[way] += [seconds] if number else []
+    return {
+        way: {
+            **{part: measuring.middle(each, part) for part in PARTS},
+            "spread": measuring.spread(each, "all"),
+            "time_is": measuring.ratio(each, taken[OURS], "all"),
+            "difference": max(abs(a - b) for a, b in zip(scores[way], scores[OURS], strict=True)),
+        }
+        for way, each in taken.items()
+    }
+
+
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--json", action="store_true")
+    parser = measuring.parser(__doc__, rounds=3)
     parser.add_argument("--images", type=int, default=5000)
-    parser.add_argument("--runs", type=int, default=3)
     options = parser.parse_args()
-    made, told = captions(options.images)
-    ways = {"vlkit": ours}
-    if importlib.util.find_spec("pycocoevalcap") and shutil.which("java"):
-        ways["pycocoevalcap"] = theirs
-    taken: dict[str, list[Found]] = {way: [] for way in ways}
-    for _ in range(options.runs):
-        for way, run in ways.items():
-            taken[way].append(run(made, told))
-    rows = {
-        way: {part: statistics.median(seconds[part] for seconds, _ in runs) for part in ("tokens", "scores", "all")}
-        for way, runs in taken.items()
-    }
-    for way, row in rows.items():
-        row["ratio"] = row["all"] / rows["vlkit"]["all"]
-        row["difference"] = max(abs(a - b) for a, b in zip(taken[way][0][1], taken["vlkit"][0][1], strict=True))
-    machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
+    rows = measured(options.images, options.runs)
     if options.json:
-        print(json.dumps({"machine": machine, "images": options.images, "rows": rows}, indent=2))
+        print(json.dumps({"machine": measuring.machine(), "images": options.images, "rows": rows}, indent=2))
         return
-    print(f"{options.images} captions, five references each; {machine}; median of {options.runs}")
-    print(f"{'':14} {'tokens':>8} {'scores':>8} {'all':>8} {'time':>7} {'largest difference':>20}")
+    print(measuring.header((PEER,)))
+    print(f"{options.images} captions, five references each; seconds, medians of {options.runs}; wanted: {WANTED}")
+    lines = []
     for way, row in rows.items():
-        seconds = f"{row['tokens']:6.2f} s {row['scores']:6.2f} s {row['all']:6.2f} s"
-        print(f"{way:14} {seconds} {row['ratio']:6.1f}x {row['difference']:20.1e}")
+        low, high = row["spread"]
+        seconds = [f"{row[part]:.2f}" for part in PARTS]
+        lines.append([way, *seconds, f"{low:.2f}-{high:.2f}", f"{row['time_is']:.1f} x", f"{row['difference']:.1e}"])
+    print(measuring.table(["", *PARTS, "spread", "time", "largest difference"], lines))
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ ways: both towers frozen (projections and scale trained); vision frozen, the tex
 open_clip locks its image tower and trains by its own loop; the lower 10 of 12 vision layers and the text tower frozen.
 With a cache, without and open_clip have a process each, and are asked in turn for an epoch (with both frozen and
 cached, for ten). The epoch that fills the cache, on disk, is told apart: it is the first thing that the cached way is
-asked for. `bound` is what the saved multiplications allow, decoding not counted; vlkit keeps few decoded pictures in
-memory, so after the first epoch neither of its ways decodes, while open_clip does, in a process beside it.
+asked for. `limit`: images a second if the useful multiplications of the way ran at this machine's rate and nothing else
+took time. vlkit keeps few decoded pictures in memory, so after the first epoch neither of its ways decodes, while
+open_clip does, in a process beside it.
 """
 
 from __future__ import annotations
@@ -107,38 +108,18 @@ def fill(folder: Path, model: Any, dataset: Any, config: Any) -> measuring.Numbe
     return {"filling_seconds": seconds, "disk_gb": sum(p.stat().st_size for p in folder.rglob("rows.bin")) / 2**30}
 
 
-def bound(way: str, work: peers.Work) -> float:
-    """What the multiplications without cache are to those that stay: forward 1, backward 2 where something is trained.
-
-    A tower's last layer makes keys and values of all positions, and everything else of one.
-    """
-    from transformers import CLIPConfig, CLIPTokenizer
-
-    config = CLIPConfig.from_pretrained(work.model)
-    counts = [len(ids) for ids in CLIPTokenizer.from_pretrained(work.model)(list(work.texts))["input_ids"]]
-    tokens = sum(counts) / len(counts)
-    epoch = work.order[: len(work.texts) // BATCH]
-    distinct = sum(len({work.texts[row] for row in rows}) for rows in epoch) / len(work.texts)
-
-    def layers(part: Any, length: float, count: int) -> float:
-        width = part.hidden_size
-        keys, others = 4 * width**2, 4 * width**2 + 4 * width * part.intermediate_size
-        whole = length * (keys + others) + 4 * length**2 * width
-        return (count - 1) * whole + length * keys + others + 4 * length * width
-
-    vision, text = config.vision_config, config.text_config
-    patches = (vision.image_size // vision.patch_size) ** 2
-    image = layers(vision, patches + 1, vision.num_hidden_layers)
-    image += 2 * patches * 3 * vision.patch_size**2 * vision.hidden_size
-    words = layers(text, tokens, text.num_hidden_layers) * distinct
-    heads = 6 * (vision.hidden_size + text.hidden_size) * config.projection_dim
-    upper = layers(vision, patches + 1, min(2, vision.num_hidden_layers - 1))
+def flops(way: str, work: peers.Work) -> dict[str, float]:
+    """Useful multiplications a picture, with a cache and without: forward 1, backward 2 where something is trained."""
+    texts = [work.texts[row] for rows in work.order[: len(work.texts) // BATCH] for row in rows]
+    parts = photos.useful_flops(work.model, texts, BATCH)
+    image, words, upper = parts["patches"] + parts["image"], parts["text"], parts["upper"]
     cached, without = {
         "both frozen": (0.0, image + words),
         "vision frozen": (3 * words, image + 3 * words),
         "lower ten": (3 * upper, image + 2 * upper + words),
     }[way]
-    return (without + heads) / (cached + heads)
+    heads = 3 * parts["heads"]
+    return {CACHED: cached + heads, UNCACHED: without + heads, PEER: without + heads}
 
 
 def measured(folder: Path, way: str, precision: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -146,16 +127,11 @@ def measured(folder: Path, way: str, precision: str, options: argparse.Namespace
     names = [CACHED, UNCACHED, *([PEER] if PEER in WAYS[way].at_least and options.peers else [])]
     told = ["--folder", str(folder), "--precision", precision, "--ways", way, "--size", options.size]
     found = measuring.in_turns(__file__, names, options.runs, told)
-    rows = {}
-    for name, runs in found.items():
-        rows[name] = {
-            "images_per_second": measuring.middle(runs, "images_per_second"),
-            "spread": measuring.spread(runs, "images_per_second"),
-            "cache_is": measuring.ratio(found[CACHED], runs, "images_per_second"),
-            "at_least": WAYS[way].at_least.get(name) if options.size != "tiny" else None,
-            "peak_gb": measuring.spread(runs, "peak_gb")[1],
-        }
-    rows[UNCACHED]["bound"] = bound(way, work_in(folder, way, precision))
+    rows = measuring.compared(found, CACHED)
+    rate, least = measuring.matmul_rate(precision), flops(way, work_in(folder, way, precision))
+    for name, row in rows.items():
+        row["limit"] = rate / least[name]
+        row["at_least"] = WAYS[way].at_least.get(name) if options.size != "tiny" else None
     cost = {key: found[CACHED][0][key] for key in ("filling_seconds", "disk_gb")}
     epoch = options.rows / rows[UNCACHED]["images_per_second"]
     return {"rows": rows, **cost, "filling_epochs": cost["filling_seconds"] / epoch}
@@ -164,15 +140,12 @@ def measured(folder: Path, way: str, precision: str, options: argparse.Namespace
 def shown(found: dict[str, Any]) -> str:
     """One table."""
 
-    def times(value: float | None, form: str = ".1f") -> str:
-        return "" if value is None else f"{value:{form}} x"
-
-    head = ["", "images/s", "spread", "the cache is", "wanted", "bound", "peak GB"]
+    head = ["", "images/s", "spread", "the cache is", "wanted", "limit", "of it", "peak GB"]
     lines = []
     for name, row in found["rows"].items():
-        low, high = row["spread"]
-        speed = [f"{row['images_per_second']:.1f}", f"{low:.1f}-{high:.1f}", times(row["cache_is"])]
-        lines.append([name, *speed, times(row["at_least"], "g"), times(row.get("bound")), f"{row['peak_gb']:.2f}"])
+        wanted = f"{row['at_least']:g} x" if row["at_least"] else ""
+        limit = [f"{row['limit']:.1f}", f"{row['images_per_second'] / row['limit']:.0%}"]
+        lines.append([name, *measuring.rate_cells(row), wanted, *limit, f"{row['peak_gb']:.2f}"])
     filling = f"filled in {found['filling_seconds']:.1f} s, {found['filling_epochs']:.1f} epochs without a cache"
     return f"{measuring.table(head, lines)}\n{filling}; {found['disk_gb']:.4f} GB on disk"
 

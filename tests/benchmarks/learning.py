@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +85,12 @@ def hits(way: str, folder: Path, data: Path, seed: int, options: argparse.Namesp
     return score(tuned, task, batch_size=64, precision="fp32").values()["text_to_image", "recall@1"]
 
 
-def measured(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Way -> recall, its interval, and the lowest and highest seed."""
+def measured(options: argparse.Namespace, ways: Sequence[str] = (OURS, EYE)) -> dict[str, dict[str, Any]]:
+    """Way -> recall, its interval, and the lowest and highest seed.
+
+    Args:
+        ways: of vlkit; the peers' come after them.
+    """
     from vlkit.data.pairs import read_pairs
     from vlkit.evaluation.intervals import interval, resample
     from vlkit.evaluation.scoring import Task
@@ -98,7 +103,7 @@ def measured(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
         folder = Path(name)
         data = prepared(folder)
         units = Task.of(read_pairs(data).of("test")).queries("text_to_image")["unit"].to_numpy()
-        for way in [OURS, EYE, *here]:
+        for way in [*ways, *here]:
             found[way] = np.stack([hits(way, folder, data, seed, options) for seed in range(options.seeds)])
             print(f"{way}: {found[way].mean(1).round(3).tolist()}", file=sys.stderr, flush=True)
     means = {way: values.mean(0) for way, values in found.items()}
@@ -123,8 +128,8 @@ def shown(rows: dict[str, dict[str, Any]], options: argparse.Namespace) -> str:
     return f"tiny CLIP, sample recipes, text -> image; {told}\n{measuring.table(head, cells)}"
 
 
-def main() -> None:
-    """Measure and print."""
+def arguments() -> argparse.ArgumentParser:
+    """What may be asked for."""
     parser = measuring.parser(__doc__, rounds=1)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seeds", type=int, default=3)
@@ -132,7 +137,12 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--without-peers", action="store_true")
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Measure and print."""
+    options = arguments().parse_args()
     rows = measured(options)
     if options.json:
         found = {"machine": measuring.machine(), "steps": options.steps, "rows": rows}

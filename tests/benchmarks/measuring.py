@@ -128,6 +128,27 @@ def ratio(ours: Sequence[Numbers], theirs: Sequence[Numbers], key: str) -> float
     return statistics.median(one[key] / other[key] for one, other in zip(ours, theirs, strict=True))
 
 
+def compared(found: Mapping[str, Sequence[Numbers]], reference: str) -> dict[str, dict[str, Any]]:
+    """Way -> its images a second, their spread, how many times its rate the reference's is, and its highest peak."""
+    return {
+        way: {
+            "images_per_second": middle(runs, "images_per_second"),
+            "spread": spread(runs, "images_per_second"),
+            "reference_is": ratio(found[reference], runs, "images_per_second"),
+            # A peak is what it was at worst.
+            "peak_gb": spread(runs, "peak_gb")[1],
+        }
+        for way, runs in found.items()
+    }
+
+
+def rate_cells(row: Mapping[str, Any]) -> list[str]:
+    """The first three of a way that was `compared`, as a table shows them."""
+    rates = (row["images_per_second"], *row["spread"])
+    rate, low, high = (f"{each:.2f}" if each < 100 else f"{each:.0f}" for each in rates)
+    return [rate, f"{low}-{high}", f"{row['reference_is']:.2f} x"]
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns of equal width: the first to the left, the others to the right."""
     widths = [max(len(str(row[column])) for row in [head, *rows]) for column in range(len(head))]

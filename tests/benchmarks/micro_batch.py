@@ -7,7 +7,8 @@ model in one folder, the same JPEG files and captions, everything trained. `accu
 accumulation of the same pieces, the measure of memory. Every way has a process of its own and is asked in turn for a
 few steps; the first of every turn is left out, for a Trainer begins anew there. Peak GB: all that the training process
 held at most, libraries, weights and optimizer included; processes that load data are not counted. CPU s: of a step,
-theirs counted.
+theirs counted. `of the limit`: of what the useful multiplications, those of the second pass counted, would take at the
+rate that this machine multiplies large matrices.
 
 Then, without rounding to 16 bits: how far the gradient in micro-batches is from that of the whole batch at once.
 """
@@ -50,7 +51,7 @@ def trainer_of(way: str, work: peers.Work, micro: int) -> peers.Trained:
         return peers.sentence_transformers_trainer(work, "cached", micro)[1]
     batch = len(work.order[0])
     pieces = {"grad_accum": batch // micro} if way == ACCUMULATION else {"micro_batch": str(micro)}
-    return ours.trainer(*ours.opened(work, **pieces), work.order)
+    return ours.trainer(*ours.opened(work, **pieces), work.order, work.workers)
 
 
 def prepare(way: str, options: argparse.Namespace) -> Callable[[], measuring.Numbers]:
@@ -83,30 +84,25 @@ def measured(folder: Path, batch: int, precision: str, options: argparse.Namespa
     told = ["--folder", str(folder), "--precision", precision, "--batch", str(batch), "--micro", str(options.micro)]
     told += ["--steps", str(options.steps), "--workers", str(options.workers)]
     found = measuring.in_turns(__file__, [OURS, ACCUMULATION, *options.peers], options.runs, told)
-    rows = {}
-    for way, runs in found.items():
-        rows[way] = {
-            "images_per_second": measuring.middle(runs, "images_per_second"),
-            "spread": measuring.spread(runs, "images_per_second"),
-            "vlkit_is": measuring.ratio(found[OURS], runs, "images_per_second"),
-            "cpu_seconds": measuring.middle(runs, "cpu_seconds"),
-            # A peak is what it was at worst.
-            "peak_gb": measuring.spread(runs, "peak_gb")[1],
-        }
-    for row in rows.values():
+    rows = measuring.compared(found, OURS)
+    work, rate = work_in(folder, batch, precision, options.workers), measuring.matmul_rate(precision)
+    for way, row in rows.items():
+        # What is contrasted with the whole batch is embedded twice; what is accumulated, within its piece alone, once.
+        flops = photos.training_flops(work.model, work.texts, batch, 1 if way == ACCUMULATION else 2)
+        row["of_the_limit"] = row["images_per_second"] * flops / rate
+        row["cpu_seconds"] = measuring.middle(found[way], "cpu_seconds")
         row["vlkits_memory_is"] = rows[OURS]["peak_gb"] / row["peak_gb"]
     return rows
 
 
 def shown(rows: dict[str, Any]) -> str:
     """One table."""
-    head = ["", "images/s", "spread", "vlkit is", "CPU s", "peak GB", "vlkit's is"]
+    head = ["", "images/s", "spread", "vlkit is", "of the limit", "CPU s", "peak GB", "vlkit's is"]
     lines = []
     for way, row in rows.items():
-        low, high = row["spread"]
-        speed = [f"{row['images_per_second']:.2f}", f"{low:.2f}-{high:.2f}", f"{row['vlkit_is']:.2f} x"]
         memory = [f"{row['peak_gb']:.2f}", f"{row['vlkits_memory_is']:.2f} x"]
-        lines.append([way, *speed, f"{row['cpu_seconds']:.1f}", *memory])
+        rate = [*measuring.rate_cells(row), f"{row['of_the_limit']:.0%}"]
+        lines.append([way, *rate, f"{row['cpu_seconds']:.1f}", *memory])
     return measuring.table(head, lines)
 
 
@@ -131,8 +127,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--precision", nargs="+", choices=["fp32", "bf16"], default=["bf16"])
     parser.add_argument("--batch", type=int, help="of either size; 1024 and 128 unless told")
     parser.add_argument("--micro", type=int, default=MICRO)
-    parser.add_argument("--steps", type=int, default=1, help="of a turn, after one that is left out")
-    parser.add_argument("--workers", type=int, default=1, help="processes that load the peer's data")
+    parser.add_argument("--steps", type=int, default=2, help="of a turn, after one that is left out")
+    parser.add_argument("--workers", type=int, default=1, help="processes that load the data of each")
     parser.add_argument("--without-peers", action="store_true")
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     return parser

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from itertools import chain, cycle, pairwise
+from itertools import chain, cycle, islice, pairwise
 from typing import Any
 
 import peers
@@ -43,8 +43,14 @@ def opened(work: peers.Work, pairs: Any = None, **settings: Any) -> tuple[Any, A
     return model, dataset_of(Rows(pairs, pairs, pairs.of("val")), model, config), config
 
 
-def trainer(model: Any, dataset: Any, config: Any, order: Sequence[Sequence[int]]) -> peers.Trained:
+def trainer(
+    model: Any, dataset: Any, config: Any, order: Sequence[Sequence[int]], workers: int | None = None
+) -> peers.Trained:
     """Its loop, over and over through these batches; each is a step, of `config.grad_accum` pieces.
+
+    Args:
+        workers: that load data beside it, as it does by itself with pictures that are too many to be kept; None: as
+            many as it takes for so few.
 
     Returns:
         As the peers' do: seconds of each step but the first.
@@ -54,23 +60,17 @@ def trainer(model: Any, dataset: Any, config: Any, order: Sequence[Sequence[int]
     from vlkit.training.contrast import Contrast
     from vlkit.training.loop import adamw, new_scaler, steps
 
-    micro = int(config.micro_batch) if config.micro_batch else None
+    contrast = Contrast(model, config.loss, int(config.micro_batch) if config.micro_batch else None)
     optimizer = adamw(adapters.trainable(model), lr=config.lr, weight_decay=config.weight_decay)
-    running = steps(
-        stream(dataset, cycle(drawn(order, config.grad_accum))),
-        Contrast(model, config.loss, micro),
-        len,
-        optimizer,
-        total=config.steps,
-        accumulate=config.grad_accum,
-        precision=config.precision,
-        scaler=new_scaler(model.device, config.precision),
-    )
+    scaler = new_scaler(model.device, config.precision)
+    batches = cycle(drawn(order, config.grad_accum))
 
     def trained(count: int) -> list[float]:
+        # Loaded by processes of this turn: what others load ahead while it is not theirs would be free.
+        some = stream(dataset, list(islice(batches, count * config.grad_accum)), workers=workers)
+        how = {"total": count, "accumulate": config.grad_accum, "precision": config.precision, "scaler": scaler}
         ends = [time.perf_counter()]
-        for _ in range(count):
-            next(running)
+        for _ in steps(some, contrast, len, optimizer, **how):
             model.clamp_scale()
             ends.append(time.perf_counter())
         return [after - before for before, after in pairwise(ends)][1:]

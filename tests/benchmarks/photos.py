@@ -99,21 +99,48 @@ def _model_of(tokenizer: Any) -> dict[str, Any]:
     return dict(json.loads(tokenizer.backend_tokenizer.to_str())["model"])
 
 
-def training_flops(config: Any, tokens: float, texts_per_picture: float = 1.0) -> float:
-    """Multiplications and additions that training everything takes a picture: the backward pass is two forward ones.
+def useful_flops(model: Path, texts: Sequence[str], batch: int, upper: int = 2) -> dict[str, float]:
+    """Multiplications and additions of one forward pass a picture, by part: no padding, no text twice in a batch.
+
+    A tower's last layer makes keys and values of all positions, and everything else of the one that is pooled.
 
     Args:
-        tokens: of a text, none of them padding.
-    """
+        model: folder of a CLIP.
+        texts: of the pictures, in the order of the batches; each batch encodes its distinct ones.
 
-    def layers(part: Any, length: float) -> float:
-        width, inner = part.hidden_size, part.intermediate_size
-        one = 2 * length * (4 * width**2 + 2 * width * inner) + 4 * length**2 * width
-        return one * part.num_hidden_layers
+    Returns:
+        "patches", "image" (all layers; "upper" of them are the last ones), "text" and "heads", the projections.
+    """
+    from transformers import CLIPConfig, CLIPTokenizer
+
+    config = CLIPConfig.from_pretrained(model)
+    counts = [len(ids) for ids in CLIPTokenizer.from_pretrained(model)(list(texts))["input_ids"]]
+    distinct = sum(len(set(texts[start : start + batch])) for start in range(0, len(texts), batch)) / len(texts)
+
+    def layers(part: Any, length: float, count: int) -> float:
+        width = part.hidden_size
+        keys, others = 4 * width**2, 4 * width**2 + 4 * width * part.intermediate_size
+        whole = length * (keys + others) + 4 * length**2 * width
+        return float((count - 1) * whole + length * keys + others + 4 * length * width)
 
     vision, text = config.vision_config, config.text_config
     patches = (vision.image_size // vision.patch_size) ** 2
-    embedding = 2 * patches * 3 * vision.patch_size**2 * vision.hidden_size
-    image = layers(vision, patches + 1)
+    return {
+        "patches": 2 * patches * 3 * vision.patch_size**2 * vision.hidden_size,
+        "image": layers(vision, patches + 1, vision.num_hidden_layers),
+        "upper": layers(vision, patches + 1, min(upper, vision.num_hidden_layers - 1)),
+        "text": layers(text, sum(counts) / len(counts), text.num_hidden_layers) * distinct,
+        "heads": 2 * (vision.hidden_size + text.hidden_size) * config.projection_dim,
+    }
+
+
+def training_flops(model: Path, texts: Sequence[str], batch: int, forwards: int = 1) -> float:
+    """The same of training everything: the backward pass is two forward ones.
+
+    Args:
+        forwards: passes before it; two where what does not fit is embedded again.
+    """
+    parts = useful_flops(model, texts, batch)
     # The gradient of the pixels is nobody's business.
-    return 3 * (image + layers(text, tokens) * texts_per_picture) + 2 * embedding
+    rest = parts["image"] + parts["text"] + parts["heads"]
+    return (forwards + 2) * rest + (forwards + 1) * parts["patches"]

@@ -7,7 +7,6 @@ At 0 pictures or rows that part is left out.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -20,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import measuring
 import numpy as np
 from PIL import Image
 
@@ -73,11 +73,18 @@ def cores(folder: Path, count: int, runs: int) -> dict[str, Any]:
     seconds = {name: statistics.median(values[1:]) for name, values in taken.items()}
     spread = {name: (min(values[1:]), max(values[1:])) for name, values in taken.items()}
     checking = _checking(folder / "raw")
-    return {"pictures": count, "seconds": seconds, "spread": spread, "start": idle, "checking": checking}
+    return {
+        "pictures": count,
+        "seconds": seconds,
+        "spread": spread,
+        "start": idle,
+        "checking": {name: statistics.median(values) for name, values in checking.items()},
+        "checking_spread": {name: (min(values), max(values)) for name, values in checking.items()},
+    }
 
 
-def _checking(raw: Path) -> dict[str, float]:
-    """The checking alone, without starting Python, reading the folder and writing: seconds, medians of three."""
+def _checking(raw: Path) -> dict[str, list[float]]:
+    """The checking alone, without starting Python, reading the folder and writing: seconds of three rounds."""
     from vlkit.data.checking import check_all
     from vlkit.data.sources import Source
     from vlkit.storage import Location
@@ -90,7 +97,7 @@ def _checking(raw: Path) -> dict[str, float]:
             began = time.perf_counter()
             check_all(source, names, workers=workers, rehash=True)
             taken[name].append(time.perf_counter() - began)
-    return {name: statistics.median(values) for name, values in taken.items()}
+    return taken
 
 
 def rows(folder: Path, count: int) -> dict[str, Any]:
@@ -105,15 +112,25 @@ def rows(folder: Path, count: int) -> dict[str, Any]:
     return {"rows": count, "seconds": seconds, "peak_memory_gb": memory}
 
 
+def shown(found: dict[str, Any]) -> str:
+    """The table of what was done to the pictures."""
+    lines = []
+    for what, part in (("checking", "checking"), ("the whole command", "seconds")):
+        one = found[part]["one process"]
+        for name, seconds in found[part].items():
+            low, high = found["spread" if part == "seconds" else "checking_spread"][name]
+            cells = [f"{seconds:.2f}", f"{low:.2f}-{high:.2f}", f"{one / seconds:.2f} x"]
+            lines.append([f"{what}, {name}", *cells, f"{found['pictures'] / seconds:.0f}"])
+    return measuring.table(["", "seconds", "spread", "one process", "pictures/s"], lines)
+
+
 def main() -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--runs", type=int, default=3)
+    parser = measuring.parser(__doc__, rounds=3)
     parser.add_argument("--pictures", type=int, default=1500)
     parser.add_argument("--rows", type=int, default=1_000_000)
     options = parser.parse_args()
-    found: dict[str, Any] = {"machine": platform.platform(), "cores": os.cpu_count()}
+    found: dict[str, Any] = {"machine": measuring.machine()}
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = str(Path(folder) / "own cache")
         if options.pictures:
@@ -121,18 +138,12 @@ def main() -> None:
         if options.rows:
             found["many_rows"] = rows(Path(folder) / "rows", options.rows)
     if options.json:
-        print(json.dumps(found))
+        print(json.dumps(found, indent=2))
         return
-    print(f"{found['machine']}, {found['cores']} cores, Python {platform.python_version()}")
+    print(measuring.header(("pillow", "pandas")))
     if measured := found.get("cores_used"):
-        one = measured["checking"]["one process"]
-        for name, seconds in measured["checking"].items():
-            rate = measured["pictures"] / seconds
-            print(f"checking, {name:22} {seconds:6.2f} s   {rate:5.0f} pictures/s   {one / seconds:.2f} x")
-        one = measured["seconds"]["one process"]
-        for name, seconds in measured["seconds"].items():
-            low, high = measured["spread"][name]
-            print(f"the whole command, {name:22} {seconds:6.2f} s   {one / seconds:.2f} x   {low:.2f} to {high:.2f}")
+        print(f"{measured['pictures']} JPEG pictures of 640 x 480; medians of {options.runs} rounds, checking of 3")
+        print(f"{shown(measured)}\nof which starting alone: {measured['start']:.2f} s")
     if measured := found.get("many_rows"):
         print(f"{measured['rows']} rows: {measured['seconds']:.0f} s, at most {measured['peak_memory_gb']:.2f} GB")
 

@@ -8,14 +8,15 @@ turns, query by query. Also: queries a second where 32 wait and are answered tog
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import platform
 import statistics
 import tempfile
 import time
 from typing import Any
+
+import measuring
+import peers
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -25,6 +26,7 @@ def made(rows: int, kind: str) -> Any:
     import numpy as np
     import pyarrow as pa
 
+    peers.declare_torchvision()
     from vlkit.inference.embedder import Embedder
     from vlkit.inference.entries import SCHEMA
     from vlkit.inference.faiss_index import Nearest
@@ -62,35 +64,7 @@ def encoded(searcher: Any, text: str) -> Any:
         return torch.nn.functional.normalize(found, dim=-1).numpy()
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--rows", type=int, default=20000)
-    parser.add_argument("--queries", type=int, default=200)
-    parser.add_argument("-k", type=int, default=10)
-    parser.add_argument("--runs", type=int, default=5)
-    options = parser.parse_args()
-    found = {}
-    for kind in ("flat", "hnsw"):
-        searcher = made(options.rows, kind)
-        found[kind] = measured(searcher, options.queries, options.runs, options.k)
-    machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
-    if options.json:
-        print(json.dumps({"machine": machine, "rows": options.rows, "found": found}, indent=2))
-        return
-    told = f"medians of {options.queries} queries, {options.runs} runs"
-    print(f"{options.rows} rows, {options.k} hits, tiny SigLIP; {machine}; {told}")
-    print(f"{'':6} {'encode + FAISS':>16} {'search':>10} {'ratio':>8} {'spread':>12} {'32 at once':>16}")
-    for kind, each in found.items():
-        spread = f"{each['lowest']:.2f}-{each['highest']:.2f}"
-        print(
-            f"{kind:6} {each['bare_ms']:13.2f} ms {each['search_ms']:7.2f} ms {each['ratio']:8.2f} {spread:>12} "
-            f"{each['together_per_second']:12.0f} /s"
-        )
-
-
-def measured(searcher: Any, queries: int, runs: int, hits: int) -> dict[str, float]:
+def measured(searcher: Any, queries: int, runs: int, hits: int) -> dict[str, Any]:
     """Both ways, in turns."""
     from vlkit.inference.searching import Ask
 
@@ -119,10 +93,35 @@ def measured(searcher: Any, queries: int, runs: int, hits: int) -> dict[str, flo
         "bare_ms": statistics.median(bare[1:]) * 1000,
         "search_ms": statistics.median(whole[1:]) * 1000,
         "ratio": statistics.median(ratios[1:]),
-        "lowest": min(ratios[1:]),
-        "highest": max(ratios[1:]),
+        "spread": (min(ratios[1:]), max(ratios[1:])),
         "together_per_second": together,
     }
+
+
+def main() -> None:
+    """Print the table."""
+    parser = measuring.parser(__doc__, rounds=5)
+    parser.add_argument("--rows", type=int, default=20000)
+    parser.add_argument("--queries", type=int, default=200)
+    parser.add_argument("-k", type=int, default=10)
+    options = parser.parse_args()
+    found = {}
+    for kind in ("flat", "hnsw"):
+        searcher = made(options.rows, kind)
+        found[kind] = measured(searcher, options.queries, options.runs, options.k)
+    if options.json:
+        print(json.dumps({"machine": measuring.machine(), "rows": options.rows, "found": found}, indent=2))
+        return
+    print(measuring.header(("torch", "transformers", "faiss-cpu")))
+    told = f"medians of {options.queries} queries, {options.runs} rounds; milliseconds"
+    print(f"{options.rows} rows, {options.k} hits, tiny SigLIP; {told}")
+    lines = []
+    for kind, each in found.items():
+        low, high = each["spread"]
+        times = [f"{each['bare_ms']:.2f}", f"{each['search_ms']:.2f}"]
+        ratio = [f"{each['ratio']:.2f} x", f"{low:.2f}-{high:.2f}"]
+        lines.append([kind, *times, *ratio, f"{each['together_per_second']:.0f} /s"])
+    print(measuring.table(["", "encode + FAISS", "search", "ratio", "spread", "32 at once"], lines))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,15 @@
 """Training throughput beside open_clip, transformers' Trainer and sentence-transformers: images a second.
 
-python tests/benchmarks/training.py [--precision fp32 bf16] [--captions own classes] [--steps 3] [--runs 3]
+python tests/benchmarks/training.py [--precision fp32 bf16] [--captions own classes] [--steps 2] [--runs 2]
 
 One model of the shape of CLIP ViT-B/32 in one folder, the same JPEG files of 640x480, captions of twelve words (one a
-picture, or 38 in all), batches of 32, everything trained. Every way has a process of its own and is asked in turn for a
-few steps; the first step of every turn is left out, for a Trainer begins anew there. `of the limit`: of what the useful
-multiplications (no padding, no text twice) would take at the rate that this machine multiplies large matrices.
+picture, or 38 in all), batches of 32, everything trained. Every way has a process of its own, and one beside it that
+loads its pictures, none of them twice; it is asked in turn for a few steps. The first step of every turn is left out,
+for a Trainer begins anew there. `of the limit`: of what the useful multiplications (no padding, no text twice) would
+take at the rate that this machine multiplies large matrices.
+
+Learning must not pay for speed: in the last columns each way's own loop has trained a tiny model on the sample recipes
+for equally many steps, and is measured on recipes that nobody saw (`learning.py` does it, and says more).
 """
 
 from __future__ import annotations
@@ -18,12 +22,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import learning
 import measuring
 import ours
 import peers
 import photos
 
-OURS = "vlkit"
+OURS = learning.OURS
+RECALL = ["recall@1, tiny", "95 % interval"]
 # Ways that pad every text to 77 tokens.
 PADDED = ("open_clip", "transformers")
 # Captions, precision -> at least so many times the best peer, and the best of those that pad.
@@ -49,7 +55,7 @@ def prepare(way: str, options: argparse.Namespace) -> Callable[[], measuring.Num
     work = work_in(Path(options.folder), options)
     if way == OURS:
         model, dataset, config = ours.opened(work)
-        trained = ours.trainer(model, dataset, config, work.order)
+        trained = ours.trainer(model, dataset, config, work.order, work.workers)
     else:
         trained = peers.TRAINERS[way](work)[1]
 
@@ -62,17 +68,9 @@ def prepare(way: str, options: argparse.Namespace) -> Callable[[], measuring.Num
     return run
 
 
-def limit(folder: Path, kind: str, precision: str, batch: int) -> float:
+def limit(work: peers.Work) -> float:
     """Images a second that this machine's matrix products would allow, nothing else counted."""
-    from transformers import CLIPConfig, CLIPTokenizer
-
-    texts = json.loads((folder / f"{kind}.json").read_text())
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "model")
-    counts = [len(ids) for ids in tokenizer(texts)["input_ids"]]
-    distinct = sum(len(set(texts[start : start + batch])) for start in range(0, len(texts), batch)) / len(texts)
-    config = CLIPConfig.from_pretrained(folder / "model")
-    flops = photos.training_flops(config, sum(counts) / len(counts), distinct)
-    return measuring.matmul_rate(precision) / flops
+    return measuring.matmul_rate(work.precision) / photos.training_flops(work.model, work.texts, len(work.order[0]))
 
 
 def measured(folder: Path, kind: str, precision: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -81,31 +79,36 @@ def measured(folder: Path, kind: str, precision: str, options: argparse.Namespac
     for sentence in left_out:
         print(sentence, file=sys.stderr)
     told = ["--folder", str(folder), "--precision", precision, "--kind", kind, "--steps", str(options.steps)]
+    options = argparse.Namespace(**{**vars(options), "precision": [precision], "kind": kind})
     told += ["--batch", str(options.batch), "--workers", str(options.workers)]
     found = measuring.in_turns(__file__, [OURS, *here], options.runs, told)
-    most = limit(folder, kind, precision, options.batch)
-    rows = {}
-    for way, runs in found.items():
-        rate = measuring.middle(runs, "images_per_second")
-        rows[way] = {
-            "images_per_second": rate,
-            "spread": measuring.spread(runs, "images_per_second"),
-            "vlkit_is": measuring.ratio(found[OURS], runs, "images_per_second"),
-            "of_the_limit": rate / most,
-            "peak_gb": measuring.middle(runs, "peak_gb"),
-        }
+    most = limit(work_in(folder, options))
+    rows = measuring.compared(found, OURS)
+    for row in rows.values():
+        row["of_the_limit"] = row["images_per_second"] / most
     return {"limit": most, "rows": rows}
 
 
-def shown(kind: str, precision: str, found: dict[str, Any]) -> str:
+def learned(precision: str, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Way -> recall after equal steps at tiny size; nothing where no step is wanted."""
+    if not options.recall_steps:
+        return {}
+    told = ["--steps", str(options.recall_steps), "--seeds", str(options.seeds), "--precision", precision]
+    told += ["--without-peers"] * options.without_peers
+    return learning.measured(learning.arguments().parse_args(told), ways=[OURS])
+
+
+def shown(kind: str, precision: str, found: dict[str, Any], recall: dict[str, dict[str, Any]]) -> str:
     """One table."""
-    head = ["", "images/s", "spread", "vlkit is", "of the limit", "peak GB"]
+    head = ["", "images/s", "spread", "vlkit is", "of the limit", "peak GB", *RECALL[: 2 * bool(recall)]]
     rows = []
     for way, row in found["rows"].items():
-        low, high = row["spread"]
         name = f"{way} (77 tokens)" if way in PADDED else way
-        cells = [f"{row['images_per_second']:.2f}", f"{low:.2f}-{high:.2f}", f"{row['vlkit_is']:.2f} x"]
-        rows.append([name, *cells, f"{row['of_the_limit']:.0%}", f"{row['peak_gb']:.1f}"])
+        cells = [*measuring.rate_cells(row), f"{row['of_the_limit']:.0%}", f"{row['peak_gb']:.1f}"]
+        if way in recall:
+            low, high = recall[way]["interval"]
+            cells += [f"{recall[way]['recall@1']:.3f}", f"[{low:.3f}, {high:.3f}]"]
+        rows.append([name, *cells])
     data = "a caption a picture" if kind == "own" else f"{photos.CLASSES} captions"
     best, padded = WANTED[kind, precision]
     wanted = [f"{best} x the best"] * (best is not None) + [f"{padded} x those that pad to 77"]
@@ -115,13 +118,15 @@ def shown(kind: str, precision: str, found: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measure and print."""
-    parser = measuring.parser(__doc__, rounds=3)
+    parser = measuring.parser(__doc__, rounds=2)
     parser.add_argument("--size", choices=photos.SIZES, default=photos.SIZES[0])
     parser.add_argument("--precision", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
     parser.add_argument("--captions", nargs="+", choices=["own", "classes"], default=["own", "classes"])
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=1, help="processes that load the peers' data")
+    parser.add_argument("--steps", type=int, default=2, help="of a turn, after one that is left out")
+    parser.add_argument("--recall-steps", type=int, default=300, help="before recall is measured; 0: it is not")
+    parser.add_argument("--seeds", type=int, default=3, help="whose mean recall is")
+    parser.add_argument("--workers", type=int, default=1, help="processes that load the data of each")
     parser.add_argument("--without-peers", action="store_true")
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     parser.add_argument("--kind", help=argparse.SUPPRESS)
@@ -140,15 +145,19 @@ def main() -> None:
         for kind in options.captions:
             for precision in options.precision:
                 tables[kind, precision] = measured(folder, kind, precision, options)
+    recall = {precision: learned(precision, options) for precision in options.precision}
     if options.json:
-        found = {f"{kind}, {precision}": rows for (kind, precision), rows in tables.items()}
-        print(json.dumps({"machine": measuring.machine(), "size": options.size, **found}, indent=2))
+        found = {f"{kind}, {precision}": rows for (kind, precision), rows in tables.items()} | {"recall@1": recall}
+        print(json.dumps({"machine": measuring.machine(), "size": options.size, **found}, indent=2, default=float))
         return
     packages = ("torch", "transformers", "open_clip_torch", "sentence-transformers")
     print(measuring.header(packages))
     print(f"{options.size}, everything trained, batches of {options.batch}; medians of {options.runs} turns")
+    if options.recall_steps:
+        told = f"{options.recall_steps} steps of a tiny model, sample recipes, text -> image, {options.seeds} seeds"
+        print(f"recall@1 of unseen recipes after {told}")
     for (kind, precision), found in tables.items():
-        print(f"\n{shown(kind, precision, found)}")
+        print(f"\n{shown(kind, precision, found, recall[precision])}")
 
 
 if __name__ == "__main__":

@@ -101,10 +101,7 @@ def steps(
         if items == 0:
             yield Step(number + 1, 0.0, 0.0, optimizer.param_groups[0]["lr"], 0, skipped=True)
             continue
-        # Processes draw apart from each other; the first one as if it were alone.
-        drawn = (world.rank,) if world.rank else ()
-        seeds = [_mixed(seed, number, at, *drawn) for at in range(accumulate)]
-        weighted = [(b, items_of(b) / items, each) for b, each in zip(window, seeds, strict=True)]
+        weighted = [(b, items_of(b) / items, _drawn(seed, number, at, world)) for at, b in enumerate(window)]
         loss = _differentiated(weighted, loss_of, optimizer, scaler, precision, smaller, stopped)
         if loss is None:
             return
@@ -251,6 +248,7 @@ def adamw(
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=True)
 
 
-def _mixed(*numbers: int) -> int:
-    """One seed from several numbers."""
+def _drawn(seed: int, step: int, batch: int, world: World = ALONE) -> int:
+    """The seed of a batch's dropout. Processes draw apart from each other; the first one as if it were alone."""
+    numbers = (seed, step, batch, world.rank) if world.rank else (seed, step, batch)
     return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()) >> 1
