@@ -4,8 +4,8 @@ python tests/benchmarks/learning.py [--steps 600] [--seeds 3] [--precision fp32]
 
 A tiny CLIP in a folder, the sample recipes, the same batches in the same order, the same rate: only the trainer is
 another. The peers' loss knows position alone (`eye`), and vlkit trains with that, too, and with its own labels; the
-scale of sentence-transformers' loss is fixed at 20. What each has trained is measured by the same code, on recipes that
-nobody saw. Values are means over the seeds, intervals resample recipes.
+scale, 20 at first, is trained by all but sentence-transformers. What each has trained is measured by the same code, on
+recipes that nobody saw. Values are means over the seeds, intervals resample recipes.
 """
 
 from __future__ import annotations

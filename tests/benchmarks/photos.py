@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 WORDS = 12
 CLASSES = 38
 SIZES = ("ViT-B/32", "tiny")
+SCALE = 20.0
 
 
 def write_photos(folder: Path, count: int, width: int = 640, height: int = 480) -> list[Path]:
@@ -61,6 +63,8 @@ def pairs_of(folder: Path, photos: Sequence[Path], texts: Sequence[str]) -> Any:
 def write_model(folder: Path, size: str, texts: Sequence[str], seed: int = 0) -> None:
     """A random CLIP as save_pretrained writes it, with a tokenizer trained on the texts.
 
+    Its scale is the one that sentence-transformers' loss has always: all begin with the same logits.
+
     The end of a text is the highest token that is ever used: that is where open_clip looks for it.
     """
     import torch
@@ -79,6 +83,7 @@ def write_model(folder: Path, size: str, texts: Sequence[str], seed: int = 0) ->
     merges = [tuple(pair) for pair in _model_of(learned)["merges"]]
     vocabulary = known | {f"unused{number}": number for number in range(len(known), wanted)}
     tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
+    config.logit_scale_init_value = math.log(SCALE)
     text = config.text_config
     text.vocab_size, text.eos_token_id, text.bos_token_id = wanted, learned.eos_token_id, learned.bos_token_id
     text.pad_token_id = learned.eos_token_id

@@ -20,6 +20,7 @@ import json
 import math
 import multiprocessing
 import os
+import statistics
 import sys
 import tempfile
 import time
@@ -40,6 +41,8 @@ PILLOW, TORCHVISION = "transformers, Pillow", "transformers, torchvision"
 OURS = ("vlkit exact", "vlkit fast", "vlkit reduced")
 # Of a size: how many times the peer "fast" should be, and "reduced".
 WANTED = {"640x480": (1.6, None), "1920x1440": (3.0, 5.0)}
+# The parts of its size that the ways decode a picture at.
+PARTS = {"640x480": (1, 2), "1920x1440": (1, 4)}
 AHEAD = 2  # batches a process has ready: torch's default
 
 
@@ -175,8 +178,23 @@ def _loading() -> list[int]:
     return [process.pid for process in multiprocessing.active_children() if process.pid is not None]
 
 
-def measured(folder: Path, ways: Sequence[str], options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """One table's rows."""
+def decoding_ms(paths: Sequence[Path], part: int = 1) -> float:
+    """Milliseconds of a core that Pillow's decoder takes a picture at a part of its size, nothing else done."""
+    from PIL import Image
+
+    taken = []
+    for path in [*paths, *paths]:
+        began = time.process_time()
+        with Image.open(path) as picture:
+            if part > 1:
+                picture.draft(None, (picture.width // part, picture.height // part))
+            picture.load()
+        taken.append(time.process_time() - began)
+    return 1000 * statistics.median(taken[len(paths) :])
+
+
+def measured(folder: Path, ways: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
+    """One table's rows, and the least that reading the files takes."""
     told = ["--folder", str(folder), "--batch", str(options.batch), "--pictures", str(options.pictures)]
     found = measuring.in_turns(__file__, ways, options.runs, told)
     key = "pictures_per_second"
@@ -195,15 +213,16 @@ def measured(folder: Path, ways: Sequence[str], options: argparse.Namespace) -> 
             "largest": runs[0]["largest"],
             "psnr": 10 * math.log10(255**2 / mean_square) if mean_square else None,
         }
-    return rows
+    paths = sorted(folder.iterdir())
+    return {"rows": rows, "decoding_ms": {part: decoding_ms(paths, part) for part in PARTS[folder.name]}}
 
 
-def shown(size: str, rows: dict[str, dict[str, Any]]) -> str:
+def shown(size: str, found: dict[str, Any]) -> str:
     """One table."""
     head = ["", "pictures/s", "spread", "Pillow's", "best peer's", "core ms", "Pillow's", "best peer's"]
     head += ["largest", "PSNR"]
     lines = []
-    for way, row in rows.items():
+    for way, row in found["rows"].items():
         low, high = row["spread"]
         ratios = [f"{row[name]:.2f} x" for name in ("of_pillow", "of_best", "core_of_pillow", "core_of_best")]
         psnr = "equal" if row["psnr"] is None else f"{row['psnr']:.1f} dB"
@@ -212,7 +231,9 @@ def shown(size: str, rows: dict[str, dict[str, Any]]) -> str:
         lines.append([way, *cells])
     fast, reduced = WANTED[size]
     wanted = f"wanted: fast {fast} x" + (f", reduced {reduced} x" if reduced else "")
-    return f"{size}; {wanted}\n{measuring.table(head, lines)}"
+    floors = [f"{ms:.2f} at 1/{part} of the size" for part, ms in found["decoding_ms"].items()]
+    told = f"Pillow's decoder alone takes of a core, in ms: {', '.join(floors)}"
+    return f"{size}; {wanted}\n{measuring.table(head, lines)}\n{told}"
 
 
 def main() -> None:

@@ -3,9 +3,9 @@
 python tests/benchmarks/training.py [--precision fp32 bf16] [--captions own classes] [--steps 2] [--runs 2]
 
 One model of the shape of CLIP ViT-B/32 in one folder, the same JPEG files of 640x480, captions of twelve words (one a
-picture, or 38 in all), batches of 32, everything trained. Every way has a process of its own, and one beside it that
-loads its pictures, none of them twice; it is asked in turn for a few steps. The first step of every turn is left out,
-for a Trainer begins anew there. `of the limit`: of what the useful multiplications (no padding, no text twice) would
+picture, or 38 in all), batches of 32, everything trained. Every way has a process of its own, which loads its pictures,
+none of them twice, unless `--workers` do it for all ways (a forked process doubles what the other writes to: four ways
+need more than 24 GB). It is asked in turn for a few steps; the first one is left out, for a Trainer begins anew there. `of the limit`: of what the useful multiplications (no padding, no text twice) would
 take at the rate that this machine multiplies large matrices.
 
 Learning must not pay for speed: in the last columns each way's own loop has trained a tiny model on the sample recipes
@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2, help="of a turn, after one that is left out")
     parser.add_argument("--recall-steps", type=int, default=300, help="before recall is measured; 0: it is not")
     parser.add_argument("--seeds", type=int, default=3, help="whose mean recall is")
-    parser.add_argument("--workers", type=int, default=1, help="processes that load the data of each")
+    parser.add_argument("--workers", type=int, default=0, help="processes that load the data of each")
     parser.add_argument("--without-peers", action="store_true")
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     parser.add_argument("--kind", help=argparse.SUPPRESS)
