@@ -34,6 +34,8 @@ OURS, ACCUMULATION, PEER = "vlkit", "vlkit, accumulation", "sentence-transformer
 BATCH, MICRO = {"tiny": 1024, "ViT-B/32": 128}, 32
 # Pictures that a tiny model looks at are small: it is not the decoder that is measured.
 PICTURE = {"tiny": (160, 120), "ViT-B/32": (640, 480)}
+# Processes that load pictures: one more takes cores from a large model, and a tiny one would wait for its pictures.
+WORKERS = {"tiny": 1, "ViT-B/32": 0}
 WANTED = f"wanted in bf16: 2 x {PEER} with less memory; at most 1.1 x the memory of accumulation"
 
 
@@ -113,9 +115,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         for size in options.size:
             folder, batch = Path(name) / size.replace("/", "-"), options.batch or BATCH[size]
             write_inputs(folder, size, batch, options)
+            how = argparse.Namespace(**vars(options))
+            how.workers = WORKERS[size] if options.workers is None else options.workers
             for precision in options.precision:
                 title = f"{size}, {batch} in micro-batches of {options.micro}, {precision}"
-                tables[title] = measured(folder, batch, precision, options)
+                tables[title] = measured(folder, batch, precision, how)
         tables["gradients"] = exactness.measured(Path(name) / "gradients", options.micro, options.without_peers)
     return tables
 
@@ -128,7 +132,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, help="of either size; 1024 and 128 unless told")
     parser.add_argument("--micro", type=int, default=MICRO)
     parser.add_argument("--steps", type=int, default=2, help="of a turn, after one that is left out")
-    parser.add_argument("--workers", type=int, default=1, help="processes that load the data of each")
+    parser.add_argument("--workers", type=int, help="processes that load the data of each; tiny 1, else 0")
     parser.add_argument("--without-peers", action="store_true")
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     return parser

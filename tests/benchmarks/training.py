@@ -5,8 +5,9 @@ python tests/benchmarks/training.py [--precision fp32 bf16] [--captions own clas
 One model of the shape of CLIP ViT-B/32 in one folder, the same JPEG files of 640x480, captions of twelve words (one a
 picture, or 38 in all), batches of 32, everything trained. Every way has a process of its own, which loads its pictures,
 none of them twice, unless `--workers` do it for all ways (a forked process doubles what the other writes to: four ways
-need more than 24 GB). It is asked in turn for a few steps; the first one is left out, for a Trainer begins anew there. `of the limit`: of what the useful multiplications (no padding, no text twice) would
-take at the rate that this machine multiplies large matrices.
+then need more than 24 GB). It is asked in turn for a few steps; the first one is left out, for a Trainer begins anew
+there. `of the limit`: of what the useful multiplications (no padding, no text twice) would take at the rate that this
+machine multiplies large matrices.
 
 Learning must not pay for speed: in the last columns each way's own loop has trained a tiny model on the sample recipes
 for equally many steps, and is measured on recipes that nobody saw (`learning.py` does it, and says more).
