@@ -59,9 +59,9 @@ def test_under_autocast_it_errs_no_more_than_torch(apart):
         found.float().square().sum().backward()
         exact = [each.double().requires_grad_() for each in (values, weight, bias)]
         F.linear(*exact).square().sum().backward()
-        apart = [(one.grad - other.grad).norm() / other.grad.norm() for one, other in zip(leaves, exact, strict=True)]
+        errs = [(one.grad - other.grad).norm() / other.grad.norm() for one, other in zip(leaves, exact, strict=True)]
         assert all(leaf.grad.dtype == torch.float32 for leaf in leaves)
-        errors.append(max(apart).item())
+        errors.append(max(errs).item())
     assert errors[0] < 1.5 * errors[1] and errors[0] < 0.02
 
 
