@@ -80,10 +80,9 @@ def measured(folder: Path, kind: str, precision: str, options: argparse.Namespac
     for sentence in left_out:
         print(sentence, file=sys.stderr)
     told = ["--folder", str(folder), "--precision", precision, "--kind", kind, "--steps", str(options.steps)]
-    options = argparse.Namespace(**{**vars(options), "precision": [precision], "kind": kind})
     told += ["--batch", str(options.batch), "--workers", str(options.workers)]
     found = measuring.in_turns(__file__, [OURS, *here], options.runs, told)
-    most = limit(work_in(folder, options))
+    most = limit(work_in(folder, argparse.Namespace(**{**vars(options), "precision": [precision], "kind": kind})))
     rows = measuring.compared(found, OURS)
     for row in rows.values():
         row["of_the_limit"] = row["images_per_second"] / most
