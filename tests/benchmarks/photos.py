@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,10 @@ def pairs_of(folder: Path, photos: Sequence[Path], texts: Sequence[str]) -> Any:
     frame["text_id"] = frame["image_group"] = frame["text_group"] = list(map(hashed, texts))
     frame = frame.assign(split="train", match=1, origin="original", class_name=None)
     path = folder / f"pairs-{hashed(chr(10).join(texts))}.parquet"
-    frame.to_parquet(path)
+    # Ways that take turns begin at the same moment: each writes one of its own, and the last one stays.
+    own = path.with_suffix(f".{os.getpid()}")
+    frame.to_parquet(own)
+    own.replace(path)
     return read_pairs(path)
 
 
@@ -146,6 +150,6 @@ def training_flops(model: Path, texts: Sequence[str], batch: int, forwards: int 
         forwards: passes before it; two where what does not fit is embedded again.
     """
     parts = useful_flops(model, texts, batch)
-    # The gradient of the pixels is nobody's business.
+    # Nobody needs the gradient of the pixels.
     rest = parts["image"] + parts["text"] + parts["heads"]
     return (forwards + 2) * rest + (forwards + 1) * parts["patches"]
