@@ -14,9 +14,12 @@ from hypothesis import strategies as st
 from vlkit.data.caption_batches import CaptionBatch, padded
 from vlkit.distributed import World
 from vlkit.models import language as language_module
+from vlkit.models import layers
 from vlkit.models.captioner import Captioner
+from vlkit.models.device import autocast
 from vlkit.models.fusion import Fusion, FusionShape
 from vlkit.models.language import LanguageModel, llm_from_config, load_llm
+from vlkit.models.products import Linear
 from vlkit.models.vision import load_vision, vision_from_config
 from vlkit.training.caption_loss import CaptionLoss
 from vlkit.training.loop import adamw, steps
@@ -364,6 +367,11 @@ def test_siglip2_of_any_resolution_is_asked_for_squares(tmp_path):
         ).last_hidden_state
     found = encoder(torch.from_numpy(pixels).permute(2, 0, 1)[None])
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    layer = encoder.vision.encoder.layers[0]
+    assert layer.self_attn.config._attn_implementation == layers.NAME
+    assert (type(layer.layer_norm1), type(layer.mlp.fc1)) == (layers.NarrowLayerNorm, Linear)
+    with autocast(torch.device("cpu"), "bf16"):
+        assert (encoder(torch.from_numpy(pixels).permute(2, 0, 1)[None]) - expected).norm() < 0.02 * expected.norm()
 
 
 def test_a_blank_picture_is_zero_to_the_encoder(tiny_folder):

@@ -16,6 +16,17 @@ from vlkit.models.device import autocast
 from vlkit.models.towers import load
 
 TEXTS = ["red tart", "soup", "a very blue pie", "", "bread"]
+
+
+def quickened(**parts):
+    """A module with these children, after `quicken`."""
+    module = torch.nn.Module()
+    for name, part in parts.items():
+        module.add_module(name, part)
+    layers.quicken(module)
+    return module
+
+
 CLASSES = {"tiny-clip": "CLIPModel", "tiny-siglip": "SiglipModel"}
 
 
@@ -91,6 +102,20 @@ def test_the_16_bit_gradient_errs_no_more_than_transformers_does(name, tiny_fold
         errors.append((found["bf16"] - found["fp32"]).norm() / found["fp32"].norm())
     assert errors[0] < 1.5 * errors[1]
     assert errors[0] < 0.1
+
+
+@pytest.mark.parametrize("scale", [1.0, 6.0])
+def test_attention_in_16_bits_errs_no_more_than_transformers_eager_one_does(scale):
+    from transformers.models.clip.modeling_clip import eager_attention_forward
+
+    query, key, value = torch.randn(3, 4, 3, 50, 32, generator=torch.Generator().manual_seed(0))
+    query, key, value = (query * scale).bfloat16(), (key * scale).bfloat16(), value.bfloat16()
+    exact = F.scaled_dot_product_attention(query.float(), key.float(), value.float()).transpose(1, 2)
+    scores = (query.float() @ key.float().transpose(2, 3)) * 32**-0.5
+    assert scores.abs().max() > (100 if scale > 1 else 3)
+    ours, _ = layers.attention(torch.nn.Module().eval(), query, key, value, None, scaling=32**-0.5)
+    theirs, _ = eager_attention_forward(torch.nn.Module().eval(), query, key, value, None, scaling=32**-0.5)
+    assert (ours.float() - exact).norm() < 1.1 * (theirs.float() - exact).norm()
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -169,9 +194,27 @@ def test_quick_gelu_is_its_formula_and_so_is_its_gradient():
 def test_patches_are_a_convolution(kernel, rows, columns, rest, bias):
     convolution = torch.nn.Conv2d(3, 5, kernel, kernel, bias=bias).double()
     pixels = torch.randn(2, 3, rows * kernel[0] + rest, columns * kernel[1] + rest, dtype=torch.float64)
-    quick = layers.PatchProjection.of(convolution)
-    assert quick.weight is convolution.weight and quick.bias is convolution.bias
-    assert torch.allclose(quick(pixels), convolution(pixels), atol=1e-12)
+    expected, before = convolution(pixels), dict(convolution.named_parameters())
+    quick = quickened(patch_embedding=convolution).patch_embedding
+    assert type(quick) is layers.PatchProjection and all(p is before[n] for n, p in quick.named_parameters())
+    assert torch.allclose(quick(pixels), expected, atol=1e-12)
+    assert quick(pixels[:0]).shape == (0, *expected.shape[1:])
+
+
+@pytest.mark.parametrize("how", [{"groups": 3}, {"dilation": 2}, {"padding": 1}, {"stride": 1}])
+def test_another_convolution_stays_one(how):
+    convolution = torch.nn.Conv2d(3, 6, 4, **{"stride": 4, **how})
+    assert type(quickened(patch_embedding=convolution).patch_embedding) is torch.nn.Conv2d
+
+
+def test_hooks_stay_where_they_are():
+    seen = []
+    parts = {"layer_norm1": torch.nn.LayerNorm(4), "fc": torch.nn.Linear(4, 4)}
+    for part in parts.values():
+        part.register_forward_hook(lambda module, *_: seen.append(type(module)))
+    quick = quickened(**parts)
+    quick.fc(quick.layer_norm1(torch.zeros(2, 4)))
+    assert seen == [layers.NarrowLayerNorm, layers.Linear]
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])

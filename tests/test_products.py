@@ -65,13 +65,15 @@ def test_under_autocast_it_errs_no_more_than_torch(apart):
     assert errors[0] < 1.5 * errors[1] and errors[0] < 0.02
 
 
-def test_the_module_has_the_parameters_of_the_one_that_it_stands_for():
-    plain = torch.nn.Linear(5, 3).eval()
-    ours = products.Linear.of(plain)
-    assert ours.weight is plain.weight and ours.bias is plain.bias and not ours.training
-    assert products.Linear.of(torch.nn.Linear(5, 3, bias=False)).bias is None
-    values = torch.randn(2, 5)
-    assert torch.allclose(ours(values), plain(values), atol=1e-6)
+def test_onednn_is_taken_where_there_is_avx_512_and_can_be_switched_off():
+    at_hand = torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.backends.mkldnn.is_available()
+    assert products.onednn() == at_hand
+    before = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = False
+    try:
+        assert not products.onednn()
+    finally:
+        torch.backends.mkldnn.enabled = before
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])

@@ -30,22 +30,21 @@ def quicken(model: nn.Module) -> None:
     """Let a CLIP's or SigLIP's towers, or one of them, take the shorter ways."""
     _register()
     for module in list(model.modules()):
-        for name, child in module.named_children():
-            # Its own attention goes round its out_proj's forward, and takes the weights.
-            if type(child) is nn.Linear and not isinstance(module, nn.MultiheadAttention):
-                setattr(module, name, Linear.of(child))
         config = getattr(module, "config", None)
         if getattr(config, "_attn_implementation", None) == "sdpa" and type(module).__name__ in KNOWN:
             config._attn_implementation = NAME
         activation = getattr(module, "activation_fn", None)
         if type(activation).__name__ == "QuickGELUActivation":
             module.activation_fn = QuickGELU()
+        # A module becomes another by its class: its parameters, its hooks and whatever else it carries stay.
         norm = getattr(module, "layer_norm1", None)
         if type(norm) is nn.LayerNorm:
-            module.layer_norm1 = NarrowLayerNorm.of(norm)
+            norm.__class__ = NarrowLayerNorm
         patches = getattr(module, "patch_embedding", None)
         if type(patches) is nn.Conv2d and PatchProjection.fits(patches):
-            module.patch_embedding = PatchProjection.of(patches)
+            patches.__class__ = PatchProjection
+        if type(module) is nn.Linear:
+            module.__class__ = Linear
 
 
 # Attention that is called as `attention` expects.
@@ -72,7 +71,8 @@ def attention(
     """As transformers calls it: [items, heads, length, head width] three times -> [items, length, heads, head width].
 
     On a CPU, torch's fused attention takes up to six times as long in 16 bits as the products that it is made of, most
-    of it in its backward pass (torch 2.13).
+    of it in its backward pass (torch 2.13). Scores are rounded to 16 bits before softmax, as in transformers' eager
+    attention; the fused kernel does not round them.
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -114,6 +114,7 @@ class _QuickGELU(torch.autograd.Function):
         return F.silu(scaled).mul_(1 / QUICK)
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
         (scaled,) = ctx.saved_tensors
         return torch.ops.aten.silu_backward(gradient, scaled)  # type: ignore[no-any-return]
@@ -121,14 +122,6 @@ class _QuickGELU(torch.autograd.Function):
 
 class NarrowLayerNorm(nn.LayerNorm):
     """Under autocast its result has the type that the products after it want."""
-
-    @classmethod
-    def of(cls, norm: nn.LayerNorm) -> NarrowLayerNorm:
-        """With the very parameters of a layer norm."""
-        with torch.device("meta"):
-            made = cls(norm.normalized_shape, norm.eps)  # type: ignore[arg-type]
-        made.weight, made.bias = norm.weight, norm.bias
-        return made.train(norm.training)
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """Each row normalised."""
@@ -143,22 +136,9 @@ class PatchProjection(nn.Conv2d):
 
     @staticmethod
     def fits(convolution: nn.Conv2d) -> bool:
-        """Its patches lie side by side, and nothing lies around them."""
-        return convolution.stride == convolution.kernel_size and convolution.padding in ((0, 0), "valid")
-
-    @classmethod
-    def of(cls, convolution: nn.Conv2d) -> PatchProjection:
-        """With the very parameters of a convolution."""
-        with torch.device("meta"):
-            made = cls(
-                convolution.in_channels,
-                convolution.out_channels,
-                convolution.kernel_size,  # type: ignore[arg-type]
-                convolution.stride,  # type: ignore[arg-type]
-                bias=convolution.bias is not None,
-            )
-        made.weight, made.bias = convolution.weight, convolution.bias
-        return made.train(convolution.training)
+        """Its patches lie side by side, each sees all channels and nothing lies around or between its pixels."""
+        side_by_side = convolution.stride == convolution.kernel_size and convolution.padding in ((0, 0), "valid")
+        return side_by_side and convolution.groups == 1 and convolution.dilation == (1, 1)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """[pictures, channels, height, width] -> [pictures, out channels, rows, columns]; what is left over is cut."""
@@ -166,15 +146,16 @@ class PatchProjection(nn.Conv2d):
         rows, columns = pixels.shape[2] // down, pixels.shape[3] // across
         pixels = pixels[:, :, : rows * down, : columns * across]
         cut = pixels.unflatten(3, (columns, across)).unflatten(2, (rows, down))
-        patches = cut.permute(0, 2, 4, 1, 3, 5).reshape(len(pixels) * rows * columns, -1)
+        patches = cut.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(0, 2)
         found = linear(patches, self.weight.flatten(1), self.bias)
-        return found.view(len(pixels), rows, columns, -1).permute(0, 3, 1, 2)
+        return found.view(len(pixels), rows, columns, self.out_channels).permute(0, 3, 1, 2)
 
 
 def pooled_layer(layer: nn.Module, values: torch.Tensor, ends: torch.Tensor | int) -> torch.Tensor:
     """The last encoder layer of a CLIP or SigLIP for one position of every item: only that one is used afterwards.
 
-    Keys and values are those of all positions; query, output projection and MLP of that one alone.
+    Keys and values are those of all positions; query, output projection and MLP of that one alone. Hooks of the
+    projections run, those of the layer and of its attention do not.
 
     Args:
         layer: transformers' encoder layer, with adapters or without.

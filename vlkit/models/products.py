@@ -1,7 +1,8 @@
 """Matrix products on a CPU, by oneDNN.
 
-torch leaves float32 to MKL, which on AMD uses half of the AVX-512 width; oneDNN uses all of it, on any x86. Products in
-bf16 go to oneDNN anyway, but this way the bias is added on the way out, not by a pass of its own before.
+torch leaves float32 to MKL, which on the AMD processors that were tried (Zen 5) uses half of the AVX-512 width, where
+oneDNN uses all of it: twice the rate. Elsewhere `tests/benchmarks/training.py` tells. Products in bf16 go to oneDNN
+anyway, but this way the bias is added on the way out, not by a pass of its own before.
 """
 
 from __future__ import annotations
@@ -14,9 +15,14 @@ import torch.nn.functional as F
 from torch import nn
 
 
-@cache
 def onednn() -> bool:
-    """Whether oneDNN multiplies faster here: what torch.compile makes of a linear layer, for which there is no call."""
+    """Whether products are oneDNN's: on a CPU with AVX-512, unless torch.backends.mkldnn is switched off."""
+    return _callable() and torch.backends.mkldnn.enabled
+
+
+@cache
+def _callable() -> bool:
+    # What torch.compile makes of a linear layer; there is no public call.
     has = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     return has and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
@@ -74,15 +80,7 @@ def _of_weight(gradient: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
 
 
 class Linear(nn.Linear):
-    """torch's, multiplied by oneDNN where that is faster."""
-
-    @classmethod
-    def of(cls, module: nn.Linear) -> Linear:
-        """With the very parameters of a linear layer."""
-        with torch.device("meta"):
-            made = cls(module.in_features, module.out_features, bias=module.bias is not None)
-        made.weight, made.bias = module.weight, module.bias
-        return made.train(module.training)
+    """torch's, multiplied by oneDNN where it is at hand."""
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """[..., in features] -> [..., out features]."""

@@ -16,6 +16,7 @@ import torch
 from vlkit.data.images import RESAMPLING, PixelSpec
 from vlkit.errors import UsageError
 from vlkit.models import opening, pair, preprocessing, stages
+from vlkit.models.layers import quicken
 from vlkit.models.stages import Halfway, Stage, through
 from vlkit.models.tiny import MAKERS
 from vlkit.models.towers import FAMILIES, config_at, explained, load, quiet_transformers, refuse_unknown
@@ -42,6 +43,7 @@ class PatchEncoder(torch.nn.Module):
 
     def __init__(self, vision: Any, family: str, pixel_spec: PixelSpec, source: str) -> None:
         super().__init__()
+        quicken(vision)
         self.vision, self.family, self.pixel_spec, self.source = vision, family, pixel_spec, source
         self.image_chain = _chain(vision, family)
         mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (pixel_spec.mean, pixel_spec.std))
