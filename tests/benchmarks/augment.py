@@ -109,7 +109,7 @@ def shown(found: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measure and print."""
-    parser = measuring.parser(__doc__, rounds=3)
+    parser = measuring.parser(__doc__, rounds=3, peers=False)
     parser.add_argument("--pictures", type=int, default=800)
     options = parser.parse_args()
     found: dict[str, Any] = {"machine": measuring.machine(), "operations": operations()}

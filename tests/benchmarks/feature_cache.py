@@ -126,7 +126,8 @@ def measured(folder: Path, way: str, precision: str, options: argparse.Namespace
     """One table's rows, and what the cache cost."""
     names = [CACHED, UNCACHED, *([PEER] if PEER in WAYS[way].at_least and options.peers else [])]
     told = ["--folder", str(folder), "--precision", precision, "--ways", way, "--size", options.size]
-    found = measuring.in_turns(__file__, names, options.runs, told)
+    measuring.matmul_rate(precision)
+    found = measuring.in_turns(__file__, names, options.runs, told, warm_up=False)
     rows = measuring.compared(found, CACHED)
     rate, least = measuring.matmul_rate(precision), flops(way, work_in(folder, way, precision))
     for name, row in rows.items():
@@ -140,14 +141,17 @@ def measured(folder: Path, way: str, precision: str, options: argparse.Namespace
 def shown(found: dict[str, Any]) -> str:
     """One table."""
 
-    head = ["", "images/s", "spread", "the cache is", "wanted", "limit", "of it", "peak GB"]
-    lines = []
+    head = ["", "images/s", "spread", "the cache is", "limit", "of it", "peak GB"]
+    lines, bars = [], []
     for name, row in found["rows"].items():
-        wanted = f"{row['at_least']:g} x" if row["at_least"] else ""
         limit = [f"{row['limit']:.1f}", f"{row['images_per_second'] / row['limit']:.0%}"]
-        lines.append([name, *measuring.rate_cells(row), wanted, *limit, f"{row['peak_gb']:.2f}"])
+        lines.append([name, *measuring.rate_cells(row), *limit, f"{row['peak_gb']:.2f}"])
+        if wanted := row["at_least"]:
+            share = wanted * row["images_per_second"] / found["rows"][CACHED]["limit"]
+            more = f"{wanted:g} x would be {share:.0%} of the cache's limit"
+            bars.append(measuring.verdict(name, row["reference_is"], wanted, more=more))
     filling = f"filled in {found['filling_seconds']:.1f} s, {found['filling_epochs']:.1f} epochs without a cache"
-    return f"{measuring.table(head, lines)}\n{filling}; {found['disk_gb']:.4f} GB on disk"
+    return "\n".join([measuring.table(head, lines), f"{filling}; {found['disk_gb']:.4f} GB on disk", *bars])
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -157,7 +161,6 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--precision", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
     parser.add_argument("--size", choices=photos.SIZES, default=photos.SIZES[0])
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
-    parser.add_argument("--without-peers", action="store_true")
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     return parser
 

@@ -23,6 +23,8 @@ from typing import Any
 Numbers = dict[str, float]
 Prepare = Callable[[str, argparse.Namespace], Callable[[], Numbers]]
 CHILD = "--child"
+STARTED = time.perf_counter()
+LOAD = os.getloadavg()[0]
 
 
 def machine() -> dict[str, Any]:
@@ -40,7 +42,7 @@ def machine() -> dict[str, Any]:
 
 
 def header(packages: Sequence[str] = ("torch",)) -> str:
-    """The machine, and the versions of what was measured, in two lines."""
+    """The machine, the versions of what was measured, what else ran, and how long all of it took, in three lines."""
     from importlib.metadata import PackageNotFoundError, version
 
     known = machine()
@@ -50,7 +52,8 @@ def header(packages: Sequence[str] = ("torch",)) -> str:
         with contextlib.suppress(PackageNotFoundError):
             versions.append(f"{package} {version(package)}")
     told = f"{known['cpu']}, {known['cores']} cores, {bf16}; {known['system']}; Python {known['python']}"
-    return f"{known['date']}: {told}\n{', '.join(versions)}"
+    took = (time.perf_counter() - STARTED) / 60
+    return f"{known['date']}: {told}\n{', '.join(versions)}\nload {LOAD:.1f} at the start; took {took:.1f} minutes"
 
 
 def peak_gb() -> float:
@@ -68,19 +71,23 @@ def forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def in_turns(program: str, ways: Sequence[str], rounds: int, arguments: Sequence[str]) -> dict[str, list[Numbers]]:
-    """What each way said in each round. The first round warms up and is left out.
+def in_turns(
+    program: str, ways: Sequence[str], rounds: int, arguments: Sequence[str], *, warm_up: bool = True
+) -> dict[str, list[Numbers]]:
+    """What each way said in each round. Another way begins each round.
 
     Args:
         program: the benchmark's own file; its `main` calls `as_child` first.
         arguments: its command line.
+        warm_up: a round before them is left out; not where every turn leaves out its own beginning.
     """
     children = {way: _Child(program, way, arguments) for way in ways}
     found: dict[str, list[Numbers]] = {way: [] for way in ways}
     try:
-        for number in range(rounds + 1):
-            for way, child in children.items():
-                numbers = child.ask()
+        for number in range(0 if warm_up else 1, rounds + 1):
+            first = number % len(ways)
+            for way in [*ways[first:], *ways[:first]]:
+                numbers = children[way].ask()
                 print(f"{way}, {number or 'warm-up'}: {_told(numbers)}", file=sys.stderr)
                 if number:
                     found[way].append(numbers)
@@ -103,11 +110,13 @@ def as_child(prepare: Prepare, options: argparse.Namespace) -> bool:
     return True
 
 
-def parser(doc: str | None, *, rounds: int) -> argparse.ArgumentParser:
-    """With what every benchmark takes: --json, --runs."""
+def parser(doc: str | None, *, rounds: int, peers: bool = True) -> argparse.ArgumentParser:
+    """With what every benchmark takes: --json, --runs; and --without-peers, where some must be installed first."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--json", action="store_true", help="one JSON object instead of the table")
-    made.add_argument("--runs", type=int, default=rounds, help="rounds that count, after one that warms up")
+    made.add_argument("--runs", type=int, default=rounds, help="rounds that count")
+    if peers:
+        made.add_argument("--without-peers", action="store_true", help="leave out what vlkit does not come with")
     made.add_argument(CHILD, help=argparse.SUPPRESS)
     return made
 
@@ -149,6 +158,19 @@ def rate_cells(row: Mapping[str, Any]) -> list[str]:
     return [rate, f"{low}-{high}", f"{row['reference_is']:.2f} x"]
 
 
+def verdict(what: str, found: float, wanted: float, *, most: bool = False, more: str = "") -> str:
+    """Whether a bar is met, in one line.
+
+    Args:
+        found, wanted: how many times something.
+        most: wanted is the most, not the least.
+        more: what else there is to say where it is missed.
+    """
+    met = found <= wanted if most else found >= wanted
+    told = f"{what}: {found:.3g} x, wanted {'at most ' * most}{wanted:.3g} x: {'met' if met else 'MISSED'}"
+    return f"{told}; {more}" if more and not met else told
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns of equal width: the first to the left, the others to the right."""
     widths = [max(len(str(row[column])) for row in [head, *rows]) for column in range(len(head))]
@@ -160,7 +182,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def matmul_rate(precision: str, seconds: float = 1.0) -> float:
-    """FLOP/s of matrix products of a ViT-B/32's size in a batch of 32, on this machine: the best of many.
+    """FLOP/s of matrix products of a ViT-B/32's size in a batch of 32, on this machine: the best so far of many.
 
     By oneDNN where vlkit takes it: MKL, which torch takes for float32, is slower on some machines, and no limit.
     """
@@ -169,7 +191,7 @@ def matmul_rate(precision: str, seconds: float = 1.0) -> float:
     from vlkit.models.products import product
 
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-    best = 0.0
+    best = _BEST.get(precision, 0.0)
     for rows, inner, columns in ((1600, 768, 3072), (1600, 3072, 768), (2048, 2048, 2048)):
         left, right = torch.randn(rows, inner).to(dtype), torch.randn(columns, inner).to(dtype)
         until = time.perf_counter() + seconds / 3
@@ -177,7 +199,11 @@ def matmul_rate(precision: str, seconds: float = 1.0) -> float:
             began = time.perf_counter()
             product(left, right)
             best = max(best, 2 * rows * inner * columns / (time.perf_counter() - began))
+    _BEST[precision] = best
     return best
+
+
+_BEST: dict[str, float] = {}
 
 
 class _Child:

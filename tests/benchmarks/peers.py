@@ -1,7 +1,7 @@
 """The trainers that vlkit is measured beside, each by its own loop, on the same folder of a model and the same files.
 
-    open_clip               its own train_one_epoch, CsvDataset and preprocessing; 77 tokens
-    transformers            Trainer over CLIPModel, as its example for contrastive training prepares the data; 77 tokens
+    open_clip               its own train_one_epoch and preprocessing, rows read as its CsvDataset does; 77 tokens
+    transformers            Trainer over CLIPModel with its own image processor; 77 tokens
     sentence-transformers   its trainer with the symmetric in-batch loss; texts padded to the longest of the batch
 
 A peer is `trained(steps)`: seconds of each step but the first, data loading included.
@@ -93,7 +93,7 @@ def open_clip_model(folder: Path) -> Any:
         quick_gelu=vision.hidden_act == "quick_gelu",
         output_dict=True,
     )
-    model.load_state_dict(to_open_clip(source.state_dict(), source.config), strict=False)
+    model.load_state_dict(to_open_clip(source.state_dict(), source.config))
     return model
 
 
@@ -196,7 +196,7 @@ def open_clip_trainer(work: Work, *, lock_image: bool = False) -> tuple[Any, Tra
         [{"params": plain, "weight_decay": 0.0}, {"params": decayed, "weight_decay": work.weight_decay}],
         lr=work.lr,
         betas=(0.9, 0.98),
-        eps=1e-6,
+        fused=True,
     )
     arguments = open_clip_arguments(work.precision, len(work.order[0]))
     done = 0
@@ -377,7 +377,8 @@ def _by_trainer(work: Work, made: Callable[[Any, Any, list[int]], Any], *, sente
 
     def trained(steps: int) -> list[float]:
         nonlocal done
-        some = [row for rows in work.order[done : done + steps] for row in rows]
+        # It fetches a batch ahead: without one more the last step would load nothing.
+        some = [row for rows in work.order[done : done + steps + 1] for row in rows]
         done += steps
         clock = Clock()
         with tempfile.TemporaryDirectory() as folder:

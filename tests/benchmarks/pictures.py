@@ -230,10 +230,15 @@ def shown(size: str, found: dict[str, Any]) -> str:
         cells += [f"{row['core_ms']:.2f}", *ratios[2:], f"{row['largest']:.0f}", psnr]
         lines.append([way, *cells])
     fast, reduced = WANTED[size]
-    wanted = f"wanted: fast {fast} x" + (f", reduced {reduced} x" if reduced else "")
+    of = {way: found["rows"][way]["core_of_pillow"] for way in OURS}
+    bars = [measuring.verdict("fast, of Pillow's core time", of["vlkit fast"], fast)]
+    if reduced:
+        alone = found["rows"][PILLOW]["core_ms"] / found["decoding_ms"][PARTS[size][1]]
+        more = f"the decoder alone would be {alone:.1f} x"
+        bars.append(measuring.verdict("reduced, of Pillow's core time", of["vlkit reduced"], reduced, more=more))
     floors = [f"{ms:.2f} at 1/{part} of the size" for part, ms in found["decoding_ms"].items()]
     told = f"Pillow's decoder alone takes of a core, in ms: {', '.join(floors)}"
-    return f"{size}; {wanted}\n{measuring.table(head, lines)}\n{told}"
+    return "\n".join([size, measuring.table(head, lines), told, *bars])
 
 
 def main() -> None:
@@ -248,10 +253,10 @@ def main() -> None:
     if measuring.as_child(prepare, options):
         return
     peers = [PILLOW]
-    if gone := missing("torchvision"):
+    if (gone := missing("torchvision")) and not options.without_peers:
         print(f"{TORCHVISION} is left out: {', '.join(gone)} not installed", file=sys.stderr)
-    else:
-        peers.append(TORCHVISION)
+    elif not gone:
+        peers += [TORCHVISION] * (not options.without_peers)
     tables = {}
     with tempfile.TemporaryDirectory() as name:
         for size in options.sizes:

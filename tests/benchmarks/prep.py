@@ -126,7 +126,7 @@ def shown(found: dict[str, Any]) -> str:
 
 def main() -> None:
     """Print the tables."""
-    parser = measuring.parser(__doc__, rounds=3)
+    parser = measuring.parser(__doc__, rounds=3, peers=False)
     parser.add_argument("--pictures", type=int, default=1500)
     parser.add_argument("--rows", type=int, default=1_000_000)
     options = parser.parse_args()

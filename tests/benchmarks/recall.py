@@ -18,6 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import measuring
 import numpy as np
 
 from vlkit.data.pairs import read_pairs
@@ -130,8 +131,9 @@ def main() -> None:
         only = {way for way in options.ways.split(",") if way}
         rows = [row for task in options.tasks.split(",") for row in measured(folder, task, seeds, steps, only)]
     if options.json:
-        print(json.dumps(rows, indent=2))
+        print(json.dumps({"machine": measuring.machine(), "rows": rows}, indent=2))
         return
+    print(f"{measuring.header(('torch', 'transformers'))}\n")
     print("| task | training | recall@1 | lowest, highest seed | against plain |\n|---|---|---|---|---|")
     for row in rows:
         low, high = row["interval"]

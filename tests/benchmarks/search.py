@@ -52,7 +52,16 @@ def made(rows: int, kind: str) -> Any:
     return Searcher(Index(Location(tempfile.gettempdir()), about, table, {"texts": nearest}), embedder)
 
 
-def encoded(searcher: Any, text: str) -> Any:
+def opened(searcher: Any) -> Any:
+    """The same model as transformers opens it."""
+    from transformers import SiglipModel
+
+    with tempfile.TemporaryDirectory() as folder:
+        searcher.embedder.towers.save(folder)
+        return SiglipModel.from_pretrained(folder).eval()
+
+
+def encoded(searcher: Any, model: Any, text: str) -> Any:
     """As transformers encodes it: its tokenizer, its model, a unit vector."""
     import torch
 
@@ -60,7 +69,7 @@ def encoded(searcher: Any, text: str) -> Any:
     options = {"padding": "max_length", "max_length": towers.text_limit, "truncation": True, "return_tensors": "pt"}
     with torch.inference_mode():
         ids = towers.tokenizer([text], **options)["input_ids"]
-        found = towers.model.get_text_features(input_ids=ids).pooler_output
+        found = model.get_text_features(input_ids=ids).pooler_output
         return torch.nn.functional.normalize(found, dim=-1).numpy()
 
 
@@ -68,14 +77,14 @@ def measured(searcher: Any, queries: int, runs: int, hits: int) -> dict[str, Any
     """Both ways, in turns."""
     from vlkit.inference.searching import Ask
 
-    bare_index = searcher.index.nearest["texts"]
+    bare_index, model = searcher.index.nearest["texts"], opened(searcher)
     texts = [f"{number} plums in a cake, and {number % 7} cherries" for number in range(queries)]
     bare, whole, ratios = [], [], []
     for _ in range(runs + 1):
         one, other = [], []
         for text in texts:
             began = time.perf_counter()
-            rows = encoded(searcher, text)
+            rows = encoded(searcher, model, text)
             bare_index.index.search(rows, hits, params=bare_index._how(hits, None))
             between = time.perf_counter()
             searcher.answer([Ask(text=text, k=hits)])
@@ -100,7 +109,7 @@ def measured(searcher: Any, queries: int, runs: int, hits: int) -> dict[str, Any
 
 def main() -> None:
     """Print the table."""
-    parser = measuring.parser(__doc__, rounds=5)
+    parser = measuring.parser(__doc__, rounds=5, peers=False)
     parser.add_argument("--rows", type=int, default=20000)
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("-k", type=int, default=10)

@@ -144,14 +144,16 @@ def refuse_another(text: str, printed: dict[str, str]) -> None:
 
 def shown(rows: dict[str, Any]) -> str:
     """One table."""
-    head = ["", "seconds", "spread", "is", "CPU s", "is", "wanted"]
-    lines = []
+    head = ["", "seconds", "spread", "is", "CPU s", "is"]
+    lines, bars = [], []
     for name, row in rows.items():
         low, high = row["spread"]
         wall = [f"{row['seconds']:.2f}", f"{low:.2f}-{high:.2f}", f"{row['ratio']:.2f} x"]
         cpu = [f"{row['cpu_seconds']:.2f}", f"{row['cpu_ratio']:.2f} x"]
-        lines.append([name, *wall, *cpu, f"<= {WANTED[name]} x" if name in WANTED else ""])
-    return measuring.table(head, lines)
+        lines.append([name, *wall, *cpu])
+        if name in WANTED:
+            bars.append(measuring.verdict(name, row["ratio"], WANTED[name], most=True))
+    return "\n".join([measuring.table(head, lines), *bars])
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -170,7 +172,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     """Measure and print."""
-    parser = measuring.parser(__doc__, rounds=9)
+    parser = measuring.parser(__doc__, rounds=9, peers=False)
     parser.add_argument("--size", nargs="+", choices=photos.SIZES, default=list(photos.SIZES), help="of the CLIP")
     options = parser.parse_args()
     tables = measure(options)
