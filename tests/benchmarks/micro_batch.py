@@ -114,14 +114,16 @@ def verdicts(rows: dict[str, Any]) -> list[str]:
 
 
 def shown(title: str, rows: dict[str, Any]) -> str:
-    """One table."""
+    """One table; the bars are those of bf16 and of the batches that are asked for without a word."""
     head = ["", "images/s", "spread", "vlkit is", "of the limit", "CPU s", "peak GB", "vlkit's is"]
     lines = []
     for way, row in rows.items():
         memory = [f"{row['peak_gb']:.2f}", f"{row['vlkits_memory_is']:.2f} x"]
         rate = [*measuring.rate_cells(row), f"{row['of_the_limit']:.0%}"]
         lines.append([way, *rate, f"{row['cpu_seconds']:.1f}", *memory])
-    return "\n".join([title, measuring.table(head, lines), *(verdicts(rows) if title.endswith("bf16") else [])])
+    usual = [f"{size}, {batch} in micro-batches of {MICRO}, bf16" for size, batch in BATCH.items()]
+    bars = verdicts(rows) if title in usual else []
+    return "\n".join([title, measuring.table(head, lines), *bars])
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:

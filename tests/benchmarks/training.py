@@ -110,16 +110,17 @@ def verdicts(kind: str, precision: str, found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def shown(kind: str, precision: str, found: dict[str, Any]) -> str:
-    """One table."""
+def shown(kind: str, precision: str, found: dict[str, Any], size: str) -> str:
+    """One table; the bars are those of the larger model."""
     head = ["", "images/s", "spread", "vlkit is", "of the limit", "peak GB"]
     rows = []
     for way, row in found["rows"].items():
         name = f"{way} (77 tokens)" if way in PADDED else way
         rows.append([name, *measuring.rate_cells(row), f"{row['of_the_limit']:.0%}", f"{row['peak_gb']:.1f}"])
     data = "a caption a picture" if kind == "own" else f"{photos.CLASSES} captions"
+    bars = verdicts(kind, precision, found) if size != "tiny" else []
     told = f"{data}, {precision}; the limit is {found['limit']:.1f} images/s"
-    return "\n".join([told, measuring.table(head, rows), *verdicts(kind, precision, found)])
+    return "\n".join([told, measuring.table(head, rows), *bars])
 
 
 def main() -> None:
@@ -160,7 +161,7 @@ def main() -> None:
     print(measuring.header(packages))
     print(f"{options.size}, everything trained, batches of {options.batch}; medians of {options.runs} turns")
     for (kind, precision), found in tables.items():
-        print(f"\n{shown(kind, precision, found)}")
+        print(f"\n{shown(kind, precision, found, options.size)}")
     for precision, rows in recall.items():
         print(f"\n{learning.shown(rows, asked[precision])}")
 
