@@ -21,6 +21,7 @@ import ours
 import peers
 import photos
 import torch
+from open_clip_weights import open_clip_model
 
 PIECES = 4
 DROPOUT, PATCH_DROPOUT = 0.1, 0.5
@@ -136,7 +137,7 @@ def open_clip_ways(work: peers.Work, size: int, dropout: bool) -> dict[str, dict
     from open_clip_train.train import train_one_epoch
 
     pixels, texts = _tensors(work)
-    model = peers.open_clip_model(work.model).train()
+    model = open_clip_model(work.model).train()
     if dropout:
         model.visual.patch_dropout = PatchDropout(PATCH_DROPOUT)
     recorder = Recorder(dict(model.named_parameters()))

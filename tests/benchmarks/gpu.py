@@ -1,6 +1,6 @@
 """What training, embedding and ranking come to on a GPU: images a second, share of its peak, memory; and some checks.
 
-python tests/benchmarks/gpu.py [--device cuda] [--size base] [--seconds 460] [--row-seconds 12] [--json]
+python tests/benchmarks/gpu.py [--device cuda] [--size base] [--seconds 400] [--row-seconds 12] [--json]
 
 CLIP ViT-B/32 (texts of 20 tokens) and SigLIP B/16 (of 64) with random weights, 224 px, in 16 bits, through vlkit's own
 towers, contrast, loop and optimizer. Pixels are uint8 on the host; in the rows `from files` they are JPEG files of
@@ -82,7 +82,7 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--size", choices=["base", "tiny"], default="base")
-    parser.add_argument("--seconds", type=float, default=460, help="for everything; rows that no longer fit say so")
+    parser.add_argument("--seconds", type=float, default=400, help="for everything; rows that no longer fit say so")
     parser.add_argument("--row-seconds", type=float, default=12, help="that a row is measured at most")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
     return parser

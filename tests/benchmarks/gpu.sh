@@ -7,7 +7,7 @@ cd "$(dirname "$0")/../.."
 export HF_HUB_OFFLINE=1 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 
 card_seen_by() {
-  "$1" -c 'import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else "")' 2> /dev/null
+  timeout 60 "$1" -c 'import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else "")' 2> /dev/null
 }
 
 candidates=(.venv/bin/python python3)
@@ -26,8 +26,11 @@ results=tests/benchmarks/results
 mkdir -p "$results"
 name=$(tr -cs '[:alnum:]\n' '-' <<< "$card" | tr '[:upper:]' '[:lower:]')
 file="$results/gpu-${name%-}-$(date +%F).txt"
-# gpu.py keeps to its own 460 seconds; a step cannot be broken off, so this is the last word.
+# gpu.py keeps to its own 400 seconds; a step cannot be broken off, so this is the last word.
 code=0
-timeout --signal=TERM --kill-after=10 520 "$python" tests/benchmarks/gpu.py "$@" | tee "$file" || code=$?
+part="$file.part"
+timeout --signal=TERM --kill-after=10 450 "$python" tests/benchmarks/gpu.py "$@" | tee "$part" || code=$?
+# A table that did not come to its end does not take the place of one that did.
+if [ "$code" = 0 ]; then mv "$part" "$file"; else file=$part; fi
 echo "written to $file" >&2
 exit "$code"

@@ -98,8 +98,9 @@ def steps(
         items = sum(map(items_of, window))
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * schedule(number)
+        lr = optimizer.param_groups[0]["lr"]
         if items == 0:
-            yield Step(number + 1, 0.0, 0.0, optimizer.param_groups[0]["lr"], 0, skipped=True)
+            yield Step(number + 1, 0.0, 0.0, lr, 0, skipped=True)
             continue
         weighted = [(b, items_of(b) / items, _drawn(seed, number, at, world)) for at, b in enumerate(window)]
         loss = _differentiated(weighted, loss_of, optimizer, scaler, precision, smaller, stopped)
@@ -124,9 +125,7 @@ def steps(
                 f"step {number + 1}: {told}; its batch: {'; '.join(map(names_of, window))}",
                 hint="no weight was touched by it; a lower --lr, a longer --warmup or --precision fp32 may help",
             )
-        yield Step(
-            number + 1, loss.item(), grad_norm.item(), optimizer.param_groups[0]["lr"], items, skipped=not finite
-        )
+        yield Step(number + 1, loss.item(), grad_norm.item(), lr, items, skipped=not finite)
 
 
 def _differentiated(
