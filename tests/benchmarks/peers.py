@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ from typing import Any
 
 import torch
 from open_clip_weights import from_open_clip, open_clip_model
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, SequentialSampler
 
 Trained = Callable[[int], list[float]]
 
@@ -284,7 +285,8 @@ def _by_trainer(work: Work, made: Callable[[Any, Any, list[int]], Any], *, sente
     if sentences:
         from sentence_transformers import SentenceTransformerTrainingArguments
 
-        kind = SentenceTransformerTrainingArguments
+        # It would shuffle, whatever sampling strategy is asked for: the batches are those of all.
+        kind = partial(SentenceTransformerTrainingArguments, batch_sampler=_in_order)
 
     class Clock(TrainerCallback):
         def __init__(self) -> None:
@@ -323,6 +325,12 @@ def _by_trainer(work: Work, made: Callable[[Any, Any, list[int]], Any], *, sente
         return [after - before for before, after in pairwise(clock.ends)]
 
     return trained
+
+
+def _in_order(dataset: Any, **how: Any) -> Any:
+    from sentence_transformers.base.sampler import DefaultBatchSampler
+
+    return DefaultBatchSampler(SequentialSampler(dataset), **how)
 
 
 def _adamw(model: Any, work: Work) -> torch.optim.AdamW:
