@@ -9,8 +9,9 @@ then need more than 24 GB). It is asked in turn for a few steps; the first one i
 there. `of the limit`: of what the useful multiplications (no padding, no text twice) would take at the rate that this
 machine multiplies large matrices.
 
-Learning must not pay for speed: in the last tables each way's own loop has trained a tiny model on the sample recipes
-for equally many steps, and is measured on recipes that nobody saw (`learning.py` does it, and says more).
+Learning must not pay for speed: in the last table each way's own loop has trained a tiny model on the sample recipes
+for equally many steps, in the first precision, and is measured on recipes that nobody saw (`learning.py` does it, and
+says more).
 """
 
 from __future__ import annotations
@@ -151,8 +152,8 @@ def main() -> None:
         for kind in options.captions:
             for precision in options.precision:
                 tables[kind, precision] = measured(folder, kind, precision, options)
-    asked = {precision: learned(precision, options) for precision in options.precision if options.recall_steps}
-    recall = {precision: learning.measured(how, ways=[OURS, learning.EYE]) for precision, how in asked.items()}
+    how = learned(options.precision[0], options)
+    recall = learning.measured(how, ways=[OURS, learning.EYE]) if how.steps else {}
     if options.json:
         found = {f"{kind}, {precision}": rows for (kind, precision), rows in tables.items()} | {"recall@1": recall}
         print(json.dumps({"machine": measuring.machine(), "size": options.size, **found}, indent=2, default=float))
@@ -162,8 +163,8 @@ def main() -> None:
     print(f"{options.size}, everything trained, batches of {options.batch}; medians of {options.runs} turns")
     for (kind, precision), found in tables.items():
         print(f"\n{shown(kind, precision, found, options.size)}")
-    for precision, rows in recall.items():
-        print(f"\n{learning.shown(rows, asked[precision])}")
+    if recall:
+        print(f"\n{learning.shown(recall, how)}")
 
 
 if __name__ == "__main__":
