@@ -16,6 +16,7 @@ from vlkit.models.device import autocast
 from vlkit.models.towers import load
 
 TEXTS = ["red tart", "soup", "a very blue pie", "", "bread"]
+CLASSES = {"tiny-clip": "CLIPModel", "tiny-siglip": "SiglipModel"}
 
 
 def quickened(**parts):
@@ -25,9 +26,6 @@ def quickened(**parts):
         module.add_module(name, part)
     layers.quicken(module)
     return module
-
-
-CLASSES = {"tiny-clip": "CLIPModel", "tiny-siglip": "SiglipModel"}
 
 
 def inputs(towers):

@@ -126,7 +126,7 @@ def measured(folder: Path, way: str, precision: str, options: argparse.Namespace
     """One table's rows, and what the cache cost."""
     names = [CACHED, UNCACHED, *([PEER] if PEER in WAYS[way].at_least and options.peers else [])]
     told = ["--folder", str(folder), "--precision", precision, "--ways", way, "--size", options.size]
-    measuring.matmul_rate(precision)
+    measuring.matmul_rate(precision)  # Once more afterwards: the limit is the best of both.
     found = measuring.in_turns(__file__, names, options.runs, told, warm_up=False)
     rows = measuring.compared(found, CACHED)
     rate, least = measuring.matmul_rate(precision), flops(way, work_in(folder, way, precision))

@@ -88,7 +88,7 @@ def measured(folder: Path, batch: int, precision: str, options: argparse.Namespa
     """One table's rows."""
     told = ["--folder", str(folder), "--precision", precision, "--batch", str(batch), "--micro", str(options.micro)]
     told += ["--steps", str(options.steps), "--workers", str(options.workers)]
-    measuring.matmul_rate(precision)
+    measuring.matmul_rate(precision)  # Once more afterwards: the limit is the best of both.
     found = measuring.in_turns(__file__, [OURS, ACCUMULATION, *options.peers], options.runs, told, warm_up=False)
     rows = measuring.compared(found, OURS)
     work, rate = work_in(folder, batch, precision, options.workers), measuring.matmul_rate(precision)

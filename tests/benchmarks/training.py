@@ -81,7 +81,7 @@ def measured(folder: Path, kind: str, precision: str, options: argparse.Namespac
         print(sentence, file=sys.stderr)
     told = ["--folder", str(folder), "--precision", precision, "--kind", kind, "--steps", str(options.steps)]
     told += ["--batch", str(options.batch), "--workers", str(options.workers)]
-    measuring.matmul_rate(precision)
+    measuring.matmul_rate(precision)  # Once more afterwards: the limit is the best of both.
     found = measuring.in_turns(__file__, [OURS, *here], options.runs, told, warm_up=False)
     most = limit(work_in(folder, argparse.Namespace(**{**vars(options), "precision": [precision], "kind": kind})))
     rows = measuring.compared(found, OURS)
