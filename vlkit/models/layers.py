@@ -188,5 +188,5 @@ def _pooled(layer: Any, values: torch.Tensor, ends: torch.Tensor | int) -> torch
 
 def _one(values: torch.Tensor, ends: torch.Tensor | int) -> torch.Tensor:
     if isinstance(ends, int):
-        return values[:, ends]
+        return values[:, ends].contiguous()  # Rows that lie apart are slow to multiply.
     return values[torch.arange(len(values), device=values.device), ends.to(values.device)]

@@ -1,8 +1,8 @@
-"""Matrix products on a CPU, by oneDNN.
+"""Matrix products in float32 on a CPU, by oneDNN.
 
-torch leaves float32 to MKL, which on the AMD processors that were tried (Zen 5) uses half of the AVX-512 width, where
-oneDNN uses all of it: twice the rate. Elsewhere `tests/benchmarks/training.py` tells. Products in bf16 go to oneDNN
-anyway, but this way the bias is added on the way out, not by a pass of its own before.
+torch leaves them to MKL, which on the AMD processors that were tried (Zen 5) uses half of the AVX-512 width, where
+oneDNN uses all of it: twice the rate. Elsewhere `tests/benchmarks/training.py` tells. Products in bf16 are oneDNN's
+anyway, and small ones are left to torch, whose call costs less.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+# Multiplications of a product below which its time is that of the call.
+SMALL = 6_000_000
 
 
 def onednn() -> bool:
@@ -29,28 +32,26 @@ def _callable() -> bool:
 
 def product(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """left @ right.T + bias, of matrices [rows, inner] and [columns, inner], without a gradient."""
-    if left.device.type == "cpu" and left.dtype in KINDS and onednn():
+    if left.device.type == "cpu" and left.dtype == torch.float32 and onednn():
         with torch.no_grad():
             return torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")  # type: ignore[no-any-return]
     return F.linear(left, right, bias)
 
 
-KINDS = (torch.float32, torch.bfloat16)
-
-
 def linear(values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """As torch.nn.functional.linear, gradients and autocast included."""
-    if values.device.type != "cpu" or not onednn():
-        return F.linear(values, weight, bias)
-    if torch.is_autocast_enabled("cpu"):
-        kind = torch.get_autocast_dtype("cpu")
-        values, weight = values.to(kind), weight.to(kind)
-        bias = None if bias is None else bias.to(kind)
-    if values.dtype not in KINDS or weight.dtype != values.dtype or not values.numel():
+    if not _worth(values, weight):
         return F.linear(values, weight, bias)
     # Rows that lie apart, as one position of every item does, send oneDNN to a kernel a thousand times slower.
     found = _Linear.apply(values.reshape(-1, values.shape[-1]).contiguous(), weight, bias)
     return found.view(*values.shape[:-1], -1)  # type: ignore[no-any-return]
+
+
+def _worth(values: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether oneDNN, asked by hand, is faster. The first question is the one that most calls end with."""
+    if values.numel() * weight.shape[0] < SMALL or torch.is_autocast_enabled("cpu"):
+        return False
+    return values.device.type == "cpu" and values.dtype == weight.dtype == torch.float32 and onednn()
 
 
 class _Linear(torch.autograd.Function):
@@ -67,16 +68,9 @@ class _Linear(torch.autograd.Function):
         gradient = gradient.contiguous()
         return (
             product(gradient, weight.t()) if for_values else None,
-            _of_weight(gradient, values) if for_weight else None,
+            product(gradient.t(), values.t()) if for_weight else None,
             gradient.sum(0) if for_bias else None,
         )
-
-
-def _of_weight(gradient: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """gradient.T @ values. In bf16 torch asks oneDNN itself, for a product that need not be turned first."""
-    if gradient.dtype == torch.float32:
-        return product(gradient.t(), values.t())
-    return gradient.t() @ values
 
 
 class Linear(nn.Linear):
