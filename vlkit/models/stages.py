@@ -58,12 +58,9 @@ class Halfway:
     def __len__(self) -> int:
         return len(self.values)
 
-    def split(self, size: int) -> list[Halfway]:
-        """As torch.Tensor.split: parts of `size` items, the last one may be smaller."""
-        return [
-            Halfway(self.values[at : at + size], self.depth, None if self.ends is None else self.ends[at : at + size])
-            for at in range(0, len(self), size)
-        ]
+    def __getitem__(self, some: slice) -> Halfway:
+        """Some of the items."""
+        return Halfway(self.values[some], self.depth, None if self.ends is None else self.ends[some])
 
 
 def through(chain: Sequence[Stage], halfway: Halfway, depth: int | None = None) -> Halfway:

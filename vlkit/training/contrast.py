@@ -1,9 +1,10 @@
 """The contrastive loss of a batch: embedded at once, or, where that is too much, in micro-batches with the same result.
 
 Two passes (gradient caching, arXiv 2101.06983): embed all without gradients; find the loss and its gradient at the
-embeddings; embed again, a micro-batch at a time, and send each its part of that gradient. Every pair is contrasted with
-the whole batch, in the memory of a micro-batch. The second pass sees the first one's random numbers, so dropout drops
-the same; scale and bias get their gradient once, with the loss.
+embeddings; embed again, a micro-batch at a time, and send each its part of that gradient. Of the pictures the last
+micro-batch keeps its graph, and is embedded once. Every pair is contrasted with the whole batch, in the memory of a
+micro-batch. The second pass sees the first one's random numbers, so dropout drops the same; scale and bias get their
+gradient once, with the loss.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ from vlkit.distributed import ALONE, World
 from vlkit.models.towers import Towers
 from vlkit.training.loop import Part
 from vlkit.training.losses import BLOCKWISE, LOSSES, LossName
+
+# Micro-batches that are embedded together where nothing is kept for a gradient: their widest layer is smaller than what
+# is kept of all layers of one.
+AT_ONCE = 4
 
 
 class Contrast:
@@ -60,7 +65,7 @@ class Contrast:
 
     def _in_parts(self, batch: Batch, size: int) -> Iterator[Part]:
         world, none = self.world, torch.zeros((0, self.towers.width), device=self.towers.device)
-        images = _Pass(self.towers.embed_images, batch.images, size, none)
+        images = _Pass(self.towers.embed_images, batch.images, size, none, keep_last=True)
         texts = _Pass(self.towers.embed_texts, batch.captions, size, none)
         all_images = world.gathered(images.embedded, len(batch))
         all_texts = world.gathered(texts.embedded, batch.texts)
@@ -79,35 +84,53 @@ class Contrast:
 
 
 class _Pass:
-    """The first pass of one tower, and what it takes to go through it again."""
+    """The first pass of one tower, and what it takes to go through it again.
 
-    def __init__(self, embed: Callable[[Any], torch.Tensor], inputs: Any, size: int, empty: torch.Tensor) -> None:
-        self.embed, self.states = embed, list[list[torch.Tensor]]()
-        self.slices = inputs.split(size) if len(inputs) else ()
-        found = []
-        # What fits is embedded once, and its graph kept; the rest is embedded again.
-        self.whole = len(self.slices) == 1
-        with torch.set_grad_enabled(self.whole):
-            for part in self.slices:
-                self.states.append(_random_state())
-                found.append(embed(part))
+    Where dropout is at work, each slice is embedded by itself, from a random state that is remembered.
+    """
+
+    def __init__(
+        self, embed: Callable[[Any], torch.Tensor], inputs: Any, size: int, empty: Any, *, keep_last: bool = False
+    ) -> None:
+        """Embed.
+
+        Args:
+            keep_last: keep the last slice's graph, which then need not be embedded again. An only slice's always is.
+        """
+        self.embed, self.inputs, self.states = embed, inputs, list[list[torch.Tensor]]()
+        self.slices = [slice(start, start + size) for start in range(0, len(inputs), size)]
+        self.last = self.slices.pop() if keep_last or len(self.slices) == 1 else None
+        with torch.no_grad():
+            found = list(self._without_gradients())
+        self.kept = None if self.last is None else embed(inputs[self.last])
+        found += [] if self.kept is None else [self.kept.detach()]
         self.embedded = torch.cat(found) if found else empty
+
+    def _without_gradients(self) -> Iterator[torch.Tensor]:
+        at = 0
+        while at < len(self.slices):
+            state = _random_state()
+            # If the first slice drew no random number, none does.
+            alone = at == 0 or not _same(self.states[0], state)
+            some = self.slices[at : at + (1 if alone else AT_ONCE)]
+            self.states += [state] * len(some)
+            yield self.embed(self.inputs[some[0].start : some[-1].stop])
+            at += len(some)
 
     def again(self, gradient: torch.Tensor) -> Iterator[Part]:
         """Parts whose gradients are those of the loss; none where nothing of this tower is trained."""
-        if self.whole:
-            if self.embedded.requires_grad:
-                yield Part((self.embedded * gradient).sum(), gradient.new_zeros(()))
-            return
-        start, after = 0, _random_state()
+        nothing, after = gradient.new_zeros(()), _random_state()
+        if self.kept is not None:
+            if not self.kept.requires_grad:
+                return
+            yield Part((self.kept * gradient[self.last]).sum(), nothing)
+            self.kept = None
         for part, state in zip(self.slices, self.states, strict=True):
             _set_random_state(state)
-            embedded = self.embed(part)
+            embedded = self.embed(self.inputs[part])
             if not embedded.requires_grad:
                 break
-            stop = start + len(embedded)
-            yield Part((embedded * gradient[start:stop]).sum(), embedded.new_zeros(()))
-            start = stop
+            yield Part((embedded * gradient[part]).sum(), nothing)
         _set_random_state(after)
 
 
@@ -169,6 +192,10 @@ def _random_state() -> list[torch.Tensor]:
     """Of the CPU's generator and, where there is one, of the GPU's."""
     states = [torch.get_rng_state()]
     return [*states, torch.cuda.get_rng_state()] if torch.cuda.is_available() else states
+
+
+def _same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def _set_random_state(states: list[torch.Tensor]) -> None:
