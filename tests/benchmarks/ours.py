@@ -20,7 +20,7 @@ def opened(work: peers.Work, pairs: Any = None, **settings: Any) -> tuple[Any, A
     """
     from vlkit import console
     from vlkit.config import TrainRetrievalConfig
-    from vlkit.models import adapters, towers
+    from vlkit.models import adapters, token_table, towers
     from vlkit.models.device import best_device
     from vlkit.training.planning import Rows, dataset_of
 
@@ -40,7 +40,9 @@ def opened(work: peers.Work, pairs: Any = None, **settings: Any) -> tuple[Any, A
     adapters.adapt(model, config, seed=work.seed)
     adapters.train_mode(model)
     model.to(best_device())
-    return model, dataset_of(Rows(pairs, pairs, pairs.of("val")), model, config), config
+    dataset = dataset_of(Rows(pairs, pairs, pairs.of("val")), model, config)
+    token_table.narrow(model, dataset.tokens.tokens)
+    return model, dataset, config
 
 
 def trainer(

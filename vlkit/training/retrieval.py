@@ -17,6 +17,7 @@ from vlkit.evaluation.scoring import Task, score
 from vlkit.models import adapters, opening
 from vlkit.models.device import best_device, use_deterministic_algorithms
 from vlkit.models.preprocessing import decoding
+from vlkit.models.token_table import narrow
 from vlkit.models.towers import Towers
 from vlkit.runs import Run
 from vlkit.training import caching
@@ -82,9 +83,10 @@ class RetrievalTraining(Training):
         counts = adapters.adapt(towers, config, seed=config.seed)
         towers.to(best_device())
         self.dataset = dataset_of(rows, towers, config, world)
+        self.table = narrow(towers, self.dataset.tokens.tokens)
         trainable = adapters.trainable(towers)
         self.sweep = Sweep(trainable) if config.interpolate or config.guard else None
-        refuse_small_disk(config, counts, towers)
+        refuse_small_disk(config, adapters.count(towers), towers)
         self.validation = Task.of(rows.val) if len(rows.val) else None
         self.kept = caching.Sources()
         super().__init__(
@@ -192,5 +194,7 @@ class RetrievalTraining(Training):
         work = f"{config.steps} steps of {batch} x {config.grad_accum}"
         console.say(f"{self.run.folder}: {len(self.dataset)} pairs, {work}, {config.precision} on {self.towers.device}")
         console.say(f"{config.model}, {config.tune}: {self.counts}")
+        if self.table is not None:
+            console.say(f"{self.table.told()}; the others only decay, and take neither gradient nor moments")
         for line in forecast(self.dataset, config, self.towers):
             console.say(line)

@@ -1,0 +1,141 @@
+"""Training the rows that captions use is training the whole table."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vlkit.config import TrainRetrievalConfig
+from vlkit.models import adapters, towers
+from vlkit.models.token_table import TokenTable, narrow
+from vlkit.models.towers import Towers
+from vlkit.training.loop import adamw, steps
+from vlkit.training.losses import LOSSES
+
+WIDER = 4  # times the vocabulary that the captions need
+CAPTIONS = ["a red soup", "green pie with salt", "a loaf of white bread", "yellow cake"]
+UNSEEN = ["blue salad, twice", "a red cake"]
+
+
+def widened(folder, name, seed=3):
+    """A tiny model whose token table has rows, and tokens, that no caption of these tests uses."""
+    from vlkit.models import tiny
+
+    if name == "tiny-xlmr":
+        from vlkit.models import opening
+
+        made = opening.open_model("tiny-clip", [*CAPTIONS, *UNSEEN], seed=seed, text_model=name, keep_in=folder)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        tiny.write_tiny(name, [*CAPTIONS, *UNSEEN], folder, seed=seed)
+        made = towers.load(str(folder))
+    table = made.model.text_model.get_input_embeddings()
+    rows = len(table.weight)
+    with torch.no_grad():
+        more = torch.randn((WIDER - 1) * rows, table.embedding_dim, generator=torch.Generator().manual_seed(seed))
+        table.weight = torch.nn.Parameter(torch.cat([table.weight, 0.02 * more]))
+    table.num_embeddings = made.model.config.text_config.vocab_size = WIDER * rows
+    return made
+
+
+def trained(made: Towers, taken: int = 5):
+    """Losses and gradient norms of a few steps with a weight decay that shows."""
+    adapters.train_mode(made)
+    ids = made.pad(made.tokenize(CAPTIONS)[0])
+    side = made.pixel_spec.size
+    pixels = torch.randint(0, 255, (4, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    optimizer = adamw(adapters.trainable(made), lr=3e-3, weight_decay=0.5)
+
+    def loss(_):
+        return LOSSES[made.family.loss](made.logits(made.embed_images(pixels), made.embed_texts(ids)), torch.eye(4))
+
+    found = list(steps([0] * taken, loss, lambda _: 4, optimizer, total=taken, schedule=lambda n: 1 / (n + 1)))
+    return [(step.loss, step.grad_norm) for step in found]
+
+
+@pytest.mark.parametrize("tune", ["full", "text"])
+@pytest.mark.parametrize("name", ["tiny-clip", "tiny-siglip", "tiny-xlmr"])
+def test_the_rows_that_occur_and_those_that_do_not_end_as_in_the_whole_table(name, tune, tmp_path):
+    whole, narrowed = (widened(tmp_path / kind, name) for kind in ("whole", "narrowed"))
+    start = {key: value.clone() for key, value in whole.model.state_dict().items()}
+    for each in (whole, narrowed):
+        adapters.adapt(each, TrainRetrievalConfig(tune=tune), seed=0)
+    table = narrow(narrowed, narrowed.tokenize(CAPTIONS)[0])
+    assert isinstance(table, TokenTable) and len(table.used) < len(table.weight) / 2
+    assert adapters.count(narrowed).trainable < adapters.count(whole).trainable
+    ids = narrowed.pad(narrowed.tokenize([*CAPTIONS, *UNSEEN])[0])
+    with torch.no_grad():
+        assert torch.equal(narrowed.embed_texts(ids), whole.embed_texts(ids)), "before a step they are the same"
+    for ours, exact in zip(trained(narrowed), trained(whole), strict=True):
+        assert ours == pytest.approx(exact, rel=1e-5)
+    found, exact = narrowed.model.state_dict(), whole.model.state_dict()
+    assert found.keys() == exact.keys() == start.keys()
+    for key, value in exact.items():
+        assert torch.allclose(found[key], value, rtol=1e-5, atol=1e-6), key
+    key = next(key for key in start if key.endswith((".token_embedding.weight", ".word_embeddings.weight")))
+    # 5 steps of rates 3e-3 / n decay by half of their sum: 0.34 %.
+    decay = (exact[key][-1].norm() / start[key][-1].norm()).item()
+    assert decay == pytest.approx(1 - 0.5 * 3e-3 * (1 + 1 / 2 + 1 / 3 + 1 / 4 + 1 / 5), rel=1e-4)
+    with torch.no_grad():
+        for each in (narrowed, whole):
+            each.eval()
+        assert torch.allclose(narrowed.embed_texts(ids), whole.embed_texts(ids), atol=1e-5), "unseen tokens, too"
+
+
+def test_a_token_that_was_not_to_occur_is_looked_up_and_not_trained(tmp_path):
+    made = widened(tmp_path / "model", "tiny-clip")
+    adapters.adapt(made, TrainRetrievalConfig(), seed=0)
+    table = narrow(made, made.tokenize(CAPTIONS)[0])
+    unseen = len(table.weight) - 1
+    found = table(torch.tensor([unseen, int(made.pad_token)]))
+    assert torch.equal(found[0], table.weight[unseen])
+    found.sum().backward()
+    assert table.used.grad[-1].abs().max() == 0 and table.used.grad.abs().sum() == table.embedding_dim
+
+
+@pytest.mark.parametrize("tune", ["head", "image", "lora", "last"])
+def test_a_table_that_is_not_trained_or_mostly_used_stays_as_it_is(tune, tmp_path):
+    made = widened(tmp_path / "model", "tiny-clip")
+    adapters.adapt(made, TrainRetrievalConfig(tune=tune, unfreeze_layers=1), seed=0)
+    assert narrow(made, made.tokenize(CAPTIONS)[0]) is None
+    adapters.adapt(made, TrainRetrievalConfig(), seed=0)
+    half = range(len(made.model.text_model.get_input_embeddings().weight) // 2 + 1)
+    assert narrow(made, [half]) is None
+
+
+@pytest.mark.parametrize("sort", ["full", "text"])
+def test_a_run_that_was_stopped_ends_with_the_bytes_of_one_that_was_not(sort, prepared, vlkit, tmp_path):
+    from vlkit.data.pairs import read_pairs
+    from vlkit.models import tiny
+
+    folder = tmp_path / "wide"
+    folder.mkdir()
+    words = [f"{first}{second}" for first in "kvwxz" for second in ("ab", "ec", "id", "of", "ug", "yh")]
+    others = [" ".join(words[n % 30 :] + words[: n % 7]) for n in range(60)]
+    tiny.write_tiny("tiny-clip", [*(3 * others), *read_pairs(prepared).frame["text"]], folder, seed=1)
+    command = ("train-retrieval", "--data", prepared, "--model", folder, "--runs-dir", tmp_path, "--tune", sort)
+    command = (*command, "--batch-size", 16, "--save-every", 2, "--keep", 9, "--weight-decay", 0.3)
+    outcome = vlkit(*command, "--name", "one", "--steps", 6)
+    assert outcome.code == 0 and "rows occur in the captions" in outcome.err, outcome.err
+    assert vlkit(*command, "--name", "two", "--steps", 6).code == 0
+    for later in set((tmp_path / "two/checkpoints").iterdir()) - {tmp_path / "two/checkpoints/step-000002"}:
+        shutil.rmtree(later)
+    for name in ("finished.json", "model/model.safetensors", "best.json", "last.json"):
+        (tmp_path / "two" / name).unlink()
+    again = vlkit(*command, "--name", "two", "--steps", 6)
+    assert again.code == 0 and "going on from step 2" in again.err, again.err
+    ends = [load_file(tmp_path / name / "model/model.safetensors") for name in ("one", "two")]
+    assert ends[0].keys() == ends[1].keys()
+    assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
+    saved = load_file(next((tmp_path / "one/checkpoints").glob("*/trainable.safetensors")))
+    table = "text_model.embeddings.token_embedding"
+    assert f"{table}.weight" not in saved and len(saved[f"{table}.used"]) < len(ends[0][f"{table}.weight"]) / 2
+    start = load_file(folder / "model.safetensors")[f"{table}.weight"]
+    decay = ends[0][f"{table}.weight"] / start
+    assert json.loads((tmp_path / "one/finished.json").read_text())["trainable_parameters"] > 0
+    unused = decay.std(1) < 1e-6
+    assert unused.sum() > len(start) / 2 and decay[unused].mean() < 1
