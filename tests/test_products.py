@@ -47,15 +47,15 @@ def test_linear_and_its_gradients_are_torchs(shape, inner, columns, bias, frozen
             assert torch.allclose(ours.double(), exact, rtol=1e-5, atol=1e-5)
 
 
-def test_under_autocast_and_below_some_size_it_is_torchs_own():
-    values, weight, bias = torch.randn(7, 96), torch.randn(33, 96), torch.randn(33)
-    assert torch.equal(products.linear(values, weight, bias), F.linear(values, weight, bias))
-    many = torch.randn(3000, 96)
-    assert not products._worth(values, weight) and products._worth(many, weight) == products.onednn()
+def test_under_autocast_and_with_a_small_weight_it_is_torchs_own():
+    values, weight, bias = torch.randn(7, 300), torch.randn(400, 300), torch.randn(400)
+    small = weight[:33, :96]
+    assert torch.equal(products.linear(values[:, :96], small, None), F.linear(values[:, :96], small))
+    assert not products._worth(values[:, :96], small) and products._worth(values, weight) == products.onednn()
     with torch.autocast("cpu", torch.bfloat16):
-        assert not products._worth(many, weight)
-        found = products.linear(many, weight, bias)
-        assert found.dtype == torch.bfloat16 and torch.equal(found, F.linear(many, weight, bias))
+        assert not products._worth(values, weight)
+        found = products.linear(values, weight, bias)
+        assert found.dtype == torch.bfloat16 and torch.equal(found, F.linear(values, weight, bias))
 
 
 def test_onednn_is_taken_where_there_is_avx_512_and_can_be_switched_off():
