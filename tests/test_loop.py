@@ -174,6 +174,19 @@ def test_clipping_bounds_the_step():
         assert (weights(model) - before).norm().item() == pytest.approx(0.5, rel=1e-3)
 
 
+@pytest.mark.parametrize("share", [0.01, 0.999, 1.0, 1.001, 100.0])
+def test_clipping_is_torchs_to_the_bit(share):
+    ours, plain = make(), make()
+    (batch,) = data(1, 8)
+    torch.nn.functional.mse_loss(plain(batch[0]), batch[1]).backward()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in plain.parameters()]).item()
+    optimizer = adamw(dict(plain.named_parameters()), lr=1e-2, weight_decay=0.01)
+    assert torch.nn.utils.clip_grad_norm_(plain.parameters(), share * norm).item() == norm
+    optimizer.step()
+    (step,) = train(ours, [batch], 1, max_grad_norm=share * norm)
+    assert step.grad_norm == norm and torch.equal(weights(ours), weights(plain))
+
+
 def test_the_schedule_is_a_pure_function_of_the_step():
     factor = cosine_schedule(100, 0.1)
     assert [factor(step) for step in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])

@@ -110,9 +110,10 @@ def steps(
         if number == start:
             _refuse_unreached(optimizer)
         scaler.unscale_(optimizer)
-        grad_norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+        grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         finite = bool(torch.isfinite(loss) & torch.isfinite(grad_norm))
         if finite:
+            _clip(parameters, grad_norm, max_grad_norm)
             scaler.step(optimizer)
         # A gradient that overflows under a loss scale is the scaler's everyday business, while there is scale to give.
         overflow = scaler.is_enabled() and math.isfinite(loss) and scaler.get_scale() > 1
@@ -184,6 +185,12 @@ def _parts(
         if part is None:
             return
         yield part
+
+
+def _clip(parameters: Sequence[torch.nn.Parameter], norm: torch.Tensor, most: float) -> None:
+    """As clip_grad_norm_, but that gradients which are short enough are not multiplied by 1: a pass over all of them."""
+    if most / (norm + 1e-6) < 1:
+        torch.nn.utils.clip_grads_with_norm_(parameters, most, norm)
 
 
 def _refuse_unreached(optimizer: torch.optim.Optimizer) -> None:
