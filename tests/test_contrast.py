@@ -159,7 +159,7 @@ def test_the_second_pass_drops_what_the_first_one_dropped(tune, tiny):
     assert not torch.equal(first.embedded, _Pass(towers.embed_images, batch.images, 11, None).embedded), (
         "no dropout at work"
     )
-    again = [float(part.surrogate) for part in first.again(first.embedded)]
+    again = [part.surrogate.item() for part in first.again(first.embedded)]
     assert sum(again) == pytest.approx(len(first.embedded), rel=1e-6), "unit vectors, times themselves"
 
     _, found = gradients(towers, batch, "sigmoid", 4)
@@ -225,6 +225,12 @@ def test_memory_that_runs_out_halves_the_micro_batch_and_goes_on(tiny, monkeypat
     monkeypatch.setattr(towers, "embed_images", lambda pixels: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
     with pytest.raises(torch.OutOfMemoryError):
         next(steps([batch], contrast, len, optimizer, total=1, smaller=contrast.halve))
+
+
+@pytest.mark.parametrize("size", [0, 4])
+def test_a_share_of_nothing_is_embedded_as_nothing(size):
+    passed = _Pass(lambda part: part, torch.ones(0, 2), size, torch.zeros(0, 3), keep_last=True)
+    assert passed.embedded.shape == (0, 3) and not list(passed.again(torch.zeros(0, 3)))
 
 
 def test_halving_begins_at_what_batches_are(tiny):

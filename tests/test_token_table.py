@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 
 import pytest
@@ -10,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from vlkit.config import TrainRetrievalConfig
-from vlkit.models import adapters, towers
+from vlkit.data.pairs import read_pairs
+from vlkit.models import adapters, tiny, towers
 from vlkit.models.token_table import TokenTable, narrow
 from vlkit.models.towers import Towers
 from vlkit.training.loop import adamw, steps
@@ -23,8 +23,6 @@ UNSEEN = ["blue salad, twice", "a red cake"]
 
 def widened(folder, name, seed=3):
     """A tiny model whose token table has rows, and tokens, that no caption of these tests uses."""
-    from vlkit.models import tiny
-
     if name == "tiny-xlmr":
         from vlkit.models import opening
 
@@ -97,6 +95,17 @@ def test_a_token_that_was_not_to_occur_is_looked_up_and_not_trained(tmp_path):
     assert table.used.grad[-1].abs().max() == 0 and table.used.grad.abs().sum() == table.embedding_dim
 
 
+def test_a_row_that_is_padding_gets_no_gradient_where_the_encoder_gives_it_none(tmp_path):
+    made = widened(tmp_path / "model", "tiny-clip")
+    adapters.adapt(made, TrainRetrievalConfig(), seed=0)
+    ids = made.tokenize(CAPTIONS)[0]
+    made.model.text_model.get_input_embeddings().padding_idx = ids[0][1]
+    table = narrow(made, ids)
+    table(torch.tensor(ids[0][:3])).sum().backward()
+    rows = table.used.grad.abs().sum(1)[table.place[torch.tensor(ids[0][:3])]]
+    assert rows[1] == 0 and rows[0] > 0 and rows[2] > 0
+
+
 @pytest.mark.parametrize("tune", ["head", "image", "lora", "last"])
 def test_a_table_that_is_not_trained_or_mostly_used_stays_as_it_is(tune, tmp_path):
     made = widened(tmp_path / "model", "tiny-clip")
@@ -105,13 +114,14 @@ def test_a_table_that_is_not_trained_or_mostly_used_stays_as_it_is(tune, tmp_pat
     adapters.adapt(made, TrainRetrievalConfig(), seed=0)
     half = range(len(made.model.text_model.get_input_embeddings().weight) // 2 + 1)
     assert narrow(made, [half]) is None
+    ids = made.tokenize(CAPTIONS)[0]
+    assert narrow(made, ids, whole={"text_model.embeddings.token_embedding.weight"}) is None, "a run that had it whole"
+    made.model.text_model.get_input_embeddings = lambda: (_ for _ in ()).throw(NotImplementedError)
+    assert narrow(made, ids) is None, "an encoder without a table"
 
 
 @pytest.mark.parametrize("sort", ["full", "text"])
 def test_a_run_that_was_stopped_ends_with_the_bytes_of_one_that_was_not(sort, prepared, vlkit, tmp_path):
-    from vlkit.data.pairs import read_pairs
-    from vlkit.models import tiny
-
     folder = tmp_path / "wide"
     folder.mkdir()
     words = [f"{first}{second}" for first in "kvwxz" for second in ("ab", "ec", "id", "of", "ug", "yh")]
@@ -136,6 +146,23 @@ def test_a_run_that_was_stopped_ends_with_the_bytes_of_one_that_was_not(sort, pr
     assert f"{table}.weight" not in saved and len(saved[f"{table}.used"]) < len(ends[0][f"{table}.weight"]) / 2
     start = load_file(folder / "model.safetensors")[f"{table}.weight"]
     decay = ends[0][f"{table}.weight"] / start
-    assert json.loads((tmp_path / "one/finished.json").read_text())["trainable_parameters"] > 0
     unused = decay.std(1) < 1e-6
     assert unused.sum() > len(start) / 2 and decay[unused].mean() < 1
+
+
+def test_a_run_that_was_begun_with_the_whole_table_goes_on_with_it(prepared, vlkit, tmp_path, monkeypatch):
+    from vlkit.training import retrieval
+
+    folder = tmp_path / "wide"
+    folder.mkdir()
+    others = [f"{first}{second} {second}{first}" for first in "kvwxz" for second in ("ab", "ec", "id", "of", "ug")]
+    tiny.write_tiny("tiny-clip", [*(9 * others), *read_pairs(prepared).frame["text"]], folder, seed=1)
+    command = ("train-retrieval", "--data", prepared, "--model", folder, "--runs-dir", tmp_path, "--tune", "text")
+    command = (*command, "--batch-size", 16, "--eval-every", 2, "--save-every", 2, "--name", "before")
+    with monkeypatch.context() as patch:
+        patch.setattr(retrieval, "narrow", lambda *_: None)
+        assert vlkit(*command, "--steps", 4).code == 0
+    outcome = vlkit(*command, "--extend-to", 6)
+    assert outcome.code == 0 and "going on from step 4" in outcome.err, outcome.err
+    assert "rows occur in the captions" not in outcome.err
+    assert "rows occur in the captions" in vlkit(*command[:-1], "after", "--steps", 2).err

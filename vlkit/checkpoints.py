@@ -36,12 +36,13 @@ import re
 import shutil
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from vlkit import console
@@ -193,6 +194,14 @@ def verified(path: Path) -> Checkpoint:
     except (OSError, ValueError, KeyError, TypeError):
         pass
     raise ArtifactError(f"the checkpoint {path} is damaged, or of another version of vlkit")
+
+
+def names_in(folder: Path) -> set[str]:
+    """The parameters that the newest readable checkpoint holds, verified or not; none where there is no checkpoint."""
+    for path in reversed(listed(folder)):
+        with suppress(OSError, SafetensorError), safe_open(path / FILES[0], "pt") as file:
+            return set(file.keys())
+    return set()
 
 
 def listed(folder: Path) -> list[Path]:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 # Decoded pictures are kept in memory up to this many bytes in all; beyond it they are read again each epoch.
 KEEP_PIXELS = 512 * 2**20
 
-# A tensor, or what stands for one: it has a length, and can be split.
+# A tensor, or what stands for one: it has a length, and can be sliced.
 Item = Any
 Tokenize = Callable[[Sequence[str]], tuple[list[list[int]], int]]
 Pad = Callable[[Sequence[Sequence[int]]], torch.Tensor]

@@ -4,7 +4,7 @@
     QuickGELU   one kernel forward and one backward, instead of three and five
     layer norm  its rows become 16 bits once, not once for queries, keys and values each
     patches     a picture's patches are rows of one matrix product, as they do not overlap
-    linear      by oneDNN, see `products.py`
+    linear      in float32 by oneDNN, see `products.py`
     the last layer   of a tower that pools one position: only that position is asked, and goes through the MLP
 
 `quicken` puts them into a model in place; parameters, their names and what is saved stay as they are.

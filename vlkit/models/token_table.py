@@ -8,7 +8,7 @@ those that are used, says what has become of them all. The numbers are those of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
 import torch
@@ -59,19 +59,25 @@ class TokenTable(nn.Embedding):
         destination[f"{prefix}weight"] = self.whole()
 
 
-def narrow(towers: Towers, texts: Iterable[Iterable[int]]) -> TokenTable | None:
+def narrow(towers: Towers, texts: Iterable[Iterable[int]], whole: Container[str] = ()) -> TokenTable | None:
     """Train, of the token table, the rows that these texts use, in place.
 
     Args:
         towers: on the device that they are trained on; what is trained is decided.
         texts: token ids of all texts that they will be trained on.
+        whole: names of parameters that the run has trained whole so far.
 
     Returns:
         The table; None where it stays whole: it is not trained, most of it is used, or it is of a kind of its own.
     """
-    table = towers.model.text_model.get_input_embeddings()
+    try:
+        table = towers.model.text_model.get_input_embeddings()
+    except NotImplementedError:  # CANINE's: its characters have no table.
+        return None
     plain = type(table) is nn.Embedding and not (table.sparse or table.scale_grad_by_freq or table.max_norm)
     if not plain or not table.weight.requires_grad:
+        return None
+    if next(name for name, p in towers.model.named_parameters() if p is table.weight) in whole:
         return None
     used = torch.tensor(sorted({towers.pad_token}.union(*texts)), device=table.weight.device)
     if len(used) > SHARE * table.num_embeddings:

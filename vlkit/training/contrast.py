@@ -9,7 +9,7 @@ gradient once, with the loss.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +19,13 @@ from vlkit import console
 from vlkit.data.batches import Batch
 from vlkit.data.labels import Labels
 from vlkit.distributed import ALONE, World
+from vlkit.models.stages import Stage, frozen_depth
 from vlkit.models.towers import Towers
 from vlkit.training.loop import Part
 from vlkit.training.losses import BLOCKWISE, LOSSES, LossName
 
-# Micro-batches that are embedded together where nothing is kept for a gradient: their widest layer is smaller than what
-# is kept of all layers of one.
+# Micro-batches of a trained tower that are embedded together in the first pass: their widest layer is smaller than what
+# is kept of all layers of one in the second.
 AT_ONCE = 4
 
 
@@ -64,15 +65,18 @@ class Contrast:
         return size > 1
 
     def _in_parts(self, batch: Batch, size: int) -> Iterator[Part]:
-        world, none = self.world, torch.zeros((0, self.towers.width), device=self.towers.device)
-        images = _Pass(self.towers.embed_images, batch.images, size, none, keep_last=True)
-        texts = _Pass(self.towers.embed_texts, batch.captions, size, none)
+        world, towers = self.world, self.towers
+        none = torch.zeros((0, towers.width), device=towers.device)
+        images = _Pass(
+            towers.embed_images, batch.images, size, none, keep_last=True, at_once=_at_once(towers.image_chain)
+        )
+        texts = _Pass(towers.embed_texts, batch.captions, size, none, at_once=_at_once(towers.text_chain))
         all_images = world.gathered(images.embedded, len(batch))
         all_texts = world.gathered(texts.embedded, batch.texts)
         index = batch.text_index.to(all_images.device)
-        logit_parameters = list(self.towers.logit_parameters().values())
+        logit_parameters = list(towers.logit_parameters().values())
         cached = cached_gradients(
-            self.loss, self.towers.logits, all_images, all_texts[index], logit_parameters, batch.labels
+            self.loss, towers.logits, all_images, all_texts[index], logit_parameters, batch.labels
         )
         of_texts = torch.zeros_like(all_texts).index_add_(0, index, cached.texts)
         # Every process knows the whole loss, and the gradient of scale and bias; added up, they must count once.
@@ -90,18 +94,31 @@ class _Pass:
     """
 
     def __init__(
-        self, embed: Callable[[Any], torch.Tensor], inputs: Any, size: int, empty: Any, *, keep_last: bool = False
+        self,
+        embed: Callable[[Any], torch.Tensor],
+        inputs: Any,
+        size: int,
+        empty: Any,
+        *,
+        keep_last: bool = False,
+        at_once: int = AT_ONCE,
     ) -> None:
         """Embed.
 
         Args:
+            inputs: may be none at all: a process' share of a small batch.
+            size: of a slice.
             keep_last: keep the last slice's graph, which then need not be embedded again. An only slice's always is.
+            at_once: slices that may be embedded together.
         """
-        self.embed, self.inputs, self.states = embed, inputs, list[list[torch.Tensor]]()
-        self.slices = [slice(start, start + size) for start in range(0, len(inputs), size)]
-        self.last = self.slices.pop() if keep_last or len(self.slices) == 1 else None
+        self.embed, self.inputs, self.at_once, self.states = embed, inputs, at_once, list[list[torch.Tensor]]()
+        self.slices = [slice(start, start + size) for start in range(0, len(inputs), max(1, size))]
+        kept = self.slices[-1:] if keep_last or len(self.slices) == 1 else []
+        self.slices, self.last = self.slices[: len(self.slices) - len(kept)], kept[0] if kept else None
         with torch.no_grad():
             found = list(self._without_gradients())
+        # Weights that were cast to 16 bits for it have no gradient, and must not be taken again.
+        torch.clear_autocast_cache()
         self.kept = None if self.last is None else embed(inputs[self.last])
         found += [] if self.kept is None else [self.kept.detach()]
         self.embedded = torch.cat(found) if found else empty
@@ -112,7 +129,7 @@ class _Pass:
             state = _random_state()
             # If the first slice drew no random number, none does.
             alone = at == 0 or not _same(self.states[0], state)
-            some = self.slices[at : at + (1 if alone else AT_ONCE)]
+            some = self.slices[at : at + (1 if alone else self.at_once)]
             self.states += [state] * len(some)
             yield self.embed(self.inputs[some[0].start : some[-1].stop])
             at += len(some)
@@ -132,6 +149,11 @@ class _Pass:
                 break
             yield Part((embedded * gradient[part]).sum(), nothing)
         _set_random_state(after)
+
+
+def _at_once(chain: Sequence[Stage]) -> int:
+    """Nothing is ever kept of a frozen tower: its micro-batches are all that it takes memory for."""
+    return AT_ONCE if frozen_depth(chain) < len(chain) else 1
 
 
 @dataclass(frozen=True)

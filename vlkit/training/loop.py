@@ -188,7 +188,7 @@ def _parts(
 
 
 def _clip(parameters: Sequence[torch.nn.Parameter], norm: torch.Tensor, most: float) -> None:
-    """As clip_grad_norm_, but that gradients which are short enough are not multiplied by 1: a pass over all of them."""
+    """As clip_grad_norm_, but that gradients which are short enough are not multiplied by 1, all of them."""
     if most / (norm + 1e-6) < 1:
         torch.nn.utils.clip_grads_with_norm_(parameters, most, norm)
 

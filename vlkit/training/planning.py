@@ -259,7 +259,7 @@ def _per_epoch(config: TrainRetrievalConfig, train: Pairs) -> int:
 
 
 def _estimate(config: TrainRetrievalConfig, counts: adapters.Counts, towers: Towers, wrong: float) -> dict[str, float]:
-    """Gigabytes, rough, with `wrong` texts a row beside its own.
+    """Gigabytes, rough, with `wrong` texts a row beside its own, as if captions used all of the token table.
 
     Activations: s b h (34 + 5 a s / h) bytes a layer at 16 bit (arXiv 2205.05198, equation 2).
     """

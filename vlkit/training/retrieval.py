@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vlkit import console
+from vlkit import checkpoints, console
 from vlkit.config import TrainRetrievalConfig
 from vlkit.data.batches import Batch, BatchOrder, stream
 from vlkit.distributed import ALONE, World, joined
@@ -83,7 +83,8 @@ class RetrievalTraining(Training):
         counts = adapters.adapt(towers, config, seed=config.seed)
         towers.to(best_device())
         self.dataset = dataset_of(rows, towers, config, world)
-        self.table = narrow(towers, self.dataset.tokens.tokens)
+        # A run that was begun with all of its token table goes on with it.
+        self.table = narrow(towers, self.dataset.tokens.tokens, checkpoints.names_in(run.checkpoints))
         trainable = adapters.trainable(towers)
         self.sweep = Sweep(trainable) if config.interpolate or config.guard else None
         refuse_small_disk(config, adapters.count(towers), towers)
