@@ -111,7 +111,7 @@ class Work:
 
     @classmethod
     def of(cls, config: Any, tokens: int) -> Work:
-        """Of a CLIP or SigLIP: every layer counted whole, as is usual; vlkit computes less of the last.
+        """Of a CLIP or SigLIP. Of the last layer before a pooled position what that position asks for.
 
         Args:
             tokens: of a text.
@@ -120,10 +120,10 @@ class Work:
         patches, width = (vision.image_size // vision.patch_size) ** 2, vision.hidden_size
         embedding = 2 * patches * 3 * vision.patch_size**2 * width
         if config.model_type == "clip":
-            return cls(_layers(vision, patches + 1), embedding, _layers(text, tokens))
+            return cls(layers(vision, patches + 1, pooled=True), embedding, layers(text, tokens, pooled=True))
         # The pooling head: keys and values of all patches, one query, its MLP.
         head = 2 * (2 * patches + 2) * width**2 + 4 * patches * width + 4 * width * vision.intermediate_size
-        return cls(_layers(vision, patches) + head, embedding, _layers(text, tokens))
+        return cls(layers(vision, patches) + head, embedding, layers(text, tokens, pooled=True))
 
     @property
     def training(self) -> float:
@@ -131,7 +131,18 @@ class Work:
         return 3 * (self.picture + self.text) + 2 * self.patches
 
 
-def _layers(part: Any, length: float) -> float:
-    width, inner = part.hidden_size, part.intermediate_size
-    one = 2 * length * (4 * width**2 + 2 * width * inner) + 4 * length**2 * width
-    return one * part.num_hidden_layers
+def layers(part: Any, length: float, count: int | None = None, *, pooled: bool = False) -> float:
+    """Multiplications and additions of encoder layers for one item, going forward.
+
+    Args:
+        part: a tower's configuration.
+        length: positions.
+        count: of layers; None: all.
+        pooled: only one position is used of the last one: it makes keys and values of all, the rest of that one.
+    """
+    width, count = part.hidden_size, part.num_hidden_layers if count is None else count
+    keys, others = 4 * width**2, 4 * width**2 + 4 * width * part.intermediate_size
+    whole = length * (keys + others) + 4 * length**2 * width
+    if not pooled:
+        return count * whole
+    return (count - 1) * whole + length * keys + others + 4 * length * width

@@ -120,25 +120,20 @@ def useful_flops(model: Path, texts: Sequence[str], batch: int, upper: int = 2) 
     Returns:
         "patches", "image" (all layers; "upper" of them are the last ones), "text" and "heads", the projections.
     """
+    from cards import layers
     from transformers import CLIPConfig, CLIPTokenizer
 
     config = CLIPConfig.from_pretrained(model)
     counts = [len(ids) for ids in CLIPTokenizer.from_pretrained(model)(list(texts))["input_ids"]]
     distinct = sum(len(set(texts[start : start + batch])) for start in range(0, len(texts), batch)) / len(texts)
 
-    def layers(part: Any, length: float, count: int) -> float:
-        width = part.hidden_size
-        keys, others = 4 * width**2, 4 * width**2 + 4 * width * part.intermediate_size
-        whole = length * (keys + others) + 4 * length**2 * width
-        return float((count - 1) * whole + length * keys + others + 4 * length * width)
-
     vision, text = config.vision_config, config.text_config
     patches = (vision.image_size // vision.patch_size) ** 2
     return {
         "patches": 2 * patches * 3 * vision.patch_size**2 * vision.hidden_size,
-        "image": layers(vision, patches + 1, vision.num_hidden_layers),
-        "upper": layers(vision, patches + 1, min(upper, vision.num_hidden_layers - 1)),
-        "text": layers(text, sum(counts) / len(counts), text.num_hidden_layers) * distinct,
+        "image": layers(vision, patches + 1, pooled=True),
+        "upper": layers(vision, patches + 1, min(upper, vision.num_hidden_layers - 1), pooled=True),
+        "text": layers(text, sum(counts) / len(counts), pooled=True) * distinct,
         "heads": 2 * (vision.hidden_size + text.hidden_size) * config.projection_dim,
     }
 
