@@ -4,6 +4,7 @@
     QuickGELU   one kernel forward and one backward, instead of three and five
     layer norm  its rows become 16 bits once, not once for queries, keys and values each
     patches     a picture's patches are rows of one matrix product, as they do not overlap
+    padding     texts of a CLIP stand end to end, but for attention, see `packing.py`
     linear      in float32 by oneDNN, see `products.py`
     the last layer   of a tower that pools one position: only that position is asked, and goes through the MLP
 
@@ -18,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from vlkit.models.packing import Packing
 from vlkit.models.products import Linear, linear
 
 NAME = "vlkit"
@@ -66,9 +68,12 @@ def attention(
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
+    packing: Packing | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """As transformers calls it: [items, heads, length, head width] three times -> [items, length, heads, head width].
+
+    Texts that stand end to end are one item, and come with their packing.
 
     On a CPU, torch's fused attention takes up to six times as long in 16 bits as the products that it is made of, most
     of it in its backward pass (torch 2.13). Scores are rounded to 16 bits before softmax, as in transformers' eager
@@ -76,6 +81,9 @@ def attention(
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+    if packing is not None:
+        padded = (packing.unpack(each.transpose(1, 2)).transpose(1, 2) for each in (query, key, value))
+        return packing.pack(attention(module, *padded, attention_mask, **options)[0]), None
     slow = query.device.type == "cpu" and query.dtype != torch.float32 and query.shape[2] <= LONGEST
     if not slow or attention_mask is not None or options.get("dropout"):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
@@ -151,7 +159,7 @@ class PatchProjection(nn.Conv2d):
         return found.view(len(pixels), rows, columns, self.out_channels).permute(0, 3, 1, 2)
 
 
-def pooled_layer(layer: nn.Module, values: torch.Tensor, ends: torch.Tensor | int) -> torch.Tensor:
+def pooled_layer(layer: nn.Module, values: torch.Tensor, ends: torch.Tensor | Packing | int) -> torch.Tensor:
     """The last encoder layer of a CLIP or SigLIP for one position of every item: only that one is used afterwards.
 
     Keys and values are those of all positions; query, output projection and MLP of that one alone. Hooks of the
@@ -159,9 +167,9 @@ def pooled_layer(layer: nn.Module, values: torch.Tensor, ends: torch.Tensor | in
 
     Args:
         layer: transformers' encoder layer, with adapters or without.
-        values: [items, length, width].
-        ends: int64 [items], the positions, and those behind are not looked at; or one position of all items, which
-            looks at everything.
+        values: [items, length, width]; packed [1, tokens, width].
+        ends: int64 [items], the positions, and those behind are not looked at, or the packing of texts that end there;
+            or one position of all items, which looks at everything.
 
     Returns:
         [items, width].
@@ -171,22 +179,28 @@ def pooled_layer(layer: nn.Module, values: torch.Tensor, ends: torch.Tensor | in
     return _pooled(layer, values, ends)
 
 
-def _pooled(layer: Any, values: torch.Tensor, ends: torch.Tensor | int) -> torch.Tensor:
+def _pooled(layer: Any, values: torch.Tensor, ends: torch.Tensor | Packing | int) -> torch.Tensor:
     attended, normed = layer.self_attn, layer.layer_norm1(values)
-    items, length, width = values.shape
+    query = attended.q_proj(_one(normed, ends))
+    key, value = attended.k_proj(normed), attended.v_proj(normed)
+    if isinstance(ends, Packing):
+        key, value = ends.unpack(key), ends.unpack(value)
+    items, length, width = key.shape
     heads = (items, -1, attended.num_heads, attended.head_dim)
-    query = attended.q_proj(_one(normed, ends)).view(heads).transpose(1, 2)
-    key, value = (part(normed).view(heads).transpose(1, 2) for part in (attended.k_proj, attended.v_proj))
+    query, key, value = (each.view(heads).transpose(1, 2) for each in (query, key, value))
     scores = (query @ key.transpose(2, 3)).float() * attended.scale  # [items, heads, 1, length]
-    if isinstance(ends, torch.Tensor):
-        behind = torch.arange(length, device=values.device) > ends.to(values.device)[:, None]
+    if not isinstance(ends, int):
+        last = ends.ends if isinstance(ends, Packing) else ends
+        behind = torch.arange(length, device=values.device) > last.to(values.device)[:, None]
         scores = scores.masked_fill(behind[:, None, None], -torch.inf)
     share = F.dropout(scores.softmax(-1), attended.dropout, attended.training).to(value.dtype)
     states = _one(values, ends) + attended.out_proj((share @ value).reshape(items, width))
     return states + layer.mlp(layer.layer_norm2(states))  # type: ignore[no-any-return]
 
 
-def _one(values: torch.Tensor, ends: torch.Tensor | int) -> torch.Tensor:
+def _one(values: torch.Tensor, ends: torch.Tensor | Packing | int) -> torch.Tensor:
     if isinstance(ends, int):
         return values[:, ends].contiguous()  # Rows that lie apart are slow to multiply.
+    if isinstance(ends, Packing):
+        return values[0, ends.last]
     return values[torch.arange(len(values), device=values.device), ends.to(values.device)]

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlkit.models.layers import pooled_layer
+from vlkit.models.layers import NAME, pooled_layer
+from vlkit.models.packing import Packing
 
-Run = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
+Run = Callable[[torch.Tensor, Any], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,14 @@ class Stage:
             pooled at.
         layers: encoder layers in it.
         width: of what comes out, where an item is one row and no run is needed to know it.
+        packs: it takes texts end to end, too: [1, tokens, ...] and, instead of ends, their `Packing`.
     """
 
     modules: tuple[nn.Module, ...]
     run: Run
     layers: int = 0
     width: int | None = None
+    packs: bool = False
 
     @property
     def frozen(self) -> bool:
@@ -66,9 +69,15 @@ class Halfway:
 def through(chain: Sequence[Stage], halfway: Halfway, depth: int | None = None) -> Halfway:
     """Carry on to `depth` (None: to the end)."""
     values, depth = halfway.values, len(chain) if depth is None else depth
+    packing: Packing | None = None
     for stage in chain[halfway.depth : depth]:
-        values = stage.run(values, halfway.ends)
-    return Halfway(values, depth, halfway.ends)
+        if stage.packs and packing is None and values.device.type == "cpu":
+            packing = Packing.of(_said(halfway.ends), values.shape[1])
+            values = values if packing is None else packing.pack(values)
+        values = stage.run(values, packing or halfway.ends)
+        if stage.width is not None:  # Pooled: a row for every text.
+            packing = None
+    return Halfway(values if packing is None else packing.unpack(values), depth, halfway.ends)
 
 
 def frozen_depth(chain: Sequence[Stage]) -> int:
@@ -117,10 +126,11 @@ def text_chain(model: Any) -> list[Stage]:
     *lower, last = text.encoder.layers
     norm, width = Stage((text.final_layer_norm,), lambda x, _: text.final_layer_norm(x)), text.config.hidden_size
     if hasattr(model, "text_projection"):
+        packs = text.config._attn_implementation == NAME  # Another attention would take the texts for one.
         return [
             embeddings,
-            *map(_causal_layer, lower),
-            Stage((last,), lambda x, ends: pooled_layer(last, x, _said(ends)), 1, width),
+            *(_causal_layer(each, packs) for each in lower),
+            Stage((last,), lambda x, where: pooled_layer(last, x, where), 1, width, packs=packs),
             norm,
             Stage((model.text_projection,), lambda x, _: model.text_projection(x)),
         ]
@@ -139,8 +149,12 @@ def layer(module: nn.Module) -> Stage:
     return Stage((module,), lambda x, _: module(x, None), 1)
 
 
-def _causal_layer(module: nn.Module) -> Stage:
-    return Stage((module,), lambda x, _: module(x, None, is_causal=True), 1)
+def _causal_layer(module: nn.Module, packs: bool) -> Stage:
+    def run(values: torch.Tensor, where: torch.Tensor | Packing) -> torch.Tensor:
+        packed = {"packing": where} if isinstance(where, Packing) else {}
+        return module(values, None, is_causal=True, **packed)  # type: ignore[no-any-return]
+
+    return Stage((module,), run, 1, packs=packs)
 
 
 def _said(ends: torch.Tensor | None) -> torch.Tensor:

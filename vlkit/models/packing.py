@@ -1,0 +1,70 @@
+"""Texts end to end instead of padded: the layers of a causal tower then work on what is text alone.
+
+Everything but attention treats positions one by one. For attention, queries, keys and values are laid out padded again;
+what stands behind a text's end is looked at by no position of the text. So the numbers are those of the padded batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+# Of positions that are padding from which on leaving them out pays for moving the rest.
+WORTH = 0.05
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where the positions of some texts are.
+
+    Attributes:
+        ends: int64 [texts], the last position of each text.
+        flat: int64 [tokens], where each token is among the texts' padded positions, one after the other.
+        place: int64 [texts x length], which token stands at each of these; behind a text's end its last one.
+        last: int64 [texts], which token is the last of each text.
+    """
+
+    ends: torch.Tensor
+    flat: torch.Tensor
+    place: torch.Tensor
+    last: torch.Tensor
+
+    @classmethod
+    def of(cls, ends: torch.Tensor, length: int) -> Packing | None:
+        """Of texts that are padded to a length; None where little of it is padding."""
+        tokens = int((ends + 1).sum())
+        if tokens >= (1 - WORTH) * len(ends) * length:
+            return None
+        at = torch.arange(length, device=ends.device)
+        last = (ends + 1).cumsum(0) - 1
+        place = (last - ends)[:, None] + torch.minimum(at, ends[:, None])
+        return cls(ends, (at <= ends[:, None]).flatten().nonzero()[:, 0], place.flatten(), last)
+
+    def pack(self, padded: torch.Tensor) -> torch.Tensor:
+        """[texts, length, ...] -> [1, tokens, ...]."""
+        return _Moved.apply(padded.flatten(0, 1), self.flat, self.place)[None]  # type: ignore[no-any-return]
+
+    def unpack(self, packed: torch.Tensor) -> torch.Tensor:
+        """[1, tokens, ...] -> [texts, length, ...]; behind a text's end stands what nobody may use."""
+        found = _Moved.apply(packed[0], self.place, self.flat)
+        return found.unflatten(0, (len(self.ends), -1))  # type: ignore[no-any-return]
+
+
+class _Moved(torch.autograd.Function):
+    """Some rows, in an order; of a gradient only what is at one of the places that each row went to is looked at."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, order: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(order, back)
+        return rows.index_select(0, order)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        order, back = ctx.saved_tensors
+        if len(back) <= len(order):  # Unpacked: padding has no gradient.
+            return gradient.index_select(0, back), None, None
+        found = gradient.new_zeros((len(back), *gradient.shape[1:]))
+        return found.index_copy_(0, order, gradient), None, None
