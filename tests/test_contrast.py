@@ -183,6 +183,7 @@ def test_a_frozen_tower_is_not_embedded_twice(tune, frozen, tiny, monkeypatch):
     # The first slice is looked at once more, to find that it has no gradient.
     rows = len(batch.images if tune == "text" else batch.captions)
     assert sum(calls) <= rows + 4
+    assert max(calls) <= 4, "nor more of it at a time than a micro-batch"
     monkeypatch.undo()
     assert apart(gradients(towers, batch, "softmax", None)[1], found) <= 1e-5
 
@@ -225,6 +226,15 @@ def test_memory_that_runs_out_halves_the_micro_batch_and_goes_on(tiny, monkeypat
     monkeypatch.setattr(towers, "embed_images", lambda pixels: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
     with pytest.raises(torch.OutOfMemoryError):
         next(steps([batch], contrast, len, optimizer, total=1, smaller=contrast.halve))
+
+
+def test_the_first_pass_takes_four_micro_batches_at_a_time_and_the_last_pictures_once():
+    calls, weight = [], torch.ones(3, requires_grad=True)
+    embed = lambda part: calls.append((len(part), torch.is_grad_enabled())) or part * weight  # noqa: E731
+    passed = _Pass(embed, torch.ones(11, 3), 2, None, keep_last=True)
+    assert calls == [(2, False), (8, False), (1, True)]
+    assert len(list(passed.again(torch.ones(11, 3)))) == 6
+    assert calls[3:] == [(2, True)] * 5
 
 
 @pytest.mark.parametrize("size", [0, 4])

@@ -120,13 +120,18 @@ def test_a_table_that_is_not_trained_or_mostly_used_stays_as_it_is(tune, tmp_pat
     assert narrow(made, ids) is None, "an encoder without a table"
 
 
-@pytest.mark.parametrize("sort", ["full", "text"])
-def test_a_run_that_was_stopped_ends_with_the_bytes_of_one_that_was_not(sort, prepared, vlkit, tmp_path):
-    folder = tmp_path / "wide"
+def wide(folder, prepared):
+    """Folder of a tiny CLIP whose tokenizer knows many words beside those of the prepared recipes."""
     folder.mkdir()
     words = [f"{first}{second}" for first in "kvwxz" for second in ("ab", "ec", "id", "of", "ug", "yh")]
     others = [" ".join(words[n % 30 :] + words[: n % 7]) for n in range(60)]
     tiny.write_tiny("tiny-clip", [*(3 * others), *read_pairs(prepared).frame["text"]], folder, seed=1)
+    return folder
+
+
+@pytest.mark.parametrize("sort", ["full", "text"])
+def test_a_run_that_was_stopped_ends_with_the_bytes_of_one_that_was_not(sort, prepared, vlkit, tmp_path):
+    folder = wide(tmp_path / "wide", prepared)
     command = ("train-retrieval", "--data", prepared, "--model", folder, "--runs-dir", tmp_path, "--tune", sort)
     command = (*command, "--batch-size", 16, "--save-every", 2, "--keep", 9, "--weight-decay", 0.3)
     outcome = vlkit(*command, "--name", "one", "--steps", 6)
@@ -153,10 +158,7 @@ def test_a_run_that_was_stopped_ends_with_the_bytes_of_one_that_was_not(sort, pr
 def test_a_run_that_was_begun_with_the_whole_table_goes_on_with_it(prepared, vlkit, tmp_path, monkeypatch):
     from vlkit.training import retrieval
 
-    folder = tmp_path / "wide"
-    folder.mkdir()
-    others = [f"{first}{second} {second}{first}" for first in "kvwxz" for second in ("ab", "ec", "id", "of", "ug")]
-    tiny.write_tiny("tiny-clip", [*(9 * others), *read_pairs(prepared).frame["text"]], folder, seed=1)
+    folder = wide(tmp_path / "wide", prepared)
     command = ("train-retrieval", "--data", prepared, "--model", folder, "--runs-dir", tmp_path, "--tune", "text")
     command = (*command, "--batch-size", 16, "--eval-every", 2, "--save-every", 2, "--name", "before")
     with monkeypatch.context() as patch:
