@@ -24,7 +24,10 @@ def test_what_is_packed_is_the_text_and_comes_back_to_its_place(lengths, more, s
     padded = torch.randn(len(lengths), length, 3, generator=torch.Generator().manual_seed(seed)).requires_grad_()
     packed = packed_as.pack(padded)
     texts = [padded[n, :count] for n, count in enumerate(lengths)]
-    assert torch.equal(packed, torch.cat(texts)[None])
+    kept = packed_as.flat
+    assert torch.equal(packed[0], padded.flatten(0, 1)[kept])
+    assert set(kept.tolist()) >= {n * length + at for n, count in enumerate(lengths) for at in range(count)}
+    assert sum(lengths) <= len(kept) <= sum(lengths) * 17 / 16 and (kept.diff() > 0).all()
     assert torch.equal(packed[0, packed_as.last], torch.stack([text[-1] for text in texts]))
     again = packed_as.unpack(packed)
     assert all(torch.equal(again[n, :count], text) for n, (count, text) in enumerate(zip(lengths, texts, strict=True)))
@@ -34,6 +37,13 @@ def test_what_is_packed_is_the_text_and_comes_back_to_its_place(lengths, more, s
         given_[n, count:] = 0
     again.backward(given_)
     assert torch.equal(padded.grad, given_)
+
+
+def test_numbers_of_tokens_are_few_and_near():
+    rounded = [packing._rounded(tokens) for tokens in range(1, 5000)]
+    assert all(tokens <= each <= tokens * 17 / 16 for tokens, each in enumerate(rounded, 1))
+    assert len({each for each in rounded if 256 < each <= 512}) == 16
+    assert rounded == sorted(rounded)
 
 
 def test_nothing_is_packed_where_there_is_little_padding_or_no_text():

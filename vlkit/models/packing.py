@@ -2,6 +2,9 @@
 
 Everything but attention treats positions one by one. For attention, queries, keys and values are laid out padded again;
 what stands behind a text's end is looked at by no position of the text. So the numbers are those of the padded batch.
+
+A little of the padding is kept, to bring the number of tokens to one that occurs often: for every new one oneDNN makes
+kernels, and keeps them.
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ import torch
 
 # Of positions that are padding from which on leaving them out pays for moving the rest.
 WORTH = 0.05
+# Of the number of tokens, the bits that are told apart.
+FINE = 5
 
 
 @dataclass(frozen=True)
@@ -21,7 +26,8 @@ class Packing:
 
     Attributes:
         ends: int64 [texts], the last position of each text.
-        flat: int64 [tokens], where each token is among the texts' padded positions, one after the other.
+        flat: int64 [tokens], where each token is among the texts' padded positions, one after the other. The padding
+            that is kept counts as tokens; its place below is that of a text's last one, so nothing is asked of it.
         place: int64 [texts x length], which token stands at each of these; behind a text's end its last one.
         last: int64 [texts], which token is the last of each text.
     """
@@ -38,9 +44,13 @@ class Packing:
         if tokens >= (1 - WORTH) * len(ends) * length:
             return None
         at = torch.arange(length, device=ends.device)
-        last = (ends + 1).cumsum(0) - 1
-        place = (last - ends)[:, None] + torch.minimum(at, ends[:, None])
-        return cls(ends, (at <= ends[:, None]).flatten().nonzero()[:, 0], place.flatten(), last)
+        first = length * torch.arange(len(ends), device=ends.device)
+        kept = (at <= ends[:, None]).flatten()
+        behind = (~kept).nonzero()[:, 0]
+        kept[behind[: _rounded(tokens) - tokens]] = True
+        number = kept.cumsum(0) - 1
+        place = number[(first[:, None] + torch.minimum(at, ends[:, None])).flatten()]
+        return cls(ends, kept.nonzero()[:, 0], place, number[first + ends])
 
     def pack(self, padded: torch.Tensor) -> torch.Tensor:
         """[texts, length, ...] -> [1, tokens, ...]."""
@@ -68,3 +78,9 @@ class _Moved(torch.autograd.Function):
             return gradient.index_select(0, back), None, None
         found = gradient.new_zeros((len(back), *gradient.shape[1:]))
         return found.index_copy_(0, order, gradient), None, None
+
+
+def _rounded(tokens: int) -> int:
+    """Up, by a sixteenth at most."""
+    step = 2 ** max(0, tokens.bit_length() - FINE)
+    return -(-tokens // step) * step
