@@ -252,7 +252,8 @@ def shown(size: str, found: dict[str, Any]) -> str:
         more += f"; at 1/{least} {pillow / decoding[least]:.1f} x"
         bars.append(measuring.verdict("reduced, of Pillow's core time", of["vlkit reduced"], reduced, more=more))
     floors = [f"{ms:.2f} at 1/{part} of the size" for part, ms in found["decoding_ms"].items()]
-    told = f"Pillow's decoder alone takes of a core, in ms: {', '.join(floors)}; reduced takes 1/{found['reduced_part']}"
+    told = f"Pillow's decoder alone takes of a core, in ms: {', '.join(floors)}"
+    told += f"; reduced takes 1/{found['reduced_part']}"
     return "\n".join([size, measuring.table(head, lines), told, *bars])
 
 
