@@ -41,13 +41,14 @@ class Packing:
     def of(cls, ends: torch.Tensor, length: int) -> Packing | None:
         """Of texts that are padded to a length; None where little of it is padding."""
         tokens = int((ends + 1).sum())
-        if tokens >= (1 - WORTH) * len(ends) * length:
+        rounded = _rounded(tokens)
+        if rounded >= (1 - WORTH) * len(ends) * length:
             return None
         at = torch.arange(length, device=ends.device)
         first = length * torch.arange(len(ends), device=ends.device)
         kept = (at <= ends[:, None]).flatten()
         behind = (~kept).nonzero()[:, 0]
-        kept[behind[: _rounded(tokens) - tokens]] = True
+        kept[behind[: rounded - tokens]] = True
         number = kept.cumsum(0) - 1
         place = number[(first[:, None] + torch.minimum(at, ends[:, None])).flatten()]
         return cls(ends, kept.nonzero()[:, 0], place, number[first + ends])
