@@ -18,17 +18,25 @@ SCALE = 20.0
 
 
 def write_photos(folder: Path, count: int, width: int = 640, height: int = 480) -> list[Path]:
-    """JPEG files with the statistics of photographs: large smooth shapes, and fine grain that no encoder drops."""
-    from PIL import Image
+    """JPEG files of quality 90: light of all scales as in nature, objects with edges, and a camera's grain."""
+    from PIL import Image, ImageDraw, ImageFilter
 
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
+    amplitude = 1 / np.maximum(frequency, 1 / width) ** 1.1
     paths = [folder / f"{number:05}.jpg" for number in range(count)]
     for path in paths:
-        coarse = Image.fromarray(rng.integers(0, 255, (9, 12, 3), np.uint8)).resize((width, height), 3)
-        fine = Image.fromarray(rng.integers(96, 160, (height // 4, width // 4, 3), np.uint8)).resize((width, height), 2)
-        mixed = np.asarray(coarse, np.int16) + np.asarray(fine, np.int16) - 128
-        Image.fromarray(mixed.clip(0, 255).astype(np.uint8)).save(path, quality=88)
+        light = np.fft.irfft2(amplitude * np.exp(2j * np.pi * rng.random(amplitude.shape)), s=(height, width))
+        forms = Image.fromarray(rng.integers(40, 215, (4, 5, 3), np.uint8)).resize((width, height), 3)
+        draw = ImageDraw.Draw(forms)
+        for x, y, radius in rng.random((8, 3)) * (width, height, height / 4):
+            colour = tuple(rng.integers(30, 220, 3).tolist())
+            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
+        soft = np.asarray(forms.filter(ImageFilter.GaussianBlur(0.7)), float)
+        grain = rng.normal(0, 3, (height, width, 1))
+        mixed = soft + 28 * light[..., None] / light.std() + grain
+        Image.fromarray(mixed.clip(0, 255).astype(np.uint8)).save(path, quality=90)
     return paths
 
 

@@ -30,7 +30,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import measuring
-import numpy as np
+import photos
 import torch
 from peers import missing  # It makes torchvision importable, before transformers is.
 from torch.utils.data import DataLoader, Dataset
@@ -44,29 +44,6 @@ WANTED = {"640x480": (1.6, None), "1920x1440": (3.0, 5.0)}
 # Parts of a picture's size that Pillow's decoder is timed at, nothing else done.
 PARTS = (1, 2, 4)
 AHEAD = 2  # batches a process has ready: torch's default
-
-
-def write_pictures(folder: Path, count: int, width: int, height: int) -> list[Path]:
-    """JPEG files of quality 90: light of all scales as in nature, objects with edges, and a camera's grain."""
-    from PIL import Image, ImageDraw, ImageFilter
-
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
-    amplitude = 1 / np.maximum(frequency, 1 / width) ** 1.1
-    paths = [folder / f"{number:04}.jpg" for number in range(count)]
-    for path in paths:
-        light = np.fft.irfft2(amplitude * np.exp(2j * np.pi * rng.random(amplitude.shape)), s=(height, width))
-        forms = Image.fromarray(rng.integers(40, 215, (4, 5, 3), np.uint8)).resize((width, height), 3)
-        draw = ImageDraw.Draw(forms)
-        for x, y, radius in rng.random((8, 3)) * (width, height, height / 4):
-            colour = tuple(rng.integers(30, 220, 3).tolist())
-            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
-        soft = np.asarray(forms.filter(ImageFilter.GaussianBlur(0.7)), float)
-        grain = rng.normal(0, 3, (height, width, 1))
-        mixed = soft + 28 * light[..., None] / light.std() + grain
-        Image.fromarray(mixed.clip(0, 255).astype(np.uint8)).save(path, quality=90)
-    return paths
 
 
 class Processed(Dataset[torch.Tensor]):
@@ -277,7 +254,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         for size in options.sizes:
             width, height = map(int, size.split("x"))
-            write_pictures(Path(name) / size, options.files, width, height)
+            photos.write_photos(Path(name) / size, options.files, width, height)
             tables[size] = measured(Path(name) / size, [*peers, *OURS], options)
     if options.json:
         print(json.dumps({"machine": measuring.machine(), **tables}, indent=2))
