@@ -1,8 +1,8 @@
 """Texts end to end instead of padded: the layers of a causal tower then work on what is text alone.
 
 Everything but attention treats positions one by one. For attention, queries, keys and values are laid out padded again;
-what stands behind a text's end is looked at by no position of the text. So the numbers are those of the padded batch; LoRA's dropout draws others, since
-it draws one for each position that is there.
+what stands behind a text's end is looked at by no position of the text. So the numbers are those of the padded batch
+(but LoRA's dropout draws others: one for each position that is there).
 
 A little of the padding is kept, to bring the number of tokens to one that occurs often: for every new one oneDNN makes
 kernels, and keeps them.
