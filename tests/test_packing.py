@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlkit.config import TrainRetrievalConfig
-from vlkit.models import adapters, packing, stages
+from vlkit.models import adapters, layers, packing, stages
 from vlkit.models.device import autocast
 from vlkit.models.packing import Packing
 
@@ -106,11 +107,58 @@ def test_a_tower_that_is_cut_anywhere_goes_on_as_if_it_had_not_been(tiny):
             assert torch.allclose(stages.through(chain, stages.through(chain, begun, depth)).values, whole, atol=1e-6)
 
 
-def test_other_attention_and_other_towers_are_not_packed(tiny):
-    from vlkit.models.towers import Towers
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_dropout_of_attention_falls_on_packed_texts_as_on_padded_ones(precision):
+    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+    query, key, value = torch.randn(3, 4, 2, 9, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    packed_as = Packing.of(torch.tensor([8, 2, 4, 1]), 9)
+    packed = [packed_as.pack(each.transpose(1, 2)).transpose(1, 2) for each in (query, key, value)]
+    options = {"dropout": 0.5, "is_causal": True, "scaling": 8**-0.5}
+    module = torch.nn.Module()
+    torch.manual_seed(1)
+    found, _ = layers.attention(module, *packed, None, packed_as, **options)
+    torch.manual_seed(1)
+    exact = F.scaled_dot_product_attention(query, key, value, dropout_p=0.5, is_causal=True).transpose(1, 2)
+    without = layers.attention(module, *packed, None, packed_as, **{**options, "dropout": 0.0})[0]
+    at = torch.arange(9) <= packed_as.ends[:, None]
+    near = 1e-6 if precision == "fp32" else 0.05  # A value that fell out is 0 in one and 2 x in the other.
+    assert torch.allclose(packed_as.unpack(found)[at], exact[at], atol=near)
+    assert (found - without).norm() > 0.2 * without.norm(), "it was drawn"
 
+
+def test_dropout_of_adapters_on_packed_texts_is_drawn_again_where_activations_are(tiny, monkeypatch):
+    found = []
+    for again in (False, True):
+        clip = tiny("tiny-clip")
+        config = TrainRetrievalConfig(tune="lora", lora_dropout=0.3, checkpoint_activations=again)
+        adapters.adapt(clip, config, seed=0)
+        for name, parameter in clip.model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(len(name)))
+        adapters.train_mode(clip)
+        found.append(embedded(clip, "fp32", monkeypatch, whole=False))
+        clip.eval()
+        still = embedded(clip, "fp32", monkeypatch, whole=False)[0]
+        assert (found[-1][0] - still).norm() > 0.01 * still.norm(), "it was drawn"
+    (plain, gradients), (recomputed, same) = found
+    assert torch.equal(plain, recomputed) and gradients.keys() == same.keys() and len(same) > 4
+    assert all(torch.equal(gradients[name], same[name]) for name in same)
+
+
+@pytest.mark.parametrize("other", ["eager", "sdpa"])
+def test_another_attention_is_not_packed_and_gives_the_same_numbers(other, tiny):
+    """Chosen after loading, in the text tower alone or everywhere."""
     clip = tiny("tiny-clip")
-    clip.model.config.text_config._attn_implementation = "eager"
-    again = Towers(clip.model, clip.tokenizer, clip.pixel_spec, "eager")
-    assert not any(stage.packs for stage in again.text_chain)
+    ids = clip.pad(clip.tokenize(TEXTS)[0])
+    with torch.no_grad():
+        exact = clip.embed_texts(ids)
+        assert any(stage.packs for stage in clip.text_chain)
+        clip.model.text_model.set_attn_implementation(other)
+        assert not any(stage.packs for stage in clip.text_chain)
+        assert torch.allclose(clip.embed_texts(ids), exact, atol=1e-6)
+        clip.model.set_attn_implementation(other)
+        assert torch.allclose(clip.embed_texts(ids), exact, atol=1e-6)
+
+
+def test_other_towers_are_not_packed(tiny):
     assert not any(stage.packs for stage in tiny("tiny-siglip").text_chain)

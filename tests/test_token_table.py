@@ -95,6 +95,46 @@ def test_a_token_that_was_not_to_occur_is_looked_up_and_not_trained(tmp_path):
     assert table.used.grad[-1].abs().max() == 0 and table.used.grad.abs().sum() == table.embedding_dim
 
 
+def test_what_a_table_saves_it_can_load(tmp_path):
+    narrowed, other = (widened(tmp_path / kind, "tiny-clip") for kind in ("narrowed", "other"))
+    for made, seen in ((narrowed, CAPTIONS), (other, UNSEEN)):
+        adapters.adapt(made, TrainRetrievalConfig(), seed=0)
+        narrow(made, made.tokenize(seen)[0])
+    trained(narrowed)
+    state = {key: value.clone() for key, value in narrowed.model.state_dict().items()}
+    fresh = widened(tmp_path / "fresh", "tiny-clip", seed=4)
+    for made in (narrowed, other, fresh):  # Its own table, one of other rows, a whole one.
+        made.model.load_state_dict(state)
+        assert all(torch.equal(made.model.state_dict()[key], value) for key, value in state.items())
+    key = next(key for key in state if key.endswith("token_embedding.weight"))
+    with pytest.raises(RuntimeError, match="token_embedding"):
+        narrowed.model.load_state_dict({**state, key: state[key][:-1]})
+    with pytest.raises(RuntimeError, match=r"Missing key.*token_embedding\.weight"):
+        narrowed.model.load_state_dict({name: value for name, value in state.items() if name != key})
+
+
+@pytest.mark.parametrize("name", ["tiny-clip", "tiny-xlmr"])
+def test_padding_is_trained_where_it_ends_a_text_and_no_caption_has_it(name, tmp_path):
+    made = widened(tmp_path / "model", name)
+    adapters.adapt(made, TrainRetrievalConfig(), seed=0)
+    table = narrow(made, [[tokens[1]] for tokens in made.tokenize(CAPTIONS)[0]])
+    assert table.place[made.pad_token] < len(table.used) - 1
+
+
+@pytest.mark.parametrize("other", [{"sparse": True}, {"scale_grad_by_freq": True}, {"max_norm": 1.0}, {}])
+def test_a_table_of_a_kind_of_its_own_stays_whole(other, tmp_path):
+    """Gemma's, for one, is a subclass that scales its rows."""
+    made = widened(tmp_path / "model", "tiny-clip")
+    adapters.adapt(made, TrainRetrievalConfig(), seed=0)
+    table = made.model.text_model.get_input_embeddings()
+    for name, value in other.items():
+        setattr(table, name, value)
+    if not other:
+        table.__class__ = type("Scaled", (torch.nn.Embedding,), {})
+    assert narrow(made, made.tokenize(CAPTIONS)[0]) is None
+    assert table.weight.requires_grad
+
+
 def test_a_row_that_is_padding_gets_no_gradient_where_the_encoder_gives_it_none(tmp_path):
     made = widened(tmp_path / "model", "tiny-clip")
     adapters.adapt(made, TrainRetrievalConfig(), seed=0)

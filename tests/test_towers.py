@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from copy import deepcopy
 
 import numpy as np
 import pandas as pd
@@ -309,3 +310,47 @@ def test_an_old_clip_configuration_pools_at_the_highest_token(tiny):
         towers.model.config.text_config.eos_token_id = towers.model.text_model.eos_token_id = 2
         theirs = towers.model.get_text_features(input_ids=ids).pooler_output
         assert torch.allclose(towers.embed_texts(ids), torch.nn.functional.normalize(theirs, dim=1), atol=1e-6)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa", None])
+@pytest.mark.parametrize("name", ["tiny-siglip", "tiny-clip"])
+def test_a_configuration_that_names_its_attention_changes_no_number(name, attention, tiny, tiny_folder, tmp_path):
+    """Eager attention knows no flag for causal texts, it needs the mask."""
+    import transformers
+
+    folder = shutil.copytree(tiny_folder(name), tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | ({"attn_implementation": attention} if attention else {})))
+    made = towers_module.load(str(folder))
+    if attention == "eager":
+        assert made.model.config.text_config._attn_implementation == "eager"
+    theirs = transformers.AutoModel.from_pretrained(tiny_folder(name))
+    ids = made.pad(made.tokenize(TEXTS)[0])
+    side = made.pixel_spec.size
+    pictures = torch.randint(0, 255, (3, 3, side, side), generator=torch.Generator().manual_seed(0)).byte()
+    with torch.no_grad():
+        texts = theirs.get_text_features(input_ids=ids).pooler_output
+        images = theirs.get_image_features(pixel_values=made.scaled(pictures)).pooler_output
+        assert torch.allclose(made.embed_texts(ids), torch.nn.functional.normalize(texts, dim=-1), atol=1e-6)
+        assert torch.allclose(made.embed_images(pictures), torch.nn.functional.normalize(images, dim=-1), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["tiny-siglip", "tiny-clip"])
+def test_nothing_is_embedded_as_no_rows(name, tiny):
+    made = tiny(name)
+    side = made.pixel_spec.size
+    assert made.embed_texts(made.pad([])).shape == (0, made.width)
+    assert made.embed_images(torch.zeros(0, 3, side, side, dtype=torch.uint8)).shape == (0, made.width)
+
+
+@pytest.mark.parametrize("name", ["tiny-siglip", "tiny-clip"])
+def test_a_copy_computes_with_its_own_weights(name, tiny):
+    made = tiny(name)
+    ids = made.pad(made.tokenize(TEXTS)[0])
+    with torch.no_grad():
+        before = made.embed_texts(ids)
+        copied = deepcopy(made)
+        for parameter in copied.model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)), alpha=0.1)
+        assert torch.equal(made.embed_texts(ids), before)
+        assert not torch.allclose(copied.embed_texts(ids), before, atol=1e-2)

@@ -21,15 +21,15 @@ WORTH = 0.05
 FINE = 5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Packing:
     """Where the positions of some texts are.
 
     Attributes:
         ends: int64 [texts], the last position of each text.
         flat: int64 [tokens], where each token is among the texts' padded positions, one after the other. The padding
-            that is kept counts as tokens; its place below is that of a text's last one, so nothing is asked of it.
-        place: int64 [texts x length], which token stands at each of these; behind a text's end its last one.
+            that is kept counts as tokens.
+        place: int64 [texts x length], which token stands at each of these; where none does, the one before.
         last: int64 [texts], which token is the last of each text.
     """
 
@@ -46,40 +46,52 @@ class Packing:
         if rounded >= (1 - WORTH) * len(ends) * length:
             return None
         at = torch.arange(length, device=ends.device)
-        first = length * torch.arange(len(ends), device=ends.device)
         kept = (at <= ends[:, None]).flatten()
         behind = (~kept).nonzero()[:, 0]
         kept[behind[: rounded - tokens]] = True
-        number = kept.cumsum(0) - 1
-        place = number[(first[:, None] + torch.minimum(at, ends[:, None])).flatten()]
-        return cls(ends, kept.nonzero()[:, 0], place, number[first + ends])
+        place = kept.cumsum(0) - 1
+        last = ends + length * torch.arange(len(ends), device=ends.device)
+        return cls(ends, kept.nonzero()[:, 0], place, place[last])
 
     def pack(self, padded: torch.Tensor) -> torch.Tensor:
         """[texts, length, ...] -> [1, tokens, ...]."""
-        return _Moved.apply(padded.flatten(0, 1), self.flat, self.place)[None]  # type: ignore[no-any-return]
+        return _Packed.apply(padded.flatten(0, 1), self.flat)[None]  # type: ignore[no-any-return]
 
     def unpack(self, packed: torch.Tensor) -> torch.Tensor:
         """[1, tokens, ...] -> [texts, length, ...]; behind a text's end stands what nobody may use."""
-        found = _Moved.apply(packed[0], self.place, self.flat)
+        found = _Unpacked.apply(packed[0], self.place, self.flat)
         return found.unflatten(0, (len(self.ends), -1))  # type: ignore[no-any-return]
 
 
-class _Moved(torch.autograd.Function):
-    """Some rows, in an order; of a gradient only what is at one of the places that each row went to is looked at."""
+class _Packed(torch.autograd.Function):
+    """Some rows, none of them twice: a gradient is copied to its place, where torch would add it."""
 
     @staticmethod
-    def forward(ctx: Any, rows: torch.Tensor, order: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(order, back)
-        return rows.index_select(0, order)
+    def forward(ctx: Any, rows: torch.Tensor, flat: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(flat)
+        ctx.of = len(rows)
+        return rows.index_select(0, flat)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (flat,) = ctx.saved_tensors
+        return gradient.new_zeros((ctx.of, *gradient.shape[1:])).index_copy_(0, flat, gradient), None
+
+
+class _Unpacked(torch.autograd.Function):
+    """Some rows, of which one may stand twice: only the gradient of the position it was packed from is its own."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, place: torch.Tensor, flat: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(flat)
+        return rows.index_select(0, place)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        order, back = ctx.saved_tensors
-        if len(back) <= len(order):  # Unpacked: padding has no gradient.
-            return gradient.index_select(0, back), None, None
-        found = gradient.new_zeros((len(back), *gradient.shape[1:]))
-        return found.index_copy_(0, order, gradient), None, None
+        (flat,) = ctx.saved_tensors
+        return gradient.index_select(0, flat), None, None
 
 
 def _rounded(tokens: int) -> int:

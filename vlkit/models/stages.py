@@ -30,14 +30,20 @@ class Stage:
             pooled at.
         layers: encoder layers in it.
         width: of what comes out, where an item is one row and no run is needed to know it.
-        packs: it takes texts end to end, too: [1, tokens, ...] and, instead of ends, their `Packing`.
+        attends: configuration of its attention, where that takes texts end to end, too, [1, tokens, ...] and, instead
+            of ends, their `Packing`, as long as it is vlkit's.
     """
 
     modules: tuple[nn.Module, ...]
     run: Run
     layers: int = 0
     width: int | None = None
-    packs: bool = False
+    attends: Any = None
+
+    @property
+    def packs(self) -> bool:
+        """It takes texts end to end; another attention would take them for one text."""
+        return self.attends is not None and self.attends._attn_implementation == NAME
 
     @property
     def frozen(self) -> bool:
@@ -74,7 +80,7 @@ def through(chain: Sequence[Stage], halfway: Halfway, depth: int | None = None) 
         if stage.packs and packing is None and values.device.type == "cpu":
             packing = Packing.of(_said(halfway.ends), values.shape[1])
             values = values if packing is None else packing.pack(values)
-        values = stage.run(values, packing or halfway.ends)
+        values = stage.run(values, halfway.ends if packing is None else packing)
         if stage.width is not None:  # Pooled: a row for every text.
             packing = None
     return Halfway(values if packing is None else packing.unpack(values), depth, halfway.ends)
@@ -126,11 +132,10 @@ def text_chain(model: Any) -> list[Stage]:
     *lower, last = text.encoder.layers
     norm, width = Stage((text.final_layer_norm,), lambda x, _: text.final_layer_norm(x)), text.config.hidden_size
     if hasattr(model, "text_projection"):
-        packs = text.config._attn_implementation == NAME  # Another attention would take the texts for one.
         return [
             embeddings,
-            *(_causal_layer(each, packs) for each in lower),
-            Stage((last,), lambda x, where: pooled_layer(last, x, where), 1, width, packs=packs),
+            *(_causal_layer(each, text.config) for each in lower),
+            Stage((last,), lambda x, where: pooled_layer(last, x, where), 1, width, text.config),
             norm,
             Stage((model.text_projection,), lambda x, _: model.text_projection(x)),
         ]
@@ -149,12 +154,22 @@ def layer(module: nn.Module) -> Stage:
     return Stage((module,), lambda x, _: module(x, None), 1)
 
 
-def _causal_layer(module: nn.Module, packs: bool) -> Stage:
+def _causal_layer(module: nn.Module, config: Any) -> Stage:
     def run(values: torch.Tensor, where: torch.Tensor | Packing) -> torch.Tensor:
-        packed = {"packing": where} if isinstance(where, Packing) else {}
-        return module(values, None, is_causal=True, **packed)  # type: ignore[no-any-return]
+        if isinstance(where, Packing):
+            return module(values, None, is_causal=True, packing=where)  # type: ignore[no-any-return]
+        return module(values, _causal_mask(values, config), is_causal=True)  # type: ignore[no-any-return]
 
-    return Stage((module,), run, 1, packs=packs)
+    return Stage((module,), run, 1, attends=config)
+
+
+def _causal_mask(values: torch.Tensor, config: Any) -> Any:
+    """What transformers hands this attention: eager's and flex's know no flag and need a mask, a fused one does not."""
+    from transformers.masking_utils import create_causal_mask
+
+    if config._attn_implementation == NAME:
+        return None
+    return create_causal_mask(config=config, inputs_embeds=values, attention_mask=None, past_key_values=None)
 
 
 def _said(ends: torch.Tensor | None) -> torch.Tensor:

@@ -58,6 +58,13 @@ class TokenTable(nn.Embedding):
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         destination[f"{prefix}weight"] = self.whole()
 
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+        whole = state.get(f"{prefix}weight")
+        if whole is not None and whole.shape == self.weight.shape:  # Of another shape torch says what is wrong.
+            rows = whole[self.place.to(whole.device) < len(self.used) - 1]
+            state = {**state, f"{prefix}used": torch.cat([rows, torch.ones_like(whole[:1])])}
+        super()._load_from_state_dict(state, prefix, *rest)
+
 
 def narrow(towers: Towers, texts: Iterable[Iterable[int]], whole: Container[str] = ()) -> TokenTable | None:
     """Train, of the token table, the rows that these texts use, in place.

@@ -68,10 +68,19 @@ class Towers(torch.nn.Module):
         self.peft: Any = None
         self.family = FAMILIES[model.config.model_type]
         quicken(model)
-        self.image_chain, self.text_chain = stages.image_chain(model), stages.text_chain(model)
         mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (pixel_spec.mean, pixel_spec.std))
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
+
+    @property
+    def image_chain(self) -> list[Stage]:
+        """From normalised pixels to a picture's row of the common space, which is not a unit vector yet."""
+        return stages.image_chain(self.model)
+
+    @property
+    def text_chain(self) -> list[Stage]:
+        """From padded token ids to a text's row of the common space, which is not a unit vector yet."""
+        return stages.text_chain(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -135,7 +144,7 @@ class Towers(torch.nn.Module):
 
     def ends(self, input_ids: torch.Tensor) -> torch.Tensor:
         """int64 [texts]: where CLIP pools: the first token of the end, which pads, too, in some CLIPs. Elsewhere 0."""
-        if self.paired or self.pads_to_limit:
+        if self.paired or self.pads_to_limit or not len(input_ids):
             return torch.zeros(len(input_ids), dtype=torch.long)
         end = self.model.config.text_config.eos_token_id
         # Configurations older than the token's number say 2: there the end is the highest of all tokens.
@@ -157,6 +166,8 @@ class Towers(torch.nn.Module):
         return self._embedded(self.text_chain, begun)
 
     def _embedded(self, chain: Sequence[Stage], begun: Halfway) -> torch.Tensor:
+        if not len(begun):
+            return torch.zeros(0, self.width, device=self.device)
         values = begun.values.to(self.device)
         values = values.float() if values.is_floating_point() else values
         return F.normalize(through(chain, Halfway(values, begun.depth, begun.ends)).values.float(), dim=-1)
