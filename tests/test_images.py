@@ -177,7 +177,12 @@ def test_photographs_at_a_part_of_their_size(size, orientation, spec):
 def test_a_part_is_decoded_only_where_it_is_large_enough(monkeypatch):
     """By the size that is decoded, and never of a picture whose part of a pixel would come to lie on another side."""
     decoded = []
-    monkeypatch.setattr(images, "_as_rgb", lambda picture: decoded.append(picture.size) or picture)
+
+    def noting(picture, *how):
+        decoded.append(picture.shape[1::-1] if isinstance(picture, np.ndarray) else picture.size)
+        return fitted(picture, *how)
+
+    monkeypatch.setattr(images, "fitted", noting)
     spec = PixelSpec(100, decode="reduced")
     for size, orientation, expected in (
         ((399, 900), 1, (399, 900)),
@@ -250,3 +255,80 @@ def test_what_is_uploaded_is_refused_before_it_is_decoded():
         assert seen(jpeg(photograph(800, 600)), spec, most_pixels=200_000).shape == (3, SIZE, SIZE)
         with pytest.raises(DataError, match="800 x 600"):
             seen(jpeg(photograph(800, 600), progressive=True), spec, most_pixels=200_000)
+
+
+DAMAGES = {
+    "whole": lambda whole, at: whole,
+    "cut": lambda whole, at: whole[:at],
+    "a byte of it another": lambda whole, at: whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :],
+    "bytes of it gone": lambda whole, at: whole[:at] + whole[at + 40 :],
+    "more behind it": lambda whole, at: whole + whole[: at // 3],
+}
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    damage=st.sampled_from(list(DAMAGES)),
+    share=st.floats(0, 1, exclude_max=True),
+    how=st.fixed_dictionaries(
+        {"quality": st.sampled_from([5, 75, 100])},
+        optional={"progressive": st.just(True), "subsampling": st.sampled_from([0, 1, 2])},
+    ),
+    keep_rgb=st.booleans(),
+    mode=st.sampled_from(["RGB", "L", "CMYK"]),
+    restarts=st.sampled_from([0, 3]),
+    orientation=st.integers(1, 8),
+    size=st.tuples(st.integers(1, 90), st.integers(1, 90)),
+    decode=st.sampled_from(["fast", "reduced"]),
+)
+def test_of_a_damaged_file_pillow_says_what_it_is(
+    damage, share, how, keep_rgb, mode, restarts, orientation, size, decode
+):
+    """The same pixels, or the same refusal, whoever decodes it."""
+    if mode != "RGB":
+        how = {"quality": how["quality"]}
+    elif keep_rgb:
+        how = how | {"keep_rgb": True, "subsampling": 0}
+    whole = jpeg(photograph(*size).convert(mode), orientation, restart_marker_blocks=restarts, **how).getvalue()
+    file = DAMAGES[damage](whole, int(share * len(whole)))
+
+    def outcome():
+        try:
+            return seen(io.BytesIO(file), PixelSpec(8, decode=decode))
+        except DataError as error:
+            return error.message
+
+    found = outcome()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(images.jpeg, "decoded", lambda *_: None)
+        expected = outcome()
+    if isinstance(expected, str) or isinstance(found, str):
+        assert found == expected
+    else:
+        assert_near(found.astype(int) - expected)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("part", [1, 2, 4])
+def test_what_is_decoded_at_once_is_what_pillow_decodes(part, orientation, tmp_path):
+    size = (91, 63)
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(jpeg(photograph(*size), orientation).getvalue())
+
+    def opened():
+        picture = Image.open(path)
+        picture.draft(None, tuple(side // part for side in size))
+        return picture
+
+    picture = opened()
+    found = images.jpeg.decoded(path, picture)
+    assert picture.fp is None, "closed"
+    assert found.flags.c_contiguous
+    assert np.array_equal(found, np.asarray(ImageOps.exif_transpose(opened())))
+
+
+def test_what_is_no_jpeg_of_colours_is_left_to_pillow(tmp_path):
+    for name, mode, kind in (("grey.jpg", "L", "JPEG"), ("print.jpg", "CMYK", "JPEG"), ("colours.png", "RGB", "PNG")):
+        photograph(90, 70).convert(mode).save(tmp_path / name, kind)
+        with Image.open(tmp_path / name) as picture:
+            assert images.jpeg.decoded(tmp_path / name, picture) is None

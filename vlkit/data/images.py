@@ -1,8 +1,8 @@
 """Pictures: what a file really is, and its pixels at the size a model wants.
 
 The preprocessing repeats transformers' image processors, up to the uint8 pixels: bit for bit those that use Pillow, or,
-faster, those that use torchvision (`resizing.py`). Scaling to floats and normalising happen on the device, in
-`models/towers.py`.
+faster, those that use torchvision (`jpeg.py`, `resizing.py`). Scaling to floats and normalising happen on the device,
+in `models/towers.py`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import hashlib
 import io
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from vlkit.config_data import Decode
+from vlkit.data import jpeg
 from vlkit.data.perceptual import looks
 from vlkit.data.resizing import in_one_piece, quickly_resized
 from vlkit.errors import DataError
@@ -53,7 +54,6 @@ FORMATS = (
 RESAMPLING = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
 # decode "reduced" keeps at least this many times the pixels a side that a model is shown.
 SPARE = 2
-ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
@@ -155,9 +155,14 @@ def seen(file: Path | IO[bytes], spec: PixelSpec, most_pixels: int | None = None
         if spec.decode == "reduced" and picture.size == whole:
             extent = _drafted(picture, SPARE * (spec.resize or spec.size))
 
-    if spec.decode != "exact":
-        in_one_piece()
-    return fitted(_loaded(file, reduce), spec, extent)
+    with _refusing(file):
+        picture = _opened(file, reduce)
+        values = None
+        if spec.decode != "exact":
+            in_one_piece()
+            values = jpeg.decoded(file, picture)
+        found = _loaded(picture) if values is None else values
+    return fitted(found, spec, extent)
 
 
 def _named(error: DataError, path: Path) -> DataError:
@@ -189,23 +194,33 @@ def _reduced(size: tuple[int, int], at_most: int) -> tuple[int, int]:
     return width, height
 
 
-def fitted(picture: Image.Image, spec: PixelSpec, extent: tuple[float, float] | None = None) -> np.ndarray:
+def fitted(picture: Image.Image | np.ndarray, spec: PixelSpec, extent: tuple[float, float] | None = None) -> np.ndarray:
     """An RGB picture at the size a model wants: uint8 [3, size, size].
 
     Args:
+        picture: or its pixels, uint8 [height, width, 3].
         extent: width and height of what of it is to be seen, where a reduced one has a part of a pixel too much.
     """
-    size = _resized_to(extent or picture.size, spec)
+    whole = picture.shape[1::-1] if isinstance(picture, np.ndarray) else picture.size
+    size = _resized_to(extent or whole, spec)
     left, top = ((side - spec.size) // 2 for side in size)
     # A crop wider than the picture has a black border, which Pillow makes.
     if spec.decode != "exact" and min(left, top) >= 0:
         values = quickly_resized(picture, size, spec.resample, extent)
         if values is not None:
             return np.ascontiguousarray(values[top : top + spec.size, left : left + spec.size].transpose(2, 0, 1))
+    if isinstance(picture, np.ndarray):
+        picture = _picture_of(picture)
     resized = picture.resize(size, spec.resample, box=None if extent is None else (0, 0, *extent))
     if spec.fit == "crop":
         resized = resized.crop((left, top, left + spec.size, top + spec.size))
     return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
+
+
+def _picture_of(pixels: np.ndarray) -> Image.Image:
+    from PIL import Image
+
+    return Image.fromarray(pixels)
 
 
 def _resized_to(whole: tuple[float, float], spec: PixelSpec) -> tuple[int, int]:
@@ -235,24 +250,40 @@ def decoded(file: Path | IO[bytes], at_most: int | None = None, most_pixels: int
         if most_pixels is not None:
             _refuse_large(picture, most_pixels)
 
-    return _loaded(file, reduce)
+    with _refusing(file):
+        return _loaded(_opened(file, reduce))
 
 
-def _loaded(file: Path | IO[bytes], reduce: Callable[[Image.Image], None]) -> Image.Image:
-    """See `decoded`; `reduce` is given the picture when its size is known, and nothing is decoded yet."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
+def _opened(file: Path | IO[bytes], reduce: Callable[[Image.Image], None]) -> Image.Image:
+    """`reduce` is given the picture when its size is known, and nothing is decoded yet."""
+    from PIL import Image
+
+    picture = Image.open(file, formats=_formats())
+    reduce(picture)
+    return picture
+
+
+def _loaded(picture: Image.Image) -> Image.Image:
+    """Decoded, upright, RGB."""
+    from PIL import ImageOps
+
+    picture.load()
+    # EXIF that cannot be read says nothing of how the picture stands.
+    with contextlib.suppress(Exception):
+        ImageOps.exif_transpose(picture, in_place=True)
+    return _as_rgb(picture)
+
+
+@contextlib.contextmanager
+def _refusing(file: Path | IO[bytes]) -> Iterator[None]:
+    """Turns whatever a decoder raises into a DataError that says why the picture cannot be used."""
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            picture = Image.open(file, formats=_formats())
-            reduce(picture)
-            picture.load()
-        # EXIF that cannot be read says nothing of how the picture stands.
-        with contextlib.suppress(Exception):
-            ImageOps.exif_transpose(picture, in_place=True)
-        return _as_rgb(picture)
+            yield
     except UnidentifiedImageError:
         raise DataError(f"not a picture ({_what_it_is(file)})") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -275,9 +306,7 @@ def _drafted(picture: Image.Image, least: int) -> tuple[float, float] | None:
     if picture.format not in ("JPEG", "MPO"):
         return None
     width, height = picture.size
-    orientation = 1
-    with contextlib.suppress(Exception):
-        orientation = picture.getexif().get(ORIENTATION, 1)
+    orientation = jpeg.orientation(picture)
     for part in (8, 4, 2):
         # Once it is turned, the part of a pixel too much may lie on any side.
         even = width % part == height % part == 0

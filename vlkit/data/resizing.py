@@ -5,7 +5,7 @@ Pillow's 22, so that a value near a half may be rounded the other way: of photog
 one in five million 2, none 3. transformers' image processors do the same wherever torchvision is installed, to the bit.
 Where torch is slower, or Pillow goes about it otherwise, Pillow is left to do it.
 
-What torch reads is the memory that Pillow has decoded into, not a copy.
+What torch reads is the memory that was decoded into, not a copy.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ BLOCK = 2**30
 
 
 def quickly_resized(
-    picture: Image.Image, size: tuple[int, int], resample: int, extent: tuple[float, float] | None = None
+    picture: Image.Image | np.ndarray, size: tuple[int, int], resample: int, extent: tuple[float, float] | None = None
 ) -> np.ndarray | None:
     """An RGB picture at another size: uint8 [height, width, 3].
 
     Args:
+        picture: or its pixels, uint8 [height, width, 3].
         size: width and height.
         resample: Pillow's number of a filter.
         extent: width and height of what is to be seen, from the upper left corner, where that is not the whole.
@@ -40,7 +41,8 @@ def quickly_resized(
     Returns:
         None where torch cannot do it, or not faster.
     """
-    known = resample in FILTERS and not _by_columns_first(picture.size, size) and size[0] * size[1] <= MOST_PIXELS
+    whole = picture.shape[1::-1] if isinstance(picture, np.ndarray) else picture.size
+    known = resample in FILTERS and not _by_columns_first(whole, size) and size[0] * size[1] <= MOST_PIXELS
     if not known or not _is_quick():
         return None
     pixels = _as_tensor(picture)
@@ -64,7 +66,7 @@ def in_one_piece() -> None:
     _set_block_size(BLOCK)
 
 
-def _by_columns_first(size: tuple[int, int], wanted: tuple[int, int]) -> bool:
+def _by_columns_first(size: tuple[int, ...], wanted: tuple[int, int]) -> bool:
     """Pillow 13 begins with the columns where they lose over twice what the rows do, 12.3 in a thread of a picture.
 
     What a filter overshoots is cut off between the two, so that rough pictures come out otherwise.
@@ -88,11 +90,16 @@ def _set_block_size(size: int) -> None:
     Image.core.set_block_size(size)
 
 
-def _as_tensor(picture: Image.Image) -> torch.Tensor | None:
-    """uint8 [1, 4, height, width] on the picture's own memory, the fourth channel being idle; None: it is in pieces."""
+def _as_tensor(picture: Image.Image | np.ndarray) -> torch.Tensor | None:
+    """uint8 [1, 3 or 4, height, width] on the picture's own memory; None: it is in pieces.
+
+    Pillow has a fourth channel, which is idle.
+    """
     import pyarrow as pa
     import torch
 
+    if isinstance(picture, np.ndarray):
+        return torch.from_numpy(picture).permute(2, 0, 1)[None]
     picture.load()
     try:
         values = pa.array(picture).flatten()
