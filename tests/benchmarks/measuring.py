@@ -29,12 +29,18 @@ LOAD = os.getloadavg()[0]
 
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
-    names = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
-    flags = next((line.split(":")[1].split() for line in _lines("/proc/cpuinfo") if line.startswith("flags")), [])
+    # Of the first core; on other systems nothing.
+    known: dict[str, str] = {}
+    for line in _lines("/proc/cpuinfo"):
+        name, _, value = line.partition(":")
+        known.setdefault(name.strip(), value.strip())
+    kind = "".join(
+        f", {name} {known[key]}" for name, key in (("family", "cpu family"), ("model", "model")) if key in known
+    )
     return {
-        "cpu": names[0] if names else platform.processor(),
+        "cpu": known.get("model name", platform.processor()) + kind,
         "cores": os.cpu_count(),
-        "bf16": [flag for flag in ("avx512_bf16", "amx_bf16") if flag in flags],
+        "bf16": [flag for flag in ("avx512_bf16", "amx_bf16") if flag in known.get("flags", "").split()],
         "system": platform.platform(),
         "python": platform.python_version(),
         "date": time.strftime("%Y-%m-%d"),
