@@ -1,6 +1,8 @@
 """Pixels as a model sees them, against transformers' own image processors: equal, or as near as is said."""
 
 import io
+import struct
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
 
@@ -298,14 +300,18 @@ def test_of_a_damaged_file_pillow_says_what_it_is(
         except DataError as error:
             return error.message
 
-    found = outcome()
     with pytest.MonkeyPatch.context() as patched:
+        directly, taken = images.jpeg.decoded, []
+        patched.setattr(images.jpeg, "decoded", lambda *a: taken.append(directly(*a)) or taken[-1])
+        found = outcome()
         patched.setattr(images.jpeg, "decoded", lambda *_: None)
         expected = outcome()
+    if damage == "whole":
+        assert (taken[0] is not None) == (mode == "RGB"), "Pillow is not compared with itself"
     if isinstance(expected, str) or isinstance(found, str):
         assert found == expected
     else:
-        assert_near(found.astype(int) - expected)
+        assert np.array_equal(found, expected)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -325,6 +331,67 @@ def test_what_is_decoded_at_once_is_what_pillow_decodes(part, orientation, tmp_p
     assert picture.fp is None, "closed"
     assert found.flags.c_contiguous
     assert np.array_equal(found, np.asarray(ImageOps.exif_transpose(opened())))
+
+
+ODD_ORIENTATIONS = {
+    # Type in TIFF, count, value or where it lies, what lies behind the entry.
+    "six": (3, 1, struct.pack("<HH", 6, 0), b""),
+    "a letter": (2, 2, b"6\0\0\0", b""),
+    "a byte of no type": (7, 1, b"6\0\0\0", b""),
+    "six and a half": (5, 1, struct.pack("<I", 26), struct.pack("<II", 13, 2)),
+    "six of one": (5, 1, struct.pack("<I", 26), struct.pack("<II", 6, 1)),
+    "none of none": (5, 1, struct.pack("<I", 26), struct.pack("<II", 0, 0)),
+    "a float": (11, 1, struct.pack("<f", 6.5), b""),
+    "two": (3, 2, struct.pack("<HH", 6, 6), b""),
+    "nine": (3, 1, struct.pack("<HH", 9, 0), b""),
+}
+
+
+@pytest.mark.parametrize("given_as", ODD_ORIENTATIONS)
+def test_an_orientation_is_what_pillow_takes_for_one(given_as):
+    kind, count, value, behind = ODD_ORIENTATIONS[given_as]
+    entry = struct.pack("<HHI", 0x0112, kind, count) + value
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + entry + struct.pack("<I", 0) + behind
+    packed = io.BytesIO()
+    photograph(90, 70).save(packed, "JPEG", exif=exif)
+    turned = ImageOps.exif_transpose(Image.open(packed)).size == (70, 90)
+    assert turned == (given_as in ("six", "six of one", "two"))
+    assert_near(apart(packed, SQUASH, "fast"))
+    assert np.array_equal(seen(packed, replace(SQUASH, decode="reduced")), seen(packed, SQUASH))
+
+
+def test_exif_that_cannot_be_read_says_nothing(monkeypatch):
+    packed = jpeg(photograph(90, 70), orientation=6)
+    monkeypatch.setattr(Image.Image, "getexif", lambda _: {}[0])
+    assert images.jpeg.decoded(packed, Image.open(packed)).shape == (70, 90, 3)
+
+
+def test_of_several_pictures_in_one_file_the_first_is_seen(monkeypatch):
+    packed, taken = io.BytesIO(), []
+    photograph(90, 70).save(packed, "MPO", save_all=True, append_images=[photograph(90, 70, seed=1)])
+    assert Image.open(packed).format == "MPO"
+    directly = images.jpeg.decoded
+    monkeypatch.setattr(images.jpeg, "decoded", lambda *a: taken.append(directly(*a)) or taken[-1])
+    assert_near(apart(packed, SQUASH, "fast"))
+    assert taken[0] is not None
+
+
+def test_the_exact_way_is_pillows_alone(monkeypatch):
+    monkeypatch.setattr(images.jpeg, "decoded", lambda *_: pytest.fail("asked"))
+    seen(jpeg(photograph(90, 70)), replace(SQUASH, decode="exact"))
+
+
+@pytest.mark.parametrize("decode", ["exact", "fast"])
+def test_too_many_pixels_are_refused_whatever_is_done_with_warnings(decode, tmp_path):
+    """Between Pillow's warning and its error; that the filters of warnings belong to all threads must not matter."""
+    photograph(90, 70).save(tmp_path / "large.jpg")
+    for most in (90 * 70 - 1, 90 * 70):
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(Image, "MAX_IMAGE_PIXELS", most)
+            patched.setattr(images.warnings, "simplefilter", lambda *_: None)
+            refused = pytest.raises(DataError, match="more pixels than is safe") if most < 90 * 70 else nullcontext()
+            with refused:
+                seen(tmp_path / "large.jpg", replace(SQUASH, decode=decode))
 
 
 def test_what_is_no_jpeg_of_colours_is_left_to_pillow(tmp_path):

@@ -155,11 +155,9 @@ def _loading() -> list[int]:
     return [process.pid for process in multiprocessing.active_children() if process.pid is not None]
 
 
-def decoding_ms(paths: Sequence[Path], part: int = 1) -> float:
-    """Milliseconds of a core that vlkit's decoder takes a picture at a part of its size."""
+def decoding_ms(paths: Sequence[Path], decode: Callable[[Path, Any], Any], part: int = 1) -> float:
+    """Milliseconds of a core that a picture takes to be read from its file and decoded, at a part of its size."""
     from PIL import Image
-
-    from vlkit.data import jpeg
 
     taken = []
     for path in [*paths, *paths]:
@@ -167,7 +165,7 @@ def decoding_ms(paths: Sequence[Path], part: int = 1) -> float:
         with Image.open(path) as picture:
             if part > 1:
                 picture.draft(None, (picture.width // part, picture.height // part))
-            jpeg.decoded(path, picture)
+            assert decode(path, picture) is not None
         taken.append(time.process_time() - began)
     return 1000 * statistics.median(taken[len(paths) :])
 
@@ -186,6 +184,8 @@ def reduced_part(path: Path) -> int:
 
 def measured(folder: Path, ways: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
     """One table's rows, and the least that reading the files takes."""
+    from vlkit.data import jpeg
+
     told = ["--folder", str(folder), "--batch", str(options.batch), "--pictures", str(options.pictures)]
     found = measuring.in_turns(__file__, ways, options.runs, told)
     key = "pictures_per_second"
@@ -205,8 +205,10 @@ def measured(folder: Path, ways: Sequence[str], options: argparse.Namespace) -> 
             "psnr": 10 * math.log10(255**2 / mean_square) if mean_square else None,
         }
     paths = sorted(folder.iterdir())
-    decoding = {part: decoding_ms(paths, part) for part in PARTS}
-    return {"rows": rows, "decoding_ms": decoding, "reduced_part": reduced_part(paths[0])}
+    decoding = {part: decoding_ms(paths, jpeg.decoded, part) for part in PARTS}
+    pillows = decoding_ms(paths, lambda _, picture: picture.load())
+    floors = {"decoding_ms": decoding, "pillows_decoding_ms": pillows, "reduced_part": reduced_part(paths[0])}
+    return {"rows": rows, **floors}
 
 
 def shown(size: str, found: dict[str, Any]) -> str:
@@ -232,7 +234,7 @@ def shown(size: str, found: dict[str, Any]) -> str:
         bars.append(measuring.verdict("reduced, of Pillow's core time", of["vlkit reduced"], reduced, more=more))
     floors = [f"{ms:.2f} at 1/{part} of the size" for part, ms in found["decoding_ms"].items()]
     told = f"vlkit's decoder alone takes of a core, in ms: {', '.join(floors)}"
-    told += f"; reduced takes 1/{found['reduced_part']}"
+    told += f"; reduced takes 1/{found['reduced_part']}; Pillow's {found['pillows_decoding_ms']:.2f} at 1/1"
     return "\n".join([size, measuring.table(head, lines), told, *bars])
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from vlkit.config_data import Decode
 from vlkit.data import jpeg
 from vlkit.data.perceptual import looks
-from vlkit.data.resizing import in_one_piece, quickly_resized
+from vlkit.data.resizing import in_one_piece, quickly_resized, size_of
 from vlkit.errors import DataError
 
 if TYPE_CHECKING:
@@ -201,8 +201,7 @@ def fitted(picture: Image.Image | np.ndarray, spec: PixelSpec, extent: tuple[flo
         picture: or its pixels, uint8 [height, width, 3].
         extent: width and height of what of it is to be seen, where a reduced one has a part of a pixel too much.
     """
-    whole = picture.shape[1::-1] if isinstance(picture, np.ndarray) else picture.size
-    size = _resized_to(extent or whole, spec)
+    size = _resized_to(extent or size_of(picture), spec)
     left, top = ((side - spec.size) // 2 for side in size)
     # A crop wider than the picture has a black border, which Pillow makes.
     if spec.decode != "exact" and min(left, top) >= 0:
@@ -210,17 +209,13 @@ def fitted(picture: Image.Image | np.ndarray, spec: PixelSpec, extent: tuple[flo
         if values is not None:
             return np.ascontiguousarray(values[top : top + spec.size, left : left + spec.size].transpose(2, 0, 1))
     if isinstance(picture, np.ndarray):
-        picture = _picture_of(picture)
+        from PIL import Image
+
+        picture = Image.fromarray(picture)
     resized = picture.resize(size, spec.resample, box=None if extent is None else (0, 0, *extent))
     if spec.fit == "crop":
         resized = resized.crop((left, top, left + spec.size, top + spec.size))
     return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
-
-
-def _picture_of(pixels: np.ndarray) -> Image.Image:
-    from PIL import Image
-
-    return Image.fromarray(pixels)
 
 
 def _resized_to(whole: tuple[float, float], spec: PixelSpec) -> tuple[int, int]:
@@ -259,6 +254,9 @@ def _opened(file: Path | IO[bytes], reduce: Callable[[Image.Image], None]) -> Im
     from PIL import Image
 
     picture = Image.open(file, formats=_formats())
+    # Pillow itself warns, and whether a warning is an error is a question for the whole process, threads and all.
+    if Image.MAX_IMAGE_PIXELS is not None and math.prod(picture.size) > Image.MAX_IMAGE_PIXELS:
+        raise Image.DecompressionBombError
     reduce(picture)
     return picture
 
@@ -282,11 +280,10 @@ def _refusing(file: Path | IO[bytes]) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
             yield
     except UnidentifiedImageError:
         raise DataError(f"not a picture ({_what_it_is(file)})") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+    except Image.DecompressionBombError:
         raise DataError("more pixels than is safe to decode") from None
     except FileNotFoundError:
         raise DataError("no such picture") from None

@@ -1,7 +1,8 @@
-"""JPEG files decoded by libjpeg-turbo alone (simplejpeg), in four fifths of what Pillow takes, which uses it too.
+"""JPEG files decoded by simplejpeg, which is libjpeg-turbo and little else; Pillow wraps the same library in more.
 
-Pillow has opened the file before, and said how large it is to be decoded; what simplejpeg finds anything odd about is
-left to Pillow, too. So the pixels are the same, and what is a damaged picture does not depend on who decodes it.
+Pillow still opens the file and says how large it is to be decoded, and it decodes whatever makes simplejpeg complain.
+So the pixels are Pillow's, and so is the answer to whether a picture is damaged; only the time is less
+(`tests/benchmarks/pictures.py`).
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ TURNED = {
 
 
 def orientation(picture: Image.Image) -> int:
-    """How a picture lies, by its EXIF; 1 is upright. EXIF that cannot be read says nothing."""
+    """How a picture lies by its EXIF, 1 to 8; 1, upright, also where EXIF cannot be read or makes no sense."""
     with contextlib.suppress(Exception):
-        return int(picture.getexif().get(ORIENTATION, 1))
+        found = picture.getexif().get(ORIENTATION, 1)
+        return next((each for each in TURNED if each == found), 1)
     return 1
 
 
@@ -40,10 +42,11 @@ def decoded(file: Path | IO[bytes], picture: Image.Image) -> np.ndarray | None:
     """Upright pixels: uint8 [height, width, 3], RGB.
 
     Args:
-        picture: the file, opened by Pillow and not loaded; its size says at which part of it the file is decoded.
+        picture: the file, opened by Pillow and not loaded; its size says at which part of it the file is decoded. It
+            is closed where pixels are returned.
 
     Returns:
-        None where it is left to Pillow: other formats and colours, and what is damaged.
+        None where it is left to Pillow: other formats and colours, and what may be damaged.
     """
     if picture.format not in ("JPEG", "MPO") or picture.mode != "RGB":
         return None
@@ -56,8 +59,9 @@ def decoded(file: Path | IO[bytes], picture: Image.Image) -> np.ndarray | None:
         return None
     if pixels.shape != (height, width, 3):
         return None
-    with picture:  # Where Pillow opened the file it closes it here.
-        way = TURNED.get(orientation(picture))
+    way = TURNED.get(orientation(picture))
+    with picture:  # Closes a file that Pillow has opened by its name, and no other.
+        pass
     if way is None:
         return pixels
     swapped, down, across = way

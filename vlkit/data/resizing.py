@@ -41,8 +41,7 @@ def quickly_resized(
     Returns:
         None where torch cannot do it, or not faster.
     """
-    whole = picture.shape[1::-1] if isinstance(picture, np.ndarray) else picture.size
-    known = resample in FILTERS and not _by_columns_first(whole, size) and size[0] * size[1] <= MOST_PIXELS
+    known = resample in FILTERS and not _by_columns_first(size_of(picture), size) and size[0] * size[1] <= MOST_PIXELS
     if not known or not _is_quick():
         return None
     pixels = _as_tensor(picture)
@@ -61,12 +60,20 @@ def quickly_resized(
     return made[0, :3, : size[1], : size[0]].permute(1, 2, 0).numpy()
 
 
+def size_of(picture: Image.Image | np.ndarray) -> tuple[int, int]:
+    """Width and height, of a picture or of its pixels [height, width, 3]."""
+    if isinstance(picture, np.ndarray):
+        height, width, _ = picture.shape
+        return width, height
+    return picture.size
+
+
 def in_one_piece() -> None:
     """Have Pillow decode large pictures, too, where torch can read them. Call it before a picture is decoded."""
     _set_block_size(BLOCK)
 
 
-def _by_columns_first(size: tuple[int, ...], wanted: tuple[int, int]) -> bool:
+def _by_columns_first(size: tuple[int, int], wanted: tuple[int, int]) -> bool:
     """Pillow 13 begins with the columns where they lose over twice what the rows do, 12.3 in a thread of a picture.
 
     What a filter overshoots is cut off between the two, so that rough pictures come out otherwise.
@@ -95,11 +102,12 @@ def _as_tensor(picture: Image.Image | np.ndarray) -> torch.Tensor | None:
 
     Pillow has a fourth channel, which is idle.
     """
-    import pyarrow as pa
     import torch
 
     if isinstance(picture, np.ndarray):
         return torch.from_numpy(picture).permute(2, 0, 1)[None]
+    import pyarrow as pa
+
     picture.load()
     try:
         values = pa.array(picture).flatten()

@@ -32,7 +32,7 @@ from vlkit.models.stages import Halfway, Stage, frozen_depth, through
 from vlkit.models.towers import Towers
 from vlkit.models.vision import PatchEncoder
 
-SCHEMA = 1
+SCHEMA = 2
 BLOCK = 64
 TORCH_TYPES = {"float32": torch.float32, "float16": torch.float16}
 

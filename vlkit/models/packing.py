@@ -69,18 +69,21 @@ class _Packed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor, flat: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(flat)
-        ctx.of = len(rows)
+        ctx.rows = len(rows)
         return rows.index_select(0, flat)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         (flat,) = ctx.saved_tensors
-        return gradient.new_zeros((ctx.of, *gradient.shape[1:])).index_copy_(0, flat, gradient), None
+        return gradient.new_zeros((ctx.rows, *gradient.shape[1:])).index_copy_(0, flat, gradient), None
 
 
 class _Unpacked(torch.autograd.Function):
-    """Some rows, of which one may stand twice: only the gradient of the position it was packed from is its own."""
+    """Some rows, of which one may stand many times: in its own place, whose gradient it gets, and behind texts' ends.
+
+    Nobody looks there, so that no gradient comes from there, and none is added up.
+    """
 
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor, place: torch.Tensor, flat: torch.Tensor) -> torch.Tensor:

@@ -27,11 +27,10 @@ class Stage:
     Attributes:
         modules: whose parameters it uses.
         run: (values [items, ...], ends int64 [items] or None) -> values. `ends` are the positions that texts are
-            pooled at.
+            pooled at; texts that stand end to end are [1, tokens, ...] and come with their `Packing` instead.
         layers: encoder layers in it.
         width: of what comes out, where an item is one row and no run is needed to know it.
-        attends: configuration of its attention, where that takes texts end to end, too, [1, tokens, ...] and, instead
-            of ends, their `Packing`, as long as it is vlkit's.
+        attends: configuration of its causal attention, which says whether it can take texts end to end.
     """
 
     modules: tuple[nn.Module, ...]
@@ -168,7 +167,7 @@ def _causal_mask(values: torch.Tensor, config: Any) -> Any:
     from transformers.masking_utils import create_causal_mask
 
     if config._attn_implementation == NAME:
-        return None
+        return None  # So would the call below, in a hundred times the time.
     return create_causal_mask(config=config, inputs_embeds=values, attention_mask=None, past_key_values=None)
 
 

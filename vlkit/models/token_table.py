@@ -59,11 +59,11 @@ class TokenTable(nn.Embedding):
         destination[f"{prefix}weight"] = self.whole()
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
-        whole = state.get(f"{prefix}weight")
-        if whole is not None and whole.shape == self.weight.shape:  # Of another shape torch says what is wrong.
+        whole, used = state.get(f"{prefix}weight"), self.used.detach()
+        if whole is not None and whole.shape == self.weight.shape:  # Where it is not, torch says so.
             rows = whole[self.place.to(whole.device) < len(self.used) - 1]
-            state = {**state, f"{prefix}used": torch.cat([rows, torch.ones_like(whole[:1])])}
-        super()._load_from_state_dict(state, prefix, *rest)
+            used = torch.cat([rows, torch.ones_like(whole[:1])])  # From here on nothing has decayed.
+        super()._load_from_state_dict({**state, f"{prefix}used": used}, prefix, *rest)
 
 
 def narrow(towers: Towers, texts: Iterable[Iterable[int]], whole: Container[str] = ()) -> TokenTable | None:

@@ -45,11 +45,15 @@ class PatchEncoder(torch.nn.Module):
         super().__init__()
         quicken(vision)
         self.vision, self.family, self.pixel_spec, self.source = vision, family, pixel_spec, source
-        self.image_chain = _chain(vision, family)
         mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (pixel_spec.mean, pixel_spec.std))
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
         self.requires_grad_(False).eval()
+
+    @property
+    def image_chain(self) -> list[Stage]:
+        """From normalised pixels to patches."""
+        return _chain(self.vision, self.family)
 
     @property
     def device(self) -> torch.device:
