@@ -32,7 +32,7 @@ from vlkit.remote import MANIFEST, Remote, hash_of
 from vlkit.settings import Settings, read_yaml, yaml_text
 from vlkit.storage import Location, json_text, write_text
 
-PACKAGES = ("vlkit", "torch", "transformers", "peft", "tokenizers", "numpy", "pandas", "pillow")
+PACKAGES = ("vlkit", "torch", "transformers", "peft", "tokenizers", "numpy", "pandas", "pillow", "simplejpeg")
 
 # What eval writes, of every split and other data.
 MEASURED = ("results", "queries", "examples_top5", "captions")
