@@ -300,7 +300,7 @@ def _drafted(picture: Image.Image, least: int) -> tuple[float, float] | None:
     Returns:
         Width and height of the part in its own pixels, where they are not whole: the decoder rounds them up.
     """
-    if picture.format not in ("JPEG", "MPO"):
+    if picture.format not in jpeg.FORMATS:
         return None
     width, height = picture.size
     orientation = jpeg.orientation(picture)

@@ -16,6 +16,8 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL import Image
 
+# Pillow's names of what holds a JPEG.
+FORMATS = ("JPEG", "MPO")
 ORIENTATION = 0x0112
 # From an orientation in EXIF to the picture as a person sees it: rows and columns change places or not, then the steps
 # through rows and columns.
@@ -48,7 +50,7 @@ def decoded(file: Path | IO[bytes], picture: Image.Image) -> np.ndarray | None:
     Returns:
         None where it is left to Pillow: other formats and colours, and what may be damaged.
     """
-    if picture.format not in ("JPEG", "MPO") or picture.mode != "RGB":
+    if picture.format not in FORMATS or picture.mode != "RGB":
         return None
     import simplejpeg
 

@@ -1,7 +1,7 @@
 """Matrix products in float32 on a CPU, by oneDNN.
 
 torch leaves them to MKL, which on AMD processors uses half of the AVX-512 width, where oneDNN uses all of it: twice the
-rate on a Zen 5, a tenth more on a Zen 4, whose units have only that half. Elsewhere `tests/benchmarks/training.py`
+rate on a Zen 5, hardly more on a Zen 4, whose units have only that half. Elsewhere `tests/benchmarks/training.py`
 tells. Products in bf16 are oneDNN's anyway, and small ones are left to torch, whose call costs less.
 """
 
