@@ -169,7 +169,7 @@ def tiny_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_llm(tmp_path_factory) -> Path:
     """Folder of a tiny language model that has learned nothing."""
-    from vlkit.models.tiny_llm import write_fresh_llm
+    from vlkit.models.captioner.tiny_llm import write_fresh_llm
 
     folder = tmp_path_factory.mktemp("tiny-qwen")
     texts = [f"a {colour} {form}, on a plate" for colour in COLOURS for form in FORMS]
@@ -181,13 +181,13 @@ def tiny_llm(tmp_path_factory) -> Path:
 def tiny_qwen(prepared, tmp_path_factory) -> Path:
     """Folder of one that has learned the words of the prepared recipes."""
     from vlkit.data.pairs import read_pairs
-    from vlkit.training import pretraining
+    from vlkit.training import pretrain_tiny_llm
 
     folder = tmp_path_factory.mktemp("taught") / "llm"
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(pretraining, "BATCH", 16)
+        patched.setattr(pretrain_tiny_llm, "BATCH", 16)
         train = read_pairs(prepared).of("train")
-        pretraining.write_tiny_llm(train, "Describe the picture.", folder, seed=1, total=120)
+        pretrain_tiny_llm.write_tiny_llm(train, "Describe the picture.", folder, seed=1, total=120)
     return folder
 
 
@@ -202,7 +202,7 @@ def zygote():
 @pytest.fixture
 def tiny(tiny_folder):
     """A freshly loaded tiny model by name."""
-    from vlkit.models.towers import load
+    from vlkit.models.dual_encoder import load
 
     return lambda name: load(str(tiny_folder(name)))
 

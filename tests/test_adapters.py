@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 import torch
 
-from vlkit.config import TrainRetrievalConfig
+from vlkit.config.training import TrainRetrievalConfig
 from vlkit.errors import ArtifactError, UsageError
-from vlkit.models import adapters
-from vlkit.models import towers as towers_module
+from vlkit.models import dual_encoder as towers_module
+from vlkit.models import tuning
 
 CONFIG = TrainRetrievalConfig()
 
@@ -36,8 +36,8 @@ def loss_of(towers):
 def train_a_little(towers):
     from vlkit.training.loop import adamw
 
-    optimizer = adamw(adapters.trainable(towers), lr=1e-2, weight_decay=0.01)
-    adapters.train_mode(towers)
+    optimizer = adamw(tuning.trainable(towers), lr=1e-2, weight_decay=0.01)
+    tuning.train_mode(towers)
     for _ in range(3):
         loss_of(towers).backward()
         optimizer.step()
@@ -48,7 +48,7 @@ def test_lora_on_the_real_clip_has_the_published_count():
     from transformers import CLIPConfig
 
     towers = towers_module.from_config(CLIPConfig())
-    counts = adapters.adapt(towers, with_tune("lora", lora_rank=8), seed=0)
+    counts = tuning.adapt(towers, with_tune("lora", lora_rank=8), seed=0)
     assert (counts.trainable, counts.total) == (983_041, 152_260_353)
 
 
@@ -56,8 +56,8 @@ def test_lora_on_the_real_siglip_spares_the_pooling_head():
     from transformers import SiglipConfig
 
     towers = towers_module.from_config(SiglipConfig())
-    adapters.adapt(towers, with_tune("lora"), seed=0)
-    trained = set(adapters.trainable(towers))
+    tuning.adapt(towers, with_tune("lora"), seed=0)
+    trained = set(tuning.trainable(towers))
     assert not [name for name in trained if ".head." in name]
     assert len([name for name in trained if "lora_A" in name]) == 2 * 12 * 4
     assert {"logit_scale", "logit_bias"} <= trained
@@ -67,9 +67,9 @@ def test_lora_on_the_real_siglip_spares_the_pooling_head():
 @pytest.mark.parametrize(("tune", "settings"), [("full", {}), ("last", {"unfreeze_layers": 1}), ("lora", {})])
 def test_trained_parts_move_and_frozen_parts_are_bit_equal(name, tune, settings, tiny):
     towers = tiny(name)
-    adapters.adapt(towers, with_tune(tune, **settings), seed=0)
+    tuning.adapt(towers, with_tune(tune, **settings), seed=0)
     before = {key: p.detach().clone() for key, p in towers.model.named_parameters()}
-    trained = set(adapters.trainable(towers))
+    trained = set(tuning.trainable(towers))
     train_a_little(towers)
     moved = {key for key, p in towers.model.named_parameters() if not torch.equal(p, before[key])}
     # A key bias shifts every score of a query alike, so softmax cancels it: its gradient is rounding, and may be 0.
@@ -80,7 +80,7 @@ def test_trained_parts_move_and_frozen_parts_are_bit_equal(name, tune, settings,
 def test_lora_reaches_every_adapter(tiny):
     """Each B starts at zero, so after one step every one must have left it."""
     towers = tiny("tiny-siglip")
-    adapters.adapt(towers, with_tune("lora"), seed=0)
+    tuning.adapt(towers, with_tune("lora"), seed=0)
     train_a_little(towers)
     b = {name: p for name, p in towers.model.named_parameters() if "lora_B" in name}
     assert len(b) == 4 * sum(layers_of(towers))
@@ -89,8 +89,8 @@ def test_lora_reaches_every_adapter(tiny):
 
 def test_last_trains_the_upper_layers_and_what_follows(tiny):
     towers = tiny("tiny-siglip")
-    adapters.adapt(towers, with_tune("last", unfreeze_layers=1), seed=0)
-    trained = set(adapters.trainable(towers))
+    tuning.adapt(towers, with_tune("last", unfreeze_layers=1), seed=0)
+    trained = set(tuning.trainable(towers))
     assert f"vision_model.encoder.layers.{layers_of(towers)[0] - 1}.mlp.fc1.weight" in trained
     assert "vision_model.head.attention.in_proj_weight" in trained
     assert "text_model.head.weight" in trained
@@ -100,13 +100,13 @@ def test_last_trains_the_upper_layers_and_what_follows(tiny):
         if "embeddings" in name or "vision_model.encoder.layers.0." in name or "text_model.encoder.layers.0." in name
     ]
     with pytest.raises(UsageError, match="the towers have"):
-        adapters.adapt(tiny("tiny-siglip"), with_tune("last", unfreeze_layers=9), seed=0)
+        tuning.adapt(tiny("tiny-siglip"), with_tune("last", unfreeze_layers=9), seed=0)
 
 
 def test_dropout_is_on_in_adapters_and_off_in_what_is_frozen(tiny):
     towers = tiny("tiny-siglip")
-    adapters.adapt(towers, with_tune("lora", lora_dropout=0.5), seed=0)
-    adapters.train_mode(towers)
+    tuning.adapt(towers, with_tune("lora", lora_dropout=0.5), seed=0)
+    tuning.train_mode(towers)
     modes = {name: module.training for name, module in towers.model.named_modules()}
     assert all(on for name, on in modes.items() if "lora_dropout" in name)
     assert not any(on for name, on in modes.items() if name.endswith((".mlp", ".mlp.fc1", "layer_norm1", ".head")))
@@ -119,11 +119,11 @@ def test_what_is_exported_opens_elsewhere(tune, tiny, tiny_folder, tmp_path):
     from transformers import AutoModel
 
     towers = tiny("tiny-siglip")
-    adapters.adapt(towers, with_tune(tune), seed=0)
+    tuning.adapt(towers, with_tune(tune), seed=0)
     train_a_little(towers)
     towers.eval()
     expected = loss_of(towers).item()
-    exported = adapters.export(towers, tmp_path)
+    exported = tuning.export(towers, tmp_path)
     ids = towers.pad(towers.tokenize(["red tart", "blue pie"])[0])
     base = str(tiny_folder("tiny-siglip"))
     other = AutoModel.from_pretrained(exported if tune == "full" else base)
@@ -132,17 +132,17 @@ def test_what_is_exported_opens_elsewhere(tune, tiny, tiny_folder, tmp_path):
     with torch.no_grad():
         theirs = torch.nn.functional.normalize(other.get_text_features(input_ids=ids).pooler_output, dim=1)
         assert torch.allclose(theirs, towers.embed_texts(ids), atol=1e-5)
-        assert loss_of(adapters.load_adapted(tmp_path, base)).item() == pytest.approx(expected, rel=1e-5)
+        assert loss_of(tuning.load_adapted(tmp_path, base)).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_an_adapter_of_another_model_is_refused(tiny, tiny_folder, tmp_path):
     towers = tiny("tiny-siglip")
-    adapters.adapt(towers, with_tune("lora"), seed=0)
-    adapters.export(towers, tmp_path)
+    tuning.adapt(towers, with_tune("lora"), seed=0)
+    tuning.export(towers, tmp_path)
     with pytest.raises(ArtifactError):
-        adapters.load_adapted(tmp_path, str(tiny_folder("tiny-clip")))
+        tuning.load_adapted(tmp_path, str(tiny_folder("tiny-clip")))
     with pytest.raises(ArtifactError, match="no trained model"):
-        adapters.load_adapted(tmp_path / "elsewhere", str(tiny_folder("tiny-clip")))
+        tuning.load_adapted(tmp_path / "elsewhere", str(tiny_folder("tiny-clip")))
 
 
 @pytest.mark.parametrize("name", ["tiny-siglip", "tiny-clip"])
@@ -151,15 +151,15 @@ def test_a_merged_model_is_the_adapted_one(name, tiny, tmp_path):
     from transformers import AutoModel
 
     towers = tiny(name)
-    adapters.adapt(towers, with_tune("lora"), seed=0)
+    tuning.adapt(towers, with_tune("lora"), seed=0)
     train_a_little(towers)
     towers.eval()
     generator = torch.Generator().manual_seed(1)
     pixels = torch.randint(0, 255, (3, 3, 64, 64), dtype=torch.uint8, generator=generator)
     with torch.no_grad():
         before, untouched = towers.embed_images(pixels), tiny(name).embed_images(pixels)
-        adapters.export(towers, tmp_path)
-        merged = adapters.export_merged(towers, tmp_path)
+        tuning.export(towers, tmp_path)
+        merged = tuning.export_merged(towers, tmp_path)
         assert torch.allclose(towers.embed_images(pixels), before, atol=1e-5)
         again = towers_module.load(str(merged))
         assert torch.allclose(again.embed_images(pixels), before, atol=1e-5)
@@ -198,10 +198,10 @@ IMAGE, TEXT = ("vision_model.", "visual_projection."), ("text_model.", "text_pro
 def test_what_is_chosen_is_trained_and_nothing_else(name, settings, expected, tiny):
     towers = tiny(name)
     assert set(layers_of(towers)) == {2}
-    adapters.adapt(towers, with_tune(**settings), seed=0)
+    tuning.adapt(towers, with_tune(**settings), seed=0)
     chosen = {key for key, _ in towers.model.named_parameters() if expected(key)}
     assert chosen
-    assert set(adapters.trainable(towers)) == chosen | {key for key in ("logit_scale", "logit_bias")} & set(
+    assert set(tuning.trainable(towers)) == chosen | {key for key in ("logit_scale", "logit_bias")} & set(
         towers.logit_parameters()
     )
 
@@ -214,7 +214,7 @@ def test_settings_that_contradict_each_other_are_refused(settings):
 
 def test_a_name_that_no_trained_parameter_has_is_refused(tiny):
     with pytest.raises(UsageError, match=r"'vision_model.\*': no parameter that --tune chose"):
-        adapters.adapt(tiny("tiny-clip"), with_tune("text", trainable=("*bias", "vision_model.*")), seed=0)
+        tuning.adapt(tiny("tiny-clip"), with_tune("text", trainable=("*bias", "vision_model.*")), seed=0)
 
 
 @pytest.mark.parametrize("name", ["tiny-siglip", "tiny-clip"])
@@ -224,15 +224,15 @@ def test_activations_computed_again_give_the_same_gradients(name, tune, tiny):
     for again in (False, True):
         towers = tiny(name)
         settings = with_tune(tune, lora_dropout=0.2, unfreeze_layers=1, checkpoint_activations=again)
-        adapters.adapt(towers, settings, seed=0)
+        tuning.adapt(towers, settings, seed=0)
         for key, parameter in towers.model.named_parameters():
             if "lora_B" in key:
                 torch.nn.init.normal_(parameter, std=0.02, generator=torch.Generator().manual_seed(len(key)))
-        adapters.train_mode(towers)
+        tuning.train_mode(towers)
         assert towers.model.is_gradient_checkpointing is again
         torch.manual_seed(3)
         loss_of(towers).backward()
-        grads.append({key: p.grad for key, p in adapters.trainable(towers).items()})
+        grads.append({key: p.grad for key, p in tuning.trainable(towers).items()})
     plain, again = grads
     assert all(torch.equal(plain[key], again[key]) for key in plain)
 
@@ -241,9 +241,9 @@ def test_heads_and_logits_can_have_rates_of_their_own(tiny):
     from vlkit.training.loop import adamw
 
     towers = tiny("tiny-siglip")
-    adapters.adapt(towers, with_tune("full"), seed=0)
-    named = adapters.trainable(towers)
-    rates = adapters.rates(named, head=3e-3, logit=5e-2)
+    tuning.adapt(towers, with_tune("full"), seed=0)
+    named = tuning.trainable(towers)
+    rates = tuning.rates(named, head=3e-3, logit=5e-2)
     optimizer = adamw(named, lr=1e-4, weight_decay=0.1, rates=rates)
     found = {
         key: (group["peak_lr"], group["weight_decay"])

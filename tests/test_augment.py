@@ -19,11 +19,12 @@ import yaml
 from conftest import patterned, picture, write_class_folders, write_table
 from PIL import Image
 
-from vlkit.config_data import PictureSettings
-from vlkit.data import images, labels
-from vlkit.data.batches import BatchOrder, Drawn, PairDataset, stream
-from vlkit.data.image_ops import Variation
-from vlkit.data.negatives import Negatives, Neighbours
+from vlkit.config.data import PictureSettings
+from vlkit.data import labels
+from vlkit.data.augment.image_ops import Variation
+from vlkit.data.augment.negatives import Negatives, Neighbours
+from vlkit.data.images import decode
+from vlkit.data.loading.retrieval_batches import BatchOrder, Drawn, PairDataset, stream
 from vlkit.data.pairs import Pairs, read_pairs
 from vlkit.remote import hash_of
 
@@ -107,7 +108,7 @@ def test_nothing_of_validation_or_test_appears_among_the_new_rows(augment, data)
 
     def seen(rows):
         paths = Pairs(rows, pairs.folder, pairs.described).image_paths(rows.drop_duplicates("image_id"))
-        return {hashlib.sha256(np.asarray(images.upright(path)).tobytes()).hexdigest() for path in paths}
+        return {hashlib.sha256(np.asarray(decode.upright(path)).tobytes()).hexdigest() for path in paths}
 
     assert not seen(held_out) & seen(new)
 
@@ -184,7 +185,7 @@ def test_hard_negatives_are_the_nearest_wrong_texts(data, trained, vlkit):
     flags = ("--hard", trained, "--negatives-per-positive", 2, "--pictures", 0, "--texts", 0)
     assert vlkit("augment", "--data", data, *flags).code == 0
     from vlkit.models.encode import text_encoder
-    from vlkit.models.opening import open_trained
+    from vlkit.models.loading import open_trained
 
     frame = pd.read_parquet(data / "pairs.parquet")
     old = frame[(frame["origin"] == "original") & (frame["split"] == "train")]
@@ -269,7 +270,7 @@ def test_a_dry_run_counts_and_writes_nothing(augment, data, vlkit):
 
 
 def test_a_kill_half_way_leaves_the_folder_as_it_was(data, vlkit, monkeypatch):
-    from vlkit.data import augment as room
+    from vlkit.data.augment import augment as room
 
     vlkit("augment", "--data", data)
     before = files(data)
@@ -301,7 +302,7 @@ def test_the_preview_is_one_sheet_and_nothing_else(augment, data, prepared):
 
 
 def test_persian_letters_have_glyphs(tmp_path):
-    from vlkit.data.contact_sheet import Cell, write_contact_sheet
+    from vlkit.data.augment.contact_sheet import Cell, write_contact_sheet
 
     for name, caption in (("one", "کباب"), ("other", "نانها"), ("none", "")):
         write_contact_sheet(tmp_path / f"{name}.png", [[Cell(Image.new("RGB", (8, 8)), caption, "")]])
@@ -576,7 +577,7 @@ def test_a_disk_just_too_small(data, vlkit, monkeypatch):
 
 @pytest.fixture
 def towers(tiny_folder):
-    from vlkit.models.towers import load
+    from vlkit.models.dual_encoder import load
 
     return load(str(tiny_folder("tiny-clip")))
 
@@ -586,7 +587,7 @@ def dataset(data, towers, *, mode="multi-positive", variation=None, wrong=True):
     negatives = frame[frame["match"] == 0].reset_index(drop=True)
     train = read_pairs(data).positives().of("train")
     wrong = negatives if wrong and len(negatives) else None
-    spec = images.PixelSpec(32)
+    spec = decode.PixelSpec(32)
     return PairDataset(train, spec, towers.tokenize, towers.pad, labels=mode, wrong=wrong, variation=variation)
 
 
@@ -637,7 +638,7 @@ def test_mismatched_rows_that_say_no_row_join_every_row_of_their_picture(data, t
     frame = read_pairs(data).of("train").frame
     wrong = frame.iloc[[0]].assign(text="an odd text", text_id="f" * 20, text_group="nobody", match=0, pair_id="e" * 20)
     train = read_pairs(data).of("train")
-    items = PairDataset(train, images.PixelSpec(32), towers.tokenize, towers.pad, labels="mask", wrong=wrong)
+    items = PairDataset(train, decode.PixelSpec(32), towers.tokenize, towers.pad, labels="mask", wrong=wrong)
     own = [row for row in range(len(frame)) if frame["image_id"].iloc[row] == frame["image_id"].iloc[0]]
     assert set(items.wrong_of) == set(own) and len(own) > 1
     batch = items[Drawn(0, [own[1], own[-1] + 1], [0, 0])]
@@ -645,9 +646,9 @@ def test_mismatched_rows_that_say_no_row_join_every_row_of_their_picture(data, t
 
 
 def test_only_negatives_of_what_is_trained_on_are_taken(augment, data):
-    from vlkit.config import TrainRetrievalConfig
+    from vlkit.config.training import TrainRetrievalConfig
     from vlkit.storage import Location
-    from vlkit.training.planning import Rows
+    from vlkit.training.plan import Rows
 
     frame = augment()
     val = (
@@ -666,7 +667,7 @@ def test_only_negatives_of_what_is_trained_on_are_taken(augment, data):
 
 
 def test_varied_pictures_pay_for_processes_however_few_they_are(data, towers):
-    from vlkit.data.batches import loader_workers
+    from vlkit.data.loading.retrieval_batches import loader_workers
 
     items = dataset(data, towers)
     assert loader_workers(items.pixels) == 0 < loader_workers(items.pixels, varied=True)
@@ -694,9 +695,9 @@ def test_what_training_sees_in_epoch_0_is_what_is_written(augment, data, towers)
         made = made[made["match"] == 1]
         if len(made):
             written += 1
-            pixels = images.pixels(data / made["image"].iloc[0], images.PixelSpec(32))
+            pixels = decode.pixels(data / made["image"].iloc[0], decode.PixelSpec(32))
         else:
-            pixels = images.pixels(Path(source["image"]), images.PixelSpec(32))
+            pixels = decode.pixels(Path(source["image"]), decode.PixelSpec(32))
         assert np.array_equal(batch.images[position].numpy(), pixels)
     assert written > 20
     assert not torch.equal(old[Drawn(1, list(range(30)), [0] * 30)].images, batch.images)

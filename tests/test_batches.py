@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from vlkit.data.batches import BatchOrder, Drawn, PairDataset, stream
-from vlkit.data.images import PixelSpec
+from vlkit.data.images.decode import PixelSpec
+from vlkit.data.loading.retrieval_batches import BatchOrder, Drawn, PairDataset, stream
 from vlkit.data.pairs import read_pairs
-from vlkit.training.planning import false_negatives
+from vlkit.training.plan import false_negatives
 
 IDS = [f"pair-{number}" for number in range(23)]
 
@@ -45,7 +45,7 @@ def test_a_last_batch_of_one_is_left_out():
 
 @pytest.fixture(scope="module")
 def dataset(prepared, tiny_folder):
-    from vlkit.models.towers import load
+    from vlkit.models.dual_encoder import load
 
     towers = load(str(tiny_folder("tiny-clip")))
     return PairDataset(

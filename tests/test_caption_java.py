@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vlkit.evaluation.caption_metrics import CaptionScores
-from vlkit.evaluation.caption_tokens import coco_tokens
+from vlkit.evaluation.captioning.metrics import CaptionScores
+from vlkit.evaluation.captioning.ptb_tokens import coco_tokens
 
 pytestmark = [
     pytest.mark.java,

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlkit.evaluation.caption_metrics import CaptionScores, longest_common, rouge_l
-from vlkit.evaluation.caption_tokens import DROPPED, coco_tokens
+from vlkit.evaluation.captioning.metrics import CaptionScores, longest_common, rouge_l
+from vlkit.evaluation.captioning.ptb_tokens import DROPPED, coco_tokens
 
 GOLDEN = Path(__file__).parents[2] / "shared/data/caption-metrics"
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="shared/data/caption-metrics is not here")

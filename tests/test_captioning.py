@@ -19,7 +19,7 @@ import torch
 from conftest import COLOURS, picture
 from safetensors.torch import load_file
 
-from vlkit.training import training
+from vlkit.training import run_state
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_every_evaluation_says_whether_it_looks_and_writes_captions(finished):
 @pytest.mark.parametrize(("flags", "after"), [((), 1), ((), 4), (("--llm-lora", 2, "--cache", "off"), 4)])
 def test_a_stopped_run_goes_on_to_the_same_bytes(flags, after, train, tmp_path, monkeypatch):
     assert train(tmp_path, "whole", *flags).code == 0
-    real = training.steps
+    real = run_state.steps
 
     class Killed(BaseException):
         pass
@@ -93,7 +93,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(flags, after, train, tmp_path, 
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(training, "steps", stopping)
+        patched.setattr(run_state, "steps", stopping)
         with pytest.raises(Killed):
             train(tmp_path, "killed", *flags)
     outcome = train(tmp_path, "killed", *flags)
@@ -105,7 +105,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(flags, after, train, tmp_path, 
 
 
 def test_the_cache_changes_nothing_and_lets_the_encoder_go(train, finished, tmp_path, monkeypatch):
-    from vlkit.training.captioning import CaptionTraining
+    from vlkit.training.train_fusion import CaptionTraining
 
     kept = []
     real = CaptionTraining.prepare
@@ -180,13 +180,13 @@ def test_the_difference_of_two_captioners_is_paired(copied, vlkit, tmp_path):
 
 def test_clipscore_is_its_formula(copied, vlkit, trained, prepared):
     """Beside transformers' own model, one pair at a time."""
-    from vlkit.models.opening import open_trained
+    from vlkit.models.loading import open_trained
 
     results = vlkit("eval", "--run", copied, "--clip-model", trained, "--json").json()
     towers = open_trained(str(trained)).eval()
     frame = pd.read_parquet(prepared / "pairs.parquet")
     frame = frame[frame.split == "test"]
-    from vlkit.data import images as pictures
+    from vlkit.data.images import decode as pictures
     from vlkit.data.pairs import read_pairs
 
     pairs = read_pairs(prepared).of("test")
@@ -375,14 +375,14 @@ def test_texts_without_a_word_and_pictures_that_are_gone_are_told(prepared, trai
 
 
 def test_a_run_does_not_go_on_with_another_language_model(train, tmp_path, monkeypatch):
-    real = training.steps
+    real = run_state.steps
 
     def stopping(*args, **given):
         yield from itertools.islice(real(*args, **given), 4)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(training, "steps", stopping)
+        patched.setattr(run_state, "steps", stopping)
         train(tmp_path)
     frozen = json.loads((tmp_path / "c/frozen.json").read_text())
     (tmp_path / "c/frozen.json").write_text(json.dumps({**frozen, "llm": "0"}))
@@ -426,8 +426,8 @@ def test_settings_that_cannot_be_are_refused(train, vlkit, prepared, tmp_path):
 
 def test_the_names_of_the_settings_are_those_of_the_parameters(train, tmp_path):
     """A LoRA learns at --lr, adapter and cross-attention at their own rates."""
-    from vlkit.config_fusion import TrainFusionConfig
-    from vlkit.training.captioning import _rates
+    from vlkit.config.fusion import TrainFusionConfig
+    from vlkit.training.train_fusion import _rates
 
     named = dict.fromkeys(("fusion.adapter.1.weight", "fusion.queries", "llm.x.lora_A"), torch.nn.Parameter())
     config = TrainFusionConfig(adapter_lr=0.1, fusion_lr=0.2)

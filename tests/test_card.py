@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from vlkit.models.adapters import load_adapted
+from vlkit.models.tuning import load_adapted
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from sklearn.metrics import accuracy_score, average_precision_score, precision_r
 
 from vlkit.data.pairs import Pairs, make_frame, read_pairs
 from vlkit.errors import UsageError
-from vlkit.evaluation.classification import OTHERS, Classes, Classified, Tens
-from vlkit.evaluation.scoring import Embedded, Task
+from vlkit.evaluation.retrieval.classification import OTHERS, Classes, Classified, Tens
+from vlkit.evaluation.retrieval.task import Embedded, Task
 from vlkit.storage import Location
 
 
@@ -161,7 +161,7 @@ def leaves(tmp_path_factory, vlkit):
 
 def test_eval_says_the_same_as_counting_by_hand(leaves):
     from vlkit.models.encode import encode_texts
-    from vlkit.models.opening import open_trained
+    from vlkit.models.loading import open_trained
 
     results = json.loads((leaves / "results.json").read_text())
     pairs = read_pairs(leaves.parent.parent / "data")
@@ -175,7 +175,7 @@ def test_eval_says_the_same_as_counting_by_hand(leaves):
     both = [[f"a photo of leaf {p.split()[-2]} spot", p] for p in prompts]
     flat = encode_texts(towers, [text for pair in both for text in pair], batch_size=8, precision="fp32")
     means = torch.nn.functional.normalize(flat.view(len(names), 2, -1).mean(1), dim=1)
-    from vlkit.data.batches import PixelStore
+    from vlkit.data.loading.retrieval_batches import PixelStore
 
     store = PixelStore(pairs.image_paths(frame), towers.pixel_spec)
     with torch.no_grad():

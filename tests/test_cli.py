@@ -9,10 +9,10 @@ import pytest
 import yaml
 from conftest import write_recipes
 
-from vlkit.config import TrainRetrievalConfig
-from vlkit.config_data import PrepConfig
+from vlkit.config.data import PrepConfig
+from vlkit.config.presets import resolve_train_retrieval
+from vlkit.config.training import TrainRetrievalConfig
 from vlkit.errors import UsageError
-from vlkit.presets import resolve_train_retrieval
 
 COMMANDS = ("quickstart", "sample", "prep", "train-retrieval", "eval")
 HEAVY = ("torch", "transformers", "pandas", "PIL", "numpy", "faiss", "pyarrow", "peft")
@@ -210,7 +210,7 @@ def test_a_bug_says_so_and_keeps_its_traceback_for_those_who_ask(prepared, tmp_p
     def broken(*args, **kwargs):
         raise KeyError("surprise")
 
-    monkeypatch.setattr("vlkit.data.prepare.prepare", broken)
+    monkeypatch.setattr("vlkit.data.prep.prepare.prepare", broken)
     arguments = ("prep", "--domain", "recipes", "--source", prepared, "--out", tmp_path / "o")
     quiet = vlkit(*arguments)
     assert (quiet.code, "this is a bug in vlkit" in quiet.err, "Traceback" in quiet.err) == (1, True, False)
@@ -222,7 +222,7 @@ def test_a_full_disk_is_exit_5(prepared, tmp_path, vlkit, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("vlkit.data.prepare.prepare", full)
+    monkeypatch.setattr("vlkit.data.prep.prepare.prepare", full)
     outcome = vlkit("prep", "--domain", "recipes", "--source", prepared, "--out", tmp_path / "o", "--json")
     assert outcome.code == 5
     assert json.loads(outcome.out)["error"]["hint"]

@@ -9,11 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlkit.config import TrainRetrievalConfig
-from vlkit.data.batches import Batch
+from vlkit.config.training import TrainRetrievalConfig
 from vlkit.data.labels import Labels, label_matrix
-from vlkit.models import adapters
-from vlkit.training.contrast import Contrast, _Pass, cached_gradients
+from vlkit.data.loading.retrieval_batches import Batch
+from vlkit.models import tuning
+from vlkit.training.gradient_cache import Contrast, _Pass, cached_gradients
 from vlkit.training.loop import steps
 from vlkit.training.losses import LOSSES
 
@@ -84,7 +84,7 @@ def batch_for(towers, mode="multi-positive", size=11):
 
 def gradients(towers, batch, loss, micro):
     """Loss and gradients as the loop makes them."""
-    named = adapters.trainable(towers)
+    named = tuning.trainable(towers)
     optimizer = torch.optim.SGD([{"params": list(named.items()), "peak_lr": 0.0}], lr=0.0)
     kept = {}
 
@@ -107,7 +107,7 @@ def apart(one, other):
 @pytest.mark.parametrize("mode", ["eye", "multi-positive", "mask"])
 def test_micro_batches_give_the_gradients_of_the_batch(name, loss, mode, tiny):
     towers = tiny(name)
-    adapters.adapt(towers, TrainRetrievalConfig(), seed=0)
+    tuning.adapt(towers, TrainRetrievalConfig(), seed=0)
     batch = batch_for(towers, mode)
     whole, expected = gradients(towers, batch, loss, None)
     assert {"logit_scale"} <= expected.keys()
@@ -125,8 +125,8 @@ def test_weights_after_twenty_steps(name, tiny):
     ends = []
     for micro in (None, 1, 3, 7):
         towers = tiny(name)
-        adapters.adapt(towers, TrainRetrievalConfig(), seed=0)
-        named = adapters.trainable(towers)
+        tuning.adapt(towers, TrainRetrievalConfig(), seed=0)
+        named = tuning.trainable(towers)
         optimizer = torch.optim.SGD([{"params": list(named.items()), "peak_lr": 0.05}], lr=0.05, momentum=0.9)
         batches = [batch_for(towers, size=size) for size in (11, 8, 5)]
         contrast = Contrast(towers, towers.family.loss, micro)
@@ -143,7 +143,7 @@ def test_weights_after_twenty_steps(name, tiny):
 def test_the_second_pass_drops_what_the_first_one_dropped(tune, tiny):
     """Against a plain batch whose slices are embedded one by one from the same random states."""
     towers = tiny("tiny-siglip")
-    adapters.adapt(towers, dataclasses.replace(TrainRetrievalConfig(), tune=tune, lora_dropout=0.4), seed=0)
+    tuning.adapt(towers, dataclasses.replace(TrainRetrievalConfig(), tune=tune, lora_dropout=0.4), seed=0)
     for key, parameter in towers.model.named_parameters():
         if "lora_B" in key:
             torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(len(key)))
@@ -151,7 +151,7 @@ def test_the_second_pass_drops_what_the_first_one_dropped(tune, tiny):
         for module in towers.model.modules():
             if hasattr(module, "dropout") and isinstance(module.dropout, float):
                 module.dropout = 0.3
-    adapters.train_mode(towers)
+    tuning.train_mode(towers)
     batch = batch_for(towers)
     torch.manual_seed(9)
     first = _Pass(towers.embed_images, batch.images, 4, None)
@@ -169,13 +169,13 @@ def test_the_second_pass_drops_what_the_first_one_dropped(tune, tiny):
     images = torch.cat([towers.embed_images(part) for part in batch.images.split(4)])
     texts = torch.cat([towers.embed_texts(part) for part in batch.captions.split(4)])[batch.text_index]
     LOSSES["sigmoid"](towers.logits(images, texts), batch.labels.rows()).backward()
-    assert apart({key: p.grad for key, p in adapters.trainable(towers).items()}, found) <= 1e-5
+    assert apart({key: p.grad for key, p in tuning.trainable(towers).items()}, found) <= 1e-5
 
 
 @pytest.mark.parametrize(("tune", "frozen"), [("text", "embed_images"), ("image", "embed_texts")])
 def test_a_frozen_tower_is_not_embedded_twice(tune, frozen, tiny, monkeypatch):
     towers = tiny("tiny-clip")
-    adapters.adapt(towers, TrainRetrievalConfig(tune=tune), seed=0)
+    tuning.adapt(towers, TrainRetrievalConfig(tune=tune), seed=0)
     batch = batch_for(towers)
     calls, embed = [], getattr(towers, frozen)
     monkeypatch.setattr(towers, frozen, lambda part: calls.append(len(part)) or embed(part))
@@ -204,7 +204,7 @@ def test_a_run_in_micro_batches_is_the_run(precision, prepared, vlkit, tmp_path)
 
 def test_memory_that_runs_out_halves_the_micro_batch_and_goes_on(tiny, monkeypatch):
     towers = tiny("tiny-siglip")
-    adapters.adapt(towers, TrainRetrievalConfig(), seed=0)
+    tuning.adapt(towers, TrainRetrievalConfig(), seed=0)
     batch = batch_for(towers)
     whole, expected = gradients(towers, batch, "sigmoid", None)
     embed = towers.embed_images
@@ -215,7 +215,7 @@ def test_memory_that_runs_out_halves_the_micro_batch_and_goes_on(tiny, monkeypat
         return embed(pixels)
 
     monkeypatch.setattr(towers, "embed_images", cramped)
-    contrast, named = Contrast(towers, "sigmoid"), adapters.trainable(towers)
+    contrast, named = Contrast(towers, "sigmoid"), tuning.trainable(towers)
     optimizer = torch.optim.SGD([{"params": list(named.items()), "peak_lr": 0.0}], lr=0.0)
     kept = {}
     optimizer.register_step_pre_hook(lambda *_: kept.update({name: p.grad.clone() for name, p in named.items()}))
@@ -251,7 +251,7 @@ def test_halving_begins_at_what_batches_are(tiny):
 
 def test_many_texts_split_a_batch_of_few_pictures_and_the_random_state_goes_on(tiny):
     towers = tiny("tiny-clip")
-    adapters.adapt(towers, TrainRetrievalConfig(), seed=0)
+    tuning.adapt(towers, TrainRetrievalConfig(), seed=0)
     batch = batch_for(towers, size=4)
     assert len(batch.images) <= 4 < len(batch.captions)
     parts = Contrast(towers, "softmax", 4)(batch)

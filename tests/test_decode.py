@@ -9,14 +9,14 @@ import torch
 import yaml
 from conftest import patterned
 
-from vlkit.config import TrainRetrievalConfig
-from vlkit.data.images import PixelSpec
+from vlkit.config.training import TrainRetrievalConfig
+from vlkit.data.images.decode import PixelSpec
 from vlkit.data.pairs import read_pairs
-from vlkit.inference.embedder import decode_of
-from vlkit.inference.index_folder import open_index
-from vlkit.inference.searching import Searcher
-from vlkit.models.features import Frozen
-from vlkit.models.opening import open_trained, open_tuned, open_untouched
+from vlkit.inference.index.index_folder import open_index
+from vlkit.inference.index.query_encoder import decode_of
+from vlkit.inference.search.search import Searcher
+from vlkit.models.cache.feature_cache import Frozen
+from vlkit.models.loading import open_trained, open_tuned, open_untouched
 from vlkit.models.preprocessing import decoding
 from vlkit.runs import Run
 from vlkit.storage import Location
@@ -72,10 +72,10 @@ def test_a_model_reads_as_it_was_trained_and_otherwise_only_if_told(runs):
 @pytest.mark.parametrize("of", ["run", "model"])
 def test_eval_reads_as_it_is_told(of, runs, photographed, tmp_path, vlkit, monkeypatch):
     """The way reaches the file, of the tuned and of the untouched model."""
-    from vlkit.data import images
+    from vlkit.data.images import decode
 
-    read, whole = set(), images.seen
-    monkeypatch.setattr(images, "seen", lambda file, spec, *more: read.add(spec.decode) or whole(file, spec, *more))
+    read, whole = set(), decode.seen
+    monkeypatch.setattr(decode, "seen", lambda file, spec, *more: read.add(spec.decode) or whole(file, spec, *more))
     run = runs["reduced"].folder
     what = ("--run", run) if of == "run" else ("--model", run / "model", "--data", photographed)
     how = ("eval", *what, "--out", tmp_path / "out", "--cache", "off", "--split", "train")
@@ -143,7 +143,7 @@ def test_the_ways_differ_as_much_as_they_should(runs, photographed):
 
 
 def _pixels(path, spec):
-    from vlkit.data.images import pixels
+    from vlkit.data.images.decode import pixels
 
     return pixels(path, spec)
 

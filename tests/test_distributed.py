@@ -16,15 +16,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from vlkit.config import TrainRetrievalConfig
-from vlkit.data.batches import BatchOrder, PairDataset, stream
-from vlkit.data.images import PixelSpec
+from vlkit.config.training import TrainRetrievalConfig
+from vlkit.data.images.decode import PixelSpec
+from vlkit.data.loading.retrieval_batches import BatchOrder, PairDataset, stream
 from vlkit.data.pairs import read_pairs
 from vlkit.distributed import ALONE, World, _shares
-from vlkit.models import adapters
-from vlkit.models.towers import load
+from vlkit.models import tuning
+from vlkit.models.dual_encoder import load
 from vlkit.remote import hash_of
-from vlkit.training.contrast import Contrast
+from vlkit.training.gradient_cache import Contrast
 from vlkit.training.loop import steps
 
 
@@ -45,7 +45,7 @@ def work(rank, size, folder, task):
         torch.distributed.init_process_group("gloo", init_method=path, rank=rank, world_size=size)
         world = World(rank, size)
     towers = load(task["model"])
-    adapters.adapt(towers, TrainRetrievalConfig(tune=task["tune"], lora_dropout=0.0), seed=0)
+    tuning.adapt(towers, TrainRetrievalConfig(tune=task["tune"], lora_dropout=0.0), seed=0)
     frame = read_pairs(task["data"]).frame
     wrong = frame[(frame["match"] == 0) & (frame["split"] == "train")].reset_index(drop=True)
     pairs = read_pairs(task["data"]).positives().of("train", limit=task["rows"])
@@ -60,7 +60,7 @@ def work(rank, size, folder, task):
         world=world,
     )
     order = BatchOrder.of(items.pair_ids, task["batch"], seed=1)
-    named = adapters.trainable(towers)
+    named = tuning.trainable(towers)
     optimizer = torch.optim.SGD([{"params": list(named.items()), "peak_lr": 0.01}], lr=0.01)
     grads = {}
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vlkit.config import TrainRetrievalConfig
-from vlkit.config_data import AugmentConfig, PictureSettings
-from vlkit.presets import (
+from vlkit.config.base import read_yaml
+from vlkit.config.data import AugmentConfig, PictureSettings
+from vlkit.config.presets import (
     SECTIONS,
     domain_preset,
     resolve_augment,
@@ -23,8 +23,8 @@ from vlkit.presets import (
     resolve_train_fusion,
     resolve_train_retrieval,
 )
+from vlkit.config.training import TrainRetrievalConfig
 from vlkit.remote import hash_of
-from vlkit.settings import read_yaml
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -192,11 +192,11 @@ def test_the_example_augmentation_says_every_default(tmp_path):
 
 
 def test_every_example_script_is_valid_bash_and_calls_real_flags():
-    from vlkit.config import EvalConfig, ReportConfig
-    from vlkit.config_coco import DownloadCocoConfig
-    from vlkit.config_data import SampleConfig
-    from vlkit.config_fusion import CaptionConfig, TrainFusionConfig
-    from vlkit.config_search import IndexConfig, SearchConfig
+    from vlkit.config.coco import DownloadCocoConfig
+    from vlkit.config.data import SampleConfig
+    from vlkit.config.fusion import CaptionConfig, TrainFusionConfig
+    from vlkit.config.search import IndexConfig, SearchConfig
+    from vlkit.config.training import EvalConfig, ReportConfig
 
     flags = {**SECTIONS, "eval": EvalConfig, "sample": SampleConfig, "report": ReportConfig}
     flags |= {"index": IndexConfig, "search": SearchConfig, "download-coco": DownloadCocoConfig}

@@ -19,9 +19,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from vlkit.config_coco import SPLITS
-from vlkit.data import archives, downloads
-from vlkit.data.coco_folder import CocoFolder, chosen
+from vlkit.config.coco import SPLITS
+from vlkit.data.coco import archives, http
+from vlkit.data.coco.folder import CocoFolder, chosen
 from vlkit.errors import ArtifactError
 
 ROOT = Path(__file__).parent.parent
@@ -165,7 +165,7 @@ def server(scenes):
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch):
     """Attempts follow each other without a wait, and no proxy stands between."""
-    monkeypatch.setattr(downloads, "FIRST_DELAY", 0.0)
+    monkeypatch.setattr(http, "FIRST_DELAY", 0.0)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
@@ -333,12 +333,12 @@ def test_a_server_that_says_nothing_is_waited_for_as_long_as_asked(get, server):
 
 def test_waits_grow_and_are_as_long_as_the_server_asks(get, server, monkeypatch):
     waits = []
-    monkeypatch.setattr(downloads, "time", SimpleNamespace(sleep=waits.append))
-    monkeypatch.setattr(downloads, "FIRST_DELAY", 1.0)
+    monkeypatch.setattr(http, "time", SimpleNamespace(sleep=waits.append))
+    monkeypatch.setattr(http, "FIRST_DELAY", 1.0)
     asked = [{"Retry-After": "7"}, {}, {"Retry-After": "99999"}, {}, {"Retry-After": "Wed, 01 Jan 2020 00:00:00 GMT"}]
     server.faults[VAL] = [*(("answer", 503, each) for each in asked), ("",)]
     get()
-    assert [waits[0], waits[2], waits[4]] == [7, downloads.LONGEST_ASKED, 0]
+    assert [waits[0], waits[2], waits[4]] == [7, http.LONGEST_ASKED, 0]
     assert 1 <= waits[1] <= 3 and 4 <= waits[3] <= 12
 
 
@@ -621,7 +621,7 @@ def wait_for(what):
 def test_killed_on_the_way_it_goes_on_without_fetching_twice(number, code, get, server, tmp_path, scenes):
     server.faults[VAL] = [("trickle", 2000, 0.03)]
     process = started(server, tmp_path)
-    part = downloads.part_of(tmp_path / "d/coco/archives/val2017.zip")
+    part = http.part_of(tmp_path / "d/coco/archives/val2017.zip")
     wait_for(lambda: part.exists() and part.stat().st_size > 10000)
     process.send_signal(number)
     _, err = process.communicate(timeout=20)

@@ -16,11 +16,12 @@ import yaml
 from conftest import patterned, picture, write_class_folders, write_recipes
 from PIL import Image, ImageEnhance
 
-from vlkit.config_data import PrepConfig
-from vlkit.data import checking, perceptual
-from vlkit.data.images import Checked, check
+from vlkit.config.data import PrepConfig
+from vlkit.data.images import phash
+from vlkit.data.images.decode import Checked, check
 from vlkit.data.pairs import read_pairs
-from vlkit.data.sources import Source
+from vlkit.data.prep import verify_images
+from vlkit.data.prep.source_folder import Source
 from vlkit.errors import DataError
 from vlkit.storage import Location
 
@@ -39,7 +40,7 @@ def test_copies_look_alike_and_others_do_not(name, tmp_path):
     paths = [patterned(tmp_path / f"{seed}.png", seed, size=(160, 120)) for seed in range(12)]
     COPIES[name](Image.open(paths[5])).save(tmp_path / "copy.jpg", quality=70)
     looks = [check(path).looks for path in [*paths, tmp_path / "copy.jpg"]]
-    found = perceptual.clusters(looks, PrepConfig.near_duplicates).tolist()
+    found = phash.clusters(looks, PrepConfig.near_duplicates).tolist()
     assert found == [*range(12), 5]
 
 
@@ -67,15 +68,15 @@ def test_clusters_are_what_hangs_together_within_the_distance(bits, tmp_path):
             reached |= frontier
         expected.append(min(reached))
     looks = [check(path).looks for path in paths]
-    assert perceptual.clusters(looks, bits).tolist() == expected
+    assert phash.clusters(looks, bits).tolist() == expected
     assert 5 <= len(set(expected)) <= 14
-    assert perceptual.first_alike(looks[:1], looks[1:], 256) == (0, 0)
+    assert phash.first_alike(looks[:1], looks[1:], 256) == (0, 0)
 
 
 def test_thousands_of_lookalikes_cost_little(tmp_path):
     looks = check(patterned(tmp_path / "a.png", 1)).looks
     nearly = [looks[:3] + bytes([n % 256 & 3, n >> 8 & 3]) + looks[5:] for n in range(6000)]
-    assert set(perceptual.clusters([*nearly, b"", b""], 28).tolist()) == {0, 6000, 6001}
+    assert set(phash.clusters([*nearly, b"", b""], 28).tolist()) == {0, 6000, 6001}
 
 
 def test_colour_and_detail_decide_too(tmp_path):
@@ -83,11 +84,11 @@ def test_colour_and_detail_decide_too(tmp_path):
     for name, tint in (("warm", (1.0, 0.7, 0.4)), ("cold", (0.4, 0.7, 1.0))):
         Image.fromarray((grey[:, :, None] * tint).astype(np.uint8)).save(tmp_path / f"{name}.png")
     looks = [check(tmp_path / f"{name}.png").looks for name in ("warm", "cold")]
-    assert perceptual.clusters(looks, 31).tolist() == [0, 1]
+    assert phash.clusters(looks, 31).tolist() == [0, 1]
     for shade in (250, 252):
         Image.new("RGB", (50, 50), (shade,) * 3).save(tmp_path / f"{shade}.png")
     blank = [check(tmp_path / f"{shade}.png").looks for shade in (250, 252)]
-    assert blank == [b"", b""] and perceptual.clusters(blank, 31).tolist() == [0, 1]
+    assert blank == [b"", b""] and phash.clusters(blank, 31).tolist() == [0, 1]
 
 
 @pytest.fixture
@@ -138,7 +139,7 @@ def test_a_planted_lookalike_across_splits_is_refused(tmp_path, vlkit):
     val = frame[frame["split"] == "val"].iloc[0]
     mirrored = Image.open(val["image"]).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     mirrored.save(tmp_path / "mirrored.png")
-    stolen["image_looks"] = perceptual.kept(check(tmp_path / "mirrored.png").looks)
+    stolen["image_looks"] = phash.kept(check(tmp_path / "mirrored.png").looks)
     pd.concat([frame, pd.DataFrame([stolen])]).to_parquet(tmp_path / "alone.parquet")
     with pytest.raises(DataError, match="look the same"):
         read_pairs(tmp_path / "alone.parquet")
@@ -188,9 +189,9 @@ def test_processes_find_what_one_finds(tmp_path):
     raw = write_class_folders(tmp_path / "raw", per_class=30)
     (raw / "broken.png").write_bytes(b"no")
     source = Source(Location(raw))
-    one = checking.check_all(source, list(source.files), workers=1, rehash=True).of
+    one = verify_images.check_all(source, list(source.files), workers=1, rehash=True).of
     assert len(one) == 151
-    assert checking.check_all(source, list(source.files), workers=2, rehash=True).of == one
+    assert verify_images.check_all(source, list(source.files), workers=2, rehash=True).of == one
 
 
 def test_a_cache_that_is_damaged_is_told_and_not_used(tmp_path, monkeypatch, vlkit):
@@ -236,7 +237,7 @@ def test_the_cache_knows_a_picture_by_size_and_by_time(tmp_path):
         path.write_bytes(content + b" " * size)
         os.utime(path, ns=(mtime, mtime))
         source = Source(Location(tmp_path / "raw"))
-        return checking.check_all(source, list(source.files)).read
+        return verify_images.check_all(source, list(source.files)).read
 
     assert [read(0, 10**18), read(0, 10**18), read(0, 11 * 10**17), read(5, 11 * 10**17), read(5, 11 * 10**17)] == [
         1,
@@ -253,7 +254,7 @@ def test_a_picture_written_this_moment_is_not_remembered(tmp_path):
     now = time.time_ns() + 10**10
     os.utime(tmp_path / "raw/a.png", ns=(now, now))
     source = Source(Location(tmp_path / "raw"))
-    assert [checking.check_all(source, ["a.png"]).read for _ in range(2)] == [1, 1]
+    assert [verify_images.check_all(source, ["a.png"]).read for _ in range(2)] == [1, 1]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -261,9 +262,9 @@ def test_a_closed_picture_is_tried_again(tmp_path):
     path = patterned(tmp_path / "raw/a.png", 1)
     source = Source(Location(tmp_path / "raw"))
     path.chmod(0)
-    assert checking.check_all(source, ["a.png"]).of["a.png"].passing
+    assert verify_images.check_all(source, ["a.png"]).of["a.png"].passing
     path.chmod(0o644)
-    assert isinstance(checking.check_all(source, ["a.png"]).of["a.png"], Checked)
+    assert isinstance(verify_images.check_all(source, ["a.png"]).of["a.png"], Checked)
 
 
 def test_what_could_not_be_read_is_not_remembered(tmp_path, monkeypatch):
@@ -273,8 +274,8 @@ def test_what_could_not_be_read_is_not_remembered(tmp_path, monkeypatch):
     source = Source(Location(tmp_path / "raw"))
     with monkeypatch.context() as broken:
         broken.setattr(Path, "read_bytes", lambda self: (_ for _ in ()).throw(OSError(5, "Input/output error")))
-        assert "Input/output error" in checking.check_all(source, ["a.png"]).of["a.png"]
-    assert isinstance(checking.check_all(source, ["a.png"]).of["a.png"], Checked)
+        assert "Input/output error" in verify_images.check_all(source, ["a.png"]).of["a.png"]
+    assert isinstance(verify_images.check_all(source, ["a.png"]).of["a.png"], Checked)
 
 
 def test_what_killed_preps_left_aside_is_removed_by_the_next(tmp_path, vlkit):
@@ -337,15 +338,15 @@ def test_what_the_table_would_call_alike_is_one_cluster(tmp_path):
     """The table keeps one hash, from which a mirrored one follows nearly: prep must not write what reading refuses."""
     from types import SimpleNamespace
 
-    from vlkit.data.gathering import Gathered, _find_lookalikes
+    from vlkit.data.prep.collect import Gathered, _find_lookalikes
 
     rng = np.random.default_rng(0)
     colour, own = bytes([90, 90, 90]), rng.integers(0, 2, (16, 16), dtype=np.uint8)
     mirrored = own ^ (np.arange(16) % 2).astype(np.uint8)[None, :]
-    far = [rng.integers(0, 256, 7 * perceptual.HASH_BYTES, dtype=np.uint8).tobytes() for _ in range(2)]
+    far = [rng.integers(0, 256, 7 * phash.HASH_BYTES, dtype=np.uint8).tobytes() for _ in range(2)]
     looks = [colour + np.packbits(one).tobytes() + rest for one, rest in zip((own, mirrored), far, strict=True)]
-    assert len(set(perceptual.clusters(looks, 28).tolist())) == 2
-    assert perceptual.first_alike([perceptual.restored(perceptual.kept(looks[0]))], looks[1:], 28) == (0, 0)
+    assert len(set(phash.clusters(looks, 28).tolist())) == 2
+    assert phash.first_alike([phash.restored(phash.kept(looks[0]))], looks[1:], 28) == (0, 0)
     gathered = Gathered(SimpleNamespace())
     gathered.checked = {name: Checked(name, 9, 9, each) for name, each in zip("ab", looks, strict=True)}
     _find_lookalikes(gathered, 28)

@@ -13,13 +13,13 @@ from conftest import picture, write_recipes
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from vlkit.config import CLASSIFIED, DIRECTIONS, RANKED
+from vlkit.config.training import CLASSIFIED, DIRECTIONS, RANKED
 from vlkit.data.pairs import read_pairs
 from vlkit.distributed import ALONE
-from vlkit.evaluation.one_to_one import fold_size, folds, one_to_one
-from vlkit.evaluation.retention import retention_told
-from vlkit.evaluation.scoring import Embedded, Task, embed, ranked
-from vlkit.evaluation.shifts import STATED, shifted
+from vlkit.evaluation.retrieval.corruptions import STATED, shifted
+from vlkit.evaluation.retrieval.one_to_one import fold_size, folds, one_to_one
+from vlkit.evaluation.retrieval.retention import retention_told
+from vlkit.evaluation.retrieval.task import Embedded, Task, embed, ranked
 
 
 def results_of(vlkit, *flags):
@@ -33,11 +33,11 @@ def test_the_untouched_model_is_paid_once(trained, vlkit, tmp_path, monkeypatch)
     first = results_of(vlkit, "--run", trained, "--out", tmp_path / "a", "--cache", tmp_path / "cache")
     kept = sorted(path.name for path in (tmp_path / "cache").iterdir())
     assert [name.split("-")[0] for name in kept] == ["pictures", "texts"]
-    from vlkit.data import images
+    from vlkit.data.images import decode
 
     opened = []
-    real = images.pixels
-    monkeypatch.setattr(images, "pixels", lambda path, spec: opened.append(path) or real(path, spec))
+    real = decode.pixels
+    monkeypatch.setattr(decode, "pixels", lambda path, spec: opened.append(path) or real(path, spec))
     again = results_of(vlkit, "--run", trained, "--out", tmp_path / "b", "--cache", tmp_path / "cache")
     assert len(opened) == 12, "the tuned model's, and no more"
     without = results_of(vlkit, "--run", trained, "--out", tmp_path / "c", "--cache", "off")
@@ -135,7 +135,7 @@ def test_folds_are_means_over_parts_that_are_ranked_alone(trained):
 
 def test_one_to_one_cannot_pass_its_ceiling():
     """Four pictures of a perfect model with one caption: by groups all right, one-to-one a quarter."""
-    from vlkit.config import EvalConfig
+    from vlkit.config.training import EvalConfig
     from vlkit.data.pairs import Pairs, make_frame
     from vlkit.storage import Location
 
@@ -164,7 +164,7 @@ def test_a_corruption_does_what_it_states(shift, tmp_path, tiny):
     noise[:, :60] = 200
     Image.fromarray(noise).save(tmp_path / "a.png")
     spec = tiny("tiny-siglip").pixel_spec
-    from vlkit.data.images import pixels
+    from vlkit.data.images.decode import pixels
 
     plain, after = (
         pixels(tmp_path / "a.png", spec).astype(float),
@@ -296,7 +296,7 @@ def test_brightness_is_of_what_the_model_sees(vlkit, tmp_path, tiny):
 
 def test_several_captions_cap_one_to_one_as_they_should():
     """Five captions a picture: a text finds the five rows of its picture, and one of them by luck alone."""
-    from vlkit.config import EvalConfig
+    from vlkit.config.training import EvalConfig
     from vlkit.storage import Location
 
     task = task_of_captions(6, 5)
@@ -390,7 +390,7 @@ def test_a_limit_counts_rows_that_are_measured(prepared, vlkit, tmp_path):
 
 def test_a_model_that_says_the_same_of_everything_has_no_rank_of_its_own():
     """Tied scores: the histogram shares a query among the places it may come to, and sums to recall@1 at the first."""
-    from vlkit.evaluation.queries import histogram
+    from vlkit.evaluation.retrieval.per_query import histogram
 
     task = task_of_captions(8, 1)
     scores = ranked(task, embedded(torch.ones(8, 4), torch.ones(8, 4)))

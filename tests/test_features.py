@@ -11,10 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlkit.data.batches import TokenStore
+from vlkit.data.loading.retrieval_batches import TokenStore
 from vlkit.errors import ArtifactError, DataError, UsageError
-from vlkit.models.feature_store import FeatureStore
-from vlkit.models.features import Frozen, picture_keys, text_keys
+from vlkit.models.cache.feature_cache import Frozen, picture_keys, text_keys
+from vlkit.models.cache.feature_store import FeatureStore
 
 ROWS = np.arange(60, dtype=np.float32).reshape(10, 2, 3)
 

@@ -11,16 +11,16 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlkit.data.caption_batches import CaptionBatch, padded
+from vlkit.data.loading.caption_batches import CaptionBatch, padded
 from vlkit.distributed import World
-from vlkit.models import language as language_module
-from vlkit.models import layers
-from vlkit.models.captioner import Captioner
+from vlkit.models.captioner import language_model as language_module
+from vlkit.models.captioner.captioner import Captioner
+from vlkit.models.captioner.fusion import Fusion, FusionShape
+from vlkit.models.captioner.language_model import LanguageModel, llm_from_config, load_llm
+from vlkit.models.captioner.vision_encoder import load_vision, vision_from_config
 from vlkit.models.device import autocast
-from vlkit.models.fusion import Fusion, FusionShape
-from vlkit.models.language import LanguageModel, llm_from_config, load_llm
-from vlkit.models.products import Linear
-from vlkit.models.vision import load_vision, vision_from_config
+from vlkit.models.fast import layers
+from vlkit.models.fast.linear import Linear
 from vlkit.training.caption_loss import CaptionLoss
 from vlkit.training.loop import adamw, steps
 
@@ -306,7 +306,7 @@ def test_an_encoder_with_features_ten_times_as_large_makes_no_other_start():
 
 
 def test_the_cross_attention_is_torchs():
-    from vlkit.models.fusion import CrossAttention
+    from vlkit.models.captioner.fusion import CrossAttention
 
     ours = CrossAttention(128)
     theirs = torch.nn.MultiheadAttention(128, ours.heads, batch_first=True)
@@ -449,7 +449,7 @@ def test_without_a_pad_token_the_end_pads(tiny_llm):
 
 def test_models_that_would_not_do_are_refused(tiny_llm, tiny_folder):
     from vlkit.errors import UsageError
-    from vlkit.models.language import llm_config_of, refuse_changed_logits
+    from vlkit.models.captioner.language_model import llm_config_of, refuse_changed_logits
 
     with pytest.raises(UsageError, match="writes no text"):
         llm_config_of(str(tiny_folder("tiny-siglip")))
@@ -503,7 +503,7 @@ def test_the_predicted_activations_are_what_autograd_keeps(precision, tiny_llm, 
     """Counted tensor by tensor, of a model whose shapes are Qwen2.5's, made smaller."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    from vlkit.config_fusion import TrainFusionConfig
+    from vlkit.config.fusion import TrainFusionConfig
     from vlkit.models.device import DTYPES, autocast
     from vlkit.training.fusion_plan import Parts, memory_parts
 

@@ -7,10 +7,10 @@ import pytest
 from conftest import patterned
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from vlkit.config_data import OPERATIONS, RANGES, PictureSettings
-from vlkit.data.image_ops import Variation
-from vlkit.data.images import upright
-from vlkit.data.render import Job, render
+from vlkit.config.data import OPERATIONS, RANGES, PictureSettings
+from vlkit.data.augment.image_ops import Variation
+from vlkit.data.augment.render import Job, render
+from vlkit.data.images.decode import upright
 from vlkit.errors import UsageError
 
 OFF = dict.fromkeys(OPERATIONS, 0.0)

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFile, ImageFilter, ImageOps
 
-from vlkit.data import images
-from vlkit.data.images import RESAMPLING, PixelSpec, fitted, pixels, seen
-from vlkit.data.resizing import quickly_resized
+from vlkit.data.images import decode
+from vlkit.data.images.decode import RESAMPLING, PixelSpec, fitted, pixels, seen
+from vlkit.data.images.resize import quickly_resized
 from vlkit.errors import DataError
 
 SIZE = 32
@@ -120,7 +120,7 @@ def test_any_jpeg_is_seen_as_transformers_sees_it(picture, spec, quality, subsam
     file = jpeg(picture, orientation, **how)
     assert not apart(file, spec, "exact").any()
     assert_near(apart(file, spec, "fast"))
-    if min(picture.size) < 2 * images.SPARE * (spec.resize or spec.size):
+    if min(picture.size) < 2 * decode.SPARE * (spec.resize or spec.size):
         assert_near(apart(file, spec, "reduced"))
 
 
@@ -158,7 +158,7 @@ def test_of_any_proportion(size, spec):
 
 def test_large_pictures_too_take_the_fast_way(monkeypatch):
     file, taken = jpeg(photograph(4032, 1200)), []
-    monkeypatch.setattr(images, "quickly_resized", lambda *a: taken.append(quickly_resized(*a)) or taken[-1])
+    monkeypatch.setattr(decode, "quickly_resized", lambda *a: taken.append(quickly_resized(*a)) or taken[-1])
     seen(file, SQUASH)
     import torch
 
@@ -185,7 +185,7 @@ def test_a_part_is_decoded_only_where_it_is_large_enough(monkeypatch):
         decoded.append(picture.shape[1::-1] if isinstance(picture, np.ndarray) else picture.size)
         return fitted(picture, *how)
 
-    monkeypatch.setattr(images, "fitted", noting)
+    monkeypatch.setattr(decode, "fitted", noting)
     spec = PixelSpec(100, decode="reduced")
     for size, orientation, expected in (
         ((399, 900), 1, (399, 900)),
@@ -247,14 +247,14 @@ def test_other_formats_and_modes(tmp_path):
     for path in files:
         for spec in (SQUASH, CROP):
             exact = pixels(path, replace(spec, decode="exact")).astype(int)
-            for decode in ("fast", "reduced"):
-                assert_near(pixels(path, replace(spec, decode=decode)) - exact)
+            for way in ("fast", "reduced"):
+                assert_near(pixels(path, replace(spec, decode=way)) - exact)
 
 
 def test_what_is_uploaded_is_refused_before_it_is_decoded():
     """A progressive JPEG is held whole, however small it is decoded."""
-    for decode in ("exact", "fast", "reduced"):
-        spec = replace(SQUASH, decode=decode)
+    for way in ("exact", "fast", "reduced"):
+        spec = replace(SQUASH, decode=way)
         assert seen(jpeg(photograph(800, 600)), spec, most_pixels=200_000).shape == (3, SIZE, SIZE)
         with pytest.raises(DataError, match="800 x 600"):
             seen(jpeg(photograph(800, 600), progressive=True), spec, most_pixels=200_000)
@@ -302,10 +302,10 @@ def test_of_a_damaged_file_pillow_says_what_it_is(
             return error.message
 
     with pytest.MonkeyPatch.context() as patched:
-        directly, taken = images.jpeg.decoded, []
-        patched.setattr(images.jpeg, "decoded", lambda *a: taken.append(directly(*a)) or taken[-1])
+        directly, taken = decode.jpeg.decoded, []
+        patched.setattr(decode.jpeg, "decoded", lambda *a: taken.append(directly(*a)) or taken[-1])
         found = outcome()
-        patched.setattr(images.jpeg, "decoded", lambda *_: None)
+        patched.setattr(decode.jpeg, "decoded", lambda *_: None)
         expected = outcome()
     if damage == "whole":
         assert (taken[0] is not None) == (mode == "RGB"), "Pillow is not compared with itself"
@@ -328,7 +328,7 @@ def test_what_is_decoded_at_once_is_what_pillow_decodes(part, orientation, tmp_p
         return picture
 
     picture = opened()
-    found = images.jpeg.decoded(path, picture)
+    found = decode.jpeg.decoded(path, picture)
     assert picture.fp is None, "closed"
     assert found.flags.c_contiguous
     assert np.array_equal(found, np.asarray(ImageOps.exif_transpose(opened())))
@@ -364,21 +364,21 @@ def test_an_orientation_is_what_pillow_takes_for_one(given_as):
 def test_exif_that_cannot_be_read_says_nothing(monkeypatch):
     packed = jpeg(photograph(90, 70), orientation=6)
     monkeypatch.setattr(Image.Image, "getexif", lambda _: {}[0])
-    assert images.jpeg.decoded(packed, Image.open(packed)).shape == (70, 90, 3)
+    assert decode.jpeg.decoded(packed, Image.open(packed)).shape == (70, 90, 3)
 
 
 def test_of_several_pictures_in_one_file_the_first_is_seen(monkeypatch):
     packed, taken = io.BytesIO(), []
     photograph(90, 70).save(packed, "MPO", save_all=True, append_images=[photograph(90, 70, seed=1)])
     assert Image.open(packed).format == "MPO"
-    directly = images.jpeg.decoded
-    monkeypatch.setattr(images.jpeg, "decoded", lambda *a: taken.append(directly(*a)) or taken[-1])
+    directly = decode.jpeg.decoded
+    monkeypatch.setattr(decode.jpeg, "decoded", lambda *a: taken.append(directly(*a)) or taken[-1])
     assert_near(apart(packed, SQUASH, "fast"))
     assert taken[0] is not None
 
 
 def test_the_exact_way_is_pillows_alone(monkeypatch):
-    monkeypatch.setattr(images.jpeg, "decoded", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr(decode.jpeg, "decoded", lambda *_: pytest.fail("asked"))
     seen(jpeg(photograph(90, 70)), replace(SQUASH, decode="exact"))
 
 
@@ -390,7 +390,7 @@ def test_too_many_pixels_are_refused_whatever_is_done_with_warnings(decode, tmp_
     for most in (90 * 70 - 1, 90 * 70):
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(Image, "MAX_IMAGE_PIXELS", most)
-            patched.setattr(images.warnings, "simplefilter", lambda *_: None)
+            patched.setattr(decode.warnings, "simplefilter", lambda *_: None)
             refused = pytest.raises(DataError, match="more pixels than is safe") if most < 90 * 70 else nullcontext()
             with refused:
                 seen(tmp_path / "large.jpg", replace(SQUASH, decode=decode))
@@ -400,4 +400,4 @@ def test_what_is_no_jpeg_of_colours_is_left_to_pillow(tmp_path):
     for name, mode, kind in (("grey.jpg", "L", "JPEG"), ("print.jpg", "CMYK", "JPEG"), ("colours.png", "RGB", "PNG")):
         photograph(90, 70).convert(mode).save(tmp_path / name, kind)
         with Image.open(tmp_path / name) as picture:
-            assert images.jpeg.decoded(tmp_path / name, picture) is None
+            assert decode.jpeg.decoded(tmp_path / name, picture) is None

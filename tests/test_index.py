@@ -19,16 +19,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vlkit.config_search import IndexConfig
+from vlkit.config.base import read_yaml
+from vlkit.config.search import IndexConfig
 from vlkit.data.pairs import read_pairs
 from vlkit.errors import ArtifactError, UsageError
-from vlkit.inference import faiss_index, index_folder, tuning
-from vlkit.inference.embedding import Part, held_out_queries
-from vlkit.inference.entries import Source
-from vlkit.inference.faiss_index import Nearest, index_bytes, refuse_few, type_for
-from vlkit.inference.index_folder import open_index
-from vlkit.inference.indexing import _built, index
-from vlkit.settings import read_yaml
+from vlkit.inference.index import faiss_index, index_folder, tune
+from vlkit.inference.index.build import _built, index
+from vlkit.inference.index.documents import Source
+from vlkit.inference.index.embed_documents import Part, held_out_queries
+from vlkit.inference.index.faiss_index import Nearest, index_bytes, refuse_few, type_for
+from vlkit.inference.index.index_folder import open_index
 from vlkit.storage import Location
 
 
@@ -114,7 +114,7 @@ def test_tuning_reaches_its_target_and_says_what_others_measure(kind, built):
     queries, own = unit_rows(400, 32, 5), np.full(400, -1)
     efforts = []
     for target in (0.5, 0.8, 0.98):
-        nearest, found = tuning.tuned(made[kind], rows, queries, own, target)
+        nearest, found = tune.tuned(made[kind], rows, queries, own, target)
         _, places = nearest.search(queries[1::2], 10)
         hits = [len({*a} & {*b}) / 10 for a, b in zip(places, brute(rows, queries[1::2], 10), strict=True)]
         assert found.recall == pytest.approx(np.mean(hits), abs=1e-9)
@@ -126,14 +126,14 @@ def test_tuning_reaches_its_target_and_says_what_others_measure(kind, built):
 def test_a_query_that_is_in_the_index_is_no_hit_of_itself(built):
     rows, made = built
     own = np.arange(200)
-    asked = tuning.Exact.of(rows, rows[:200], own)
+    asked = tune.Exact.of(rows, rows[:200], own)
     best = np.sort(np.where(np.eye(200, len(rows), dtype=bool), -9, rows[:200] @ rows.T), axis=1)[:, -10]
     assert np.allclose(asked.last, best, atol=1e-6)
     assert asked.recall(made["flat"], rows) == 1.0
     assert 0.3 < asked.recall(Nearest.build(rows[:2000], "flat"), rows) < 0.7
     # Of equals any one counts.
     equal = np.repeat(rows[:3], 20, axis=0)
-    asked = tuning.Exact.of(equal, rows[:3], np.full(3, -1))
+    asked = tune.Exact.of(equal, rows[:3], np.full(3, -1))
     assert asked.recall(Nearest.build(equal, "flat"), equal) == 1
     assert asked.recall(Nearest.build(np.roll(equal, 20, axis=0), "flat"), equal) == 0
 
@@ -342,10 +342,10 @@ def test_update_with_another_preprocessing_is_refused(what, own, trained, tmp_pa
 
 def test_an_interrupted_index_goes_on_from_what_was_embedded(own, trained, monkeypatch):
     """What the first try has embedded, the second does not embed again."""
-    from vlkit.models import features
+    from vlkit.models.cache import feature_cache
 
     calls = []
-    whole = features.Frozen.__call__
+    whole = feature_cache.Frozen.__call__
 
     def counted(self, inputs):
         calls.append(len(inputs))
@@ -356,12 +356,12 @@ def test_an_interrupted_index_goes_on_from_what_was_embedded(own, trained, monke
     config = IndexConfig(
         run=trained, data=Location(own / "data"), out=Location(own / "index"), cache=str(own / "cache")
     )
-    monkeypatch.setattr(features.Frozen, "__call__", counted)
+    monkeypatch.setattr(feature_cache.Frozen, "__call__", counted)
     with pytest.raises(KeyboardInterrupt):
         index(config, dry_run=False)
     assert not (own / "index").exists() and sum(calls) > 20
     monkeypatch.setattr(
-        features.Frozen, "__call__", lambda self, inputs: (kinds.append(self.kind), whole(self, inputs))[1]
+        feature_cache.Frozen, "__call__", lambda self, inputs: (kinds.append(self.kind), whole(self, inputs))[1]
     )
     kinds: list[str] = []
     index(config, dry_run=False)

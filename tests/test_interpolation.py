@@ -5,17 +5,17 @@ import json
 import pytest
 import torch
 
-from vlkit.config import TrainRetrievalConfig
-from vlkit.models import adapters, opening
+from vlkit.config.training import TrainRetrievalConfig
+from vlkit.models import loading, tuning
 from vlkit.runs import Run
-from vlkit.training.interpolation import STRENGTHS, Point, Sweep, best
+from vlkit.training.wise_ft import STRENGTHS, Point, Sweep, best
 
 
 def moved(towers, seed=0):
     """Weights that training might have left."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in adapters.trainable(towers).values():
+        for parameter in tuning.trainable(towers).values():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.02)
 
 
@@ -29,8 +29,8 @@ def test_a_lora_at_a_strength_is_peft_at_that_scale(tiny):
     """Against PEFT's own scaling of the layers, at every strength; the logit scale goes along."""
     towers = tiny("tiny-clip")
     untouched = embedded(towers)
-    adapters.adapt(towers, TrainRetrievalConfig(tune="lora", lora_dropout=0.0), seed=0)
-    trained = adapters.trainable(towers)
+    tuning.adapt(towers, TrainRetrievalConfig(tune="lora", lora_dropout=0.0), seed=0)
+    trained = tuning.trainable(towers)
     sweep, scale = Sweep(trained), towers.model.logit_scale.item()
     moved(towers)
     tuned = {name: p.detach().clone() for name, p in trained.items()}
@@ -53,8 +53,8 @@ def test_a_lora_at_a_strength_is_peft_at_that_scale(tiny):
 
 def test_full_weights_are_averaged_and_the_ends_are_exact(tiny):
     towers = tiny("tiny-siglip")
-    adapters.adapt(towers, TrainRetrievalConfig(tune="full"), seed=0)
-    trained = adapters.trainable(towers)
+    tuning.adapt(towers, TrainRetrievalConfig(tune="full"), seed=0)
+    trained = tuning.trainable(towers)
     before = {name: p.detach().clone() for name, p in trained.items()}
     sweep = Sweep(trained)
     moved(towers)
@@ -115,7 +115,7 @@ def test_a_run_exports_the_best_of_the_sweep(tune, prepared, trained, guard, vlk
     for direction, metrics in kept["guard"].items():
         assert metrics["recall@1"] == pytest.approx(elsewhere["metrics"][direction]["recall@1"])
     assert told["points"][0]["retained"] == 1.0
-    assert opening.open_trained(str(tmp_path / "i")).source
+    assert loading.open_trained(str(tmp_path / "i")).source
     assert "strength" in (tmp_path / "i/README.md").read_text() and Run(tmp_path / "i").finished
 
 

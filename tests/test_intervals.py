@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlkit.evaluation.comparison import Measured, compare, judged, verdict
-from vlkit.evaluation.intervals import interval, median_of, p_value, resample, swapped
+from vlkit.evaluation.statistics import interval, median_of, p_value, resample, swapped
 
 
 def test_resampling_equals_repeating_the_queries():
@@ -224,7 +224,7 @@ def test_what_it_would_have_taken_is_more_than_what_was_not_shown():
 
 
 def test_an_interval_has_its_value_in_it_where_nearly_all_draws_are_equal():
-    from vlkit.evaluation.classification import Classified
+    from vlkit.evaluation.retrieval.classification import Classified
 
     truth = np.eye(5)[np.arange(34) % 5]
     same = np.zeros((34, 5), np.float32)

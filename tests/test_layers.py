@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlkit.models import layers
 from vlkit.models.device import autocast
-from vlkit.models.towers import load
+from vlkit.models.dual_encoder import load
+from vlkit.models.fast import layers
 
 TEXTS = ["red tart", "soup", "a very blue pie", "", "bread"]
 CLASSES = {"tiny-clip": "CLIPModel", "tiny-siglip": "SiglipModel"}
@@ -219,12 +219,12 @@ def test_hooks_stay_where_they_are():
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("tower", ["vision_model", "text_model"])
 def test_the_last_layer_for_one_position_is_the_layer_at_that_position(tower, lora, checkpointed, tiny_folder):
-    from vlkit.config import TrainRetrievalConfig
-    from vlkit.models import adapters
+    from vlkit.config.training import TrainRetrievalConfig
+    from vlkit.models import tuning
 
     towers = load(str(tiny_folder("tiny-clip")))
     config = TrainRetrievalConfig(tune="lora" if lora else "full", checkpoint_activations=checkpointed, lora_dropout=0)
-    adapters.adapt(towers, config, seed=0)
+    tuning.adapt(towers, config, seed=0)
     towers.train()
     for name, parameter in towers.model.named_parameters():
         if "lora_B" in name:

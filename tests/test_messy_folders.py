@@ -308,7 +308,7 @@ def test_the_same_bytes_from_another_place_and_spelling(vlkit, tmp_path, monkeyp
 
 def test_a_leak_in_what_was_written_stops_it(vlkit, tmp_path, monkeypatch):
     """Should the split ever tear a unit, the folder is not put in place."""
-    from vlkit.data import prepare
+    from vlkit.data.prep import prepare
 
     raw = write_class_folders(tmp_path / "raw", per_class=4)
     whole = prepare.table
@@ -329,7 +329,7 @@ def test_deep_and_strange_pixels_keep_what_they_show(tmp_path):
     import numpy as np
     from PIL import Image, ImageCms
 
-    from vlkit.data.images import PixelSpec, check, pixels
+    from vlkit.data.images.decode import PixelSpec, check, pixels
     from vlkit.errors import DataError
 
     for most in (255, 4095, 65535):

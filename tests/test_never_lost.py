@@ -19,7 +19,7 @@ import yaml
 from safetensors.torch import save_file
 from test_retrieval import final_state
 
-from vlkit import checkpoints, faults
+from vlkit import checkpoints, fault_injection
 from vlkit.errors import ArtifactError, NonFiniteError, ResourceError
 
 ROOT = Path(__file__).parent.parent
@@ -201,14 +201,14 @@ def test_every_rename_and_flush_has_its_places():
 
 
 def test_a_place_costs_nothing_when_off(monkeypatch, tmp_path):
-    monkeypatch.delenv(faults.VARIABLE, raising=False)
-    faults.place("before rename", tmp_path)
-    monkeypatch.setenv(faults.VARIABLE, f"eio@before rename of {tmp_path.name}#2")
-    faults._passed.clear()
-    faults.place("before rename", tmp_path)
-    faults.place("after rename", tmp_path)
+    monkeypatch.delenv(fault_injection.VARIABLE, raising=False)
+    fault_injection.place("before rename", tmp_path)
+    monkeypatch.setenv(fault_injection.VARIABLE, f"eio@before rename of {tmp_path.name}#2")
+    fault_injection._passed.clear()
+    fault_injection.place("before rename", tmp_path)
+    fault_injection.place("after rename", tmp_path)
     with pytest.raises(OSError, match="before rename"):
-        faults.place("before rename", tmp_path)
+        fault_injection.place("before rename", tmp_path)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -245,10 +245,10 @@ def test_a_signal_before_the_first_step(number, code, runs):
 
 def test_an_evaluation_that_was_dropped_is_made_when_the_run_goes_on(runs, prepared, vlkit, tmp_path, monkeypatch):
     """Asked to stop in the middle of one: the step is saved, and its evaluation is the first thing that comes next."""
-    from vlkit.interrupts import Asked
-    from vlkit.training import retrieval
+    from vlkit.signals import Asked
+    from vlkit.training import train_retrieval
 
-    own, real, calls = runs("lora"), retrieval.score, []
+    own, real, calls = runs("lora"), train_retrieval.score, []
 
     def asked(*args, **settings):
         calls.append(1)
@@ -257,7 +257,7 @@ def test_an_evaluation_that_was_dropped_is_made_when_the_run_goes_on(runs, prepa
         return real(*args, **settings)
 
     with monkeypatch.context() as patched:
-        patched.setattr(retrieval, "score", asked)
+        patched.setattr(train_retrieval, "score", asked)
         outcome = vlkit(*own.command, "dropped")
         assert outcome.code == 75 and "step 4" in outcome.err, outcome.err
     assert vlkit(*own.command, "dropped").code == 0
@@ -275,11 +275,11 @@ def small():
 def test_a_disk_that_fails_while_saving(what, place, tmp_path, monkeypatch):
     named, optimizer = small()
     checkpoints.save(tmp_path, 1, named, optimizer, {})
-    monkeypatch.setenv(faults.VARIABLE, f"{what}@{place}")
-    faults._passed.clear()
+    monkeypatch.setenv(fault_injection.VARIABLE, f"{what}@{place}")
+    fault_injection._passed.clear()
     with pytest.raises(ResourceError, match="needs"):
         checkpoints.save(tmp_path, 2, named, optimizer, {})
-    monkeypatch.delenv(faults.VARIABLE)
+    monkeypatch.delenv(fault_injection.VARIABLE)
     assert checkpoints.newest(tmp_path).step == 1
     assert [path.name for path in tmp_path.iterdir()] == ["step-000001"], "nothing is left aside"
 
@@ -505,8 +505,8 @@ def test_a_run_that_does_not_fit_on_its_disk_is_refused_before_it_begins(prepare
 
 def test_a_stop_in_the_sweep_of_a_run_that_patience_ended(prepared, vlkit, tmp_path, monkeypatch):
     """The weights are then at some strength, and never get into the last step's checkpoint."""
-    from vlkit.interrupts import Asked
-    from vlkit.training.interpolation import Sweep
+    from vlkit.signals import Asked
+    from vlkit.training.wise_ft import Sweep
 
     train = ("train-retrieval", "--data", prepared, "--model", "tiny-siglip", "--runs-dir", tmp_path, "--name")
     flags = ("--steps", 40, "--batch-size", 44, "--lr", 1e-9, "--eval-every", 3, "--save-every", 40, "--patience", 1)

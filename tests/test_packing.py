@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlkit.config import TrainRetrievalConfig
-from vlkit.models import adapters, layers, packing, stages
+from vlkit.config.training import TrainRetrievalConfig
+from vlkit.models import stages, tuning
 from vlkit.models.device import autocast
-from vlkit.models.packing import Packing
+from vlkit.models.fast import layers, packing
+from vlkit.models.fast.packing import Packing
 
 
 @settings(max_examples=60, deadline=None)
@@ -73,9 +74,7 @@ def embedded(towers, precision, monkeypatch, whole):
     (found * weight).sum().backward()
     monkeypatch.undo()
     assert {each is None for each in asked} == {whole}
-    return found.detach(), {
-        name: p.grad.clone() for name, p in adapters.trainable(towers).items() if p.grad is not None
-    }
+    return found.detach(), {name: p.grad.clone() for name, p in tuning.trainable(towers).items() if p.grad is not None}
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -84,11 +83,11 @@ def embedded(towers, precision, monkeypatch, whole):
 )
 def test_embeddings_and_gradients_are_those_of_padded_texts(settings, precision, tiny, monkeypatch):
     towers = tiny("tiny-clip")
-    adapters.adapt(towers, TrainRetrievalConfig(**settings), seed=0)
+    tuning.adapt(towers, TrainRetrievalConfig(**settings), seed=0)
     for name, parameter in towers.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(len(name)))
-    adapters.train_mode(towers)
+    tuning.train_mode(towers)
     (packed, ours), (padded, exact) = (embedded(towers, precision, monkeypatch, whole) for whole in (False, True))
     near = 1e-5 if precision == "fp32" else 2e-2
     assert (packed - padded).norm() / padded.norm() < near
@@ -131,11 +130,11 @@ def test_dropout_of_adapters_on_packed_texts_is_drawn_again_where_activations_ar
     for again in (False, True):
         clip = tiny("tiny-clip")
         config = TrainRetrievalConfig(tune="lora", lora_dropout=0.3, checkpoint_activations=again)
-        adapters.adapt(clip, config, seed=0)
+        tuning.adapt(clip, config, seed=0)
         for name, parameter in clip.model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(len(name)))
-        adapters.train_mode(clip)
+        tuning.train_mode(clip)
         found.append(embedded(clip, "fp32", monkeypatch, whole=False))
         clip.eval()
         still = embedded(clip, "fp32", monkeypatch, whole=False)[0]

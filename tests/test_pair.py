@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vlkit.config import TrainRetrievalConfig
+from vlkit.config.training import TrainRetrievalConfig
 from vlkit.errors import ArtifactError, UsageError
-from vlkit.models import adapters, opening, pair, towers
+from vlkit.models import dual_encoder, loading, paired_encoder, tuning
 
 TEXTS = ["قورمه سبزی", "a red tart", "a soup that is blue, and a long one", "bread", "قورمه‌سبزی"]
 
@@ -22,7 +22,7 @@ def folders(tmp_path_factory):
     def folder(vision):
         if vision not in made:
             made[vision] = tmp_path_factory.mktemp(vision) / "pair"
-            opening.open_model(vision, TEXTS, seed=3, text_model="tiny-xlmr", keep_in=made[vision])
+            loading.open_model(vision, TEXTS, seed=3, text_model="tiny-xlmr", keep_in=made[vision])
         return made[vision]
 
     return folder
@@ -35,7 +35,7 @@ def test_texts_are_what_transformers_and_a_matrix_make_of_them(vision, pooling, 
     from transformers import AutoModel, AutoTokenizer
 
     folder = folders(vision)
-    made = towers.load(str(folder))
+    made = dual_encoder.load(str(folder))
     made.model.config.pooling = pooling
     tokenizer, alone = AutoTokenizer.from_pretrained(folder / "text"), AutoModel.from_pretrained(folder / "text").eval()
     projection = load_file(folder / "pair.safetensors")["text_projection.weight"]
@@ -54,8 +54,8 @@ def test_the_vision_half_is_the_models(vision, folders, tmp_path):
     """Its embeddings are those of the whole model; saved, it opens in transformers, preprocessing and all."""
     from transformers import AutoModel
 
-    made = towers.load(str(folders(vision)))
-    whole = towers.load(str(folders(vision) / "vision"))
+    made = dual_encoder.load(str(folders(vision)))
+    whole = dual_encoder.load(str(folders(vision) / "vision"))
     pixels = torch.randint(0, 255, (3, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert torch.equal(made.embed_images(pixels), whole.embed_images(pixels))
@@ -65,7 +65,7 @@ def test_the_vision_half_is_the_models(vision, folders, tmp_path):
         if vision == "tiny-clip":
             theirs = made.model.visual_projection(theirs)
         assert torch.allclose(torch.nn.functional.normalize(theirs, dim=1), made.embed_images(pixels), atol=1e-5)
-    assert made.pixel_spec == whole.pixel_spec == towers.load(str(tmp_path)).pixel_spec
+    assert made.pixel_spec == whole.pixel_spec == dual_encoder.load(str(tmp_path)).pixel_spec
     assert set(made.logit_parameters()) == set(whole.logit_parameters())
 
 
@@ -82,8 +82,8 @@ def test_every_way_of_tuning_trains_saves_and_opens_again(tune, prepared, vlkit,
     assert measured.code == 0, measured.err
     direction = measured.json()["metrics"]["text_to_image"]
     assert direction["mrr"] == pytest.approx(outcome.json()["validation"]["text_to_image"]["mrr"])
-    before = towers.load(str(run / "base")).model.state_dict()
-    after = opening.open_trained(str(run)).model
+    before = dual_encoder.load(str(run / "base")).model.state_dict()
+    after = loading.open_trained(str(run)).model
     after = after.state_dict()
     moved = {name for name in before if name in after and not torch.equal(before[name], after[name])}
     assert "text_projection.weight" in moved
@@ -99,12 +99,12 @@ def test_lora_finds_the_attention_of_bert_and_its_kin():
     from transformers import BertConfig, CLIPConfig, DistilBertConfig, XLMRobertaConfig
 
     for text, layers in ((BertConfig(), 12), (XLMRobertaConfig(), 12), (DistilBertConfig(), 6)):
-        made = towers.from_config(pair.config_of(CLIPConfig(), text))
+        made = dual_encoder.from_config(paired_encoder.config_of(CLIPConfig(), text))
         for targets in (("q",), ("q", "k", "v", "out")):
-            pattern = re.compile(adapters.lora_pattern(targets, "text"))
+            pattern = re.compile(tuning.lora_pattern(targets, "text"))
             found = [name for name, _ in made.model.named_modules() if pattern.fullmatch(name)]
             assert len(found) == layers * len(targets), text.model_type
-    counts = adapters.adapt(made, TrainRetrievalConfig(tune="lora"), seed=0)
+    counts = tuning.adapt(made, TrainRetrievalConfig(tune="lora"), seed=0)
     # r 8 on 4 projections of 768 in 6 + 12 layers, 512 x 768 of the new projection, and the scale.
     assert counts.trainable == (6 + 12) * 4 * 8 * 2 * 768 + 512 * 768 + 1
 
@@ -113,11 +113,11 @@ def test_real_shapes_of_a_persian_encoder():
     """XLM-R base beside CLIP ViT-B/32: 512 tokens of 514 positions, as its tokenizer has it."""
     from transformers import CLIPConfig, XLMRobertaConfig
 
-    made = towers.from_config(
-        pair.config_of(CLIPConfig(), XLMRobertaConfig(vocab_size=250002, max_position_embeddings=514))
+    made = dual_encoder.from_config(
+        paired_encoder.config_of(CLIPConfig(), XLMRobertaConfig(vocab_size=250002, max_position_embeddings=514))
     )
     assert made.text_limit == 512 and made.width == 512 and not made.pads_to_limit
-    counts = adapters.adapt(made, TrainRetrievalConfig(tune="text"), seed=0)
+    counts = tuning.adapt(made, TrainRetrievalConfig(tune="text"), seed=0)
     assert counts.total - counts.trainable == 87_456_000 + 768 * 512  # CLIP's vision tower and its projection
 
 
@@ -125,37 +125,37 @@ def test_what_is_no_text_encoder_or_no_pair_is_refused(folders, tmp_path, prepar
     from transformers import CLIPConfig, T5Config
 
     with pytest.raises(UsageError, match="no text encoder"):
-        pair.config_of(CLIPConfig(), T5Config())
+        paired_encoder.config_of(CLIPConfig(), T5Config())
     base = ("train-retrieval", "--data", prepared, "--model", "tiny-clip", "--runs-dir", tmp_path, "--name", "x")
     outcome = vlkit(*base, "--text-model", tmp_path)
     assert outcome.code == 2 and "config.json" in outcome.err and not (tmp_path / "x").exists()
     assert vlkit(*base, "--text-model", "somebody/xlmr").code == 7
     folder = tmp_path / "pair"
-    towers.load(str(folders("tiny-clip"))).save(folder)
+    dual_encoder.load(str(folders("tiny-clip"))).save(folder)
     weights = load_file(folder / "pair.safetensors")
     save_file({"logit_scale": weights["logit_scale"]}, folder / "pair.safetensors")
     with pytest.raises(ArtifactError, match="another pair"):
-        towers.load(str(folder))
+        dual_encoder.load(str(folder))
     save_file({**weights, "text_projection.weight": torch.zeros(3, 3)}, folder / "pair.safetensors")
     with pytest.raises(ArtifactError, match="does not fit"):
-        towers.load(str(folder))
+        dual_encoder.load(str(folder))
     (folder / "pair.json").write_text(json.dumps({"vision": "vision"}))
     with pytest.raises(ArtifactError, match=r"pair\.json"):
-        towers.load(str(folder))
+        dual_encoder.load(str(folder))
 
 
 def test_pooling_is_what_the_text_model_says_and_stays_so(folders, tmp_path):
     text = tmp_path / "text"
     shutil.copytree(folders("tiny-clip") / "text", text)
-    assert pair.pooling_of(str(text)) == "mean"
+    assert paired_encoder.pooling_of(str(text)) == "mean"
     (text / "1_Pooling").mkdir()
     told = {"word_embedding_dimension": 64, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
     (text / "1_Pooling/config.json").write_text(json.dumps(told))
-    assert pair.pooling_of(str(text)) == "cls"
-    made = opening.open_model("tiny-clip", TEXTS, seed=1, text_model=str(text), keep_in=tmp_path / "base")
+    assert paired_encoder.pooling_of(str(text)) == "cls"
+    made = loading.open_model("tiny-clip", TEXTS, seed=1, text_model=str(text), keep_in=tmp_path / "base")
     assert made.model.config.pooling == "cls"
     made.save(tmp_path / "saved")
-    again = towers.load(str(tmp_path / "saved"))
+    again = dual_encoder.load(str(tmp_path / "saved"))
     ids = made.pad(made.tokenize(TEXTS)[0])
     with torch.no_grad():
         assert torch.allclose(again.embed_texts(ids), made.embed_texts(ids), atol=1e-6)
@@ -163,20 +163,22 @@ def test_pooling_is_what_the_text_model_says_and_stays_so(folders, tmp_path):
         assert not torch.allclose(again.embed_texts(ids), made.embed_texts(ids), atol=1e-6)
     (text / "1_Pooling/config.json").write_text("{")
     with pytest.raises(ArtifactError, match="damaged"):
-        pair.pooling_of(str(text))
+        paired_encoder.pooling_of(str(text))
 
 
 def test_an_encoder_whose_layers_are_not_known_is_refused():
     from transformers import CLIPConfig, ModernBertConfig, MPNetConfig
 
     small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    modern = towers.from_config(pair.config_of(CLIPConfig(), ModernBertConfig(vocab_size=100, pad_token_id=0, **small)))
+    modern = dual_encoder.from_config(
+        paired_encoder.config_of(CLIPConfig(), ModernBertConfig(vocab_size=100, pad_token_id=0, **small))
+    )
     for tune in ("lora", "last"):
         with pytest.raises(UsageError, match="does not know"):
-            adapters.adapt(modern, TrainRetrievalConfig(tune=tune), seed=0)
-    mpnet = towers.from_config(pair.config_of(CLIPConfig(), MPNetConfig(vocab_size=100, **small)))
-    adapters.adapt(mpnet, TrainRetrievalConfig(tune="lora"), seed=0)
-    assert len([n for n in adapters.trainable(mpnet) if n.startswith("text_model") and "lora_A" in n]) == 2 * 4
+            tuning.adapt(modern, TrainRetrievalConfig(tune=tune), seed=0)
+    mpnet = dual_encoder.from_config(paired_encoder.config_of(CLIPConfig(), MPNetConfig(vocab_size=100, **small)))
+    tuning.adapt(mpnet, TrainRetrievalConfig(tune="lora"), seed=0)
+    assert len([n for n in tuning.trainable(mpnet) if n.startswith("text_model") and "lora_A" in n]) == 2 * 4
 
 
 def test_a_frozen_text_encoder_is_kept_too(prepared, vlkit, tmp_path):
@@ -187,7 +189,7 @@ def test_a_frozen_text_encoder_is_kept_too(prepared, vlkit, tmp_path):
 
 def test_a_half_can_be_taken_from_a_saved_pair_and_a_pair_is_whole(folders, prepared, vlkit, tmp_path):
     made = tmp_path / "pair"
-    towers.load(str(folders("tiny-clip"))).save(made)
+    dual_encoder.load(str(folders("tiny-clip"))).save(made)
     base = ("train-retrieval", "--data", prepared, "--runs-dir", tmp_path, "--steps", 2, "--batch-size", 8)
     halves = ("--model", made / "vision", "--text-model", made / "text")
     assert vlkit(*base, "--name", "halves", *halves).code == 0

@@ -12,7 +12,7 @@ import yaml
 from conftest import COLOURS, picture, write_class_folders, write_recipes
 from PIL import Image
 
-from vlkit.data.images import PixelSpec, check, pixels
+from vlkit.data.images.decode import PixelSpec, check, pixels
 from vlkit.data.pairs import PAIR_COLUMNS, read_pairs
 from vlkit.errors import DataError
 from vlkit.remote import hash_of

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlkit.models import products
+from vlkit.models.fast import linear
 
 
 @settings(max_examples=40, deadline=None)
@@ -27,7 +27,7 @@ def test_linear_and_its_gradients_are_torchs(shape, inner, columns, bias, frozen
     made.append(torch.randn(columns, generator=generator) if bias else None)
     weight_of = torch.randn(*shape, columns, generator=generator)
     results = []
-    for way, dtype in ((products.linear, torch.float32), (F.linear, torch.float64)):
+    for way, dtype in ((linear.linear, torch.float32), (F.linear, torch.float64)):
         values, weight, added = (
             None if each is None else each.detach().to(dtype, copy=True).requires_grad_() for each in made
         )
@@ -36,7 +36,7 @@ def test_linear_and_its_gradients_are_torchs(shape, inner, columns, bias, frozen
         # Rows that lie apart in memory, as one position of every item does.
         rows = torch.stack([values, values], dim=-2)[..., 0, :] if apart else values
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(products, "SMALL", 1)
+            patch.setattr(linear, "SMALL", 1)
             found = way(rows, weight, added)
         (found * weight_of.to(dtype)).sum().backward()
         results.append([found.detach(), *(each.grad for each in (values, weight, added) if each is not None)])
@@ -50,21 +50,21 @@ def test_linear_and_its_gradients_are_torchs(shape, inner, columns, bias, frozen
 def test_under_autocast_and_with_a_small_weight_it_is_torchs_own():
     values, weight, bias = torch.randn(7, 300), torch.randn(400, 300), torch.randn(400)
     small = weight[:33, :96]
-    assert torch.equal(products.linear(values[:, :96], small, None), F.linear(values[:, :96], small))
-    assert not products._worth(values[:, :96], small) and products._worth(values, weight) == products.onednn()
+    assert torch.equal(linear.linear(values[:, :96], small, None), F.linear(values[:, :96], small))
+    assert not linear._worth(values[:, :96], small) and linear._worth(values, weight) == linear.onednn()
     with torch.autocast("cpu", torch.bfloat16):
-        assert not products._worth(values, weight)
-        found = products.linear(values, weight, bias)
+        assert not linear._worth(values, weight)
+        found = linear.linear(values, weight, bias)
         assert found.dtype == torch.bfloat16 and torch.equal(found, F.linear(values, weight, bias))
 
 
 def test_onednn_is_taken_where_there_is_avx_512_and_can_be_switched_off():
     at_hand = torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.backends.mkldnn.is_available()
-    assert products.onednn() == at_hand
+    assert linear.onednn() == at_hand
     before = torch.backends.mkldnn.enabled
     torch.backends.mkldnn.enabled = False
     try:
-        assert not products.onednn()
+        assert not linear.onednn()
     finally:
         torch.backends.mkldnn.enabled = before
 
@@ -72,4 +72,4 @@ def test_onednn_is_taken_where_there_is_avx_512_and_can_be_switched_off():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 def test_other_types_are_left_to_torch(dtype):
     values, weight = torch.randn(2, 5).to(dtype), torch.randn(3, 5).to(dtype)
-    assert torch.equal(products.linear(values, weight, None), F.linear(values, weight))
+    assert torch.equal(linear.linear(values, weight, None), F.linear(values, weight))

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from vlkit.config import TrainRetrievalConfig
-from vlkit.models import adapters, opening, towers
+from vlkit.config.training import TrainRetrievalConfig
+from vlkit.models import dual_encoder, loading, tuning
 from vlkit.models.quantization import numbers
 
 LORA = TrainRetrievalConfig(tune="lora", quantize="nf4", lora_dropout=0.0)
@@ -12,7 +12,7 @@ LORA = TrainRetrievalConfig(tune="lora", quantize="nf4", lora_dropout=0.0)
 
 @pytest.fixture
 def quantized(tiny_folder):
-    return lambda name, precision="fp32": towers.load(str(tiny_folder(name)), quantized=precision)
+    return lambda name, precision="fp32": dual_encoder.load(str(tiny_folder(name)), quantized=precision)
 
 
 def inputs(made):
@@ -43,7 +43,7 @@ def test_it_computes_what_its_rounded_weights_say(name, quantized, tiny):
         assert not torch.allclose(whole, plain.embed_images(pixels), atol=1e-4)
     held = sum(p.numel() * p.element_size() for m in packed.values() for p in [m.weight])
     assert held * 8 == sum(numbers(m.weight) for m in packed.values()) * 4
-    assert adapters.count(made).total == adapters.count(plain).total
+    assert tuning.count(made).total == tuning.count(plain).total
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -55,20 +55,20 @@ def test_an_evaluation_changes_no_gradient(precision, quantized):
 
     def gradients(evaluate):
         made = quantized("tiny-siglip", precision)
-        adapters.adapt(made, LORA, seed=0)
+        tuning.adapt(made, LORA, seed=0)
         with torch.no_grad():
-            for parameter in adapters.trainable(made).values():
+            for parameter in tuning.trainable(made).values():
                 parameter.add_(0.01)
         pixels, ids = inputs(made)
         if evaluate:
             made.eval()
             with torch.inference_mode(), autocast(made.device, precision):
                 made.embed_images(pixels), made.embed_texts(ids)
-        adapters.train_mode(made)
+        tuning.train_mode(made)
         with autocast(made.device, precision):
             images, texts = made.embed_images(pixels), made.embed_texts(ids)
         sigmoid_loss(made.logits(images, texts), label_matrix("abcd", "abcd")).backward()
-        return {name: p.grad for name, p in adapters.trainable(made).items()}
+        return {name: p.grad for name, p in tuning.trainable(made).items()}
 
     before, after = gradients(False), gradients(True)
     assert all(g is not None and g.abs().sum() > 0 for name, g in before.items() if "k_proj" not in name)
@@ -85,10 +85,10 @@ def test_a_run_in_four_bits_is_measured_in_four_bits(prepared, trained, vlkit, t
     assert told["metrics"]["text_to_image"]["mrr"] == pytest.approx(
         outcome.json()["validation"]["text_to_image"]["mrr"]
     )
-    assert four_bit(opening.open_trained(str(tmp_path / "q")))
+    assert four_bit(loading.open_trained(str(tmp_path / "q")))
     from vlkit.runs import Run
 
-    assert not four_bit(opening.open_untouched(Run(tmp_path / "q")))
+    assert not four_bit(loading.open_untouched(Run(tmp_path / "q")))
     counts = outcome.json()["total_parameters"], outcome.json()["trainable_parameters"]
     whole = vlkit(*base[:-1], "whole", *flags[:2], *flags[4:], "--json").json()
     assert counts == (whole["total_parameters"], whole["trainable_parameters"])

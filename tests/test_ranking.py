@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from vlkit.distributed import World
 from vlkit.errors import NonFiniteError
-from vlkit.evaluation import blocks
-from vlkit.evaluation.ranking import metric_values, rank, rank_both
+from vlkit.evaluation.retrieval import score_blocks
+from vlkit.evaluation.retrieval.ranking import metric_values, rank, rank_both
 
 CHECK = [
     [0.8, 0.8, 0.1, 0.5, 0.1, 0.2, 0.5, 0.1],
@@ -210,7 +210,7 @@ def test_both_directions_of_one_product_are_each_alone(seed, every, scores):
     q, g, asking, there = drawn(seed)
     alone = rank(q, g, asking, there, every=every), rank(g, q, there, asking, every=every)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(blocks.BLOCK_SCORES, "cpu", scores)
+        patch.setitem(score_blocks.BLOCK_SCORES, "cpu", scores)
         for ranks, expected in zip(rank_both(q, g, asking, there, every=every), alone, strict=True):
             asserted_equal(ranks, expected)
 
@@ -232,15 +232,15 @@ def test_a_product_that_rounds_otherwise_changes_nothing(monkeypatch, every, rou
     q, g = torch.randn(90, 16), torch.randn(30, 16)
     asking, there = [str(n % 30) for n in range(90)], [str(n) for n in range(30)]
     alone = rank(q, g, asking, there, every=every), rank(g, q, there, asking, every=every)
-    plain, calls = blocks.product, []
+    plain, calls = score_blocks.product, []
 
     def product(queries, gallery):
         calls.append(1)
         off = len(calls) if rounds_anew and len(calls) < 7 else len(gallery) < 30
         return plain(queries, gallery) * (1 + off * 2**-22)
 
-    monkeypatch.setitem(blocks.BLOCK_SCORES, "cpu", 900)
-    monkeypatch.setattr(blocks, "product", product)
+    monkeypatch.setitem(score_blocks.BLOCK_SCORES, "cpu", 900)
+    monkeypatch.setattr(score_blocks, "product", product)
     for ranks, expected in zip(rank_both(q, g, asking, there, every=every), alone, strict=True):
         asserted_equal(ranks, expected)
     assert len(calls) > 6
@@ -249,7 +249,7 @@ def test_a_product_that_rounds_otherwise_changes_nothing(monkeypatch, every, rou
 def test_the_product_is_the_product():
     torch.manual_seed(0)
     q, g = torch.randn(50, 33), torch.randn(20, 33)
-    torch.testing.assert_close(blocks.product(q, g), q @ g.T)
+    torch.testing.assert_close(score_blocks.product(q, g), q @ g.T)
 
 
 @pytest.mark.parametrize("every", [False, True])

@@ -401,7 +401,7 @@ def test_another_order_of_the_queries_is_the_same_comparison(page, skin, vlkit, 
 
 def test_a_look_at_a_run_beside_its_trainer(skin, tmp_path):
     """While the lock is held it is running; a stopped.json says how it ended; looking refuses no trainer."""
-    from vlkit.standing import standing
+    from vlkit.run_status import standing
 
     shutil.copytree(skin / "runs/one", tmp_path / "run")
     run = Run(tmp_path / "run")
@@ -422,7 +422,7 @@ def test_a_look_at_a_run_beside_its_trainer(skin, tmp_path):
 
 
 def test_any_error_leaves_a_word(skin, tmp_path):
-    from vlkit.standing import noting_why, standing
+    from vlkit.run_status import noting_why, standing
 
     shutil.copytree(skin / "runs/one", tmp_path / "run")
     (tmp_path / "run/finished.json").unlink()
@@ -444,5 +444,7 @@ def test_one_damaged_folder_is_one_damaged_line(content, skin, vlkit, tmp_path):
 
 def test_neither_loads_a_model_library():
     """A list of runs, and a page, that wait for torch are not looked at."""
-    program = "import sys, vlkit.report.html, vlkit.report.listing; print({'torch', 'transformers'} & set(sys.modules))"
+    program = (
+        "import sys, vlkit.report.report, vlkit.report.list_runs; print({'torch', 'transformers'} & set(sys.modules))"
+    )
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.strip() == "set()"

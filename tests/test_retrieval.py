@@ -13,9 +13,9 @@ import yaml
 from safetensors.torch import load_file
 
 from vlkit import checkpoints
-from vlkit.config import RANKED
+from vlkit.config.training import RANKED
 from vlkit.remote import hash_of
-from vlkit.training import training
+from vlkit.training import run_state
 
 
 def train(vlkit, prepared, runs, name, *extra):
@@ -112,14 +112,14 @@ def uninterrupted(prepared, vlkit, tmp_path_factory):
 
 @pytest.mark.parametrize(("way", "after"), [("full", 1), ("full", 5), ("full", 7), ("lora", 6), ("fp16", 6)])
 def test_a_stopped_run_goes_on_to_the_same_bytes(way, after, uninterrupted, prepared, vlkit, tmp_path, monkeypatch):
-    real = training.steps
+    real = run_state.steps
 
     def stopping(*args, **settings):
         yield from itertools.islice(real(*args, **settings), after)
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(training, "steps", stopping)
+        patched.setattr(run_state, "steps", stopping)
         with pytest.raises(Killed):
             train(vlkit, prepared, tmp_path, "k", *WAYS[way])
     assert not (tmp_path / "k/finished.json").exists()
@@ -155,14 +155,14 @@ def test_a_signal_saves_the_step_at_hand_and_the_command_goes_on(number, uninter
 
 def test_other_data_under_the_same_name_is_refused(prepared, raw, vlkit, tmp_path, monkeypatch):
     shutil.copytree(prepared, tmp_path / "data")
-    real = training.steps
+    real = run_state.steps
 
     def stopping(*args, **settings):
         yield from itertools.islice(real(*args, **settings), 3)
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(training, "steps", stopping)
+        patched.setattr(run_state, "steps", stopping)
         with pytest.raises(Killed):
             train(vlkit, tmp_path / "data", tmp_path, "d", "--save-every", 2)
     vlkit("prep", "--domain", "recipes", "--source", raw, "--out", tmp_path / "data", "--seed", 7)

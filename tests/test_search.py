@@ -9,8 +9,8 @@ import pytest
 from conftest import write_class_folders
 
 from vlkit.errors import UsageError
-from vlkit.inference.filters import parsed
-from vlkit.inference.searching import Ask, Searcher
+from vlkit.inference.search.filters import parsed
+from vlkit.inference.search.search import Ask, Searcher
 from vlkit.storage import Location
 
 

@@ -33,11 +33,11 @@ pytest.importorskip("fastapi", reason="needs vlkit[serve]")
 
 import uvicorn
 
-from vlkit.data import images
-from vlkit.inference import served
-from vlkit.inference.searching import Searcher
-from vlkit.inference.waiting import Full, Waiting
-from vlkit.inference.web import MOST_CHARACTERS, app_of
+from vlkit.data.images import decode
+from vlkit.inference.search.search import Searcher
+from vlkit.inference.serve import server_state
+from vlkit.inference.serve.batch_queue import Full, Waiting
+from vlkit.inference.serve.web_app import MOST_CHARACTERS, app_of
 from vlkit.storage import Location
 
 LIMIT = 300_000
@@ -227,18 +227,18 @@ def test_uploads_that_are_no_picture(server, monkeypatch):
 
 def test_a_large_jpeg_is_taken_smaller_and_other_large_pictures_are_refused(server, monkeypatch):
     """Few bytes can be many pixels: they are counted before they take memory."""
-    monkeypatch.setattr(served, "MOST_PIXELS", 10_000)
+    monkeypatch.setattr(server_state, "MOST_PIXELS", 10_000)
     status, _, content = server.ask("/api/search", packed((120, 90)))
     assert status == 422 and "it has 120 x 90 pixels" in json.loads(content)["error"]
     assert server.json("/api/search", packed((100, 100)))["results"]
     large, whole = packed((320, 240), "JPEG"), []
-    fitted = images.fitted
+    fitted = decode.fitted
 
     def noted(picture, *how):
         whole.append(np.asarray(picture).shape)
         return fitted(picture, *how)
 
-    monkeypatch.setattr(images, "fitted", noted)
+    monkeypatch.setattr(decode, "fitted", noted)
     assert server.json("/api/search", large)["results"]
     assert whole == [(60, 80, 3)] * 2
     # A progressive one takes memory for all of it, however small it is decoded.
@@ -247,7 +247,7 @@ def test_a_large_jpeg_is_taken_smaller_and_other_large_pictures_are_refused(serv
 
 def test_uploads_that_do_not_come_hold_nobody_up(server, monkeypatch):
     """Four that stall, and a fifth; and one that never ends is sent away."""
-    monkeypatch.setattr(served, "UPLOAD_SECONDS", 1.0)
+    monkeypatch.setattr(server_state, "UPLOAD_SECONDS", 1.0)
     stalled = [http.client.HTTPConnection("127.0.0.1", server.port, timeout=30) for _ in range(6)]
     for connection in stalled:
         connection.putrequest("POST", "/api/search")
@@ -259,7 +259,7 @@ def test_uploads_that_do_not_come_hold_nobody_up(server, monkeypatch):
     assert time.monotonic() - began < 0.9
     assert {connection.getresponse().status for connection in stalled} == {408}
     assert server.app.app.state.served.held == 0
-    monkeypatch.setattr(served, "MOST_HELD", 1000)
+    monkeypatch.setattr(server_state, "MOST_HELD", 1000)
     monkeypatch.setattr(server.app.app.state.served, "held", 2 * LIMIT)
     assert server.ask("/api/search", packed((30, 30)))[0] == 503
 
@@ -290,7 +290,7 @@ def test_an_upload_of_a_gigabyte_ends_at_the_limit(server, monkeypatch):
     def peak():
         return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 
-    monkeypatch.setattr(served, "PATIENCE", 0.5)
+    monkeypatch.setattr(server_state, "PATIENCE", 0.5)
     before, gigabyte = peak(), 2**30
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
     connection.putrequest("POST", "/api/search")

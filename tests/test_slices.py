@@ -9,10 +9,10 @@ import torch
 from conftest import write_table
 
 from vlkit.errors import UsageError
-from vlkit.evaluation.classification import Classes
-from vlkit.evaluation.ranking import rank
-from vlkit.evaluation.scoring import Embedded, Scores, Task
-from vlkit.evaluation.slices import FEW, Slicing, script, sliced, slicings
+from vlkit.evaluation.retrieval.classification import Classes
+from vlkit.evaluation.retrieval.ranking import rank
+from vlkit.evaluation.retrieval.slices import FEW, Slicing, script, sliced, slicings
+from vlkit.evaluation.retrieval.task import Embedded, Scores, Task
 
 
 def test_a_text_has_the_script_of_most_of_its_letters():

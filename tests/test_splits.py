@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlkit.config_data import PrepConfig
+from vlkit.config.data import PrepConfig
 from vlkit.data import splits
-from vlkit.data.gathering import Gathered
-from vlkit.data.images import Checked
-from vlkit.data.prepare import table
-from vlkit.data.raw import RawRow
+from vlkit.data.images.decode import Checked
+from vlkit.data.prep.collect import Gathered
+from vlkit.data.prep.prepare import table
+from vlkit.data.prep.raw_folder import RawRow
 from vlkit.errors import DataError
 
 shares = st.tuples(st.sampled_from([0.0, 0.1, 0.2]), st.sampled_from([0.0, 0.1, 0.125]))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlkit.data.tables import BadLine, records, values
+from vlkit.data.prep.tables import BadLine, records, values
 from vlkit.errors import DataError
 
 ROWS = [

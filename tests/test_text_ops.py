@@ -7,10 +7,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from vlkit.config_data import TEXT_RULES, AugmentConfig, parsed_synonyms
+from vlkit.config.data import TEXT_RULES, AugmentConfig, parsed_synonyms
 from vlkit.data import captions
-from vlkit.data.phrasings import ANOTHERS, HELD_OUT, Phrasings
-from vlkit.data.text_ops import RULES, TextRules
+from vlkit.data.augment.text_ops import RULES, TextRules
+from vlkit.data.augment.text_variants import ANOTHERS, HELD_OUT, Phrasings
 from vlkit.errors import UsageError
 
 WORDS = {

@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vlkit.config import TrainRetrievalConfig
+from vlkit.config.training import TrainRetrievalConfig
 from vlkit.data.pairs import read_pairs
-from vlkit.models import adapters, tiny, towers
-from vlkit.models.token_table import TokenTable, narrow
-from vlkit.models.towers import Towers
+from vlkit.models import dual_encoder, tiny, tuning
+from vlkit.models.dual_encoder import Towers
+from vlkit.models.fast.partial_embedding import TokenTable, narrow
 from vlkit.training.loop import adamw, steps
 from vlkit.training.losses import LOSSES
 
@@ -24,13 +24,13 @@ UNSEEN = ["blue salad, twice", "a red cake"]
 def widened(folder, name, seed=3):
     """A tiny model whose token table has rows, and tokens, that no caption of these tests uses."""
     if name == "tiny-xlmr":
-        from vlkit.models import opening
+        from vlkit.models import loading
 
-        made = opening.open_model("tiny-clip", [*CAPTIONS, *UNSEEN], seed=seed, text_model=name, keep_in=folder)
+        made = loading.open_model("tiny-clip", [*CAPTIONS, *UNSEEN], seed=seed, text_model=name, keep_in=folder)
     else:
         folder.mkdir(parents=True, exist_ok=True)
         tiny.write_tiny(name, [*CAPTIONS, *UNSEEN], folder, seed=seed)
-        made = towers.load(str(folder))
+        made = dual_encoder.load(str(folder))
     table = made.model.text_model.get_input_embeddings()
     rows = len(table.weight)
     with torch.no_grad():
@@ -42,11 +42,11 @@ def widened(folder, name, seed=3):
 
 def trained(made: Towers, taken: int = 5):
     """Losses and gradient norms of a few steps with a weight decay that shows."""
-    adapters.train_mode(made)
+    tuning.train_mode(made)
     ids = made.pad(made.tokenize(CAPTIONS)[0])
     side = made.pixel_spec.size
     pixels = torch.randint(0, 255, (4, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    optimizer = adamw(adapters.trainable(made), lr=3e-3, weight_decay=0.5)
+    optimizer = adamw(tuning.trainable(made), lr=3e-3, weight_decay=0.5)
 
     def loss(_):
         return LOSSES[made.family.loss](made.logits(made.embed_images(pixels), made.embed_texts(ids)), torch.eye(4))
@@ -61,10 +61,10 @@ def test_the_rows_that_occur_and_those_that_do_not_end_as_in_the_whole_table(nam
     whole, narrowed = (widened(tmp_path / kind, name) for kind in ("whole", "narrowed"))
     start = {key: value.clone() for key, value in whole.model.state_dict().items()}
     for each in (whole, narrowed):
-        adapters.adapt(each, TrainRetrievalConfig(tune=tune), seed=0)
+        tuning.adapt(each, TrainRetrievalConfig(tune=tune), seed=0)
     table = narrow(narrowed, narrowed.tokenize(CAPTIONS)[0])
     assert isinstance(table, TokenTable) and len(table.used) < len(table.weight) / 2
-    assert adapters.count(narrowed).trainable < adapters.count(whole).trainable
+    assert tuning.count(narrowed).trainable < tuning.count(whole).trainable
     ids = narrowed.pad(narrowed.tokenize([*CAPTIONS, *UNSEEN])[0])
     with torch.no_grad():
         assert torch.equal(narrowed.embed_texts(ids), whole.embed_texts(ids)), "before a step they are the same"
@@ -86,7 +86,7 @@ def test_the_rows_that_occur_and_those_that_do_not_end_as_in_the_whole_table(nam
 
 def test_a_token_that_was_not_to_occur_is_looked_up_and_not_trained(tmp_path):
     made = widened(tmp_path / "model", "tiny-clip")
-    adapters.adapt(made, TrainRetrievalConfig(), seed=0)
+    tuning.adapt(made, TrainRetrievalConfig(), seed=0)
     table = narrow(made, made.tokenize(CAPTIONS)[0])
     unseen = len(table.weight) - 1
     found = table(torch.tensor([unseen, int(made.pad_token)]))
@@ -98,7 +98,7 @@ def test_a_token_that_was_not_to_occur_is_looked_up_and_not_trained(tmp_path):
 def test_what_a_table_saves_it_can_load(tmp_path):
     narrowed, other = (widened(tmp_path / kind, "tiny-clip") for kind in ("narrowed", "other"))
     for made, seen in ((narrowed, CAPTIONS), (other, UNSEEN)):
-        adapters.adapt(made, TrainRetrievalConfig(), seed=0)
+        tuning.adapt(made, TrainRetrievalConfig(), seed=0)
         narrow(made, made.tokenize(seen)[0])
     trained(narrowed)
     state = {key: value.clone() for key, value in narrowed.model.state_dict().items()}
@@ -116,7 +116,7 @@ def test_what_a_table_saves_it_can_load(tmp_path):
 @pytest.mark.parametrize("name", ["tiny-clip", "tiny-xlmr"])
 def test_padding_is_trained_where_it_ends_a_text_and_no_caption_has_it(name, tmp_path):
     made = widened(tmp_path / "model", name)
-    adapters.adapt(made, TrainRetrievalConfig(), seed=0)
+    tuning.adapt(made, TrainRetrievalConfig(), seed=0)
     table = narrow(made, [[tokens[1]] for tokens in made.tokenize(CAPTIONS)[0]])
     assert table.place[made.pad_token] < len(table.used) - 1
 
@@ -125,7 +125,7 @@ def test_padding_is_trained_where_it_ends_a_text_and_no_caption_has_it(name, tmp
 def test_a_table_of_a_kind_of_its_own_stays_whole(other, tmp_path):
     """Gemma's, for one, is a subclass that scales its rows."""
     made = widened(tmp_path / "model", "tiny-clip")
-    adapters.adapt(made, TrainRetrievalConfig(), seed=0)
+    tuning.adapt(made, TrainRetrievalConfig(), seed=0)
     table = made.model.text_model.get_input_embeddings()
     for name, value in other.items():
         setattr(table, name, value)
@@ -137,7 +137,7 @@ def test_a_table_of_a_kind_of_its_own_stays_whole(other, tmp_path):
 
 def test_a_row_that_is_padding_gets_no_gradient_where_the_encoder_gives_it_none(tmp_path):
     made = widened(tmp_path / "model", "tiny-clip")
-    adapters.adapt(made, TrainRetrievalConfig(), seed=0)
+    tuning.adapt(made, TrainRetrievalConfig(), seed=0)
     ids = made.tokenize(CAPTIONS)[0]
     made.model.text_model.get_input_embeddings().padding_idx = ids[0][1]
     table = narrow(made, ids)
@@ -149,9 +149,9 @@ def test_a_row_that_is_padding_gets_no_gradient_where_the_encoder_gives_it_none(
 @pytest.mark.parametrize("tune", ["head", "image", "lora", "last"])
 def test_a_table_that_is_not_trained_or_mostly_used_stays_as_it_is(tune, tmp_path):
     made = widened(tmp_path / "model", "tiny-clip")
-    adapters.adapt(made, TrainRetrievalConfig(tune=tune, unfreeze_layers=1), seed=0)
+    tuning.adapt(made, TrainRetrievalConfig(tune=tune, unfreeze_layers=1), seed=0)
     assert narrow(made, made.tokenize(CAPTIONS)[0]) is None
-    adapters.adapt(made, TrainRetrievalConfig(), seed=0)
+    tuning.adapt(made, TrainRetrievalConfig(), seed=0)
     half = range(len(made.model.text_model.get_input_embeddings().weight) // 2 + 1)
     assert narrow(made, [half]) is None
     ids = made.tokenize(CAPTIONS)[0]
@@ -196,13 +196,13 @@ def test_a_run_that_was_stopped_ends_with_the_bytes_of_one_that_was_not(sort, pr
 
 
 def test_a_run_that_was_begun_with_the_whole_table_goes_on_with_it(prepared, vlkit, tmp_path, monkeypatch):
-    from vlkit.training import retrieval
+    from vlkit.training import train_retrieval
 
     folder = wide(tmp_path / "wide", prepared)
     command = ("train-retrieval", "--data", prepared, "--model", folder, "--runs-dir", tmp_path, "--tune", "text")
     command = (*command, "--batch-size", 16, "--eval-every", 2, "--save-every", 2, "--name", "before")
     with monkeypatch.context() as patch:
-        patch.setattr(retrieval, "narrow", lambda *_: None)
+        patch.setattr(train_retrieval, "narrow", lambda *_: None)
         assert vlkit(*command, "--steps", 4).code == 0
     outcome = vlkit(*command, "--extend-to", 6)
     assert outcome.code == 0 and "going on from step 4" in outcome.err, outcome.err

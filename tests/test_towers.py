@@ -14,10 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from vlkit.data.images import PixelSpec, pixels
+from vlkit.data.images.decode import PixelSpec, pixels
 from vlkit.data.labels import label_matrix
 from vlkit.errors import ArtifactError, NetworkError, UsageError
-from vlkit.models import towers as towers_module
+from vlkit.models import dual_encoder as towers_module
 from vlkit.models.device import autocast
 from vlkit.models.preprocessing import decoding
 from vlkit.remote import hash_of

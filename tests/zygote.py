@@ -74,7 +74,7 @@ def serve() -> None:
     from transformers import CLIPModel, SiglipModel, SiglipTokenizer  # noqa: F401
 
     import vlkit.cli
-    import vlkit.training.retrieval  # noqa: F401
+    import vlkit.training.train_retrieval  # noqa: F401
 
     for line in sys.stdin:
         question = json.loads(line)

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlkit import __version__, console
-from vlkit.config import EvalConfig, QuickstartConfig, ReportConfig, RunsConfig, TrainRetrievalConfig
-from vlkit.config_coco import DownloadCocoConfig
-from vlkit.config_data import AugmentConfig, PrepConfig, SampleConfig
-from vlkit.config_fusion import CaptionConfig, TrainFusionConfig
-from vlkit.config_search import IndexConfig, SearchConfig, ServeConfig
+from vlkit.config.coco import DownloadCocoConfig
+from vlkit.config.data import AugmentConfig, PrepConfig, SampleConfig
+from vlkit.config.flags import command
+from vlkit.config.fusion import CaptionConfig, TrainFusionConfig
+from vlkit.config.presets import resolve_augment, resolve_prep, resolve_train_fusion, resolve_train_retrieval
+from vlkit.config.search import IndexConfig, SearchConfig, ServeConfig
+from vlkit.config.training import EvalConfig, QuickstartConfig, ReportConfig, RunsConfig, TrainRetrievalConfig
 from vlkit.errors import nearest
-from vlkit.flags import command
-from vlkit.interrupts import Terminated, end_on_sigterm
-from vlkit.presets import resolve_augment, resolve_prep, resolve_train_fusion, resolve_train_retrieval
+from vlkit.signals import Terminated, end_on_sigterm
 
 if TYPE_CHECKING:
-    from vlkit.data.negatives import Embed
-    from vlkit.data.preflight import CountTokens
+    from vlkit.data.augment.negatives import Embed
+    from vlkit.data.prep.summary import CountTokens
 
 app = typer.Typer(
     help="Adapt vision-language models to a domain, and know whether it helped.",
@@ -52,7 +52,7 @@ def quickstart(config: QuickstartConfig) -> dict[str, Any]:
 @command(app, "sample", SampleConfig)
 def sample(config: SampleConfig) -> dict[str, Any]:
     """Write sample data in a raw layout, to try everything else on."""
-    from vlkit.data.samples import sample
+    from vlkit.data.samples.write import sample
 
     return sample(config)
 
@@ -60,7 +60,7 @@ def sample(config: SampleConfig) -> dict[str, Any]:
 @command(app, "download-coco", DownloadCocoConfig, dry_run=True)
 def download_coco(config: DownloadCocoConfig, dry_run: bool) -> dict[str, Any]:
     """Fetch COCO's pictures and captions, resumed where it broke off, and see that they are all there."""
-    from vlkit.data.coco import download_coco
+    from vlkit.data.coco.download import download_coco
 
     return download_coco(config, dry_run=dry_run)
 
@@ -68,14 +68,14 @@ def download_coco(config: DownloadCocoConfig, dry_run: bool) -> dict[str, Any]:
 @command(app, "prep", PrepConfig, resolve=resolve_prep, dry_run=True)
 def prep(config: PrepConfig, dry_run: bool) -> dict[str, Any]:
     """Turn a raw folder into a clean, leak-free table of pairs."""
-    from vlkit.data.prepare import prepare
+    from vlkit.data.prep.prepare import prepare
 
     return prepare(config, dry_run=dry_run, tokens_of=_tokens_of)
 
 
 def _tokens_of(model: str) -> CountTokens | None:
     """How `model` counts tokens, where its tokenizer is on this machine; hub names that never were cost no import."""
-    from vlkit.data.preflight import CountTokens
+    from vlkit.data.prep.summary import CountTokens
     from vlkit.models.at_hand import tokenizer_at_hand
 
     found = tokenizer_at_hand(model)
@@ -85,7 +85,7 @@ def _tokens_of(model: str) -> CountTokens | None:
 @command(app, "augment", AugmentConfig, resolve=resolve_augment, dry_run=True)
 def augment(config: AugmentConfig, dry_run: bool) -> dict[str, Any]:
     """Add varied pictures, other phrasings and honest negatives to the training rows of a prepared folder."""
-    from vlkit.data.augment import augment
+    from vlkit.data.augment.augment import augment
 
     return augment(config, dry_run=dry_run, embed_of=_embed_of)
 
@@ -93,7 +93,7 @@ def augment(config: AugmentConfig, dry_run: bool) -> dict[str, Any]:
 def _embed_of(model: str) -> Embed:
     """How a model, or a finished run, embeds texts."""
     from vlkit.models.encode import text_encoder
-    from vlkit.models.opening import open_trained
+    from vlkit.models.loading import open_trained
 
     return text_encoder(open_trained(model))
 
@@ -105,7 +105,7 @@ def train_retrieval(config: TrainRetrievalConfig, dry_run: bool) -> dict[str, An
 
     if not dry_run and config.replay is None:
         refuse_busy(config.runs_dir, config.name)
-    from vlkit.training.retrieval import train_retrieval
+    from vlkit.training.train_retrieval import train_retrieval
 
     return train_retrieval(config, dry_run=dry_run)
 
@@ -117,7 +117,7 @@ def train_fusion(config: TrainFusionConfig, dry_run: bool) -> dict[str, Any]:
 
     if not dry_run and config.replay is None:
         refuse_busy(config.runs_dir, config.name)
-    from vlkit.training.captioning import train_fusion
+    from vlkit.training.train_fusion import train_fusion
 
     return train_fusion(config, dry_run=dry_run)
 
@@ -126,7 +126,7 @@ def train_fusion(config: TrainFusionConfig, dry_run: bool) -> dict[str, Any]:
 def evaluate(config: EvalConfig) -> dict[str, Any]:
     """Measure a run, or a model as it is, beside the untouched model on the same rows, with intervals."""
     if config.captions is not None:
-        from vlkit.evaluation.caption_scoring import score_captions
+        from vlkit.evaluation.captioning.score import score_captions
 
         return score_captions(config)
     from vlkit.runs import Run
@@ -134,7 +134,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     task = Run(config.run).task if config.run is not None else "retrieval"
     config.refuse_unmeasured(task)
     if task == "captioning":
-        from vlkit.evaluation.describing import evaluate_captions
+        from vlkit.evaluation.captioning.evaluate_captions import evaluate_captions
 
         return evaluate_captions(config)
     from vlkit.evaluation.evaluate import evaluate
@@ -145,7 +145,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
 @command(app, "index", IndexConfig, dry_run=True)
 def index(config: IndexConfig, dry_run: bool) -> dict[str, Any]:
     """Embed a docstore's texts, the pictures, or both, and build an index that search and serve answer from."""
-    from vlkit.inference.indexing import index
+    from vlkit.inference.index.build import index
 
     return index(config, dry_run=dry_run)
 
@@ -153,7 +153,7 @@ def index(config: IndexConfig, dry_run: bool) -> dict[str, Any]:
 @command(app, "search", SearchConfig)
 def search(config: SearchConfig) -> dict[str, Any]:
     """Find the texts and pictures of an index that are nearest to words, or to a picture."""
-    from vlkit.inference.searching import search
+    from vlkit.inference.search.search import search
 
     return search(config)
 
@@ -161,7 +161,7 @@ def search(config: SearchConfig) -> dict[str, Any]:
 @command(app, "serve", ServeConfig)
 def serve(config: ServeConfig) -> dict[str, Any]:
     """Open a local page, and a JSON API, that search one index, or two side by side."""
-    from vlkit.inference.serving import serve
+    from vlkit.inference.serve.serve import serve
 
     return serve(config)
 
@@ -177,7 +177,7 @@ def caption(config: CaptionConfig) -> dict[str, Any]:
 @command(app, "report", ReportConfig)
 def report(config: ReportConfig) -> dict[str, Any]:
     """Write one page with everything about a run: curves, numbers with intervals, pictures; and compare runs."""
-    from vlkit.report.html import report
+    from vlkit.report.report import report
 
     return report(config)
 
@@ -185,7 +185,7 @@ def report(config: ReportConfig) -> dict[str, Any]:
 @command(app, "runs", RunsConfig)
 def runs(config: RunsConfig) -> dict[str, Any]:
     """List the runs: how they stand, and how good they are."""
-    from vlkit.report.listing import listed
+    from vlkit.report.list_runs import listed
 
     return listed(config)
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from vlkit import console
-from vlkit.config import EvalConfig, QuickstartConfig, ReportConfig
-from vlkit.config_data import TINY_LLM, SampleConfig
-from vlkit.config_fusion import CaptionConfig
-from vlkit.config_search import IndexConfig, SearchConfig
+from vlkit.config.data import TINY_LLM, SampleConfig
+from vlkit.config.fusion import CaptionConfig
+from vlkit.config.presets import resolve_prep, resolve_train_fusion, resolve_train_retrieval
+from vlkit.config.search import IndexConfig, SearchConfig
+from vlkit.config.training import EvalConfig, QuickstartConfig, ReportConfig
 from vlkit.errors import UsageError
-from vlkit.presets import resolve_prep, resolve_train_fusion, resolve_train_retrieval
 from vlkit.storage import Location
 
 MODEL = "tiny-siglip"
@@ -31,15 +31,15 @@ def quickstart(config: QuickstartConfig) -> dict[str, Any]:
     Raises:
         UsageError: the folder exists and is not empty.
     """
-    from vlkit.data.prepare import prepare
-    from vlkit.data.samples import sample
+    from vlkit.data.prep.prepare import prepare
+    from vlkit.data.samples.write import sample
     from vlkit.evaluation.evaluate import evaluate
     from vlkit.inference.caption import caption
-    from vlkit.inference.indexing import index
-    from vlkit.inference.searching import search
-    from vlkit.report.html import report
-    from vlkit.training.captioning import train_fusion
-    from vlkit.training.retrieval import train_retrieval
+    from vlkit.inference.index.build import index
+    from vlkit.inference.search.search import search
+    from vlkit.report.report import report
+    from vlkit.training.train_fusion import train_fusion
+    from vlkit.training.train_retrieval import train_retrieval
 
     out, began = config.out, time.perf_counter()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

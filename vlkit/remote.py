@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
-from vlkit import console, faults
+from vlkit import console, fault_injection
 from vlkit.errors import ArtifactError, DataError, NetworkError, UsageError
 from vlkit.storage import Location, cache_dir, json_text, written_whole
 
@@ -235,9 +235,9 @@ def _aside(places: Mapping[str, Path]) -> Iterator[dict[str, Path]]:
     try:
         yield parts
         for name, part in parts.items():
-            faults.place("before rename", places[name])
+            fault_injection.place("before rename", places[name])
             os.replace(part, places[name])
-            faults.place("after rename", places[name])
+            fault_injection.place("after rename", places[name])
     finally:
         for part in parts.values():
             part.unlink(missing_ok=True)

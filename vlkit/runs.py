@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from vlkit import console
+from vlkit.config.base import Settings, read_yaml, yaml_text
 from vlkit.errors import ArtifactError, NetworkError, UsageError
 from vlkit.remote import MANIFEST, Remote, hash_of
-from vlkit.settings import Settings, read_yaml, yaml_text
 from vlkit.storage import Location, json_text, write_text
 
 PACKAGES = ("vlkit", "torch", "transformers", "peft", "tokenizers", "numpy", "pandas", "pillow", "simplejpeg")

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vlkit import faults
+from vlkit import fault_injection
 from vlkit.errors import UsageError
 
 
@@ -107,9 +107,9 @@ def written_whole(path: Path) -> Iterator[Path]:
         yield aside
         aside.chmod(0o666 & ~_umask())
         flush(aside, path.name)
-        faults.place("before rename", path)
+        fault_injection.place("before rename", path)
         os.replace(aside, path)
-        faults.place("after rename", path)
+        fault_injection.place("after rename", path)
         flush(path.parent)
     finally:
         aside.unlink(missing_ok=True)
@@ -130,12 +130,12 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
             if not written.is_symlink():
                 flush(written)
         flush(aside, path.name)
-        faults.place("before rename", path)
+        fault_injection.place("before rename", path)
         if path.exists():
             _exchange(aside, path)
         else:
             os.rename(aside, path)
-        faults.place("after rename", path)
+        fault_injection.place("after rename", path)
         flush(path.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -212,7 +212,7 @@ def flush(path: Path, name: str | None = None) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
-        faults.place("after fsync", Path(name or path.name))
+        fault_injection.place("after fsync", Path(name or path.name))
     finally:
         os.close(descriptor)
 

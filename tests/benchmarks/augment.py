@@ -17,10 +17,10 @@ import measuring
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from vlkit.config_data import OPERATIONS, PictureSettings
-from vlkit.data.image_ops import Variation
-from vlkit.data.processes import cores
-from vlkit.data.render import Job, render
+from vlkit.config.data import OPERATIONS, PictureSettings
+from vlkit.data.augment.image_ops import Variation
+from vlkit.data.augment.render import Job, render
+from vlkit.data.parallel import cores
 
 
 def photo(number: int) -> Image.Image:

@@ -42,8 +42,8 @@ def captions(images: int) -> tuple[list[str], list[list[str]]]:
 
 def ours(made: list[str], told: list[list[str]]) -> Found:
     """Seconds and scores of vlkit, the three scorers together."""
-    from vlkit.evaluation.caption_metrics import CaptionScores
-    from vlkit.evaluation.caption_tokens import _tokens, coco_tokens
+    from vlkit.evaluation.captioning.metrics import CaptionScores
+    from vlkit.evaluation.captioning.ptb_tokens import _tokens, coco_tokens
 
     _tokens.cache_clear()
     began = time.perf_counter()

@@ -68,12 +68,12 @@ def of_vlkit(work: peers.Work, loss_of: Callable[[Any], Any], pieces: int = 1) -
         loss_of: model -> what the loop is given.
         pieces: of ordinary accumulation.
     """
-    from vlkit.data.batches import stream
-    from vlkit.models import adapters
+    from vlkit.data.loading.retrieval_batches import stream
+    from vlkit.models import tuning
     from vlkit.training.loop import steps
 
     model, dataset, _ = ours.opened(work)
-    recorder = Recorder(adapters.trainable(model))
+    recorder = Recorder(tuning.trainable(model))
     batches = stream(dataset, ours.drawn(work.order[:1], pieces), workers=0)
     unclipped = {"accumulate": pieces, "max_grad_norm": math.inf}
     done = next(steps(batches, loss_of(model), len, recorder, total=1, **unclipped))
@@ -82,7 +82,7 @@ def of_vlkit(work: peers.Work, loss_of: Callable[[Any], Any], pieces: int = 1) -
 
 def vlkit_ways(work: peers.Work, size: int, dropout: bool) -> dict[str, dict[str, float | None]]:
     """Micro-batches, and ordinary accumulation."""
-    from vlkit.training.contrast import Contrast
+    from vlkit.training.gradient_cache import Contrast
     from vlkit.training.losses import LOSSES
 
     def in_one_graph(model: Any) -> Callable[[Any], torch.Tensor]:

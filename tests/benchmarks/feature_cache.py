@@ -98,13 +98,13 @@ def fill(folder: Path, model: Any, dataset: Any, config: Any) -> measuring.Numbe
     """Keep what the frozen parts make of the dataset; from then on it reads that."""
     import dataclasses
 
-    from vlkit.models import adapters
-    from vlkit.training import caching
+    from vlkit.models import tuning
+    from vlkit.training import fill_cache
 
     began = time.perf_counter()
-    caching.cached(dataclasses.replace(config, cache=str(folder)), model, dataset, None)
+    fill_cache.cached(dataclasses.replace(config, cache=str(folder)), model, dataset, None)
     seconds = time.perf_counter() - began
-    adapters.train_mode(model)
+    tuning.train_mode(model)
     return {"filling_seconds": seconds, "disk_gb": sum(p.stat().st_size for p in folder.rglob("rows.bin")) / 2**30}
 
 

@@ -39,24 +39,24 @@ def pairs_of(config: Any, count: int, tokens: int) -> tuple[torch.Tensor, torch.
 
 def towers_of(config: Any, device: torch.device, tune: str = "full") -> Any:
     """A dual encoder with random weights, as train-retrieval has it before its first step."""
-    from vlkit.config import TrainRetrievalConfig
-    from vlkit.data.images import PixelSpec
-    from vlkit.models import adapters
-    from vlkit.models.towers import FAMILIES, Towers, quiet_transformers
+    from vlkit.config.training import TrainRetrievalConfig
+    from vlkit.data.images.decode import PixelSpec
+    from vlkit.models import tuning
+    from vlkit.models.dual_encoder import FAMILIES, Towers, quiet_transformers
 
     with device:
         model = getattr(quiet_transformers(), FAMILIES[config.model_type].model_class)(config)
     # No text is cut into tokens here, so none of its tokenizers is needed.
     towers = Towers(model, None, PixelSpec(config.vision_config.image_size), config.model_type).to(device)
-    adapters.adapt(towers, TrainRetrievalConfig(data=".", tune=tune), seed=0)
-    adapters.train_mode(towers)
+    tuning.adapt(towers, TrainRetrievalConfig(data=".", tune=tune), seed=0)
+    tuning.train_mode(towers)
     return towers
 
 
 def batch_of(images: Any, captions: torch.Tensor) -> Any:
     """Pairs as train-retrieval contrasts them, every one of them alone in its group."""
-    from vlkit.data.batches import Batch
     from vlkit.data.labels import Labels
+    from vlkit.data.loading.retrieval_batches import Batch
 
     names = [str(number) for number in range(len(captions))]
     labels = Labels.of(names, names, "multi-positive")
@@ -65,11 +65,11 @@ def batch_of(images: Any, captions: torch.Tensor) -> Any:
 
 def trainer_of(towers: Any, batches: Any, precision: str, *, micro: int | None = None, lr: float = 1e-5) -> Any:
     """The loop of train-retrieval over these batches, without end."""
-    from vlkit.models import adapters
-    from vlkit.training.contrast import Contrast
+    from vlkit.models import tuning
+    from vlkit.training.gradient_cache import Contrast
     from vlkit.training.loop import adamw, new_scaler, steps
 
-    optimizer = adamw(adapters.trainable(towers), lr=lr, weight_decay=0.01)
+    optimizer = adamw(tuning.trainable(towers), lr=lr, weight_decay=0.01)
     scaler = new_scaler(towers.device, precision)
     contrast = Contrast(towers, towers.family.loss, micro)
     return steps(batches, contrast, len, optimizer, total=10**9, precision=precision, scaler=scaler)
@@ -87,7 +87,7 @@ def tiny(kind: str) -> Any:
 
 def fp32_is_the_cpus(device: Device, precision: str) -> Found:
     """A loss without rounding to 16 bits: on the device as on the CPU."""
-    from vlkit.training.contrast import Contrast
+    from vlkit.training.gradient_cache import Contrast
 
     apart = 0.0
     for kind in ("clip", "siglip"):
@@ -168,7 +168,7 @@ def nf4_captions(device: Device, precision: str) -> Found:
 
     if find_spec("bitsandbytes") is None:
         return Found(None, "bitsandbytes is not installed")
-    from vlkit.data.caption_batches import CaptionBatch, padded
+    from vlkit.data.loading.caption_batches import CaptionBatch, padded
     from vlkit.training.caption_loss import CaptionLoss
     from vlkit.training.loop import adamw, new_scaler, steps
 
@@ -187,11 +187,11 @@ def nf4_captions(device: Device, precision: str) -> Found:
 
 
 def _captioner(device: Device, precision: str) -> tuple[Any, list[str]]:
-    from vlkit.data.images import PixelSpec
-    from vlkit.models.captioner import Captioner
-    from vlkit.models.language import load_llm
-    from vlkit.models.tiny_llm import write_fresh_llm
-    from vlkit.models.vision import PatchEncoder
+    from vlkit.data.images.decode import PixelSpec
+    from vlkit.models.captioner.captioner import Captioner
+    from vlkit.models.captioner.language_model import load_llm
+    from vlkit.models.captioner.tiny_llm import write_fresh_llm
+    from vlkit.models.captioner.vision_encoder import PatchEncoder
 
     told = [f"a {size} {colour} tart" for size in ("small", "large") for colour in ("red", "green", "blue", "white")]
     with tempfile.TemporaryDirectory() as folder:

@@ -20,12 +20,12 @@ import photos
 import torch
 from transformers import CLIPConfig, SiglipConfig
 
-from vlkit.data.batches import KEEP_PIXELS, Drawn, PixelStore, loader_workers, stream
-from vlkit.data.images import PixelSpec
-from vlkit.evaluation.ranking import rank_both
+from vlkit.data.images.decode import PixelSpec
+from vlkit.data.loading.retrieval_batches import KEEP_PIXELS, Drawn, PixelStore, loader_workers, stream
+from vlkit.evaluation.retrieval.ranking import rank_both
+from vlkit.models.cache.feature_cache import Frozen
 from vlkit.models.device import Precision
 from vlkit.models.encode import encode_captions, encode_images
-from vlkit.models.features import Frozen
 from vlkit.models.stages import Halfway
 
 # Of the time left, divided by the rows left, the share that a row is measured; the rest is for its beginning.

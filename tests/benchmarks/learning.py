@@ -33,10 +33,10 @@ EYE, KEPT, OURS = "vlkit, eye labels", "vlkit, eye labels, scale kept", "vlkit"
 def prepared(folder: Path) -> Path:
     """The sample recipes, split by recipe; more of them than usual are kept for the test."""
     from vlkit import console
-    from vlkit.config_data import SampleConfig
-    from vlkit.data.prepare import prepare
-    from vlkit.data.samples import sample
-    from vlkit.presets import resolve_prep
+    from vlkit.config.data import SampleConfig
+    from vlkit.config.presets import resolve_prep
+    from vlkit.data.prep.prepare import prepare
+    from vlkit.data.samples.write import sample
 
     console.silence()
     sample(SampleConfig(layout="recipes", out=folder / "raw"))
@@ -47,7 +47,7 @@ def prepared(folder: Path) -> Path:
 
 def work_for(folder: Path, data: Path, seed: int, options: argparse.Namespace) -> tuple[peers.Work, Any]:
     """A seed's initial model and batches, and the table of the training rows."""
-    from vlkit.data.batches import BatchOrder
+    from vlkit.data.loading.retrieval_batches import BatchOrder
     from vlkit.data.pairs import read_pairs
 
     pairs = read_pairs(data).of("train").positives()
@@ -68,8 +68,8 @@ def work_for(folder: Path, data: Path, seed: int, options: argparse.Namespace) -
 def hits(way: str, folder: Path, data: Path, seed: int, options: argparse.Namespace) -> np.ndarray:
     """Recall@1 of every text of the test, after training."""
     from vlkit.data.pairs import read_pairs
-    from vlkit.evaluation.scoring import Task, score
-    from vlkit.models import towers
+    from vlkit.evaluation.retrieval.task import Task, score
+    from vlkit.models import dual_encoder
 
     work, pairs = work_for(folder, data, seed, options)
     if way in (EYE, KEPT, OURS):
@@ -80,8 +80,8 @@ def hits(way: str, folder: Path, data: Path, seed: int, options: argparse.Namesp
     else:
         model, trained = peers.TRAINERS[way](work)
         trained(len(work.order))
-        weights = peers.weights_of(way, model, towers.load_config(str(work.model)))
-    tuned = towers.load(str(work.model))
+        weights = peers.weights_of(way, model, dual_encoder.load_config(str(work.model)))
+    tuned = dual_encoder.load(str(work.model))
     lacking = tuned.model.load_state_dict(weights, strict=False).missing_keys
     if [name for name in lacking if not name.endswith("position_ids")]:
         raise RuntimeError(f"{way}: {lacking} are not among its weights")
@@ -96,8 +96,8 @@ def measured(options: argparse.Namespace, ways: Sequence[str] = (OURS, EYE, KEPT
         ways: of vlkit; the peers' come after them.
     """
     from vlkit.data.pairs import read_pairs
-    from vlkit.evaluation.intervals import interval, resample
-    from vlkit.evaluation.scoring import Task
+    from vlkit.evaluation.retrieval.task import Task
+    from vlkit.evaluation.statistics import interval, resample
 
     here, left_out = ([], []) if options.without_peers else peers.installed()
     for sentence in left_out:

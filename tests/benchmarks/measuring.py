@@ -194,7 +194,7 @@ def matmul_rate(precision: str, seconds: float = 1.0) -> float:
     """
     import torch
 
-    from vlkit.models.products import product
+    from vlkit.models.fast.linear import product
 
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     best = _BEST.get(precision, 0.0)

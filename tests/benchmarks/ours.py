@@ -19,10 +19,11 @@ def opened(work: peers.Work, pairs: Any = None, **settings: Any) -> tuple[Any, A
         settings: of TrainRetrievalConfig; without any, everything is trained and nothing kept.
     """
     from vlkit import console
-    from vlkit.config import TrainRetrievalConfig
-    from vlkit.models import adapters, token_table, towers
+    from vlkit.config.training import TrainRetrievalConfig
+    from vlkit.models import dual_encoder, tuning
     from vlkit.models.device import best_device
-    from vlkit.training.planning import Rows, dataset_of
+    from vlkit.models.fast import partial_embedding
+    from vlkit.training.plan import Rows, dataset_of
 
     console.silence()
     pairs = photos.pairs_of(work.model.parent, work.files, work.texts) if pairs is None else pairs
@@ -36,12 +37,12 @@ def opened(work: peers.Work, pairs: Any = None, **settings: Any) -> tuple[Any, A
         weight_decay=work.weight_decay,
         **(common | settings),
     )
-    model = towers.load(str(work.model))
-    adapters.adapt(model, config, seed=work.seed)
-    adapters.train_mode(model)
+    model = dual_encoder.load(str(work.model))
+    tuning.adapt(model, config, seed=work.seed)
+    tuning.train_mode(model)
     model.to(best_device())
     dataset = dataset_of(Rows(pairs, pairs, pairs.of("val")), model, config)
-    token_table.narrow(model, dataset.tokens.tokens)
+    partial_embedding.narrow(model, dataset.tokens.tokens)
     return model, dataset, config
 
 
@@ -57,13 +58,13 @@ def trainer(
     Returns:
         As the peers' do: seconds of each step but the first.
     """
-    from vlkit.data.batches import stream
-    from vlkit.models import adapters
-    from vlkit.training.contrast import Contrast
+    from vlkit.data.loading.retrieval_batches import stream
+    from vlkit.models import tuning
+    from vlkit.training.gradient_cache import Contrast
     from vlkit.training.loop import adamw, new_scaler, steps
 
     contrast = Contrast(model, config.loss, int(config.micro_batch) if config.micro_batch else None)
-    optimizer = adamw(adapters.trainable(model), lr=config.lr, weight_decay=config.weight_decay)
+    optimizer = adamw(tuning.trainable(model), lr=config.lr, weight_decay=config.weight_decay)
     scaler = new_scaler(model.device, config.precision)
     batches = cycle(drawn(order, config.grad_accum))
 
@@ -82,7 +83,7 @@ def trainer(
 
 def drawn(order: Iterable[Sequence[int]], pieces: int = 1) -> list[Any]:
     """Batches as a dataset is asked for them, each in so many pieces."""
-    from vlkit.data.batches import Drawn
+    from vlkit.data.loading.retrieval_batches import Drawn
 
     def cut(rows: Sequence[int]) -> list[Any]:
         size = len(rows) // pieces

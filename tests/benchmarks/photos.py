@@ -82,9 +82,9 @@ def write_model(folder: Path, size: str, texts: Sequence[str], seed: int = 0) ->
     import torch
     from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-    from vlkit.data.images import PixelSpec
+    from vlkit.data.images.decode import PixelSpec
     from vlkit.models import tiny
-    from vlkit.models.towers import Towers, quiet_transformers
+    from vlkit.models.dual_encoder import Towers, quiet_transformers
 
     quiet_transformers()
     torch.manual_seed(seed)

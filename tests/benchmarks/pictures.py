@@ -78,8 +78,8 @@ def loaded(way: str, paths: Sequence[Path], batch: int) -> Iterator[torch.Tensor
     """float32 [batch, 3, 224, 224] without end."""
     workers = os.cpu_count() or 1
     if way in OURS:
-        from vlkit.data.batches import KEEP_PIXELS, Carried, PixelStore, unpacked
-        from vlkit.models.towers import Towers
+        from vlkit.data.loading.retrieval_batches import KEEP_PIXELS, Carried, PixelStore, unpacked
+        from vlkit.models.dual_encoder import Towers
 
         # So many that none is kept decoded.
         many = list(paths) * (KEEP_PIXELS // (3 * SIDE**2 * len(paths)) + 1)
@@ -98,7 +98,7 @@ def loaded(way: str, paths: Sequence[Path], batch: int) -> Iterator[torch.Tensor
 
 
 def _spec(way: str) -> Any:
-    from vlkit.data.images import PixelSpec
+    from vlkit.data.images.decode import PixelSpec
     from vlkit.models.preprocessing import CLIP_MEAN, CLIP_STD
 
     decode: Any = way.removeprefix("vlkit ")
@@ -174,7 +174,7 @@ def reduced_part(path: Path) -> int:
     """The part of its size that "reduced" has this picture decoded at."""
     from PIL import Image
 
-    from vlkit.data.images import SPARE, _drafted
+    from vlkit.data.images.decode import SPARE, _drafted
 
     with Image.open(path) as picture:
         whole = picture.width
@@ -184,7 +184,7 @@ def reduced_part(path: Path) -> int:
 
 def measured(folder: Path, ways: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
     """One table's rows, and the least that reading the files takes."""
-    from vlkit.data import jpeg
+    from vlkit.data.images import jpeg
 
     told = ["--folder", str(folder), "--batch", str(options.batch), "--pictures", str(options.pictures)]
     found = measuring.in_turns(__file__, ways, options.runs, told)

@@ -85,8 +85,8 @@ def cores(folder: Path, count: int, runs: int) -> dict[str, Any]:
 
 def _checking(raw: Path) -> dict[str, list[float]]:
     """The checking alone, without starting Python, reading the folder and writing: seconds of three rounds."""
-    from vlkit.data.checking import check_all
-    from vlkit.data.sources import Source
+    from vlkit.data.prep.source_folder import Source
+    from vlkit.data.prep.verify_images import check_all
     from vlkit.storage import Location
 
     source = Source(Location(raw))

@@ -57,7 +57,7 @@ def prepare(way: str, options: argparse.Namespace) -> Callable[[], measuring.Num
 
 def ours(texts: Any, images: Any, right: Any, **how: Any) -> list[float]:
     """vlkit: exact ranks, as each evaluation while training and each fold has them."""
-    from vlkit.evaluation.ranking import metric_values, rank_both
+    from vlkit.evaluation.retrieval.ranking import metric_values, rank_both
 
     own, groups = [str(image) for image in right.tolist()], [str(image) for image in range(len(images))]
     both = rank_both(texts, images, own, groups, **{"keep": 0, **how})
@@ -99,7 +99,7 @@ def rates(options: argparse.Namespace) -> dict[str, float]:
     """Seconds that the one product of all scores takes at the best rate of torch's and of vlkit's multiplication."""
     import torch
 
-    from vlkit.evaluation.blocks import product
+    from vlkit.evaluation.retrieval.score_blocks import product
 
     work = 2 * options.texts * options.images * options.width
     rows, columns = torch.randn(1024, options.width), torch.randn(1024, options.width)

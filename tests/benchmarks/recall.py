@@ -22,9 +22,9 @@ import measuring
 import numpy as np
 
 from vlkit.data.pairs import read_pairs
-from vlkit.evaluation.intervals import interval, p_value, resample, units_that_differ
-from vlkit.evaluation.scoring import DIRECTIONS, Task, score
-from vlkit.models.opening import open_trained
+from vlkit.evaluation.retrieval.task import DIRECTIONS, Task, score
+from vlkit.evaluation.statistics import interval, p_value, resample, units_that_differ
+from vlkit.models.loading import open_trained
 
 # Name -> flags of augment (None: the plain folder), flags of train-retrieval. {plain}: the plain run of the same seed.
 RECIPES: dict[str, tuple[str | None, str]] = {

@@ -27,12 +27,12 @@ def made(rows: int, kind: str) -> Any:
     import pyarrow as pa
 
     peers.declare_torchvision()
-    from vlkit.inference.embedder import Embedder
-    from vlkit.inference.entries import SCHEMA
-    from vlkit.inference.faiss_index import Nearest
-    from vlkit.inference.index_folder import Index
-    from vlkit.inference.searching import Searcher
-    from vlkit.models.opening import open_model
+    from vlkit.inference.index.documents import SCHEMA
+    from vlkit.inference.index.faiss_index import Nearest
+    from vlkit.inference.index.index_folder import Index
+    from vlkit.inference.index.query_encoder import Embedder
+    from vlkit.inference.search.search import Searcher
+    from vlkit.models.loading import open_model
     from vlkit.storage import Location
 
     texts = [f"a recipe of {number % 97} eggs and {number % 89} plums, number {number}" for number in range(rows)]
@@ -75,7 +75,7 @@ def encoded(searcher: Any, model: Any, text: str) -> Any:
 
 def measured(searcher: Any, queries: int, runs: int, hits: int) -> dict[str, Any]:
     """Both ways, in turns."""
-    from vlkit.inference.searching import Ask
+    from vlkit.inference.search.search import Ask
 
     bare_index, model = searcher.index.nearest["texts"], opened(searcher)
     texts = [f"{number} plums in a cake, and {number % 7} cherries" for number in range(queries)]

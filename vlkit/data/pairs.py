@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlkit.config_data import PrepConfig
+from vlkit.config.base import read_yaml
+from vlkit.config.data import PrepConfig
 from vlkit.data import captions, labels, splits
 from vlkit.data.labels import Groups
 from vlkit.errors import DataError, nearest
 from vlkit.remote import ZONE_TABLES, fetch_by_hash, local_folder
 from vlkit.runs import Run
-from vlkit.settings import read_yaml
 from vlkit.storage import Location
 
 if TYPE_CHECKING:

@@ -175,14 +175,14 @@ def refuse_leaks(pairs: pd.DataFrame, where: str, near: int = -1) -> None:
 
 
 def _refuse_lookalikes(pictures: pd.DataFrame, where: str, near: int) -> None:
-    from vlkit.data import perceptual
+    from vlkit.data.images import phash
 
-    looks = [perceptual.restored(each) for each in pictures["image_looks"]]
+    looks = [phash.restored(each) for each in pictures["image_looks"]]
     split = pictures["split"].to_numpy()
     seen: list[int] = []
     for name in SPLITS:
         here = [int(i) for i in (split == name).nonzero()[0]]
-        found = perceptual.first_alike([looks[i] for i in here], [looks[i] for i in seen], near)
+        found = phash.first_alike([looks[i] for i in here], [looks[i] for i in seen], near)
         if found is not None:
             first, second = pictures.iloc[here[found[0]]], pictures.iloc[seen[found[1]]]
             both = f"{first['image']} ({first['split']}) and {second['image']} ({second['split']})"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlkit.evaluation.intervals import (
+from vlkit.evaluation.statistics import (
     Statistic,
     interval,
     median_of,
@@ -21,7 +21,7 @@ from vlkit.evaluation.intervals import (
 )
 
 if TYPE_CHECKING:
-    from vlkit.evaluation.ranking import Ranks
+    from vlkit.evaluation.retrieval.ranking import Ranks
 
 # Of few pictures a class, a draw misses some and repeats others: these numbers then lie beside what they are drawn
 # from, and their draws are moved back to it.
@@ -48,7 +48,7 @@ class Measured:
     @classmethod
     def of(cls, ranks: Ranks) -> Measured:
         """A direction of retrieval."""
-        from vlkit.evaluation.ranking import metric_values
+        from vlkit.evaluation.retrieval.ranking import metric_values
 
         values = metric_values(ranks)
         ranked = values.pop("median_rank")

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from vlkit.evaluation.scoring import Embedded, Task
-from vlkit.models import adapters
+from vlkit.evaluation.retrieval.task import Embedded, Task
+from vlkit.models import tuning
 from vlkit.models.device import Precision
+from vlkit.models.dual_encoder import Towers
 from vlkit.models.encode import encode_texts
-from vlkit.models.towers import Towers
 from vlkit.runs import Run
 
 QUERIES, AT_MOST_SECONDS, WARM_UP = 200, 2.0, 3
@@ -45,7 +45,7 @@ def efficiency(towers: Towers, embedded: Embedded, task: Task, run: Run | None, 
         "train_peak_memory_process_gb": (facts.get("peak_memory_gb") or {}).get("process"),
         "train_peak_memory_gpu_gb": (facts.get("peak_memory_gb") or {}).get("gpu"),
         "trainable_parameters": facts.get("trainable_parameters", 0),
-        "total_parameters": adapters.count(towers).total,
+        "total_parameters": tuning.count(towers).total,
     }
 
 

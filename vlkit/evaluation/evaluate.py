@@ -8,19 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from vlkit import console
-from vlkit.config import SCHEMA, EvalConfig, suffix_of
+from vlkit.config.training import SCHEMA, EvalConfig, suffix_of
 from vlkit.data.pairs import Pairs, data_of, read_pairs
 from vlkit.distributed import World, joined
 from vlkit.errors import DataError
-from vlkit.evaluation import queries, told
-from vlkit.evaluation.card import write_card
+from vlkit.evaluation import summary
 from vlkit.evaluation.efficiency import efficiency
-from vlkit.evaluation.measuring import Evaluation
-from vlkit.evaluation.refusals import refuse_foreign, refuse_missed
-from vlkit.evaluation.scoring import Task
-from vlkit.models import adapters
+from vlkit.evaluation.model_card import write_card
+from vlkit.evaluation.results import refuse_foreign, refuse_missed
+from vlkit.evaluation.retrieval import per_query
+from vlkit.evaluation.retrieval.evaluate_retrieval import Evaluation
+from vlkit.evaluation.retrieval.task import Task
+from vlkit.models import tuning
 from vlkit.models.device import best_device, best_precision
-from vlkit.models.opening import open_model, open_tuned, open_untouched
+from vlkit.models.loading import open_model, open_tuned, open_untouched
 from vlkit.models.preprocessing import decoding
 from vlkit.remote import Remote, hash_of
 from vlkit.runs import Run, in_zone, mirror_of
@@ -61,7 +62,7 @@ def _evaluated(config: EvalConfig, world: World) -> dict[str, Any]:
         tuned = open_tuned(run, config.decode)
     else:
         tuned = decoding(open_model(str(config.model), texts, seed=config.seed), config.decode)
-    counted = adapters.count(tuned).total
+    counted = tuning.count(tuned).total
     precision = config.precision or settings.get("precision") or best_precision(best_device(), counted)
     evaluation = Evaluation(config, pairs, task, precision, world)
     seen = evaluation.seen(tuned.to(best_device()), cache="off")
@@ -100,17 +101,17 @@ def _write(results: dict[str, Any], evaluation: Evaluation, config: EvalConfig, 
     if any(there.get(key) != results["data"][key] for key in ("fingerprint", "split")):
         suffix += f"-{evaluation.pairs.fingerprint[:8]}"
     folder.mkdir(parents=True, exist_ok=True)
-    frame = queries.table(evaluation.tuned, evaluation.base, evaluation.task)
-    queries.write_table(folder / f"queries{suffix}.parquet", frame)
+    frame = per_query.table(evaluation.tuned, evaluation.base, evaluation.task)
+    per_query.write_table(folder / f"queries{suffix}.parquet", frame)
     results["queries"] = {"file": f"queries{suffix}.parquet", "hash": hash_of(folder / f"queries{suffix}.parquet")}
-    examples = queries.examples(frame, evaluation.task, config.seed)
+    examples = per_query.examples(frame, evaluation.task, config.seed)
     target.write_json(f"examples_top5{suffix}.json", examples)
     target.write_json(f"results{suffix}.json", results)
     if run and config.out is None:
         if suffix == "":
             write_card(run)
         run.mirror(must=True)
-    told.tell(results, folder / f"results{suffix}.json")
+    summary.tell(results, folder / f"results{suffix}.json")
 
 
 def _evaluated_to_remote(config: EvalConfig, out: Location, world: World) -> dict[str, Any]:

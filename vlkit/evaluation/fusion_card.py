@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from vlkit.config.base import yaml_text
 from vlkit.runs import Run
-from vlkit.settings import yaml_text
 from vlkit.storage import write_text
 
 

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from vlkit import console, faults, interrupts
-from vlkit.config_fusion import CaptionConfig
-from vlkit.data import images
+from vlkit import console, fault_injection, signals
+from vlkit.config.fusion import CaptionConfig
+from vlkit.data.images import decode
 from vlkit.errors import ArtifactError, DataError, UsageError
-from vlkit.models.captioner import Captioner
-from vlkit.models.captioner_folder import open_captioner
+from vlkit.models.captioner.captioner import Captioner
+from vlkit.models.captioner.save_load import open_captioner
 from vlkit.remote import hash_of
 from vlkit.runs import Run
 from vlkit.storage import json_text, refuse_unwritable
@@ -95,12 +95,12 @@ def described(
     assert captioner.vision is not None
     spec = captioner.vision.pixel_spec
     for start in range(0, len(paths), config.batch_size):
-        interrupts.check()
+        signals.check()
         lines: list[dict[str, str]] = []
         pixels: list[np.ndarray] = []
         for path in paths[start : start + config.batch_size]:
             try:
-                pixels.append(images.pixels(path, spec))
+                pixels.append(decode.pixels(path, spec))
                 lines.append({"image": str(path), "caption": ""})
             except DataError as error:
                 if path in named:
@@ -206,7 +206,7 @@ class CaptionFile:
         self.file.write("".join(json_text(line) + "\n" for line in lines).encode())
         self.file.flush()
         os.fsync(self.file.fileno())
-        faults.place("after fsync", self.path)
+        fault_injection.place("after fsync", self.path)
 
     def _foreign(self, why: str) -> ArtifactError:
         return ArtifactError(f"{self.path} holds no captions of vlkit: {why}", hint="give another --out")

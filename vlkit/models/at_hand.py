@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vlkit.config_data import TINY_MODELS
+from vlkit.config.data import TINY_MODELS
 from vlkit.errors import VlkitError
 
 
@@ -16,7 +16,7 @@ def tokenizer_at_hand(name: str) -> tuple[Callable[[Sequence[str]], list[list[in
     """
     if name in TINY_MODELS or not (Path(name).exists() or in_hub_cache(name)):
         return None
-    from vlkit.models.towers import load_tokenizer
+    from vlkit.models.dual_encoder import load_tokenizer
 
     try:
         return load_tokenizer(name)

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from vlkit import console, interrupts
-from vlkit.data.batches import Carried, Inputs, Item, TokenStore, loader_workers, unpacked
+from vlkit import console, signals
+from vlkit.data.loading.retrieval_batches import Carried, Inputs, Item, TokenStore, loader_workers, unpacked
 from vlkit.models.device import Precision, autocast, best_device, best_precision
-from vlkit.models.towers import Towers
+from vlkit.models.dual_encoder import Towers
 
 ALL = slice(None)
 
@@ -40,7 +40,7 @@ def encode_images(
     blocks = [torch.zeros((0, towers.width), device=towers.device)]
     with console.progress("encoding pictures", len(positions)) as bar:
         for number, pixels in enumerate(unpacked(loader), start=1):
-            interrupts.check()
+            signals.check()
             if watch:
                 watch(pixels)
             with autocast(towers.device, precision):
@@ -76,7 +76,7 @@ def encode_captions(
         positions.sort(key=lambda position: len(captions.tokens[position]))
     blocks = [torch.zeros((0, towers.width), device=towers.device)]
     for start in range(0, len(positions), batch_size):
-        interrupts.check()
+        signals.check()
         with autocast(towers.device, precision):
             blocks.append(towers.embed_texts(captions[positions[start : start + batch_size]]))
     embedded = torch.cat(blocks)

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from vlkit.config_data import Decode
-from vlkit.data.images import RESAMPLING, PixelSpec
+from vlkit.config.data import Decode
+from vlkit.data.images.decode import RESAMPLING, PixelSpec
 from vlkit.errors import ArtifactError
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

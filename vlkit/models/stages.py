@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlkit.models.layers import NAME, pooled_layer
-from vlkit.models.packing import Packing
+from vlkit.models.fast.layers import NAME, pooled_layer
+from vlkit.models.fast.packing import Packing
 
 Run = Callable[[torch.Tensor, Any], torch.Tensor]
 

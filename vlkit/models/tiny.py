@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from vlkit.data.images import PixelSpec
+from vlkit.data.images.decode import PixelSpec
 from vlkit.errors import UsageError, nearest
-from vlkit.models.pair import TINY_TEXT
-from vlkit.models.towers import Towers, quiet_transformers
+from vlkit.models.dual_encoder import Towers, quiet_transformers
+from vlkit.models.paired_encoder import TINY_TEXT
 from vlkit.storage import folder_written_whole
 
 IMAGE_SIZE = 64

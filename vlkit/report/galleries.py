@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from vlkit.config import DIRECTIONS
-from vlkit.data import images
+from vlkit.config.training import DIRECTIONS
+from vlkit.data.images import decode
 from vlkit.data.pairs import Pairs
 from vlkit.data.splits import draw
 from vlkit.errors import VlkitError
-from vlkit.evaluation.told import arrow
-from vlkit.report.collecting import Collected
+from vlkit.evaluation.summary import arrow
+from vlkit.report.load_run import Collected
 
 SIDE, QUALITY = 160, 80
 
@@ -149,6 +149,6 @@ def thumbnail(path: Path) -> str:
     Raises:
         DataError: the file is gone or does not decode.
     """
-    picture, packed = images.upright(path, at_most=SIDE), io.BytesIO()
+    picture, packed = decode.upright(path, at_most=SIDE), io.BytesIO()
     picture.save(packed, "JPEG", quality=QUALITY)
     return "data:image/jpeg;base64," + base64.b64encode(packed.getvalue()).decode()

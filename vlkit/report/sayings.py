@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from vlkit.report.collecting import Collected
 from vlkit.report.galleries import Item, Shelf
+from vlkit.report.load_run import Collected
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from vlkit import console
-from vlkit.data.caption_batches import CaptionBatch
+from vlkit.data.loading.caption_batches import CaptionBatch
 from vlkit.distributed import World
-from vlkit.models.captioner import Captioner
+from vlkit.models.captioner.captioner import Captioner
 from vlkit.training.loop import Part
 
 

@@ -14,25 +14,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vlkit import console
-from vlkit.config_data import TINY_LLM
-from vlkit.config_fusion import TrainFusionConfig
-from vlkit.data.batches import BatchOrder
+from vlkit.config.data import TINY_LLM
+from vlkit.config.fusion import TrainFusionConfig
+from vlkit.config.presets import resolve_prep
+from vlkit.data.loading.retrieval_batches import BatchOrder
 from vlkit.data.pairs import FILES, Pairs, read_pairs
-from vlkit.data.prepare import prepare
+from vlkit.data.prep.prepare import prepare
 from vlkit.errors import DataError, ResourceError, UsageError
-from vlkit.evaluation.looking import one_caption_each
+from vlkit.evaluation.captioning.image_reliance import one_caption_each
+from vlkit.models.cache.feature_cache import Frozen
+from vlkit.models.captioner.fusion import Fusion, FusionShape
+from vlkit.models.captioner.language_model import CHUNK, LanguageModel, llm_config_of, llm_from_config
+from vlkit.models.captioner.tiny_llm import tiny_llm_config
+from vlkit.models.captioner.vision_encoder import PatchEncoder, vision_config_of, vision_from_config
 from vlkit.models.device import best_device, best_precision
-from vlkit.models.features import Frozen
-from vlkit.models.fusion import Fusion, FusionShape
-from vlkit.models.language import CHUNK, LanguageModel, llm_config_of, llm_from_config
 from vlkit.models.quantization import BYTES
-from vlkit.models.tiny_llm import tiny_llm_config
-from vlkit.models.vision import PatchEncoder, vision_config_of, vision_from_config
-from vlkit.presets import resolve_prep
 from vlkit.runs import default_name, local_runs
 from vlkit.storage import Location, existing, size_of
-from vlkit.training.caching import CachePlan, planned
-from vlkit.training.planning import whole_path
+from vlkit.training.fill_cache import CachePlan, planned
+from vlkit.training.plan import whole_path
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -237,7 +237,7 @@ def lora_numbers(config: TrainFusionConfig, language: LanguageModel) -> int:
         return 0
     import re
 
-    from vlkit.models.language import ATTENTION
+    from vlkit.models.captioner.language_model import ATTENTION
 
     shapes = [m.weight.shape for n, m in language.model.named_modules() if re.fullmatch(ATTENTION, n)]
     return sum(config.llm_lora * sum(shape) for shape in shapes)

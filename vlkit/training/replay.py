@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from vlkit import checkpoints, console
 from vlkit.errors import UsageError
-from vlkit.interrupts import StopRequest
+from vlkit.signals import StopRequest
 
 if TYPE_CHECKING:
-    from vlkit.training.training import Training
+    from vlkit.training.run_state import Training
 
 
 def replayed(training: Training, step: int) -> dict[str, Any]:

@@ -1,0 +1,180 @@
+"""What goes with a model or a domain, and how it is laid under what the user said.
+
+Precedence: default < model preset < domain preset < YAML < flag.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vlkit.config.base import Settings, read_yaml
+from vlkit.config.data import TINY_LLM, TINY_MODELS, AugmentConfig, PictureSettings, PrepConfig
+from vlkit.config.fusion import TrainFusionConfig
+from vlkit.config.training import TrainRetrievalConfig
+from vlkit.errors import UsageError
+from vlkit.storage import Location
+
+SECTIONS: dict[str, type[Settings]] = {
+    "prep": PrepConfig,
+    "augment": AugmentConfig,
+    "train-retrieval": TrainRetrievalConfig,
+}
+
+
+def model_preset(model: str, text_model: str | None = None) -> dict[str, Any]:
+    """Settings that go with a model: the tiny ones start from nothing and need other rates than pretrained ones.
+
+    A text encoder of another family learns the pictures' space, which stays as it is; its projection is new.
+    """
+    if text_model is not None and model not in TINY_MODELS:
+        return {"tune": "text", "epochs": 3.0, "batch_size": 32, "lr": 2e-5, "head_lr": 1e-3}
+    if model in TINY_MODELS:
+        return {"tune": "full", "steps": 1000, "batch_size": 64, "lr": 1.5e-3, "warmup": 0.3}
+    return {"epochs": 3.0, "batch_size": 32}
+
+
+def domain_preset(domain: str, command: str) -> dict[str, Any]:
+    """The part of a domain's YAML that is about `command`, one of SECTIONS.
+
+    Raises:
+        UsageError: no such domain, or the YAML has a section that no command reads.
+    """
+    shipped = {path.stem: path for path in (Path(__file__).parent / "domains").glob("*.yaml")}
+    path = Path(domain) if domain.endswith((".yaml", ".yml")) else shipped.get(domain)
+    if path is None:
+        from vlkit.errors import nearest
+
+        raise UsageError(f"unknown domain {domain!r}", hint=nearest(domain, sorted(shipped)))
+    sections = read_yaml(path)
+    for section, config in SECTIONS.items():
+        config.check_keys(sections.get(section) or {}, f"{path}, section {section}")
+    if unknown := set(sections) - SECTIONS.keys():
+        raise UsageError(f"{path}: unknown section {sorted(unknown)[0]!r}", hint=f"known: {', '.join(SECTIONS)}")
+    return dict(sections.get(command) or {})
+
+
+def resolve_prep(given: Mapping[str, Any]) -> PrepConfig:
+    """PrepConfig from what was given on the command line and in YAML, over the domain's preset, if there is one."""
+    domain = str(given["domain"]) if given.get("domain") else None
+    if domain is None and not given.get("source"):
+        hint = "for example: vlkit prep --domain recipes --source raw/; or --source alone, and the layout is found out"
+        raise UsageError("prep needs --domain NAME or --source DIR", hint=hint)
+    config = PrepConfig.from_layers(domain_preset(domain, "prep") if domain else {}, given)
+    trained = domain_preset(domain, "train-retrieval") if domain else {}
+    model = config.model or trained.get("text_model") or trained.get("model")
+    name = Path(domain).stem if domain else Path(config.source.name).stem
+    return dataclasses.replace(config, out=config.out or Location(Path("data") / name), model=model).given_as(config)
+
+
+def resolve_augment(given: Mapping[str, Any]) -> AugmentConfig:
+    """AugmentConfig over the preset of the data's domain."""
+    data = Location(given["data"] if given.get("data") else only_prepared_folder())
+    layers = _allowed(_domain_of_data(data), given)
+    return AugmentConfig.from_layers(*layers, {**given, "data": data})
+
+
+def _allowed(domain: str | None, given: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    """The layers under what the user gave; operations that the domain forbids get probability 0.
+
+    Raises:
+        UsageError: the user asks for one of them.
+    """
+    preset = domain_preset(domain, "augment") if domain else {}
+    said = given.get("forbid") if given.get("forbid") is not None else preset.get("forbid")
+    fields = AugmentConfig.fields()
+    forbidden = fields["forbid"].read(said or (), "settings")
+    for name in forbidden:
+        if name in fields and float(given.get(name) or 0) > 0:
+            told = f"{fields[name].flag} is forbidden: it would lie about the pictures of {domain or 'this domain'}"
+            raise UsageError(told, hint="leave it out; for pictures about which it does not, say forbid: [] beside it")
+    return preset, dict.fromkeys(set(forbidden) & fields.keys(), 0.0)
+
+
+def _picture_settings(value: Any, domain: str | None, seed: Any) -> PictureSettings | None:
+    """--augment FILE, or the mapping of a snapshot, over the domain's preset. The run's seed, unless it has its own."""
+    if value is None or isinstance(value, PictureSettings):
+        return value
+    where = "augment" if isinstance(value, Mapping) else str(value)
+    given = dict(value) if isinstance(value, Mapping) else read_yaml(Path(value))
+    AugmentConfig.check_keys(given, where)
+    fields = PictureSettings.fields()
+    given = {key: fields[key].read(each, where) for key, each in given.items() if key in fields and each is not None}
+    layers = [{key: each for key, each in layer.items() if key in fields} for layer in _allowed(domain, given)]
+    seeded = {} if seed is None else {"seed": seed}
+    return PictureSettings.from_layers(*layers, seeded, given, where=where)
+
+
+def resolve_train_retrieval(given: Mapping[str, Any]) -> TrainRetrievalConfig:
+    """TrainRetrievalConfig over the presets of the data's domain and of the model.
+
+    A domain's preset belongs to the model it names: with another --model its rates would be wrong, and it stays out.
+    """
+    given = dict(given)
+    data = Location(given["data"] if given.get("data") else only_prepared_folder())
+    given["data"] = data
+    domain = _domain_of_data(data)
+    preset = domain_preset(domain, "train-retrieval") if domain else {}
+    given["augment"] = _picture_settings(given.get("augment"), domain, given.get("seed"))
+    begun = given.get("model") or (given.get("init_from") and _model_of(Path(str(given["init_from"]))))
+    model = str(begun or preset.get("model") or TrainRetrievalConfig.model)
+    if preset.get("model", model) != model:
+        preset = {}
+    text_model = given.get("text_model") or preset.get("text_model")
+    layers = [model_preset(model, text_model), preset]
+    if text_model and given.get("tune") == "lora":
+        # Theirs is the rate of a whole encoder.
+        layers = [{key: value for key, value in layer.items() if key != "lr"} for layer in layers]
+    return TrainRetrievalConfig.from_layers(*layers, given)
+
+
+# What goes with a language model that vlkit makes: small batches and slow rates are for large ones.
+TINY_FUSION = {"quantize": "none", "batch_size": 32, "grad_accum": 1, "lr": 2e-3, "steps": 600}
+
+
+def resolve_train_fusion(given: Mapping[str, Any]) -> TrainFusionConfig:
+    """TrainFusionConfig over the preset of the language model.
+
+    Without --data it is data/coco, or the only prepared folder.
+    """
+    given, coco = dict(given), Path("data") / "coco"
+    given["data"] = Location(given["data"] if given.get("data") else coco if coco.is_dir() else only_prepared_folder())
+    preset = TINY_FUSION if given.get("llm") == TINY_LLM else {"steps": 1200}
+    return TrainFusionConfig.from_layers(preset, given)
+
+
+def _model_of(run: Path) -> str | None:
+    """The model that a run was begun with, for its presets; None where the folder says none."""
+    snapshot = run / "config.yaml"
+    return read_yaml(snapshot).get("model") if snapshot.is_file() else None
+
+
+def _domain_of_data(data: Location) -> str | None:
+    """The domain that a prepared folder was made with, if it is still to be found."""
+    from vlkit.remote import ZONE_TABLES, local_folder
+
+    folder = local_folder(data)
+    places = (folder / "data.yaml", folder / ZONE_TABLES / "data.yaml")
+    described = next((path for path in places if path.is_file()), None)
+    settings = read_yaml(described).get("settings") if described else None
+    domain = settings.get("domain") if isinstance(settings, dict) else None
+    gone = str(domain).endswith((".yaml", ".yml")) and not Path(str(domain)).is_file()
+    return str(domain) if domain and not gone else None
+
+
+def only_prepared_folder(root: Path = Path("data")) -> Path:
+    """The one prepared folder under data/, for commands called without --data."""
+    found = sorted(path.parent for path in root.glob("*/pairs.*") if not path.parent.name.startswith("."))
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise UsageError(
+            f"no --data, and no prepared folder under {root}/",
+            hint="prepare one: vlkit prep --domain recipes --source raw/",
+        )
+    raise UsageError(
+        f"no --data, and {len(found)} prepared folders under {root}/: {', '.join(map(str, found))}",
+        hint=f"say which: --data {found[0]}",
+    )

@@ -1,0 +1,362 @@
+"""Every setting of every command, written once.
+
+One flat frozen dataclass per command. The command line's flags (`flags.py`), the keys of a YAML file and the snapshot
+in a run folder all come from its fields: a name, a type, a help text, a default. Where the default is None the value
+depends on the data or the model and is filled in before the work starts, so that a snapshot is always complete.
+
+Precedence: default < model preset < domain preset < YAML < flag; `presets.py` lays them over one another.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from vlkit.config.base import REPEATED, Settings
+from vlkit.config.checks import above, at_least, between, cache_place, only
+from vlkit.config.data import Decode, PictureSettings
+from vlkit.errors import UsageError, nearest
+from vlkit.storage import Location
+
+RUNS = Location("runs")
+# Of results.json: counts up when a section changes its meaning.
+SCHEMA = 1
+DIRECTIONS = ("text_to_image", "image_to_text")
+# What eval measures, by the groups of results.json.
+RANKED = (
+    "recall@1",
+    "recall@5",
+    "recall@10",
+    "mrr",
+    "map",
+    "fraction_recall@1",
+    "fraction_recall@5",
+    "fraction_recall@10",
+)
+CLASSIFIED = ("accuracy", "top1_of_10", "precision_macro", "recall_macro", "f1_macro", "average_precision_macro")
+CAPTIONED = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider", "exact", "clipscore", "refclipscore")
+MEASURES = {**dict.fromkeys(DIRECTIONS, RANKED), "classification": CLASSIFIED, "captions": CAPTIONED}
+# Classes of fewer training pictures are rare.
+RARE = 50
+SHIFTS = ("low-light", "blur", "jpeg", "rotate")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(Settings):
+    """What every trainer has."""
+
+    data: Annotated[Location | None, "prepared folder (default: the only one under data/); s3:// too"] = None
+    name: Annotated[str | None, "name of the run (default: date, time, command and data)"] = None
+    runs_dir: Annotated[Location, "folder of the runs; s3:// gets a copy of what is kept under runs/"] = RUNS
+    steps: Annotated[int | None, "optimizer steps"] = None
+    epochs: Annotated[float | None, "passes over the training rows, instead of --steps"] = None
+    batch_size: Annotated[
+        int | None, "pairs a batch: what is contrasted with each other (default: by model, at most all rows)"
+    ] = None
+    micro_batch: Annotated[
+        str | None,
+        "embed this many at a time: a large batch in the memory of a small one, with the same result; auto: half as "
+        "many whenever memory runs out",
+    ] = None
+    grad_accum: Annotated[int, "batches whose gradients make one step"] = 1
+    lr: Annotated[float | None, "peak learning rate (default: 1e-5, LoRA 1e-4, by preset)"] = None
+    weight_decay: Annotated[float, "AdamW's, on matrices only"] = 0.01
+    warmup: Annotated[float, "steps of linear warm-up; below 1: share of all steps"] = 0.05
+    max_grad_norm: Annotated[float, "gradients are clipped to this norm"] = 1.0
+    extend_to: Annotated[
+        int | None, "go on with a finished run, to this many steps in all: a new warm-up and cosine over those to come"
+    ] = None
+    legs: Annotated[
+        tuple[int, ...], "for snapshots: steps at which the run had ended before --extend-to went on with it"
+    ] = ()
+    replay: Annotated[
+        int | None,
+        "take this step of a run again, which stays as it is: its pairs and loss, beside what was recorded",
+    ] = None
+    max_bad_steps: Annotated[
+        int, "end after this many steps in a row without a finite loss and gradient; none of them touches a weight"
+    ] = 3
+    precision: Annotated[
+        Literal["bf16", "fp16", "fp32"] | None, "of the matrix products (default: what the device does best)"
+    ] = None
+    decode: Annotated[
+        Decode,
+        "how pictures are read: exact, as transformers does in Pillow; fast, as it does with torchvision, within 1 of "
+        "255; reduced, large JPEGs at a part of their size, photographs within 10 of 255",
+    ] = "fast"
+    seed: Annotated[int, "decides order, initial weights and dropout"] = 42
+    workers: Annotated[
+        int | None, "processes that load batches (default: by size of the data); never changes a result"
+    ] = None
+    eval_every: Annotated[
+        int | None, "steps between evaluations on validation; 0: once an epoch (default: a tenth of all)"
+    ] = None
+    patience: Annotated[
+        int | None, "end after this many evaluations on validation without a better one (default: never)"
+    ] = None
+    save_every: Annotated[int | None, "steps between checkpoints (default: as --eval-every)"] = None
+    keep: Annotated[int, "newest checkpoints to keep, beside the best"] = 2
+    limit: Annotated[int | None, "use about this many rows of each split, drawn by the seed"] = None
+    deterministic: Annotated[bool, "torch's deterministic algorithms only"] = False
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "steps", "grad_accum", "save_every", "keep", "limit", "max_bad_steps", "extend_to", "replay")
+        at_least(self, 1, "patience")
+        at_least(self, 0, "eval_every", "workers", "weight_decay", "warmup", "seed")
+        above(self, 0, "epochs", "lr", "max_grad_norm")
+        if self.micro_batch not in (None, "auto") and not re.fullmatch("[1-9][0-9]*", self.micro_batch):
+            raise UsageError(f"--micro-batch {self.micro_batch} is neither a number from 1 on nor auto")
+        if list(self.legs) != sorted({*self.legs}) or (self.steps and any(leg >= self.steps for leg in self.legs)):
+            raise UsageError(f"--legs {','.join(map(str, self.legs))}: steps below --steps, in their order")
+        if self.name is not None and (not self.name or "/" in self.name or self.name.startswith(".")):
+            raise UsageError(
+                f"--name {self.name!r} is not the name of a folder", hint="letters, digits, '-', '_' and '.' will do"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRetrievalConfig(TrainingConfig):
+    """`vlkit train-retrieval`."""
+
+    model: Annotated[str, "hub name, local folder, tiny-siglip or tiny-clip"] = "google/siglip-base-patch16-224"
+    init_from: Annotated[Path | None, "finished run: the new one begins with a copy of its weights"] = None
+    text_model: Annotated[
+        str | None,
+        "a text encoder beside the model's vision tower, with its own tokenizer: any that AutoModel opens, such as "
+        "FacebookAI/xlm-roberta-base, or tiny-xlmr",
+    ] = None
+    loss: Annotated[Literal["sigmoid", "softmax"] | None, "default: sigmoid for SigLIP, softmax for CLIP"] = None
+    labels: Annotated[Literal["eye", "multi-positive", "mask"], "what counts as a match within a batch"] = (
+        "multi-positive"
+    )
+    tune: Annotated[
+        Literal["full", "last", "lora", "text", "image", "head"],
+        "what is trained: all, upper layers, adapters, one tower, or what stands behind the encoders; logit scale and "
+        "bias always are",
+    ] = "full"
+    towers: Annotated[Literal["both", "image", "text"], "with --tune full, last, lora, head: in which towers"] = "both"
+    trainable: Annotated[
+        tuple[str, ...], "of what --tune chose only parameters of these names: '*self_attn*,*projection*'"
+    ] = ()
+    unfreeze_layers: Annotated[int, "with --tune last: upper layers of each tower that are trained"] = 2
+    lora_targets: Annotated[tuple[str, ...], "with --tune lora: attention projections of the encoder layers"] = (
+        "q",
+        "k",
+        "v",
+        "out",
+    )
+    lora_rank: Annotated[int, "with --tune lora"] = 8
+    lora_alpha: Annotated[float, "with --tune lora: the update is scaled by alpha / rank"] = 16.0
+    lora_dropout: Annotated[float, "with --tune lora"] = 0.05
+    quantize: Annotated[Literal["nf4"] | None, "with --tune lora: the frozen base in 4 bits (QLoRA)"] = None
+    merge: Annotated[bool, "with --tune lora: write model/ too, with the adapters merged into its weights"] = False
+    head_lr: Annotated[float | None, "peak rate of what stands behind the encoders (default: --lr)"] = None
+    logit_lr: Annotated[float | None, "peak rate of logit scale and bias (default: --lr)"] = None
+    interpolate: Annotated[
+        bool, "at the end, go from the untouched to the tuned weights in tenths and keep what validation prefers"
+    ] = False
+    guard: Annotated[
+        Location | None, "prepared folder of a general kind: say how much of it is retained; nothing is chosen by it"
+    ] = None
+    cache: Annotated[
+        str,
+        "compute what the frozen parts make of a picture or text once, and keep it: off, auto (under ~/.cache/vlkit, "
+        "where it pays), or a folder",
+    ] = "auto"
+    checkpoint_activations: Annotated[bool, "compute activations again in the backward pass: less memory, slower"] = (
+        False
+    )
+    augment: Annotated[
+        PictureSettings | None, "vary pictures anew in every epoch, with the settings of an augmentation YAML"
+    ] = None
+    negatives: Annotated[bool, "contrast pictures with the wrong texts that augment chose for them, too"] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, 1, "unfreeze_layers", "lora_rank")
+        if self.batch_size is not None and self.batch_size < 2:
+            raise UsageError(
+                f"--batch-size {self.batch_size}: a batch of one contrasts a pair with nothing",
+                hint="give it at least 2",
+            )
+        if self.tune in ("text", "image") and self.towers not in ("both", self.tune):
+            raise UsageError(f"--tune {self.tune} --towers {self.towers}: these are two different towers")
+        if self.merge and self.tune != "lora":
+            raise UsageError(f"--merge merges a LoRA; with --tune {self.tune} there is none")
+        cache_place(self.cache)
+        if self.init_from and self.text_model:
+            raise UsageError("--init-from takes its text encoder from the run: leave out --text-model")
+        if self.quantize and self.tune != "lora":
+            told = f"--quantize {self.quantize} with --tune {self.tune}: weights in 4 bits cannot be trained"
+            raise UsageError(told, hint="--tune lora trains adapters on them")
+        if self.quantize and self.merge:
+            told = "--merge with --quantize: adapters that were trained on rounded weights do not fit the whole ones"
+            raise UsageError(told, hint="leave out --merge; adapter/ opens on the base in 4 bits")
+        if self.quantize and self.text_model:
+            raise UsageError("--quantize with --text-model: a pair is trained in full precision")
+        above(self, 0, "head_lr", "logit_lr")
+        between(self, 0.0, 0.99, "lora_dropout")
+        unknown = set(self.lora_targets) - {"q", "k", "v", "out"}
+        if unknown or not self.lora_targets:
+            raise UsageError(f"--lora-targets {','.join(self.lora_targets)}: choose from q, k, v, out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig(Settings):
+    """`vlkit eval`."""
+
+    run: Annotated[Path | None, "run folder to measure"] = None
+    model: Annotated[str | None, "instead of --run: a model as it is, with --data and --out"] = None
+    captions: Annotated[
+        Path | None, "instead of --run: captions of any captioner, a COCO results file, scored as COCO does"
+    ] = None
+    references: Annotated[Path | None, "with --captions: a COCO annotation file"] = None
+    against: Annotated[
+        Path | None, "of captions: another captioner's, a run that was measured or a COCO results file: the difference"
+    ] = None
+    clip_model: Annotated[
+        str | None, "of captions: CLIPScore and RefCLIPScore by this model, such as openai/clip-vit-base-patch32"
+    ] = None
+    images: Annotated[Path | None, "with --captions and --clip-model: folder of the pictures"] = None
+    num_beams: Annotated[int, "of captions that a run writes; 1: greedy"] = 1
+    samples: Annotated[int, "of captions: how many to print"] = 8
+    data: Annotated[Location | None, "prepared folder (default: the run's); s3:// too"] = None
+    out: Annotated[Location | None, "folder for the results (default: the run's); s3:// too"] = None
+    split: Annotated[Literal["train", "val", "test"], "rows to measure on"] = "test"
+    limit: Annotated[int | None, "measure on about this many rows, drawn by the seed"] = None
+    batch_size: Annotated[int, "pictures or texts encoded at a time"] = 64
+    precision: Annotated[Literal["bf16", "fp16", "fp32"] | None, "of the encoders (default: the run's)"] = None
+    decode: Annotated[Decode | None, "how pictures are read (default: as the run read them; of a model fast)"] = None
+    slice_by: Annotated[tuple[str, ...], "columns of the table whose values are compared, beside the usual slices"] = ()
+    shift: Annotated[tuple[str, ...], f"measure under corruptions, too: {', '.join(SHIFTS)}"] = ()
+    guard: Annotated[Location | None, "prepared folder of a general kind: what has been forgotten of it"] = None
+    templates: Annotated[
+        tuple[str, ...],
+        "prompts for the classes, {class_name} in each (default: prep's); give it again for more",
+        REPEATED,
+    ] = ()
+    fold_size: Annotated[
+        int | None,
+        "pictures a fold: scores averaged over folds of this many, beside the whole (default: 1000 where there are "
+        "2000 pictures or more of several captions each, as in COCO; 0: none)",
+    ] = None
+    fail_under: Annotated[
+        tuple[str, ...],
+        "exit with 8 where a metric is below: text_to_image.recall@5=0.6; give it again for more",
+        REPEATED,
+    ] = ()
+    cache: Annotated[
+        str,
+        "keep the untouched model's embeddings, so that they are paid once: off, auto (~/.cache/vlkit), or a folder",
+    ] = "auto"
+    draws: Annotated[int, "bootstrap draws behind an interval"] = 2000
+    seed: Annotated[int, "of the draws and of --limit"] = 42
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "limit", "batch_size", "num_beams")
+        at_least(self, 0, "fold_size", "samples")
+        at_least(self, 1000, "draws")
+        cache_place(self.cache)
+        only(self, "shift", SHIFTS)
+        if (self.captions is None) != (self.references is None):
+            raise UsageError("--captions and --references belong together: what was said, and what people say")
+        if self.captions is not None:
+            beside = {"captions", "references", "against", "clip_model", "images", "decode", "batch_size", "samples"}
+            beside |= {"out", "fail_under", "draws", "seed"}
+            if (self.clip_model is None) != (self.images is None):
+                raise UsageError("--clip-model and --images belong together: who judges, and the pictures")
+            for name in self.fields().keys() - beside:
+                if self.was_given(name):
+                    raise UsageError(f"--captions are scored by themselves: leave out {self.fields()[name].flag}")
+        if self.captions is not None:
+            self.refuse_unmeasured("captioning")
+        if self.captions is None and (self.run is None) == (self.model is None):
+            raise UsageError("eval measures a run or a model: give --run RUN, or --model M --data DIR --out DIR")
+        if self.model is not None and (self.data is None or self.out is None):
+            raise UsageError("eval --model needs --data DIR and --out DIR")
+
+    def refuse_unmeasured(self, task: str) -> None:
+        """Refuse what is asked for and is not measured of this kind of model.
+
+        Args:
+            task: retrieval or captioning.
+        """
+        for name in OF_CAPTIONS if task == "retrieval" else OF_RETRIEVAL:
+            if self.was_given(name):
+                raise UsageError(f"{self.fields()[name].flag} is not for a model of {task}")
+        for group, metric, _ in demanded(self.fail_under):
+            if (group == "captions") != (task == "captioning"):
+                raise UsageError(f"--fail-under {group}.{metric}: this is not measured here")
+
+
+# What of EvalConfig is about captions alone, and about retrieval alone.
+OF_CAPTIONS = {"against", "clip_model", "images", "num_beams", "samples"}
+OF_RETRIEVAL = {"slice_by", "shift", "guard", "templates", "fold_size", "cache"}
+
+
+def suffix_of(split: str, limit: int | None) -> str:
+    """What files of results end in: nothing for the whole test split; another, or a part, has files of its own."""
+    return ("" if split == "test" else f"-{split}") + (f"-limit{limit}" if limit else "")
+
+
+def demanded(lines: tuple[str, ...]) -> list[tuple[str, str, float]]:
+    """`text_to_image.recall@5=0.6` -> ("text_to_image", "recall@5", 0.6).
+
+    Raises:
+        UsageError: no such metric, or no number.
+    """
+    found = []
+    for line in lines:
+        name, _, number = line.partition("=")
+        group, _, metric = name.strip().partition(".")
+        if group not in MEASURES:
+            raise UsageError(f"--fail-under {line}: unknown {group!r}", hint=nearest(group, MEASURES))
+        if metric not in MEASURES[group]:
+            raise UsageError(f"--fail-under {line}: unknown {metric!r}", hint=nearest(metric, MEASURES[group]))
+        try:
+            least = float(number)
+        except ValueError:
+            raise UsageError(f"--fail-under {line}: after = stands the least value, such as 0.6") from None
+        most = {"cider": 10, "clipscore": 2.5, "refclipscore": 2.5}.get(metric, 1)
+        if not 0 <= least <= most:
+            raise UsageError(f"--fail-under {line}: this metric lies between 0 and {most}")
+        found.append((group, metric, least))
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig(Settings):
+    """`vlkit report`."""
+
+    run: Annotated[Path, "run folder, or the folder of the results of eval --model"]
+    against: Annotated[
+        tuple[str, ...], "another run, compared on the same queries; give it again for more", REPEATED
+    ] = ()
+    across_data: Annotated[bool, "show runs that were measured on other data, too; nothing is subtracted then"] = False
+    out: Annotated[Path | None, "folder for report.html and plots/ (default: the run's)"] = None
+    queries: Annotated[int, "queries in each gallery"] = 4
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "queries")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunsConfig(Settings):
+    """`vlkit runs`."""
+
+    runs_dir: Annotated[Path, "folder of the runs"] = Path("runs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuickstartConfig(Settings):
+    """`vlkit quickstart`."""
+
+    out: Annotated[Path, "folder for the tour"] = Path("quickstart")
+    steps: Annotated[int | None, "optimizer steps (default: the tiny model's)"] = None
+    seed: Annotated[int, "decides split, initial weights and order"] = 42
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "steps")
+        at_least(self, 0, "seed")

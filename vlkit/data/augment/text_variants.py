@@ -1,0 +1,77 @@
+"""What the rules make of the training texts, without what would lie or leak."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from vlkit.config.data import AugmentConfig
+from vlkit.data import captions, labels
+from vlkit.data.augment.text_ops import TextRules
+from vlkit.data.splits import draw
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ANOTHERS = "equal to a text of another group"
+HELD_OUT = "equal to a text of validation or test"
+
+
+class Phrasings:
+    """Variants of the training texts.
+
+    Args:
+        rows: the original rows that match, of all splits.
+        held_out: texts of validation and test; None: those of `rows`.
+
+    Attributes:
+        of_text: text id -> its variants, each with the rule that gives it. None of them equals a text of another group,
+            be it an original or a variant, or one that is held out; case does not count.
+        folded: text id -> all that the rules make of it, honest or not, case folded: other words for the same.
+        dropped: why variants were left out -> how many.
+    """
+
+    def __init__(self, rows: pd.DataFrame, config: AugmentConfig, held_out: Iterable[str] | None = None) -> None:
+        self.rules, self.seed, self.wanted = TextRules.of(config), config.seed, config.texts
+        self.dropped: Counter[str] = Counter()
+        self._held_out = set(rows.loc[rows["split"] != "train", "text"] if held_out is None else held_out)
+        self._held_out_folded = set(map(captions.folded, self._held_out))
+        self._groups_of: dict[str, set[str]] = defaultdict(set)
+        for text, groups in zip(rows["text"], rows["text_group"], strict=True):
+            self._groups_of[captions.folded(text)] |= labels.as_set(groups)
+        training = rows[rows["split"] == "train"]
+        self._groups: dict[str, set[str]] = defaultdict(set)
+        for text_id, groups in zip(training["text_id"], training["text_group"], strict=True):
+            self._groups[text_id] |= labels.as_set(groups)
+        unique = training.drop_duplicates("text_id")
+        texts = dict(zip(unique["text_id"], unique["text"], strict=True))
+        made = {text_id: self.rules.variants(text) for text_id, text in texts.items()}
+        self.folded = {text_id: {captions.folded(variant) for variant in of} for text_id, of in made.items()}
+        for text_id, of in self.folded.items():
+            for folded in of:
+                self._groups_of[folded] |= self._groups[text_id]
+        self.of_text = {text_id: self._honest(text_id, texts[text_id], of) for text_id, of in made.items()}
+        if not self.wanted:
+            self.dropped.clear()
+
+    def of_pair(self, pair_id: str, text_id: str) -> list[str]:
+        """The variants that a row gets: drawn for the row, but for a text of several groups the same in every row.
+
+        A variant belongs to the groups of the rows it stands in, and must belong to all that its text belongs to.
+        """
+        key = pair_id if len(self._groups[text_id]) == 1 else text_id
+        found = sorted(self.of_text[text_id], key=lambda variant: (draw(self.seed, f"{key}\0{variant}"), variant))
+        return found[: self.wanted]
+
+    def _honest(self, text_id: str, text: str, variants: dict[str, str]) -> dict[str, str]:
+        found, groups = {}, self._groups[text_id]
+        for variant, rule in variants.items():
+            folded = captions.folded(variant)
+            if variant in self._held_out or (folded in self._held_out_folded and folded != captions.folded(text)):
+                self.dropped[HELD_OUT] += 1
+            elif self._groups_of[folded] - groups:
+                self.dropped[ANOTHERS] += 1
+            else:
+                found[variant] = rule
+        return found

@@ -1,0 +1,192 @@
+"""eval --run of a captioner: what it says of pictures that it has not seen, and whether it looks at them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlkit import console
+from vlkit.config.training import SCHEMA, EvalConfig, suffix_of
+from vlkit.data.pairs import Pairs, data_of, read_pairs
+from vlkit.errors import DataError, UsageError
+from vlkit.evaluation.captioning.clipscore import Judge
+from vlkit.evaluation.captioning.image_reliance import Looking, dataset_for, looked_at, one_caption_each, said
+from vlkit.evaluation.captioning.score import (
+    Captioned,
+    References,
+    Scored,
+    compared,
+    diversity,
+    examples_of,
+    other_captions,
+    show,
+    tell,
+)
+from vlkit.evaluation.efficiency import peak_memory_gb
+from vlkit.evaluation.results import refuse_foreign, refuse_missed
+from vlkit.models.captioner.captioner import Captioner
+from vlkit.models.captioner.save_load import open_captioner
+from vlkit.runs import Run
+
+
+def score_said(images: Sequence[str], texts: Sequence[str], references: References) -> dict[str, float]:
+    """BLEU, ROUGE_L, CIDEr and the exact share of some captions, without intervals.
+
+    Args:
+        images: ids of the pictures that `texts` are of.
+    """
+    captioned = Captioned.of(list(images), list(texts), [references.of_image[image] for image in images])
+    scored = Scored.of(captioned)
+    return {name: scored.measured.value(name, len(images)) for name in scored.measured.names}
+
+
+def evaluate_captions(config: EvalConfig) -> dict[str, Any]:
+    """Run `vlkit eval --run` of a captioner: write captions.json and results.json, print a table, return the results.
+
+    Raises:
+        QualityError: a metric is below --fail-under; everything is written.
+    """
+    assert config.run is not None
+    run = Run(config.run)
+    if config.out is not None:
+        if config.out.is_remote:
+            raise UsageError(f"--out {config.out}: captions are scored into a folder on this machine")
+        refuse_foreign(config.out.path, run)
+    settings = run.config()
+    data = config.data or data_of(run)
+    pairs = read_pairs(data).positives()
+    asked, empty = pairs.of(config.split).worded()
+    if empty:
+        console.warn(f"{empty} texts of the {config.split} split without a word are left out")
+    pictures = one_caption_each(asked, config.limit, config.seed)
+    if not len(pictures):
+        raise DataError(f"{data}: the {config.split} split has no pairs", hint="choose another --split")
+    folder, suffix = _place(config, run, pairs)
+    # What is cheap to find missing is looked for before what is dear is computed.
+    told = None
+    if config.against is not None:
+        told = other_captions(config.against, list(pictures.frame["image_id"]), suffix)
+    judge = None
+    if config.clip_model is not None:
+        judge = Judge(config.clip_model, pictures.image_paths(pictures.frame), config.batch_size, config.decode)
+    captioner = open_captioner(run, precision=config.precision, decode=config.decode)
+    made = _described(captioner, pictures, asked, settings, config, judge)
+    captioned = made.captioned
+    against = None if told is None else Captioned.of(captioned.images, told, captioned.references)
+    results = {
+        "schema": SCHEMA,
+        "task": "captioning",
+        "model": run.name,
+        "data": {
+            "path": str(pairs.folder.absolute),
+            "split": config.split,
+            "fingerprint": pairs.fingerprint,
+            "limit": config.limit,
+            "rows": len(pictures),
+        },
+        **_sections(made, against, config),
+        "efficiency": made.cost(run, captioner),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    target = Run(folder)
+    target.write_json(f"captions{suffix}.json", made.coco())
+    target.write_json(f"results{suffix}.json", results)
+    if config.out is None:
+        run.mirror(must=True)
+    tell(results, f"{run.folder}, {config.split}", folder / f"results{suffix}.json")
+    show(captioned, config.samples)
+    refuse_missed(results, config.fail_under)
+    return results
+
+
+@dataclass(frozen=True)
+class Described:
+    """Pictures, what a captioner says of them, and how long it took.
+
+    Attributes:
+        blank: what it says of a picture with nothing on it.
+        places: where each picture lies.
+        seconds: of writing the captions.
+        judge: what scores captions by a dual encoder, where one was named.
+    """
+
+    captioned: Captioned
+    blank: str
+    looking: Looking
+    places: list[str]
+    seconds: float
+    judge: Judge | None
+
+    def coco(self) -> list[dict[str, str]]:
+        """As COCO's results files have it."""
+        pairs = zip(self.captioned.images, self.captioned.captions, strict=True)
+        return [{"image_id": image, "caption": text} for image, text in pairs]
+
+    def cost(self, run: Run, captioner: Captioner) -> dict[str, Any]:
+        """The section of results.json."""
+        facts, peak = run.read_json("finished.json"), peak_memory_gb()
+        return {
+            "captions_per_second": len(self.places) / self.seconds,
+            "peak_memory_gb": peak["process"] if peak["gpu"] is None else peak["gpu"],
+            "train_seconds": facts.get("train_seconds"),
+            "trainable_parameters": facts.get("trainable_parameters"),
+            "total_parameters": facts.get("total_parameters"),
+        }
+
+
+def _described(
+    captioner: Captioner,
+    pictures: Pairs,
+    asked: Pairs,
+    settings: Mapping[str, Any],
+    config: EvalConfig,
+    judge: Judge | None,
+) -> Described:
+    """Let it write a caption of every picture, measure whether it looks, and what CLIP thinks of it."""
+    assert captioner.vision is not None
+    dataset, _ = dataset_for(pictures, captioner, int(settings["max_length"]))
+    blank = captioner.patches(captioner.vision.blank())
+    how = {"num_beams": config.num_beams, "max_new_tokens": int(settings["max_new_tokens"])}
+    began = time.perf_counter()
+    with console.progress("writing captions", len(dataset)) as bar:
+        texts = said(
+            captioner, dataset.pixels, dataset.image_of.tolist(), at_once=config.batch_size, watch=bar.update, **how
+        )
+    seconds = time.perf_counter() - began
+    images, references = list(pictures.frame["image_id"]), References.of(asked)
+    captioned = Captioned.of(images, texts, [references.of_image[image] for image in images])
+    looking = looked_at(captioner, dataset, blank, seed=config.seed, at_once=config.batch_size)
+    of_nothing = captioner.generate(blank, **how)[0]
+    return Described(captioned, of_nothing, looking, list(pictures.frame["image"]), seconds, judge)
+
+
+def _sections(made: Described, against: Captioned | None, config: EvalConfig) -> dict[str, Any]:
+    """metrics to examples, of results.json. The baseline is the same model in front of a blank picture."""
+    captioned = made.captioned
+    nothing = Captioned.of(captioned.images, [made.blank] * len(captioned.images), captioned.references)
+    other = against or nothing
+    scored, beside = Scored.of(captioned, made.judge), Scored.of(other, made.judge)
+    found = compared(scored, beside, draws=config.draws, seed=config.seed)
+    found["metrics"]["looking"] = made.looking.to_dict()
+    return {
+        **found,
+        "compared_with": str(config.against) if against is not None else "a blank picture",
+        **({"clip_model": config.clip_model} if config.clip_model else {}),
+        "blank_caption": made.blank,
+        "diversity": diversity(captioned.tokens),
+        "examples": examples_of(captioned, scored.scores, made.places),
+    }
+
+
+def _place(config: EvalConfig, run: Run, pairs: Pairs) -> tuple[Path, str]:
+    """Folder and file suffix: another split, or other data than the run's, gets files of its own."""
+    suffix = suffix_of(config.split, config.limit)
+    if config.out is not None:
+        return config.out.path, suffix
+    if run.environment().get("data", {}).get("fingerprint") != pairs.fingerprint:
+        console.warn(f"{pairs.folder} is not the data, or no longer, that {run.name} was trained on")
+        suffix += f"-{pairs.folder.name}"
+    return run.folder, suffix

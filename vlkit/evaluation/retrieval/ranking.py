@@ -1,0 +1,243 @@
+"""Scores -> ranks -> recall@k, MRR, median and mean rank; exact, tied scores and all, without the full score matrix.
+
+A query's rank is that of its first hit. Where scores tie, the order within the tie is nobody's merit: every metric is
+its expectation over random orders of the tied items (the median rank: the median of the expected ranks).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from vlkit.data.labels import Groups
+from vlkit.distributed import ALONE, World
+from vlkit.errors import NonFiniteError
+from vlkit.evaluation.retrieval.average_precision import Places, best_counts, counted
+from vlkit.evaluation.retrieval.reverse_ranking import Columns, crowded
+from vlkit.evaluation.retrieval.score_blocks import Block, Blocks, Matches
+from vlkit.evaluation.retrieval.topk import first, items_of, keyed
+
+KS = (1, 5, 10)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """What is needed of a ranking, for each query that has a match.
+
+    Attributes:
+        better: int64 [queries], wrong items that score above the best right one.
+        tied_wrong: int64 [queries], wrong items that score the same as it.
+        tied_right: int64 [queries], right items that score the same, itself included.
+        top: int64 [queries, up to `keep`], the items ranked first; of equal scores, the first in the gallery.
+        query: int64 [queries], position of each of these queries among those asked; one without a match is left out.
+        gallery: number of items.
+        precision: float64 [queries, 1 + len(KS)], average precision and the fraction of all right items among the first
+            k (see `precision.py`); None where it was not asked for.
+    """
+
+    better: np.ndarray
+    tied_wrong: np.ndarray
+    tied_right: np.ndarray
+    top: np.ndarray
+    query: np.ndarray
+    gallery: int
+    precision: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.better)
+
+    def recall(self, k: int) -> np.ndarray:
+        """float64 [queries]: probability that a right item stands among the first k (k is clamped to the gallery)."""
+        room = np.clip(min(k, self.gallery) - self.better, 0, None)
+        return 1 - self._none_within(room)
+
+    def expected_rank(self) -> np.ndarray:
+        """float64 [queries]: rank, from 1, of the first right item.
+
+        In a random order of r right and w wrong ones the first right one stands, on average, at (r + w + 1) / (r + 1).
+        """
+        return self.better + (self.tied_wrong + self.tied_right + 1) / (self.tied_right + 1)
+
+    def reciprocal(self) -> np.ndarray:
+        """float64 [queries]: expectation of 1 / rank."""
+        expected = 1.0 / (self.better + 1)
+        for query in np.flatnonzero(self.tied_wrong):
+            places = np.arange(1, self.tied_wrong[query] + 2)
+            none_yet = _none_within(places - 1, self.tied_wrong[query], self.tied_right[query])
+            none_still = _none_within(places, self.tied_wrong[query], self.tied_right[query])
+            expected[query] = ((none_yet - none_still) / (self.better[query] + places)).sum()
+        return expected
+
+    def _none_within(self, room: np.ndarray) -> np.ndarray:
+        chance = np.where(room > 0, 0.0, 1.0)
+        for query in np.flatnonzero((self.tied_wrong > 0) & (room > 0)):
+            chance[query] = _none_within(room[query : query + 1], self.tied_wrong[query], self.tied_right[query])[0]
+        return chance
+
+
+def _none_within(room: np.ndarray, wrong: int, right: int) -> np.ndarray:
+    """Probability that the first `room` places of a random order of wrong and right items are all wrong.
+
+    C(wrong, room) / C(wrong + right, room), as a running product.
+    """
+    drawn = np.arange(wrong + 1)
+    factors = np.clip(wrong - drawn, 0, None) / (wrong + right - drawn)
+    chances = np.concatenate([[1.0], np.cumprod(factors)])
+    return chances[np.minimum(room, wrong + 1)]
+
+
+def rank(
+    queries: torch.Tensor,
+    gallery: torch.Tensor,
+    query_groups: Sequence[Groups],
+    gallery_groups: Sequence[Groups],
+    *,
+    keep: int = 5,
+    every: bool = False,
+    world: World = ALONE,
+) -> Ranks:
+    """Rank the gallery for every query by the product of their embeddings.
+
+    The best right score is read from the same block product that the others are counted in: a second way of computing
+    it would round differently and count an item as better than itself.
+
+    Args:
+        queries: float32 [queries, width].
+        gallery: float32 [items, width].
+        query_groups, gallery_groups: an item is right for a query where their ids intersect (see `labels.py`).
+        keep: how many of the first items to remember.
+        every: look at every right item, not at the best alone: for average precision.
+        world: processes that share the queries; each gets all ranks.
+
+    Raises:
+        NonFiniteError: an embedding that is not finite.
+    """
+    _refuse_not_finite(queries, gallery)
+    matches = Matches.of(query_groups, gallery_groups)
+    blocks = Blocks(queries, gallery, matches, matches.asked[world.share(len(matches.asked))])
+    rows = _Rows(blocks, keep, every)
+    for block in blocks:
+        rows.add(block)
+    return rows.ranks(len(matches.asked), world)
+
+
+def rank_both(
+    queries: torch.Tensor,
+    gallery: torch.Tensor,
+    query_groups: Sequence[Groups],
+    gallery_groups: Sequence[Groups],
+    *,
+    keep: int = 5,
+    every: bool = False,
+    world: World = ALONE,
+) -> tuple[Ranks, Ranks]:
+    """Both directions: the gallery ranked for the queries, and the queries for the gallery.
+
+    They come from one product (see `columns.py`), and are what `rank` says of each. Arguments as there.
+
+    Raises:
+        NonFiniteError: an embedding that is not finite.
+    """
+    how: dict[str, Any] = {"keep": keep, "every": every, "world": world}
+    if len(queries) < len(gallery):
+        there, back = rank_both(gallery, queries, gallery_groups, query_groups, **how)
+        return back, there
+    _refuse_not_finite(queries, gallery)
+    matches = Matches.of(query_groups, gallery_groups)
+    if not (every and crowded(matches)):
+        asked = matches.by_first()
+        blocks = Blocks(queries, gallery, matches, asked[world.share(len(asked))])
+        # A query without a match asks nothing, but it is among those that an item ranks.
+        idle = np.setdiff1d(np.arange(len(queries)), asked)
+        others = Blocks(queries, gallery, matches, idle[world.share(len(idle))])
+        columns = Columns(blocks, matches, **how)
+        for _ in range(2):
+            rows = _Rows(blocks, keep, every)
+            for block in blocks:
+                rows.add(block)
+                columns.add(block)
+            for block in others:
+                columns.add(block)
+            if columns.held():
+                return rows.ranks(len(asked), world), _of_columns(columns, len(queries))
+    # Too many right queries an item, or a machine that never rounds the same twice.
+    there = rank(queries, gallery, query_groups, gallery_groups, **how)
+    return there, rank(gallery, queries, gallery_groups, query_groups, **how)
+
+
+def _refuse_not_finite(queries: torch.Tensor, gallery: torch.Tensor) -> None:
+    # A sum is finite if all are; it needs no memory, and embeddings are too small for it to overflow.
+    if not (torch.isfinite(queries.sum()) and torch.isfinite(gallery.sum())):
+        raise NonFiniteError(
+            "the model gives embeddings that are not finite numbers",
+            hint="a lower --lr or a longer --warmup keeps training finite; --precision fp32 where fp16 overflows",
+        )
+
+
+class _Rows:
+    """What the rows of some blocks come to."""
+
+    def __init__(self, blocks: Blocks, keep: int, every: bool) -> None:
+        self.query, self.gallery, self.every = blocks.query, blocks.gallery, every
+        self.counts = np.empty((len(self.query), 3), np.int64)
+        self.top = np.empty((len(self.query), min(keep, len(self.gallery))), np.int64)
+        self.precision = np.empty((len(self.query), 1 + len(KS)))
+
+    def add(self, block: Block) -> None:
+        """Count a block's scores."""
+        if self.every:
+            places = Places.of(block.scores, block.rows, block.items, block.spare)
+            self.counts[block.done], self.precision[block.done] = places.best(), _precision(places)
+        else:
+            self.counts[block.done] = _count(block).cpu()
+        if self.top.shape[1]:
+            keys = keyed(*first(block.scores, self.top.shape[1], block.spare))
+            self.top[block.done] = items_of(keys.sort(descending=True).values).cpu()
+
+    def ranks(self, asked: int, world: World) -> Ranks:
+        """The rows of all processes, by query."""
+        query, counts, top, precision = (
+            world.gathered(torch.from_numpy(part).to(self.gallery.device), asked).cpu().numpy()
+            for part in (self.query, self.counts, self.top, self.precision)
+        )
+        order = np.argsort(query)
+        parts = top[order], query[order], len(self.gallery)
+        return Ranks(*counts[order].T, *parts, precision[order] if self.every else None)
+
+
+def _count(block: Block) -> torch.Tensor:
+    """int64 [queries, 3]: better, tied_wrong and tied_right of a block."""
+    scores, right = block.scores, block.right
+    best = torch.full((len(scores),), -torch.inf, device=scores.device, dtype=scores.dtype)
+    best.scatter_reduce_(0, block.rows, right, "amax")
+    above, tied = (counted(compare, scores, best, block.spare) for compare in (torch.gt, torch.eq))
+    return best_counts(above, tied, block.rows, right, best)
+
+
+def _of_columns(columns: Columns, gallery: int) -> Ranks:
+    if not columns.every:
+        return Ranks(*columns.counts().T, columns.top(), columns.item, gallery)
+    places = columns.places()
+    return Ranks(*places.best().T, columns.top(), columns.item, gallery, _precision(places))
+
+
+def _precision(places: Places) -> np.ndarray:
+    return np.stack([places.average_precision(), *(places.found(k) for k in KS)], axis=1)
+
+
+def metric_values(ranks: Ranks) -> dict[str, np.ndarray]:
+    """Each metric's value for each query, float64 [queries]; a metric is their mean, median_rank their median."""
+    expected = ranks.expected_rank()
+    values = {
+        **{f"recall@{k}": ranks.recall(k) for k in KS},
+        "mrr": ranks.reciprocal(),
+        "median_rank": expected,
+        "mean_rank": expected,
+    }
+    if ranks.precision is not None:
+        values |= dict(zip(("map", *(f"fraction_recall@{k}" for k in KS)), ranks.precision.T, strict=True))
+    return values

@@ -1,0 +1,135 @@
+"""Entries -> unit rows: what an older index has is taken from it, the rest is embedded, and kept on the way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from vlkit import console
+from vlkit.config.search import IndexConfig
+from vlkit.data.loading.retrieval_batches import Inputs, PixelStore, TokenStore
+from vlkit.data.splits import draw
+from vlkit.distributed import ALONE
+from vlkit.inference.index.documents import KINDS, Kind, Source
+from vlkit.inference.index.index_folder import Index
+from vlkit.inference.index.query_encoder import Embedder
+from vlkit.models.cache.feature_cache import Kept, text_keys
+from vlkit.models.encode import encode_captions, encode_images
+
+# Of fewer rows none can be spared for a query.
+FEW = 100
+
+
+@dataclass(frozen=True)
+class Part:
+    """One kind of what is indexed.
+
+    Attributes:
+        rows: float32 unit rows, in the order of `table`.
+        embedded: how many of them were not in the index that is updated.
+    """
+
+    kind: Kind
+    table: pa.Table
+    rows: np.ndarray
+    embedded: int
+
+    def with_last(self, places: np.ndarray) -> Part:
+        """The same, these rows coming last."""
+        kept = np.setdiff1d(np.arange(len(self.rows)), places)
+        order = np.concatenate([kept, places])
+        return replace(self, table=self.table.take(order), rows=self.rows[order])
+
+
+def embedded(
+    embedder: Embedder, config: IndexConfig, source: Source, kind: Kind, table: pa.Table, before: Index | None
+) -> Part:
+    """The rows of one kind; of those that an older index has, its own."""
+    known = before.embeddings(kind) if before else {}
+    keys = table.column("key").to_pylist()
+    missing = [place for place, key in enumerate(keys) if key not in known]
+    rows = np.zeros((len(keys), embedder.towers.width), np.float32)
+    if missing:
+        rows[missing] = _encoded(embedder, config, source, kind, table, missing)
+    for place, key in enumerate(keys):
+        if key in known:
+            rows[place] = known[key]
+    if before is not None:
+        gone = len(known.keys() - set(keys))
+        console.say(f"{kind}: {len(missing)} new or changed, {len(keys) - len(missing)} as they were, {gone} gone")
+    return Part(kind, table, rows, len(missing))
+
+
+def _encoded(
+    embedder: Embedder, config: IndexConfig, source: Source, kind: Kind, table: pa.Table, places: list[int]
+) -> np.ndarray:
+    """Embed the entries at `places`; what is done is kept, so that an interrupted index goes on."""
+    towers = embedder.towers
+    how: dict[str, Any] = {"batch_size": config.batch_size, "precision": embedder.precision}
+    if kind == "texts":
+        tokens, cut = towers.tokenize([table.column("text")[place].as_py() for place in places])
+        if cut:
+            told = f"{cut} of {len(places)} texts are longer than the {towers.text_limit} tokens that the model reads"
+            console.warn(f"{told}: what comes after is not found")
+        captions = TokenStore(tokens, towers.pad)
+        kept: Inputs = captions
+        if config.cache != "off":
+            longest = max(map(len, tokens))
+            kept = Kept(towers, embedder.precision, longest, config.cache, ALONE)("texts", captions, text_keys(tokens))
+        return encode_captions(towers, kept, **how).float().cpu().numpy()
+    assert source.pairs is not None
+    chosen = source.pairs.unique_images().iloc[places]
+    pixels = PixelStore(source.pairs.image_paths(chosen), towers.pixel_spec)
+    pictures: Inputs = pixels
+    if config.cache != "off":
+        keys = [str(table.column("key")[place]) for place in places]
+        pictures = Kept(towers, embedder.precision, 0, config.cache, ALONE)("pictures", pixels, keys)
+    return encode_images(towers, pictures, **how).float().cpu().numpy()
+
+
+@dataclass(frozen=True)
+class Queries:
+    """What an index is measured by: texts and pictures that nothing was trained on, mixed.
+
+    Attributes:
+        rows: float32 unit rows [queries, width].
+        own: int64 [queries], the place in the index of a query that is in it itself; -1 of the others.
+        last: so many of the index' rows, the last ones, are queries, and must not be in it while it is tuned: a graph
+            finds its own rows far more easily than what it never saw.
+    """
+
+    rows: np.ndarray
+    own: np.ndarray
+    last: int
+
+
+def held_out_queries(
+    part: Part, approximate: bool, config: IndexConfig, source: Source, parts: list[Part]
+) -> tuple[Part, Queries]:
+    """Draw queries of either kind by the seed; for an approximate index, those of its own come last in it."""
+    held = dict(zip(KINDS, source.held_out(), strict=True))
+    others = [each for each in parts if each.kind != part.kind]
+    share = config.queries // (1 + len(others))
+    approximate = approximate and len(part.rows) >= FEW
+    most = len(part.rows) // 10 if approximate else share
+    chosen = _drawn(part, held[part.kind], min(share, most), config.seed)
+    if approximate:
+        part, chosen = part.with_last(chosen), np.full(len(chosen), -1)
+        own = part.rows[len(part.rows) - len(chosen) :]
+    else:
+        own = part.rows[chosen]
+    foreign = [each.rows[_drawn(each, held[each.kind], share, config.seed)] for each in others]
+    rows = np.concatenate([own, *foreign])
+    places = np.concatenate([chosen, *(np.full(len(each), -1) for each in foreign)])
+    order = np.random.default_rng(config.seed).permutation(len(rows))
+    return part, Queries(rows[order], places[order], len(chosen) if approximate else 0)
+
+
+def _drawn(part: Part, held: set[str], count: int, seed: int) -> np.ndarray:
+    """Places of some entries, of those that were held out where there are any."""
+    ids = part.table.column("id").to_pylist()
+    known = [place for place, key in enumerate(ids) if key in held] or range(len(ids))
+    return np.array(sorted(known, key=lambda place: draw(seed, ids[place]))[:count], np.int64)

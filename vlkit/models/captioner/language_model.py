@@ -1,0 +1,332 @@
+"""A frozen causal language model: loaded in 4 bits, 8 bits or whole; its chat template; the loss of some captions.
+
+Any that transformers' AutoModelForCausalLM opens and that takes `inputs_embeds`; Qwen2.5 is the one it is made for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+
+from vlkit.config.data import TINY_LLM
+from vlkit.errors import ArtifactError, UsageError
+from vlkit.models import quantization
+from vlkit.models.device import DTYPES, Precision
+from vlkit.models.dual_encoder import config_at, explained, quiet_transformers, refuse_unknown
+from vlkit.models.tuning import train_mode
+
+Quantize = Literal["nf4", "int8", "none"]
+# Stands for the picture in a chat template, and is cut out again.
+PICTURE = "<|the picture|>"
+# Words that are scored against the whole vocabulary at once.
+CHUNK = 256
+ATTENTION = r".*\.(self_attn|attn|attention)\.(q_proj|k_proj|v_proj|o_proj|query_key_value|dense|c_attn)"
+# What changes logits behind the output layer, in models whose loss would therefore be another one.
+CHANGED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What stands around the visual tokens.
+
+    Attributes:
+        before, after: token ids; the caption follows `after`.
+    """
+
+    before: list[int]
+    after: list[int]
+
+
+class LanguageModel(torch.nn.Module):
+    """A causal language model, frozen but for a LoRA where one is put into it.
+
+    Attributes:
+        model: transformers' model.
+        peft: the PeftModel around it where it has a LoRA, else None.
+        source: hub name or folder that it came from.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, source: str) -> None:
+        super().__init__()
+        self.model, self.tokenizer, self.source = model, tokenizer, source
+        self.peft: Any = None
+        model.requires_grad_(False)
+        refuse_changed_logits(model.config, source)
+        if tokenizer is not None and tokenizer.eos_token_id is None:
+            raise UsageError(f"the tokenizer of {source} has no token that ends a text", hint="choose another --llm")
+        self.eval()
+
+    @property
+    def embeddings(self) -> torch.Tensor:
+        """Of the vocabulary: [words, hidden]."""
+        return self.model.get_input_embeddings().weight
+
+    @property
+    def hidden(self) -> int:
+        """Width of its embeddings."""
+        return self.embeddings.shape[1]
+
+    @property
+    def window(self) -> int:
+        """Tokens that it reads at most."""
+        return int(getattr(self.model.config, "max_position_embeddings", None) or 2**31)
+
+    @property
+    def end(self) -> int:
+        """The token that ends a caption."""
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def pad(self) -> int:
+        """What short captions are filled up with; nothing looks at it."""
+        known = self.tokenizer.pad_token_id
+        return self.end if known is None else int(known)
+
+    @property
+    def has_chat(self) -> bool:
+        """It was taught to answer, and how a question is put to it is known."""
+        return bool(getattr(self.tokenizer, "chat_template", None))
+
+    def train(self, mode: bool = True) -> LanguageModel:
+        """What is frozen stays in eval mode; of a LoRA its dropout follows."""
+        super().train(False)
+        if mode and self.peft is not None:
+            train_mode(self.model)
+        for layer in self._recomputed():
+            # Where activations are computed again, transformers asks the layer itself, and no other module.
+            layer.training = mode
+        return self
+
+    def _recomputed(self) -> list[Any]:
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        return [
+            m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer) and m.gradient_checkpointing
+        ]
+
+    def checkpoint_activations(self) -> None:
+        """Compute activations again in the backward pass: less memory, slower."""
+        self.model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def prompt(self, text: str) -> Prompt:
+        """The prompt in the model's chat template, with a place for the picture before it; without one, as it stands.
+
+        Raises:
+            UsageError: the chat template does not let the prompt through as it is.
+        """
+        if not self.has_chat:
+            first = self.tokenizer.bos_token_id
+            return Prompt([] if first is None else [int(first)], self.tokens(f"{text}\n"))
+        told = [{"role": "user", "content": f"{PICTURE}\n{text}"}]
+        if odd := [token for token in self.tokenizer.all_special_tokens if token in text]:
+            raise UsageError(f"--prompt has {odd[0]} in it, which is no word to {self.source}", hint="leave it out")
+        # Models that think before they answer shall not.
+        whole = self.tokenizer.apply_chat_template(
+            told, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+        before, *after = whole.split(PICTURE)
+        if len(after) != 1:
+            raise UsageError(
+                f"the chat template of {self.source} does not keep the user's words", hint="choose another --llm"
+            )
+        return Prompt(self.tokens(before), self.tokens(after[0]))
+
+    def tokens(self, text: str) -> list[int]:
+        """Token ids, nothing added."""
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def captions(self, texts: Sequence[str], limit: int) -> tuple[list[list[int]], int]:
+        """Token ids of each caption and its end, at most `limit`; and how many were cut, which then have no end."""
+        options = {"add_special_tokens": False, "padding": False, "truncation": False, "verbose": False}
+        found = self.tokenizer([text.strip() for text in texts], **options)["input_ids"] if texts else []
+        whole = [[*ids, self.end] for ids in found]
+        return [ids[:limit] for ids in whole], sum(len(ids) > limit for ids in whole)
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """Token ids [..., length] -> embeddings [..., length, hidden]."""
+        return self.model.get_input_embeddings()(ids)
+
+    def states(self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Embeddings [texts, length, hidden] and mask [texts, length] -> the last layer's states, of the same shape."""
+        decoder = self.model.get_decoder()
+        found = decoder(inputs_embeds=inputs_embeds, attention_mask=attention_mask, use_cache=False)
+        return found.last_hidden_state
+
+    def cross_entropy(self, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Sum of -log p(target) in float32, of states [words, hidden] before the output layer; a scalar.
+
+        The output layer is frozen, and what it makes of all words is never held: see `_FrozenHead`.
+        """
+        head = self.model.get_output_embeddings()
+        with torch.autocast(states.device.type, enabled=False):
+            return _FrozenHead.apply(states, head.weight, head.bias, targets)
+
+    def identity(self) -> str:
+        """What tells it from another model, in any precision: configuration, words, chat, and its files' weights."""
+        config = {k: v for k, v in self.model.config.to_dict().items() if k not in PASSING and not k.startswith("_")}
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+        digest.update(json.dumps(self.tokenizer.get_vocab(), sort_keys=True).encode())
+        digest.update(str(self.tokenizer.chat_template).encode())
+        for path in _weight_files(self.source):
+            _sampled(path, digest)
+        return digest.hexdigest()
+
+    def insert_lora(self, *, rank: int, alpha: float, dropout: float, seed: int) -> None:
+        """Adapters on its attention layers, the only part of it that is then trained.
+
+        Raises:
+            UsageError: vlkit does not know this model's attention layers.
+        """
+        from peft import LoraConfig, get_peft_model
+
+        lora = LoraConfig(
+            r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=ATTENTION, bias="none", task_type="CAUSAL_LM"
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            try:
+                self.peft = get_peft_model(self.model, lora)
+            except ValueError as error:
+                kind = self.model.config.model_type
+                raise UsageError(f"--llm-lora: vlkit does not know the attention layers of a {kind} model") from error
+
+    def load_lora(self, folder: Path) -> None:
+        """Put a LoRA back that `peft.save_pretrained` wrote."""
+        from peft import PeftModel
+
+        try:
+            self.peft = PeftModel.from_pretrained(self.model, folder)
+        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+            told = f"{folder} is damaged, or does not fit {self.source}: {str(error).splitlines()[0]}"
+            raise ArtifactError(told, hint="bring it back from a copy, or train again") from None
+        self.model.requires_grad_(False)
+
+
+# Of a configuration: how it was loaded, and what generation alone uses.
+PASSING = ("dtype", "torch_dtype", "transformers_version", "quantization_config", "architectures", "use_cache")
+
+
+class _FrozenHead(torch.autograd.Function):
+    """Cross-entropy behind a frozen output layer, some words at a time.
+
+    The gradient at a word's state is (softmax - one-hot) W, which needs no other word: it is found in the forward pass,
+    chunk by chunk, and no logits are kept (as in Liger-Kernel's fused loss, arXiv 2410.10989, without its own kernels).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
+    ) -> torch.Tensor:
+        total = torch.zeros((), device=states.device)
+        # In float32 until the loss scale of fp16 has been multiplied in.
+        gradient = torch.empty_like(states, dtype=torch.float32) if ctx.needs_input_grad[0] else None
+        ctx.dtype = states.dtype
+        for start in range(0, len(states), CHUNK):
+            some, wanted = states[start : start + CHUNK].to(weight.dtype), targets[start : start + CHUNK]
+            logits = F.linear(some, weight, bias).float()
+            log_p = logits.log_softmax(dim=-1)
+            total -= log_p.gather(1, wanted[:, None]).sum()
+            if gradient is not None:
+                apart = log_p.exp_()
+                apart[torch.arange(len(wanted), device=apart.device), wanted] -= 1
+                gradient[start : start + CHUNK] = (apart.to(weight.dtype) @ weight).float()
+        if gradient is not None:
+            ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return (gradient * upstream[0]).to(ctx.dtype), None, None, None
+
+
+def _weight_files(source: str) -> list[Path]:
+    """The files of a model's weights: in its folder, or in the hub's cache."""
+    folder = Path(source)
+    if not folder.is_dir():
+        from transformers.utils import cached_file
+
+        found = cached_file(source, "config.json", _raise_exceptions_for_missing_entries=False)
+        folder = Path(found).parent if found else folder
+    return [path for kind in ("*.safetensors", "*.bin") for path in sorted(folder.glob(kind))]
+
+
+def _sampled(path: Path, digest: Any, blocks: int = 1024, size: int = 4096) -> None:
+    """Add a file to a digest: its length, its beginning with all names and shapes, and blocks spread over it.
+
+    All of it would take seconds a gigabyte; another training, a merged adapter too, changes weights everywhere.
+    """
+    length = path.stat().st_size
+    digest.update(str(length).encode())
+    with path.open("rb") as file:
+        digest.update(file.read(2**20))
+        for block in range(blocks):
+            file.seek(length * block // blocks)
+            digest.update(file.read(size))
+
+
+def refuse_changed_logits(config: Any, name: str) -> None:
+    """Refuse a model that does something to its logits: its loss would not be the one that is computed here."""
+    for key in CHANGED_LOGITS:
+        value = getattr(config, key, None)
+        if value not in (None, 1, 1.0, 0, 0.0):
+            raise UsageError(
+                f"{name} changes its logits ({key} {value}), which vlkit does not do", hint="choose another --llm"
+            )
+
+
+def llm_config_of(name: str) -> Any:
+    """transformers' configuration of a language model, refused where it is none.
+
+    Raises:
+        UsageError: no such model, or one that writes no text.
+    """
+    transformers = quiet_transformers()
+    refuse_unknown(name, (TINY_LLM,), "Qwen/Qwen2.5-1.5B-Instruct")
+    config = config_at(name)
+    if type(config) not in transformers.AutoModelForCausalLM._model_mapping:
+        told = f"{name} is a {config.model_type} model, which writes no text"
+        raise UsageError(told, hint="--llm takes a causal language model, such as Qwen/Qwen2.5-1.5B-Instruct")
+    return config
+
+
+def load_llm(name: str, *, quantize: Quantize, precision: Precision) -> LanguageModel:
+    """A language model by hub name or folder, frozen, in eval mode.
+
+    Args:
+        quantize: nf4 and int8 put it on the device that it will be used on.
+        precision: of its products, and of the weights that are not quantised.
+
+    Raises:
+        UsageError: no such model, or none that vlkit can use.
+        NetworkError, ArtifactError: see `towers.load`.
+    """
+    llm_config_of(name)
+    transformers = quiet_transformers()
+    with explained(name):
+        how = {} if quantize == "none" else quantization.loading(precision, quantize, spared=None)
+        model, report = transformers.AutoModelForCausalLM.from_pretrained(
+            name, dtype=DTYPES[precision], output_loading_info=True, **how
+        )
+        quantization.settle(model)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise ArtifactError(f"{name}: {len(missing)} weights are missing, for example {missing[0]}")
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        raise ArtifactError(f"{name}: its tokenizer knows {len(tokenizer)} tokens, more than its model")
+    return LanguageModel(model, tokenizer, name)
+
+
+def llm_from_config(config: Any) -> LanguageModel:
+    """The model of a configuration on the meta device: shapes and counts, without a byte of weights."""
+    with torch.device("meta"):
+        return LanguageModel(quiet_transformers().AutoModelForCausalLM.from_config(config), None, "meta")

@@ -1,0 +1,153 @@
+"""A trained captioner on the disk: fusion/ in its run's folder, a few megabytes; what is frozen is only named.
+
+    fusion/fusion.safetensors   adapter and cross-attention
+    fusion/fusion.json          their shape, the prompt, and what they belong to, with its hash
+    adapter/                    the language model's LoRA, where it has one, as PEFT writes it
+    base/vision  base/llm       where vlkit made these itself (tiny ones)
+
+Queries that were trained for one encoder and one language model mean nothing to another: both are hashed when the
+folder is written and compared when it is read.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from vlkit.config.data import Decode
+from vlkit.errors import ArtifactError
+from vlkit.models.cache.feature_cache import weights_hash
+from vlkit.models.captioner.captioner import Captioner
+from vlkit.models.captioner.fusion import Fusion, FusionShape
+from vlkit.models.captioner.language_model import TINY_LLM, LanguageModel, load_llm
+from vlkit.models.captioner.vision_encoder import PatchEncoder, load_vision
+from vlkit.models.device import Precision, best_device
+from vlkit.models.preprocessing import decoding
+from vlkit.models.tiny import MAKERS
+from vlkit.runs import Run
+from vlkit.storage import folder_written_whole, json_text
+
+SCHEMA = 1
+WEIGHTS, ABOUT = "fusion.safetensors", "fusion.json"
+
+
+def vision_of(run: Run, settings: dict[str, Any], texts: tuple[str, ...] = ()) -> PatchEncoder:
+    """The vision tower that a run names; a tiny one from its own folder, where it is made if it is not there.
+
+    Args:
+        texts: for the tokenizer that a tiny one is made with.
+    """
+    name = str(settings["vision"])
+    vision = load_vision(name, keep_in=run.base / "vision", texts=texts, seed=int(settings["seed"]))
+    return decoding(vision, settings["decode"])
+
+
+def llm_of(run: Run, settings: dict[str, Any], precision: Precision) -> LanguageModel:
+    """The language model that a run names; a tiny one from its own folder."""
+    name = str(run.base / "llm") if settings["llm"] == TINY_LLM else str(settings["llm"])
+    return load_llm(name, quantize=settings["quantize"], precision=precision)
+
+
+def identities(vision: PatchEncoder, language: LanguageModel) -> dict[str, str]:
+    """Hashes of what is frozen."""
+    return {"vision": weights_hash(vision, "pictures"), "llm": language.identity()}
+
+
+def write_captioner(captioner: Captioner, frozen: dict[str, str], run: Run) -> Path:
+    """Write fusion/ and, where there is a LoRA, adapter/; each appears whole. Returns fusion/.
+
+    Args:
+        frozen: hashes of what is frozen, from `identities`, taken before a LoRA was put in.
+    """
+    fusion, language = captioner.fusion, captioner.language
+    about = {
+        "schema": SCHEMA,
+        "shape": asdict(fusion.shape),
+        "prompt": captioner.prompt,
+        # As they were: a chat template may have the date in it.
+        "prompt_ids": {"before": captioner.before, "after": captioner.after},
+        "frozen": frozen,
+        "lora": language.peft is not None,
+    }
+    if language.peft is not None:
+        with folder_written_whole(run.folder / "adapter") as aside:
+            language.peft.save_pretrained(aside, save_embedding_layers=False)
+    with folder_written_whole(run.folder / "fusion") as aside:
+        save_file({name: p.detach().cpu().contiguous() for name, p in fusion.named_parameters()}, aside / WEIGHTS)
+        (aside / ABOUT).write_text(json_text(about, indent=2) + "\n", encoding="utf-8")
+    return run.folder / "fusion"
+
+
+def open_captioner(
+    run: Run, *, prompt: str | None = None, precision: Precision | None = None, decode: Decode | None = None
+) -> Captioner:
+    """The captioner of a finished run, on the device that it is used on.
+
+    Args:
+        prompt: another one than it was trained with.
+        precision: another one than it was trained in.
+        decode: another way to read pictures than it was trained with.
+
+    Raises:
+        ArtifactError: not finished, damaged, or what it belongs to is no longer what it was.
+    """
+    settings = run.config()
+    if run.task != "captioning":
+        told = f"{run.folder} is a run of train-retrieval, which writes no captions"
+        raise ArtifactError(told, hint=f"vlkit train-fusion --vision {run.folder} teaches a model to describe pictures")
+    if not run.finished:
+        raise ArtifactError(f"the run {run.folder} is not finished", hint="train it to its end: the same command again")
+    about, weights = _read(run.folder / "fusion")
+    precision = precision or settings["precision"]
+    _refuse_gone(run, settings)
+    vision, language = decoding(vision_of(run, settings), decode), llm_of(run, settings, precision)
+    _refuse_others(about["frozen"], identities(vision, language), settings, run)
+    if about["lora"]:
+        language.load_lora(run.folder / "adapter")
+    fusion = _fusion(about, weights, run)
+    captioner = Captioner(vision, fusion, language, prompt or about["prompt"], precision)
+    if captioner.prompt == about["prompt"]:
+        captioner.before, captioner.after = about["prompt_ids"]["before"], about["prompt_ids"]["after"]
+    return captioner.to(best_device()).eval()
+
+
+def _refuse_gone(run: Run, settings: dict[str, Any]) -> None:
+    """What vlkit made for this run alone must still be in its folder."""
+    for part, tiny in (("vision", settings["vision"] in MAKERS), ("llm", settings["llm"] == TINY_LLM)):
+        if tiny and not (run.base / part).is_dir():
+            told = f"{run.folder} is damaged: base/{part} is gone, which was made for it alone"
+            raise ArtifactError(told, hint="bring it back from a copy, or train again")
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    try:
+        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        if about["schema"] != SCHEMA:
+            raise ArtifactError(f"{folder} has schema {about['schema']}; this vlkit reads {SCHEMA}")
+        _ = about["shape"], about["prompt"], about["frozen"], about["lora"], about["prompt_ids"]["before"]
+        return about, load_file(folder / WEIGHTS)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ArtifactError(f"{folder} is damaged: {error}", hint="bring it back from a copy, or train again") from None
+
+
+def _fusion(about: dict[str, Any], weights: dict[str, torch.Tensor], run: Run) -> Fusion:
+    try:
+        fusion = Fusion(FusionShape(**about["shape"]))
+        fusion.load_state_dict(weights)
+    except (RuntimeError, TypeError) as error:
+        told = str(error).strip().splitlines()[0]
+        raise ArtifactError(f"{run.folder / 'fusion'} does not hold together: {told}") from None
+    return fusion
+
+
+def _refuse_others(was: dict[str, str], now: dict[str, str], settings: dict[str, Any], run: Run) -> None:
+    for part in ("vision", "llm"):
+        if was.get(part) != now[part]:
+            told = f"{run.folder / 'fusion'} was trained beside another {settings[part]} than the one there is now"
+            raise ArtifactError(told, hint="bring back the model that it was trained with, or train again")
