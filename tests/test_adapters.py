@@ -17,29 +17,31 @@ def with_tune(tune, **settings):
     return dataclasses.replace(CONFIG, tune=tune, **settings)
 
 
-def layers_of(towers):
+def layers_of(encoder):
     """Encoder layers of the vision and of the text tower."""
-    config = towers.model.config
+    config = encoder.model.config
     return config.vision_config.num_hidden_layers, config.text_config.num_hidden_layers
 
 
-def loss_of(towers):
+def loss_of(encoder):
     from vlkit.data.labels import label_matrix
     from vlkit.training.losses import LOSSES
 
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 255, (4, 3, 64, 64), dtype=torch.uint8, generator=generator)
-    texts = towers.embed_texts(towers.pad(towers.tokenize(["red tart", "soup", "blue pie", "bread"])[0]))
-    return LOSSES[towers.family.loss](towers.logits(towers.embed_images(pixels), texts), label_matrix("abcd", "abcd"))
+    texts = encoder.embed_texts(encoder.pad(encoder.tokenize(["red tart", "soup", "blue pie", "bread"])[0]))
+    return LOSSES[encoder.family.loss](
+        encoder.logits(encoder.embed_images(pixels), texts), label_matrix("abcd", "abcd")
+    )
 
 
-def train_a_little(towers):
+def train_a_little(encoder):
     from vlkit.training.loop import adamw
 
-    optimizer = adamw(tuning.trainable(towers), lr=1e-2, weight_decay=0.01)
-    tuning.train_mode(towers)
+    optimizer = adamw(tuning.trainable(encoder), lr=1e-2, weight_decay=0.01)
+    tuning.train_mode(encoder)
     for _ in range(3):
-        loss_of(towers).backward()
+        loss_of(encoder).backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -47,17 +49,17 @@ def train_a_little(towers):
 def test_lora_on_the_real_clip_has_the_published_count():
     from transformers import CLIPConfig
 
-    towers = towers_module.from_config(CLIPConfig())
-    counts = tuning.adapt(towers, with_tune("lora", lora_rank=8), seed=0)
+    encoder = towers_module.from_config(CLIPConfig())
+    counts = tuning.adapt(encoder, with_tune("lora", lora_rank=8), seed=0)
     assert (counts.trainable, counts.total) == (983_041, 152_260_353)
 
 
 def test_lora_on_the_real_siglip_spares_the_pooling_head():
     from transformers import SiglipConfig
 
-    towers = towers_module.from_config(SiglipConfig())
-    tuning.adapt(towers, with_tune("lora"), seed=0)
-    trained = set(tuning.trainable(towers))
+    encoder = towers_module.from_config(SiglipConfig())
+    tuning.adapt(encoder, with_tune("lora"), seed=0)
+    trained = set(tuning.trainable(encoder))
     assert not [name for name in trained if ".head." in name]
     assert len([name for name in trained if "lora_A" in name]) == 2 * 12 * 4
     assert {"logit_scale", "logit_bias"} <= trained
@@ -66,12 +68,12 @@ def test_lora_on_the_real_siglip_spares_the_pooling_head():
 @pytest.mark.parametrize("name", ["tiny-siglip", "tiny-clip"])
 @pytest.mark.parametrize(("tune", "settings"), [("full", {}), ("last", {"unfreeze_layers": 1}), ("lora", {})])
 def test_trained_parts_move_and_frozen_parts_are_bit_equal(name, tune, settings, tiny):
-    towers = tiny(name)
-    tuning.adapt(towers, with_tune(tune, **settings), seed=0)
-    before = {key: p.detach().clone() for key, p in towers.model.named_parameters()}
-    trained = set(tuning.trainable(towers))
-    train_a_little(towers)
-    moved = {key for key, p in towers.model.named_parameters() if not torch.equal(p, before[key])}
+    encoder = tiny(name)
+    tuning.adapt(encoder, with_tune(tune, **settings), seed=0)
+    before = {key: p.detach().clone() for key, p in encoder.model.named_parameters()}
+    trained = set(tuning.trainable(encoder))
+    train_a_little(encoder)
+    moved = {key for key, p in encoder.model.named_parameters() if not torch.equal(p, before[key])}
     # A key bias shifts every score of a query alike, so softmax cancels it: its gradient is rounding, and may be 0.
     assert {key for key in trained - moved if not key.endswith("k_proj.bias")} == set()
     assert moved <= trained
@@ -79,19 +81,19 @@ def test_trained_parts_move_and_frozen_parts_are_bit_equal(name, tune, settings,
 
 def test_lora_reaches_every_adapter(tiny):
     """Each B starts at zero, so after one step every one must have left it."""
-    towers = tiny("tiny-siglip")
-    tuning.adapt(towers, with_tune("lora"), seed=0)
-    train_a_little(towers)
-    b = {name: p for name, p in towers.model.named_parameters() if "lora_B" in name}
-    assert len(b) == 4 * sum(layers_of(towers))
+    encoder = tiny("tiny-siglip")
+    tuning.adapt(encoder, with_tune("lora"), seed=0)
+    train_a_little(encoder)
+    b = {name: p for name, p in encoder.model.named_parameters() if "lora_B" in name}
+    assert len(b) == 4 * sum(layers_of(encoder))
     assert all(p.abs().max() > 0 for p in b.values())
 
 
 def test_last_trains_the_upper_layers_and_what_follows(tiny):
-    towers = tiny("tiny-siglip")
-    tuning.adapt(towers, with_tune("last", unfreeze_layers=1), seed=0)
-    trained = set(tuning.trainable(towers))
-    assert f"vision_model.encoder.layers.{layers_of(towers)[0] - 1}.mlp.fc1.weight" in trained
+    encoder = tiny("tiny-siglip")
+    tuning.adapt(encoder, with_tune("last", unfreeze_layers=1), seed=0)
+    trained = set(tuning.trainable(encoder))
+    assert f"vision_model.encoder.layers.{layers_of(encoder)[0] - 1}.mlp.fc1.weight" in trained
     assert "vision_model.head.attention.in_proj_weight" in trained
     assert "text_model.head.weight" in trained
     assert not [
@@ -104,10 +106,10 @@ def test_last_trains_the_upper_layers_and_what_follows(tiny):
 
 
 def test_dropout_is_on_in_adapters_and_off_in_what_is_frozen(tiny):
-    towers = tiny("tiny-siglip")
-    tuning.adapt(towers, with_tune("lora", lora_dropout=0.5), seed=0)
-    tuning.train_mode(towers)
-    modes = {name: module.training for name, module in towers.model.named_modules()}
+    encoder = tiny("tiny-siglip")
+    tuning.adapt(encoder, with_tune("lora", lora_dropout=0.5), seed=0)
+    tuning.train_mode(encoder)
+    modes = {name: module.training for name, module in encoder.model.named_modules()}
     assert all(on for name, on in modes.items() if "lora_dropout" in name)
     assert not any(on for name, on in modes.items() if name.endswith((".mlp", ".mlp.fc1", "layer_norm1", ".head")))
 
@@ -118,27 +120,27 @@ def test_what_is_exported_opens_elsewhere(tune, tiny, tiny_folder, tmp_path):
     from peft import PeftModel
     from transformers import AutoModel
 
-    towers = tiny("tiny-siglip")
-    tuning.adapt(towers, with_tune(tune), seed=0)
-    train_a_little(towers)
-    towers.eval()
-    expected = loss_of(towers).item()
-    exported = tuning.export(towers, tmp_path)
-    ids = towers.pad(towers.tokenize(["red tart", "blue pie"])[0])
+    encoder = tiny("tiny-siglip")
+    tuning.adapt(encoder, with_tune(tune), seed=0)
+    train_a_little(encoder)
+    encoder.eval()
+    expected = loss_of(encoder).item()
+    exported = tuning.export(encoder, tmp_path)
+    ids = encoder.pad(encoder.tokenize(["red tart", "blue pie"])[0])
     base = str(tiny_folder("tiny-siglip"))
     other = AutoModel.from_pretrained(exported if tune == "full" else base)
     if tune == "lora":
         other = PeftModel.from_pretrained(other, exported)
     with torch.no_grad():
         theirs = torch.nn.functional.normalize(other.get_text_features(input_ids=ids).pooler_output, dim=1)
-        assert torch.allclose(theirs, towers.embed_texts(ids), atol=1e-5)
+        assert torch.allclose(theirs, encoder.embed_texts(ids), atol=1e-5)
         assert loss_of(tuning.load_adapted(tmp_path, base)).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_an_adapter_of_another_model_is_refused(tiny, tiny_folder, tmp_path):
-    towers = tiny("tiny-siglip")
-    tuning.adapt(towers, with_tune("lora"), seed=0)
-    tuning.export(towers, tmp_path)
+    encoder = tiny("tiny-siglip")
+    tuning.adapt(encoder, with_tune("lora"), seed=0)
+    tuning.export(encoder, tmp_path)
     with pytest.raises(ArtifactError):
         tuning.load_adapted(tmp_path, str(tiny_folder("tiny-clip")))
     with pytest.raises(ArtifactError, match="no trained model"):
@@ -150,23 +152,23 @@ def test_a_merged_model_is_the_adapted_one(name, tiny, tmp_path):
     """model/ in AutoModel, without PEFT: the same embeddings and logits to 1e-5, and none of the base's."""
     from transformers import AutoModel
 
-    towers = tiny(name)
-    tuning.adapt(towers, with_tune("lora"), seed=0)
-    train_a_little(towers)
-    towers.eval()
+    encoder = tiny(name)
+    tuning.adapt(encoder, with_tune("lora"), seed=0)
+    train_a_little(encoder)
+    encoder.eval()
     generator = torch.Generator().manual_seed(1)
     pixels = torch.randint(0, 255, (3, 3, 64, 64), dtype=torch.uint8, generator=generator)
     with torch.no_grad():
-        before, untouched = towers.embed_images(pixels), tiny(name).embed_images(pixels)
-        tuning.export(towers, tmp_path)
-        merged = tuning.export_merged(towers, tmp_path)
-        assert torch.allclose(towers.embed_images(pixels), before, atol=1e-5)
+        before, untouched = encoder.embed_images(pixels), tiny(name).embed_images(pixels)
+        tuning.export(encoder, tmp_path)
+        merged = tuning.export_merged(encoder, tmp_path)
+        assert torch.allclose(encoder.embed_images(pixels), before, atol=1e-5)
         again = towers_module.load(str(merged))
         assert torch.allclose(again.embed_images(pixels), before, atol=1e-5)
     assert not torch.allclose(untouched, before, atol=1e-3)
     assert not [key for key, _ in AutoModel.from_pretrained(merged).named_parameters() if "lora" in key]
     for key, parameter in again.logit_parameters().items():
-        assert torch.equal(parameter, towers.logit_parameters()[key])
+        assert torch.equal(parameter, encoder.logit_parameters()[key])
 
 
 IMAGE, TEXT = ("vision_model.", "visual_projection."), ("text_model.", "text_projection.")
@@ -196,13 +198,13 @@ IMAGE, TEXT = ("vision_model.", "visual_projection."), ("text_model.", "text_pro
     ],
 )
 def test_what_is_chosen_is_trained_and_nothing_else(name, settings, expected, tiny):
-    towers = tiny(name)
-    assert set(layers_of(towers)) == {2}
-    tuning.adapt(towers, with_tune(**settings), seed=0)
-    chosen = {key for key, _ in towers.model.named_parameters() if expected(key)}
+    encoder = tiny(name)
+    assert set(layers_of(encoder)) == {2}
+    tuning.adapt(encoder, with_tune(**settings), seed=0)
+    chosen = {key for key, _ in encoder.model.named_parameters() if expected(key)}
     assert chosen
-    assert set(tuning.trainable(towers)) == chosen | {key for key in ("logit_scale", "logit_bias")} & set(
-        towers.logit_parameters()
+    assert set(tuning.trainable(encoder)) == chosen | {key for key in ("logit_scale", "logit_bias")} & set(
+        encoder.logit_parameters()
     )
 
 
@@ -222,17 +224,17 @@ def test_a_name_that_no_trained_parameter_has_is_refused(tiny):
 def test_activations_computed_again_give_the_same_gradients(name, tune, tiny):
     grads = []
     for again in (False, True):
-        towers = tiny(name)
+        encoder = tiny(name)
         settings = with_tune(tune, lora_dropout=0.2, unfreeze_layers=1, checkpoint_activations=again)
-        tuning.adapt(towers, settings, seed=0)
-        for key, parameter in towers.model.named_parameters():
+        tuning.adapt(encoder, settings, seed=0)
+        for key, parameter in encoder.model.named_parameters():
             if "lora_B" in key:
                 torch.nn.init.normal_(parameter, std=0.02, generator=torch.Generator().manual_seed(len(key)))
-        tuning.train_mode(towers)
-        assert towers.model.is_gradient_checkpointing is again
+        tuning.train_mode(encoder)
+        assert encoder.model.is_gradient_checkpointing is again
         torch.manual_seed(3)
-        loss_of(towers).backward()
-        grads.append({key: p.grad for key, p in tuning.trainable(towers).items()})
+        loss_of(encoder).backward()
+        grads.append({key: p.grad for key, p in tuning.trainable(encoder).items()})
     plain, again = grads
     assert all(torch.equal(plain[key], again[key]) for key in plain)
 
@@ -240,9 +242,9 @@ def test_activations_computed_again_give_the_same_gradients(name, tune, tiny):
 def test_heads_and_logits_can_have_rates_of_their_own(tiny):
     from vlkit.training.loop import adamw
 
-    towers = tiny("tiny-siglip")
-    tuning.adapt(towers, with_tune("full"), seed=0)
-    named = tuning.trainable(towers)
+    encoder = tiny("tiny-siglip")
+    tuning.adapt(encoder, with_tune("full"), seed=0)
+    named = tuning.trainable(encoder)
     rates = tuning.rates(named, head=3e-3, logit=5e-2)
     optimizer = adamw(named, lr=1e-4, weight_decay=0.1, rates=rates)
     found = {

@@ -576,26 +576,26 @@ def test_a_disk_just_too_small(data, vlkit, monkeypatch):
 
 
 @pytest.fixture
-def towers(tiny_folder):
+def encoder(tiny_folder):
     from vlkit.models.dual_encoder import load
 
     return load(str(tiny_folder("tiny-clip")))
 
 
-def dataset(data, towers, *, mode="multi-positive", variation=None, wrong=True):
+def dataset(data, encoder, *, mode="multi-positive", variation=None, wrong=True):
     frame = read_pairs(data).frame
     negatives = frame[frame["match"] == 0].reset_index(drop=True)
     train = read_pairs(data).positives().of("train")
     wrong = negatives if wrong and len(negatives) else None
     spec = decode.PixelSpec(32)
-    return PairDataset(train, spec, towers.tokenize, towers.pad, labels=mode, wrong=wrong, variation=variation)
+    return PairDataset(train, spec, encoder.tokenize, encoder.pad, labels=mode, wrong=wrong, variation=variation)
 
 
 @pytest.mark.parametrize("mode", ["eye", "multi-positive", "mask"])
-def test_negatives_join_a_batch_as_columns(augment, data, towers, mode):
+def test_negatives_join_a_batch_as_columns(augment, data, encoder, mode):
     frame = augment("--negatives-per-positive", 2)
-    items = dataset(data, towers, mode=mode)
-    plain = dataset(data, towers, mode=mode, wrong=False)
+    items = dataset(data, encoder, mode=mode)
+    plain = dataset(data, encoder, mode=mode, wrong=False)
     rows = list(range(0, 40, 2))
     batch, without = items[Drawn(0, rows, [0] * 20)], plain[Drawn(0, rows, [0] * 20)]
     signs = batch.labels.rows()
@@ -610,7 +610,7 @@ def test_negatives_join_a_batch_as_columns(augment, data, towers, mode):
     image_sets, text_sets = labels.match_sets(frame)
     texts = frame.drop_duplicates("text_id").set_index("text_id")["text"]
     seen = {tuple(batch.captions[batch.text_index[column]].tolist()): column for column in range(20, 20 + len(extra))}
-    tokens, _ = towers.tokenize([texts[text] for text in extra])
+    tokens, _ = encoder.tokenize([texts[text] for text in extra])
     width = batch.captions.shape[1]
     pad = next(row[-1] for row in batch.captions.tolist() if len(set(row[-2:])) == 1)
     for text, ids in zip(extra, tokens, strict=True):
@@ -634,11 +634,11 @@ def test_wrong_texts_enter_both_losses_as_their_formulas_say():
     assert softmax_loss(logits, signs).item() == pytest.approx(((images_pick + texts_pick) / 2).item(), rel=1e-12)
 
 
-def test_mismatched_rows_that_say_no_row_join_every_row_of_their_picture(data, towers):
+def test_mismatched_rows_that_say_no_row_join_every_row_of_their_picture(data, encoder):
     frame = read_pairs(data).of("train").frame
     wrong = frame.iloc[[0]].assign(text="an odd text", text_id="f" * 20, text_group="nobody", match=0, pair_id="e" * 20)
     train = read_pairs(data).of("train")
-    items = PairDataset(train, decode.PixelSpec(32), towers.tokenize, towers.pad, labels="mask", wrong=wrong)
+    items = PairDataset(train, decode.PixelSpec(32), encoder.tokenize, encoder.pad, labels="mask", wrong=wrong)
     own = [row for row in range(len(frame)) if frame["image_id"].iloc[row] == frame["image_id"].iloc[0]]
     assert set(items.wrong_of) == set(own) and len(own) > 1
     batch = items[Drawn(0, [own[1], own[-1] + 1], [0, 0])]
@@ -666,10 +666,10 @@ def test_only_negatives_of_what_is_trained_on_are_taken(augment, data):
     assert Rows.of(TrainRetrievalConfig(data=Location(data), negatives=False)).wrong is None
 
 
-def test_varied_pictures_pay_for_processes_however_few_they_are(data, towers):
+def test_varied_pictures_pay_for_processes_however_few_they_are(data, encoder):
     from vlkit.data.loading.retrieval_batches import loader_workers
 
-    items = dataset(data, towers)
+    items = dataset(data, encoder)
     assert loader_workers(items.pixels) == 0 < loader_workers(items.pixels, varied=True)
 
 
@@ -684,9 +684,9 @@ def test_a_run_that_is_older_than_a_setting_goes_on(data, vlkit, tmp_path):
     assert vlkit(*train, "--steps", 4, "--batch-size", 16).code == 0
 
 
-def test_what_training_sees_in_epoch_0_is_what_is_written(augment, data, towers):
+def test_what_training_sees_in_epoch_0_is_what_is_written(augment, data, encoder):
     frame = augment("--pictures", 1)
-    old = dataset(data, towers, variation=Variation.of(PictureSettings()))
+    old = dataset(data, encoder, variation=Variation.of(PictureSettings()))
     batch = old[Drawn(0, list(range(30)), [0] * 30)]
     rows, written = frame.set_index("pair_id"), 0
     for position, pair in enumerate(batch.pair_ids):
@@ -703,8 +703,8 @@ def test_what_training_sees_in_epoch_0_is_what_is_written(augment, data, towers)
     assert not torch.equal(old[Drawn(1, list(range(30)), [0] * 30)].images, batch.images)
 
 
-def test_a_picture_that_is_drawn_twice_an_epoch_is_varied_twice(data, towers):
-    items = dataset(data, towers, variation=Variation.of(PictureSettings()))
+def test_a_picture_that_is_drawn_twice_an_epoch_is_varied_twice(data, encoder):
+    items = dataset(data, encoder, variation=Variation.of(PictureSettings()))
     batch = items[Drawn(0, [3, 3, 3], [0, 1, 0])]
     assert torch.equal(batch.images[0], batch.images[2]) and not torch.equal(batch.images[0], batch.images[1])
     weighted = BatchOrder.of(items.pair_ids, 16, seed=1, weights=[3.0] * len(items))
@@ -713,8 +713,8 @@ def test_a_picture_that_is_drawn_twice_an_epoch_is_varied_twice(data, towers):
     assert seen == {(row, copy) for row in range(len(items)) for copy in range(3)}
 
 
-def test_varied_batches_are_the_same_on_any_number_of_workers_and_from_any_step(data, towers):
-    items = dataset(data, towers, variation=Variation.of(PictureSettings()))
+def test_varied_batches_are_the_same_on_any_number_of_workers_and_from_any_step(data, encoder):
+    items = dataset(data, encoder, variation=Variation.of(PictureSettings()))
 
     def taken(first, workers):
         order = BatchOrder.of(items.pair_ids, 16, seed=1, first=first)

@@ -47,9 +47,9 @@ def test_a_last_batch_of_one_is_left_out():
 def dataset(prepared, tiny_folder):
     from vlkit.models.dual_encoder import load
 
-    towers = load(str(tiny_folder("tiny-clip")))
+    encoder = load(str(tiny_folder("tiny-clip")))
     return PairDataset(
-        read_pairs(prepared).of("train"), PixelSpec(32), towers.tokenize, towers.pad, labels="multi-positive"
+        read_pairs(prepared).of("train"), PixelSpec(32), encoder.tokenize, encoder.pad, labels="multi-positive"
     )
 
 

@@ -183,7 +183,7 @@ def test_clipscore_is_its_formula(copied, vlkit, trained, prepared):
     from vlkit.models.loading import open_trained
 
     results = vlkit("eval", "--run", copied, "--clip-model", trained, "--json").json()
-    towers = open_trained(str(trained)).eval()
+    encoder = open_trained(str(trained)).eval()
     frame = pd.read_parquet(prepared / "pairs.parquet")
     frame = frame[frame.split == "test"]
     from vlkit.data.images import decode as pictures
@@ -193,13 +193,13 @@ def test_clipscore_is_its_formula(copied, vlkit, trained, prepared):
     places = dict(zip(pairs.frame.image_id, pairs.image_paths(pairs.frame), strict=True))
 
     def told(text: str) -> np.ndarray:
-        ids = towers.pad(towers.tokenize([f"A photo depicts {text}"])[0])
-        return towers.embed_texts(ids).detach().numpy()[0]
+        ids = encoder.pad(encoder.tokenize([f"A photo depicts {text}"])[0])
+        return encoder.embed_texts(ids).detach().numpy()[0]
 
     clip, ref = [], []
     for each in json.loads((copied / "captions.json").read_text()):
-        pixels = torch.from_numpy(pictures.pixels(places[each["image_id"]], towers.pixel_spec))[None]
-        seen = towers.embed_images(pixels).detach().numpy()[0]
+        pixels = torch.from_numpy(pictures.pixels(places[each["image_id"]], encoder.pixel_spec))[None]
+        seen = encoder.embed_images(pixels).detach().numpy()[0]
         said = told(each["caption"])
         alone = 2.5 * max(float(seen @ said), 0.0)
         best = max(0.0, *(float(said @ told(text)) for text in frame[frame.image_id == each["image_id"]].text))

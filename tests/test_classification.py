@@ -168,18 +168,18 @@ def test_eval_says_the_same_as_counting_by_hand(leaves):
     frame = pairs.of("test").frame.drop_duplicates("image_id")
     names = sorted(pairs.frame["class_name"].unique())
     assert results["confusion"]["classes"] == names
-    towers = open_trained(str(leaves))
-    towers.eval()
+    encoder = open_trained(str(leaves))
+    encoder.eval()
     prompts = [f"a leaf showing leaf {name.split('___')[1].split('_')[0]} spot" for name in names]
     assert [of[1] for of in results["prompts"].values()] == prompts
     both = [[f"a photo of leaf {p.split()[-2]} spot", p] for p in prompts]
-    flat = encode_texts(towers, [text for pair in both for text in pair], batch_size=8, precision="fp32")
+    flat = encode_texts(encoder, [text for pair in both for text in pair], batch_size=8, precision="fp32")
     means = torch.nn.functional.normalize(flat.view(len(names), 2, -1).mean(1), dim=1)
     from vlkit.data.loading.retrieval_batches import PixelStore
 
-    store = PixelStore(pairs.image_paths(frame), towers.pixel_spec)
+    store = PixelStore(pairs.image_paths(frame), encoder.pixel_spec)
     with torch.no_grad():
-        taken = (towers.embed_images(store[range(len(frame))]) @ means.T).argmax(1).tolist()
+        taken = (encoder.embed_images(store[range(len(frame))]) @ means.T).argmax(1).tolist()
     truth = [names.index(name) for name in frame["class_name"]]
     confusion = np.zeros((len(names), len(names)))
     np.add.at(confusion, (truth, taken), 1)

@@ -66,15 +66,15 @@ def test_rows_of_labels_are_rows_of_the_matrix(mode):
         assert torch.equal(labels.rows(start, stop), matrix[start:stop])
 
 
-def batch_for(towers, mode="multi-positive", size=11):
+def batch_for(encoder, mode="multi-positive", size=11):
     """Pictures of noise; repeated captions are encoded once, and two texts are there only to be wrong."""
     generator = torch.Generator().manual_seed(5)
-    side = towers.pixel_spec.size
+    side = encoder.pixel_spec.size
     unique = list(dict.fromkeys([*WORDS[:size], "a wrong text", "another wrong one"]))
     columns = [unique.index(word) for word in WORDS[:size]] + [len(unique) - 2, len(unique) - 1]
     return Batch(
         images=torch.randint(0, 255, (size, 3, side, side), dtype=torch.uint8, generator=generator),
-        captions=towers.pad(towers.tokenize(unique)[0]),
+        captions=encoder.pad(encoder.tokenize(unique)[0]),
         texts=len(unique),
         text_index=torch.tensor(columns),
         labels=Labels.of(GROUPS[:size], [*GROUPS[:size], {"y"}, {"z"}], mode),
@@ -82,9 +82,9 @@ def batch_for(towers, mode="multi-positive", size=11):
     )
 
 
-def gradients(towers, batch, loss, micro):
+def gradients(encoder, batch, loss, micro):
     """Loss and gradients as the loop makes them."""
-    named = tuning.trainable(towers)
+    named = tuning.trainable(encoder)
     optimizer = torch.optim.SGD([{"params": list(named.items()), "peak_lr": 0.0}], lr=0.0)
     kept = {}
 
@@ -92,7 +92,7 @@ def gradients(towers, batch, loss, micro):
         kept.update({name: p.grad.clone() for name, p in named.items()})
 
     optimizer.register_step_pre_hook(keep)
-    step = next(steps([batch], Contrast(towers, loss, micro), len, optimizer, total=1, max_grad_norm=1e9))
+    step = next(steps([batch], Contrast(encoder, loss, micro), len, optimizer, total=1, max_grad_norm=1e9))
     return step.loss, kept
 
 
@@ -106,13 +106,13 @@ def apart(one, other):
 @pytest.mark.parametrize("loss", ["sigmoid", "softmax"])
 @pytest.mark.parametrize("mode", ["eye", "multi-positive", "mask"])
 def test_micro_batches_give_the_gradients_of_the_batch(name, loss, mode, tiny):
-    towers = tiny(name)
-    tuning.adapt(towers, TrainRetrievalConfig(), seed=0)
-    batch = batch_for(towers, mode)
-    whole, expected = gradients(towers, batch, loss, None)
+    encoder = tiny(name)
+    tuning.adapt(encoder, TrainRetrievalConfig(), seed=0)
+    batch = batch_for(encoder, mode)
+    whole, expected = gradients(encoder, batch, loss, None)
     assert {"logit_scale"} <= expected.keys()
     for micro in (1, 3, 7, 10, 11, 50):
-        value, found = gradients(towers, batch, loss, micro)
+        value, found = gradients(encoder, batch, loss, micro)
         assert value == pytest.approx(whole, rel=1e-5)
         assert apart(expected, found) <= 1e-5
         for key in ("logit_scale", "logit_bias") & expected.keys():
@@ -124,12 +124,12 @@ def test_micro_batches_give_the_gradients_of_the_batch(name, loss, mode, tiny):
 def test_weights_after_twenty_steps(name, tiny):
     ends = []
     for micro in (None, 1, 3, 7):
-        towers = tiny(name)
-        tuning.adapt(towers, TrainRetrievalConfig(), seed=0)
-        named = tuning.trainable(towers)
+        encoder = tiny(name)
+        tuning.adapt(encoder, TrainRetrievalConfig(), seed=0)
+        named = tuning.trainable(encoder)
         optimizer = torch.optim.SGD([{"params": list(named.items()), "peak_lr": 0.05}], lr=0.05, momentum=0.9)
-        batches = [batch_for(towers, size=size) for size in (11, 8, 5)]
-        contrast = Contrast(towers, towers.family.loss, micro)
+        batches = [batch_for(encoder, size=size) for size in (11, 8, 5)]
+        contrast = Contrast(encoder, encoder.family.loss, micro)
         losses = [s.loss for s in steps(itertools.cycle(batches), contrast, len, optimizer, total=20, accumulate=2)]
         assert losses[-1] < losses[0]
         ends.append({key: p.detach().clone() for key, p in named.items()})
@@ -142,50 +142,50 @@ def test_weights_after_twenty_steps(name, tiny):
 @pytest.mark.parametrize("tune", ["full", "lora"])
 def test_the_second_pass_drops_what_the_first_one_dropped(tune, tiny):
     """Against a plain batch whose slices are embedded one by one from the same random states."""
-    towers = tiny("tiny-siglip")
-    tuning.adapt(towers, dataclasses.replace(TrainRetrievalConfig(), tune=tune, lora_dropout=0.4), seed=0)
-    for key, parameter in towers.model.named_parameters():
+    encoder = tiny("tiny-siglip")
+    tuning.adapt(encoder, dataclasses.replace(TrainRetrievalConfig(), tune=tune, lora_dropout=0.4), seed=0)
+    for key, parameter in encoder.model.named_parameters():
         if "lora_B" in key:
             torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(len(key)))
     if tune == "full":
-        for module in towers.model.modules():
+        for module in encoder.model.modules():
             if hasattr(module, "dropout") and isinstance(module.dropout, float):
                 module.dropout = 0.3
-    tuning.train_mode(towers)
-    batch = batch_for(towers)
+    tuning.train_mode(encoder)
+    batch = batch_for(encoder)
     torch.manual_seed(9)
-    first = _Pass(towers.embed_images, batch.images, 4, None)
+    first = _Pass(encoder.embed_images, batch.images, 4, None)
     torch.manual_seed(9)
-    assert not torch.equal(first.embedded, _Pass(towers.embed_images, batch.images, 11, None).embedded), (
+    assert not torch.equal(first.embedded, _Pass(encoder.embed_images, batch.images, 11, None).embedded), (
         "no dropout at work"
     )
     again = [part.surrogate.item() for part in first.again(first.embedded)]
     assert sum(again) == pytest.approx(len(first.embedded), rel=1e-6), "unit vectors, times themselves"
 
-    _, found = gradients(towers, batch, "sigmoid", 4)
+    _, found = gradients(encoder, batch, "sigmoid", 4)
     from vlkit.training.loop import _drawn
 
     torch.manual_seed(_drawn(0, 0, 0))
-    images = torch.cat([towers.embed_images(part) for part in batch.images.split(4)])
-    texts = torch.cat([towers.embed_texts(part) for part in batch.captions.split(4)])[batch.text_index]
-    LOSSES["sigmoid"](towers.logits(images, texts), batch.labels.rows()).backward()
-    assert apart({key: p.grad for key, p in tuning.trainable(towers).items()}, found) <= 1e-5
+    images = torch.cat([encoder.embed_images(part) for part in batch.images.split(4)])
+    texts = torch.cat([encoder.embed_texts(part) for part in batch.captions.split(4)])[batch.text_index]
+    LOSSES["sigmoid"](encoder.logits(images, texts), batch.labels.rows()).backward()
+    assert apart({key: p.grad for key, p in tuning.trainable(encoder).items()}, found) <= 1e-5
 
 
 @pytest.mark.parametrize(("tune", "frozen"), [("text", "embed_images"), ("image", "embed_texts")])
 def test_a_frozen_tower_is_not_embedded_twice(tune, frozen, tiny, monkeypatch):
-    towers = tiny("tiny-clip")
-    tuning.adapt(towers, TrainRetrievalConfig(tune=tune), seed=0)
-    batch = batch_for(towers)
-    calls, embed = [], getattr(towers, frozen)
-    monkeypatch.setattr(towers, frozen, lambda part: calls.append(len(part)) or embed(part))
-    _, found = gradients(towers, batch, "softmax", 4)
+    encoder = tiny("tiny-clip")
+    tuning.adapt(encoder, TrainRetrievalConfig(tune=tune), seed=0)
+    batch = batch_for(encoder)
+    calls, embed = [], getattr(encoder, frozen)
+    monkeypatch.setattr(encoder, frozen, lambda part: calls.append(len(part)) or embed(part))
+    _, found = gradients(encoder, batch, "softmax", 4)
     # The first slice is looked at once more, to find that it has no gradient.
     rows = len(batch.images if tune == "text" else batch.captions)
     assert sum(calls) <= rows + 4
     assert max(calls) <= 4, "nor more of it at a time than a micro-batch"
     monkeypatch.undo()
-    assert apart(gradients(towers, batch, "softmax", None)[1], found) <= 1e-5
+    assert apart(gradients(encoder, batch, "softmax", None)[1], found) <= 1e-5
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
@@ -203,19 +203,19 @@ def test_a_run_in_micro_batches_is_the_run(precision, prepared, vlkit, tmp_path)
 
 
 def test_memory_that_runs_out_halves_the_micro_batch_and_goes_on(tiny, monkeypatch):
-    towers = tiny("tiny-siglip")
-    tuning.adapt(towers, TrainRetrievalConfig(), seed=0)
-    batch = batch_for(towers)
-    whole, expected = gradients(towers, batch, "sigmoid", None)
-    embed = towers.embed_images
+    encoder = tiny("tiny-siglip")
+    tuning.adapt(encoder, TrainRetrievalConfig(), seed=0)
+    batch = batch_for(encoder)
+    whole, expected = gradients(encoder, batch, "sigmoid", None)
+    embed = encoder.embed_images
 
     def cramped(pixels):
         if torch.is_grad_enabled() and len(pixels) > 3:
             raise torch.OutOfMemoryError("out of memory")
         return embed(pixels)
 
-    monkeypatch.setattr(towers, "embed_images", cramped)
-    contrast, named = Contrast(towers, "sigmoid"), tuning.trainable(towers)
+    monkeypatch.setattr(encoder, "embed_images", cramped)
+    contrast, named = Contrast(encoder, "sigmoid"), tuning.trainable(encoder)
     optimizer = torch.optim.SGD([{"params": list(named.items()), "peak_lr": 0.0}], lr=0.0)
     kept = {}
     optimizer.register_step_pre_hook(lambda *_: kept.update({name: p.grad.clone() for name, p in named.items()}))
@@ -223,7 +223,7 @@ def test_memory_that_runs_out_halves_the_micro_batch_and_goes_on(tiny, monkeypat
     assert contrast.micro_batch in (2, 3)
     assert step.loss == pytest.approx(whole, rel=1e-5)
     assert apart(expected, kept) <= 1e-5
-    monkeypatch.setattr(towers, "embed_images", lambda pixels: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
+    monkeypatch.setattr(encoder, "embed_images", lambda pixels: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
     with pytest.raises(torch.OutOfMemoryError):
         next(steps([batch], contrast, len, optimizer, total=1, smaller=contrast.halve))
 
@@ -245,16 +245,16 @@ def test_a_share_of_nothing_is_embedded_as_nothing(size):
 
 def test_halving_begins_at_what_batches_are(tiny):
     contrast = Contrast(tiny("tiny-siglip"), "sigmoid", 512)
-    contrast(batch_for(contrast.towers, size=8))
+    contrast(batch_for(contrast.encoder, size=8))
     assert contrast.halve() and contrast.micro_batch == 4, "half of 8, not of 512"
 
 
 def test_many_texts_split_a_batch_of_few_pictures_and_the_random_state_goes_on(tiny):
-    towers = tiny("tiny-clip")
-    tuning.adapt(towers, TrainRetrievalConfig(), seed=0)
-    batch = batch_for(towers, size=4)
+    encoder = tiny("tiny-clip")
+    tuning.adapt(encoder, TrainRetrievalConfig(), seed=0)
+    batch = batch_for(encoder, size=4)
     assert len(batch.images) <= 4 < len(batch.captions)
-    parts = Contrast(towers, "softmax", 4)(batch)
+    parts = Contrast(encoder, "softmax", 4)(batch)
     assert not isinstance(parts, torch.Tensor)
     torch.manual_seed(3)
     first = _Pass(lambda part: part * torch.rand(1).requires_grad_(), torch.ones(6, 2), 2, None)

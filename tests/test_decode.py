@@ -98,14 +98,14 @@ def test_an_unfinished_run_goes_on_only_in_its_own_way(photographed, tmp_path, v
 
 
 def test_a_cache_is_of_one_way_and_that_of_old_is_the_exact_one(tiny, tmp_path):
-    towers = tiny("tiny-clip")
-    towers.model.requires_grad_(False)
+    encoder = tiny("tiny-clip")
+    encoder.model.requires_grad_(False)
 
     def folder(decode):
-        return Frozen.of(decoding(towers, decode), "pictures", "fp32", 8).folder(tmp_path)
+        return Frozen.of(decoding(encoder, decode), "pictures", "fp32", 8).folder(tmp_path)
 
     assert len({folder(decode) for decode in ("exact", "fast", "reduced")}) == 3
-    spec = decoding(towers, "exact").pixel_spec
+    spec = decoding(encoder, "exact").pixel_spec
     before = dataclasses.asdict(spec)
     del before["decode"]
     assert spec.identity() == before
@@ -151,6 +151,6 @@ def _pixels(path, spec):
 def test_searching_opens_the_model_in_the_index_way(runs, photographed, tmp_path, vlkit):
     how = ("index", "--model", runs["fast"].folder / "model", "--data", photographed, "--out", tmp_path / "index")
     assert vlkit(*how, "--decode", "reduced").code == 0
-    assert Searcher.open(Location(tmp_path / "index")).embedder.towers.pixel_spec.decode == "reduced"
+    assert Searcher.open(Location(tmp_path / "index")).embedder.encoder.pixel_spec.decode == "reduced"
     moved = Searcher.open(Location(tmp_path / "index"), str(runs["fast"].folder))
-    assert moved.embedder.towers.pixel_spec.decode == "reduced"
+    assert moved.embedder.encoder.pixel_spec.decode == "reduced"

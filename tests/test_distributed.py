@@ -44,23 +44,23 @@ def work(rank, size, folder, task):
         path = f"file://{folder}/meet-{task['name']}-{size}"
         torch.distributed.init_process_group("gloo", init_method=path, rank=rank, world_size=size)
         world = World(rank, size)
-    towers = load(task["model"])
-    tuning.adapt(towers, TrainRetrievalConfig(tune=task["tune"], lora_dropout=0.0), seed=0)
+    encoder = load(task["model"])
+    tuning.adapt(encoder, TrainRetrievalConfig(tune=task["tune"], lora_dropout=0.0), seed=0)
     frame = read_pairs(task["data"]).frame
     wrong = frame[(frame["match"] == 0) & (frame["split"] == "train")].reset_index(drop=True)
     pairs = read_pairs(task["data"]).positives().of("train", limit=task["rows"])
-    spec = PixelSpec(towers.pixel_spec.size)
+    spec = PixelSpec(encoder.pixel_spec.size)
     items = PairDataset(
         pairs,
         spec,
-        towers.tokenize,
-        towers.pad,
+        encoder.tokenize,
+        encoder.pad,
         labels=task["labels"],
         wrong=wrong if len(wrong) else None,
         world=world,
     )
     order = BatchOrder.of(items.pair_ids, task["batch"], seed=1)
-    named = tuning.trainable(towers)
+    named = tuning.trainable(encoder)
     optimizer = torch.optim.SGD([{"params": list(named.items()), "peak_lr": 0.01}], lr=0.01)
     grads = {}
 
@@ -69,7 +69,7 @@ def work(rank, size, folder, task):
             grads.update({name: p.grad.clone() for name, p in named.items()})
 
     optimizer.register_step_pre_hook(keep)
-    contrast = Contrast(towers, task["loss"], task["micro"], world)
+    contrast = Contrast(encoder, task["loss"], task["micro"], world)
     batches = stream(items, order, workers=0)
     found = steps(batches, contrast, len, optimizer, total=task["steps"], world=world, max_grad_norm=1e9)
     losses = [step.loss for step in found]

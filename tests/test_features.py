@@ -169,42 +169,44 @@ def test_two_processes_fill_one_store_at_once(tmp_path):
 
 def test_texts_of_the_same_tokens_are_one_row_and_the_others_stay_theirs(tiny, tmp_path):
     """Texts that a tokenizer cannot tell apart, among others: every embedding is that of no cache."""
-    towers = tiny("tiny-clip")
-    towers.model.requires_grad_(False)
+    encoder = tiny("tiny-clip")
+    encoder.model.requires_grad_(False)
     texts = [form for word in ("tart", "soup", "pie", "bread") for form in (word, word.upper(), f"a {word}, blue")] * 2
-    tokens = TokenStore(towers.tokenize(texts)[0], towers.pad)
-    frozen = Frozen.of(towers, "texts", "fp32", max(map(len, tokens.tokens)))
+    tokens = TokenStore(encoder.tokenize(texts)[0], encoder.pad)
+    frozen = Frozen.of(encoder, "texts", "fp32", max(map(len, tokens.tokens)))
     features = frozen.features(frozen.store(tmp_path), tokens, text_keys(tokens.tokens))
     assert len(frozen.store(tmp_path).places) < len(set(texts))
     with torch.no_grad():
-        wanted = towers.embed_texts(tokens[range(len(texts))])
-        assert torch.allclose(towers.embed_texts(features[range(len(texts))]), wanted, atol=1e-6)
+        wanted = encoder.embed_texts(tokens[range(len(texts))])
+        assert torch.allclose(encoder.embed_texts(features[range(len(texts))]), wanted, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["tiny-clip", "tiny-siglip"])
 def test_whatever_changes_the_features_changes_the_folder(name, tiny, tmp_path):
     """Weights, preprocessing, precision, depth, length, configuration: one by one."""
 
-    def folders(change=lambda towers: None, precision="fp32", longest=20):
-        towers = tiny(name)
-        towers.model.requires_grad_(False)
-        change(towers)
-        return tuple(Frozen.of(towers, kind, precision, longest).folder(tmp_path) for kind in ("pictures", "texts"))
+    def folders(change=lambda encoder: None, precision="fp32", longest=20):
+        encoder = tiny(name)
+        encoder.model.requires_grad_(False)
+        change(encoder)
+        return tuple(Frozen.of(encoder, kind, precision, longest).folder(tmp_path) for kind in ("pictures", "texts"))
 
-    def weights(towers):
+    def weights(encoder):
         with torch.no_grad():
-            towers.model.vision_model.encoder.layers[0].mlp.fc1.bias[0] += 1e-3
-            towers.model.text_model.encoder.layers[0].mlp.fc1.bias[0] += 1e-3
+            encoder.model.vision_model.encoder.layers[0].mlp.fc1.bias[0] += 1e-3
+            encoder.model.text_model.encoder.layers[0].mlp.fc1.bias[0] += 1e-3
 
-    def heads(towers):
-        towers.model.config.vision_config.num_attention_heads = towers.model.config.text_config.num_attention_heads = 1
+    def heads(encoder):
+        encoder.model.config.vision_config.num_attention_heads = (
+            encoder.model.config.text_config.num_attention_heads
+        ) = 1
 
-    def depth(towers):
-        for chain in (towers.image_chain, towers.text_chain):
+    def depth(encoder):
+        for chain in (encoder.image_chain, encoder.text_chain):
             chain[-1].modules[0].requires_grad_(True)
 
-    def preprocessing(towers):
-        towers.pixel_spec = dataclasses.replace(towers.pixel_spec, mean=(0.1, 0.2, 0.3))
+    def preprocessing(encoder):
+        encoder.pixel_spec = dataclasses.replace(encoder.pixel_spec, mean=(0.1, 0.2, 0.3))
 
     plain = folders()
     assert plain == folders()
@@ -231,27 +233,27 @@ def test_a_picture_that_was_changed_is_computed_again(tmp_path):
 
 
 def test_frozen_parts_run_without_dropout(tiny, tmp_path):
-    towers = tiny("tiny-clip")
-    towers.model.requires_grad_(False)
-    for module in towers.model.modules():
+    encoder = tiny("tiny-clip")
+    encoder.model.requires_grad_(False)
+    for module in encoder.model.modules():
         if hasattr(module, "dropout"):
             module.dropout = 0.5
-    towers.train()
-    tokens = TokenStore(towers.tokenize(["red tart", "soup"])[0], towers.pad)
-    frozen = Frozen.of(towers, "texts", "fp32", 8)
+    encoder.train()
+    tokens = TokenStore(encoder.tokenize(["red tart", "soup"])[0], encoder.pad)
+    frozen = Frozen.of(encoder, "texts", "fp32", 8)
     features = frozen.features(frozen.store(tmp_path), tokens, text_keys(tokens.tokens))
-    towers.eval()
+    encoder.eval()
     with torch.no_grad():
-        assert torch.allclose(towers.embed_texts(features[[0, 1]]), towers.embed_texts(tokens[[0, 1]]), atol=1e-6)
+        assert torch.allclose(encoder.embed_texts(features[[0, 1]]), encoder.embed_texts(tokens[[0, 1]]), atol=1e-6)
 
 
 def test_numbers_that_16_bits_cannot_hold_are_refused(tiny, tmp_path):
-    towers = tiny("tiny-clip")
-    towers.model.requires_grad_(False)
+    encoder = tiny("tiny-clip")
+    encoder.model.requires_grad_(False)
     with torch.no_grad():
-        towers.model.text_projection.weight.mul_(1e8)
-    tokens = TokenStore(towers.tokenize(["red tart", "soup"])[0], towers.pad)
-    frozen = Frozen.of(towers, "texts", "bf16", 8)
+        encoder.model.text_projection.weight.mul_(1e8)
+    tokens = TokenStore(encoder.tokenize(["red tart", "soup"])[0], encoder.pad)
+    frozen = Frozen.of(encoder, "texts", "bf16", 8)
     with pytest.raises(UsageError, match="cannot hold"):
         frozen.features(frozen.store(tmp_path / "c"), tokens, text_keys(tokens.tokens))
 

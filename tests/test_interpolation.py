@@ -11,53 +11,53 @@ from vlkit.runs import Run
 from vlkit.training.wise_ft import STRENGTHS, Point, Sweep, best
 
 
-def moved(towers, seed=0):
+def moved(encoder, seed=0):
     """Weights that training might have left."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in tuning.trainable(towers).values():
+        for parameter in tuning.trainable(encoder).values():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.02)
 
 
-def embedded(towers):
-    towers.eval()
+def embedded(encoder):
+    encoder.eval()
     with torch.no_grad():
-        return towers.embed_texts(towers.pad(towers.tokenize(["red tart", "blue soup", "bread"])[0]))
+        return encoder.embed_texts(encoder.pad(encoder.tokenize(["red tart", "blue soup", "bread"])[0]))
 
 
 def test_a_lora_at_a_strength_is_peft_at_that_scale(tiny):
     """Against PEFT's own scaling of the layers, at every strength; the logit scale goes along."""
-    towers = tiny("tiny-clip")
-    untouched = embedded(towers)
-    tuning.adapt(towers, TrainRetrievalConfig(tune="lora", lora_dropout=0.0), seed=0)
-    trained = tuning.trainable(towers)
-    sweep, scale = Sweep(trained), towers.model.logit_scale.item()
-    moved(towers)
+    encoder = tiny("tiny-clip")
+    untouched = embedded(encoder)
+    tuning.adapt(encoder, TrainRetrievalConfig(tune="lora", lora_dropout=0.0), seed=0)
+    trained = tuning.trainable(encoder)
+    sweep, scale = Sweep(trained), encoder.model.logit_scale.item()
+    moved(encoder)
     tuned = {name: p.detach().clone() for name, p in trained.items()}
-    layers = [m for m in towers.model.modules() if hasattr(m, "scaling") and hasattr(m, "lora_A")]
+    layers = [m for m in encoder.model.modules() if hasattr(m, "scaling") and hasattr(m, "lora_A")]
     for strength in STRENGTHS:
         for name, p in trained.items():
             p.data.copy_(tuned[name])
         for layer in layers:
             layer.scaling["default"] *= strength
-        theirs = embedded(towers)
+        theirs = embedded(encoder)
         for layer in layers:
             layer.scaling["default"] = 2.0  # alpha 16 over rank 8
         sweep.move(tuned, strength)
-        assert torch.allclose(embedded(towers), theirs, atol=1e-6)
+        assert torch.allclose(embedded(encoder), theirs, atol=1e-6)
         between = (1 - strength) * scale + strength * tuned["logit_scale"].item()
-        assert towers.model.logit_scale.item() == pytest.approx(between, rel=1e-6)
+        assert encoder.model.logit_scale.item() == pytest.approx(between, rel=1e-6)
     sweep.move(tuned, 0.0)
-    assert torch.allclose(embedded(towers), untouched, atol=1e-6)
+    assert torch.allclose(embedded(encoder), untouched, atol=1e-6)
 
 
 def test_full_weights_are_averaged_and_the_ends_are_exact(tiny):
-    towers = tiny("tiny-siglip")
-    tuning.adapt(towers, TrainRetrievalConfig(tune="full"), seed=0)
-    trained = tuning.trainable(towers)
+    encoder = tiny("tiny-siglip")
+    tuning.adapt(encoder, TrainRetrievalConfig(tune="full"), seed=0)
+    trained = tuning.trainable(encoder)
     before = {name: p.detach().clone() for name, p in trained.items()}
     sweep = Sweep(trained)
-    moved(towers)
+    moved(encoder)
     tuned = {name: p.detach().clone() for name, p in trained.items()}
     seen = []
 

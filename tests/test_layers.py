@@ -28,22 +28,22 @@ def quickened(**parts):
     return module
 
 
-def inputs(towers):
+def inputs(encoder):
     pixels = torch.randint(0, 255, (5, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return pixels, towers.pad(towers.tokenize(TEXTS)[0])
+    return pixels, encoder.pad(encoder.tokenize(TEXTS)[0])
 
 
-def both_losses(towers, theirs, precision):
+def both_losses(encoder, theirs, precision):
     """The same function of all embeddings, by vlkit's chain and by transformers' own forward; and the embeddings."""
-    pixels, ids = inputs(towers)
+    pixels, ids = inputs(encoder)
     with autocast(torch.device("cpu"), precision):
-        ours = [towers.embed_images(pixels), towers.embed_texts(ids)]
+        ours = [encoder.embed_images(pixels), encoder.embed_texts(ids)]
         others = [
-            theirs.get_image_features(pixel_values=towers.scaled(pixels)).pooler_output,
+            theirs.get_image_features(pixel_values=encoder.scaled(pixels)).pooler_output,
             theirs.get_text_features(input_ids=ids).pooler_output,
         ]
     others = [F.normalize(each.float(), dim=-1) for each in others]
-    weight = torch.linspace(-1, 1, 5 * towers.width).view(5, -1)
+    weight = torch.linspace(-1, 1, 5 * encoder.width).view(5, -1)
     return [sum((each * weight).sum() for each in some) for some in (ours, others)], ours, others
 
 
@@ -51,16 +51,16 @@ def both_losses(towers, theirs, precision):
 def test_embeddings_and_gradients_are_those_of_transformers(name, tiny_folder):
     import transformers
 
-    towers = load(str(tiny_folder(name)))
+    encoder = load(str(tiny_folder(name)))
     theirs = getattr(transformers, CLASSES[name]).from_pretrained(tiny_folder(name))
-    losses, ours, others = both_losses(towers, theirs, "fp32")
+    losses, ours, others = both_losses(encoder, theirs, "fp32")
     for one, other in zip(ours, others, strict=True):
         assert (one - other).abs().max() < 1e-6
     for loss in losses:
         loss.backward()
     expected = dict(theirs.named_parameters())
     reached = 0
-    for parameter_name, parameter in towers.model.named_parameters():
+    for parameter_name, parameter in encoder.model.named_parameters():
         other = expected[parameter_name].grad
         if other is None:
             assert parameter.grad is None, parameter_name
@@ -74,11 +74,11 @@ def test_embeddings_and_gradients_are_those_of_transformers(name, tiny_folder):
 def test_16_bits_err_no_more_than_transformers_does(name, tiny_folder):
     import transformers
 
-    towers = load(str(tiny_folder(name)))
+    encoder = load(str(tiny_folder(name)))
     theirs = getattr(transformers, CLASSES[name]).from_pretrained(tiny_folder(name))
     with torch.no_grad():
-        _, _, exact = both_losses(towers, theirs, "fp32")
-        _, ours, others = both_losses(towers, theirs, "bf16")
+        _, _, exact = both_losses(encoder, theirs, "fp32")
+        _, ours, others = both_losses(encoder, theirs, "bf16")
     for truth, one, other in zip(exact, ours, others, strict=True):
         assert (one - truth).norm() < 1.5 * (other - truth).norm()
 
@@ -91,11 +91,11 @@ def test_the_16_bit_gradient_errs_no_more_than_transformers_does(name, tiny_fold
     for way in (0, 1):
         found = {}
         for precision in ("fp32", "bf16"):
-            towers = load(str(tiny_folder(name)))
+            encoder = load(str(tiny_folder(name)))
             theirs = getattr(transformers, CLASSES[name]).from_pretrained(tiny_folder(name))
-            losses, _, _ = both_losses(towers, theirs, precision)
+            losses, _, _ = both_losses(encoder, theirs, precision)
             losses[way].backward()
-            model = (towers.model, theirs)[way]
+            model = (encoder.model, theirs)[way]
             found[precision] = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
         errors.append((found["bf16"] - found["fp32"]).norm() / found["fp32"].norm())
     assert errors[0] < 1.5 * errors[1]
@@ -120,11 +120,11 @@ def test_attention_in_16_bits_errs_no_more_than_transformers_eager_one_does(scal
 def test_names_shapes_and_what_is_saved_stay_as_they_are(name, tiny_folder, tmp_path):
     import transformers
 
-    towers = load(str(tiny_folder(name)))
+    encoder = load(str(tiny_folder(name)))
     theirs = getattr(transformers, CLASSES[name]).from_pretrained(tiny_folder(name))
     shapes = {key: value.shape for key, value in theirs.state_dict().items()}
-    assert {key: value.shape for key, value in towers.model.state_dict().items()} == shapes
-    towers.save(tmp_path / "ours")
+    assert {key: value.shape for key, value in encoder.model.state_dict().items()} == shapes
+    encoder.save(tmp_path / "ours")
     theirs.save_pretrained(tmp_path / "theirs")
     for file in ("model.safetensors", "config.json"):
         assert (tmp_path / "ours" / file).read_bytes() == (tmp_path / "theirs" / file).read_bytes()
@@ -222,14 +222,14 @@ def test_the_last_layer_for_one_position_is_the_layer_at_that_position(tower, lo
     from vlkit.config.training import TrainRetrievalConfig
     from vlkit.models import tuning
 
-    towers = load(str(tiny_folder("tiny-clip")))
+    encoder = load(str(tiny_folder("tiny-clip")))
     config = TrainRetrievalConfig(tune="lora" if lora else "full", checkpoint_activations=checkpointed, lora_dropout=0)
-    tuning.adapt(towers, config, seed=0)
-    towers.train()
-    for name, parameter in towers.model.named_parameters():
+    tuning.adapt(encoder, config, seed=0)
+    encoder.train()
+    for name, parameter in encoder.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
-    layer = getattr(towers.model, tower).encoder.layers[-1]
+    layer = getattr(encoder.model, tower).encoder.layers[-1]
     assert layer.gradient_checkpointing == checkpointed
     width = layer.layer_norm1.normalized_shape[0]
     values = torch.randn(4, 7, width, generator=torch.Generator().manual_seed(2))
@@ -242,7 +242,7 @@ def test_the_last_layer_for_one_position_is_the_layer_at_that_position(tower, lo
         else:
             whole = layer(given_values, None, is_causal=tower == "text_model")
             found = whole[torch.arange(4), ends]
-        towers.zero_grad()
+        encoder.zero_grad()
         found.square().sum().backward()
         trained = {n: p.grad.clone() for n, p in layer.named_parameters() if p.grad is not None}
         results.append((found.detach(), given_values.grad, trained))

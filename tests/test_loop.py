@@ -208,8 +208,8 @@ def test_decay_spares_biases_norms_and_logit_parameters(tiny):
     from vlkit.models import tuning
     from vlkit.training.loop import adamw
 
-    towers = tiny("tiny-siglip")
-    groups = adamw(tuning.trainable(towers), lr=1e-3, weight_decay=0.01).param_groups
+    encoder = tiny("tiny-siglip")
+    groups = adamw(tuning.trainable(encoder), lr=1e-3, weight_decay=0.01).param_groups
     spared = {name for group in groups if group["weight_decay"] == 0 for name in group["param_names"]}
     decayed = {name for group in groups if group["weight_decay"] > 0 for name in group["param_names"]}
     assert {"logit_scale", "logit_bias"} <= spared

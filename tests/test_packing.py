@@ -59,22 +59,22 @@ def test_nothing_is_packed_where_there_is_little_padding_or_no_text():
 TEXTS = ["a red soup", "bread", "a green pie with salt, pepper, lemon and a little sugar on top of it", "cake", "tea"]
 
 
-def embedded(towers, precision, monkeypatch, whole):
+def embedded(encoder, precision, monkeypatch, whole):
     """Embeddings and gradients, packed or padded."""
     monkeypatch.setattr(packing, "WORTH", 2.0 if whole else 0.05)
     asked = []
     of = Packing.of
     monkeypatch.setattr(stages.Packing, "of", lambda *told: asked.append(of(*told)) or asked[-1])
-    ids = towers.pad(towers.tokenize(TEXTS)[0])
-    towers.zero_grad()
+    ids = encoder.pad(encoder.tokenize(TEXTS)[0])
+    encoder.zero_grad()
     torch.manual_seed(0)
     with autocast(torch.device("cpu"), precision):
-        found = towers.embed_texts(ids)
+        found = encoder.embed_texts(ids)
     weight = torch.randn(found.shape, generator=torch.Generator().manual_seed(2))
     (found * weight).sum().backward()
     monkeypatch.undo()
     assert {each is None for each in asked} == {whole}
-    return found.detach(), {name: p.grad.clone() for name, p in tuning.trainable(towers).items() if p.grad is not None}
+    return found.detach(), {name: p.grad.clone() for name, p in tuning.trainable(encoder).items() if p.grad is not None}
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -82,13 +82,13 @@ def embedded(towers, precision, monkeypatch, whole):
     "settings", [{}, {"tune": "text", "checkpoint_activations": True}, {"tune": "lora", "lora_dropout": 0.0}]
 )
 def test_embeddings_and_gradients_are_those_of_padded_texts(settings, precision, tiny, monkeypatch):
-    towers = tiny("tiny-clip")
-    tuning.adapt(towers, TrainRetrievalConfig(**settings), seed=0)
-    for name, parameter in towers.model.named_parameters():
+    encoder = tiny("tiny-clip")
+    tuning.adapt(encoder, TrainRetrievalConfig(**settings), seed=0)
+    for name, parameter in encoder.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(len(name)))
-    tuning.train_mode(towers)
-    (packed, ours), (padded, exact) = (embedded(towers, precision, monkeypatch, whole) for whole in (False, True))
+    tuning.train_mode(encoder)
+    (packed, ours), (padded, exact) = (embedded(encoder, precision, monkeypatch, whole) for whole in (False, True))
     near = 1e-5 if precision == "fp32" else 2e-2
     assert (packed - padded).norm() / padded.norm() < near
     assert ours.keys() == exact.keys() and len(ours) > 4
@@ -97,13 +97,15 @@ def test_embeddings_and_gradients_are_those_of_padded_texts(settings, precision,
 
 
 def test_a_tower_that_is_cut_anywhere_goes_on_as_if_it_had_not_been(tiny):
-    towers = tiny("tiny-clip")
-    ids = towers.pad(towers.tokenize(TEXTS)[0])
-    begun, chain = stages.Halfway(ids, 0, towers.ends(ids)), towers.text_chain
+    encoder = tiny("tiny-clip")
+    ids = encoder.pad(encoder.tokenize(TEXTS)[0])
+    begun, chain = stages.PartialForward(ids, 0, encoder.ends(ids)), encoder.text_chain
     with torch.no_grad():
-        whole = stages.through(chain, begun).values
+        whole = stages.run_stages(chain, begun).values
         for depth in range(len(chain) + 1):
-            assert torch.allclose(stages.through(chain, stages.through(chain, begun, depth)).values, whole, atol=1e-6)
+            assert torch.allclose(
+                stages.run_stages(chain, stages.run_stages(chain, begun, depth)).values, whole, atol=1e-6
+            )
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

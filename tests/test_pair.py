@@ -116,7 +116,7 @@ def test_real_shapes_of_a_persian_encoder():
     made = dual_encoder.from_config(
         paired_encoder.config_of(CLIPConfig(), XLMRobertaConfig(vocab_size=250002, max_position_embeddings=514))
     )
-    assert made.text_limit == 512 and made.width == 512 and not made.pads_to_limit
+    assert made.text_limit == 512 and made.width == 512 and not made.pads_to_max_length
     counts = tuning.adapt(made, TrainRetrievalConfig(tune="text"), seed=0)
     assert counts.total - counts.trainable == 87_456_000 + 768 * 512  # CLIP's vision tower and its projection
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from vlkit.config.training import TrainRetrievalConfig
 from vlkit.data.pairs import read_pairs
 from vlkit.models import dual_encoder, tiny, tuning
-from vlkit.models.dual_encoder import Towers
+from vlkit.models.dual_encoder import DualEncoder
 from vlkit.models.fast.partial_embedding import TokenTable, narrow
 from vlkit.training.loop import adamw, steps
 from vlkit.training.losses import LOSSES
@@ -40,7 +40,7 @@ def widened(folder, name, seed=3):
     return made
 
 
-def trained(made: Towers, taken: int = 5):
+def trained(made: DualEncoder, taken: int = 5):
     """Losses and gradient norms of a few steps with a weight decay that shows."""
     tuning.train_mode(made)
     ids = made.pad(made.tokenize(CAPTIONS)[0])

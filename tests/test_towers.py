@@ -58,19 +58,19 @@ def test_a_save_pretrained_folder_gives_transformers_own_logits(name, tiny, tiny
     """Same folder, same picture, same texts: AutoModel with AutoProcessor's parts, and Towers."""
     from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-    folder, towers = tiny_folder(name), decoding(tiny(name), "exact")
+    folder, encoder = tiny_folder(name), decoding(tiny(name), "exact")
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 130, 3), dtype=np.uint8)).save(tmp_path / "p.png")
     model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     image = AutoImageProcessor.from_pretrained(folder, use_fast=False)(
         Image.open(tmp_path / "p.png"), return_tensors="pt"
     )
-    limit = towers.text_limit
+    limit = encoder.text_limit
     text = tokenizer(TEXTS, padding="max_length", max_length=limit, truncation=True, return_tensors="pt")["input_ids"]
     with torch.no_grad():
         expected = model(input_ids=text, pixel_values=image["pixel_values"]).logits_per_image
-        ours = towers.logits(
-            towers.embed_images(torch.from_numpy(pixels(tmp_path / "p.png", towers.pixel_spec))[None]),
-            towers.embed_texts(towers.pad(towers.tokenize(TEXTS)[0])),
+        ours = encoder.logits(
+            encoder.embed_images(torch.from_numpy(pixels(tmp_path / "p.png", encoder.pixel_spec))[None]),
+            encoder.embed_texts(encoder.pad(encoder.tokenize(TEXTS)[0])),
         )
     assert torch.allclose(ours, expected, atol=1e-5)
 
@@ -113,18 +113,18 @@ def test_trimmed_clip_texts_are_exact(tiny):
 
 @pytest.mark.parametrize("name", ["tiny-siglip", "tiny-clip"])
 def test_cutting_keeps_the_end_and_equals_transformers(name, tiny):
-    towers = tiny(name)
+    encoder = tiny(name)
     text = "red soup " * 60
-    ids, cut = towers.tokenize([text, "red"])
+    ids, cut = encoder.tokenize([text, "red"])
     assert cut == 1
-    assert ids[0] == towers.tokenizer(text, truncation=True, max_length=towers.text_limit)["input_ids"]
-    assert ids[0][-1] == ids[1][-1] == towers.tokenizer.eos_token_id
+    assert ids[0] == encoder.tokenizer(text, truncation=True, max_length=encoder.text_limit)["input_ids"]
+    assert ids[0][-1] == ids[1][-1] == encoder.tokenizer.eos_token_id
 
 
 @pytest.mark.parametrize("name", ["tiny-siglip", "tiny-clip"])
 def test_gradients_of_unique_captions_equal_the_plain_way(name, tiny):
     """Encoding each caption once and gathering, against encoding every row at full length."""
-    towers = tiny(name)
+    encoder = tiny(name)
     loss = sigmoid_loss if name == "tiny-siglip" else softmax_loss
     images = torch.randint(0, 255, (5, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     labels = label_matrix(TEXTS, TEXTS, "multi-positive")
@@ -132,31 +132,31 @@ def test_gradients_of_unique_captions_equal_the_plain_way(name, tiny):
     index = torch.tensor([unique.index(text) for text in TEXTS])
 
     def gradients(texts):
-        towers.zero_grad()
-        value = loss(towers.logits(towers.embed_images(images), texts()), labels)
+        encoder.zero_grad()
+        value = loss(encoder.logits(encoder.embed_images(images), texts()), labels)
         value.backward()
-        return value.item(), torch.cat([p.grad.flatten() for p in towers.model.parameters() if p.grad is not None])
+        return value.item(), torch.cat([p.grad.flatten() for p in encoder.model.parameters() if p.grad is not None])
 
     def plain():
-        ids = towers.tokenizer(TEXTS, padding="max_length", max_length=towers.text_limit, return_tensors="pt")[
+        ids = encoder.tokenizer(TEXTS, padding="max_length", max_length=encoder.text_limit, return_tensors="pt")[
             "input_ids"
         ]
-        return towers.embed_texts(ids)
+        return encoder.embed_texts(ids)
 
     expected, whole = gradients(plain)
-    value, found = gradients(lambda: towers.embed_texts(towers.pad(towers.tokenize(unique)[0]))[index])
+    value, found = gradients(lambda: encoder.embed_texts(encoder.pad(encoder.tokenize(unique)[0]))[index])
     assert value == pytest.approx(expected, rel=1e-6)
     assert (found - whole).norm() <= 1e-6 * whole.norm()
 
 
 def test_logits_are_float32_under_autocast(tiny):
     """bf16 logits at scale 117 are off by up to 0.12; these must equal float64's to rounding."""
-    towers = tiny("tiny-siglip")
+    encoder = tiny("tiny-siglip")
     with torch.no_grad():
-        towers.model.logit_scale.fill_(np.log(117))
+        encoder.model.logit_scale.fill_(np.log(117))
     a, b = (torch.nn.functional.normalize(torch.randn(20, 96), dim=1) for _ in range(2))
     with autocast(torch.device("cpu"), "bf16"):
-        found = towers.logits(a, b)
+        found = encoder.logits(a, b)
     expected = 117 * a.double() @ b.double().T - 10
     assert found.dtype == torch.float32
     assert (found - expected).abs().max() < 1e-4
@@ -164,11 +164,11 @@ def test_logits_are_float32_under_autocast(tiny):
 
 def test_the_scale_of_clip_is_clamped_and_siglips_is_not(tiny):
     for name, expected in (("tiny-clip", 100.0), ("tiny-siglip", 112.3)):
-        towers = tiny(name)
+        encoder = tiny(name)
         with torch.no_grad():
-            towers.model.logit_scale.fill_(np.log(112.3))
-        towers.clamp_scale()
-        assert towers.model.logit_scale.exp().item() == pytest.approx(expected, rel=1e-5)
+            encoder.model.logit_scale.fill_(np.log(112.3))
+        encoder.clamp_scale()
+        assert encoder.model.logit_scale.exp().item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_tiny_models_are_functions_of_texts_and_seed(tmp_path):
@@ -283,33 +283,33 @@ def test_prep_counts_tokens_by_the_models_own_tokenizer(tiny_folder, tmp_path, v
 @pytest.mark.parametrize("name", ["tiny-siglip", "tiny-clip"])
 def test_the_chain_of_stages_is_one_wherever_it_is_cut(name, precision, tiny):
     from vlkit.models.device import autocast
-    from vlkit.models.stages import Halfway, frozen_depth, through
+    from vlkit.models.stages import PartialForward, frozen_depth, run_stages
 
-    towers = tiny(name)
+    encoder = tiny(name)
     pixels = torch.randint(0, 255, (5, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    ids = towers.pad(towers.tokenize(["red tart", "soup", "a very blue pie", "", "bread"])[0])
+    ids = encoder.pad(encoder.tokenize(["red tart", "soup", "a very blue pie", "", "bread"])[0])
     begun = {
-        "pictures": (towers.image_chain, Halfway(towers.scaled(pixels), 0)),
-        "texts": (towers.text_chain, Halfway(ids, 0, towers.ends(ids))),
+        "pictures": (encoder.image_chain, PartialForward(encoder.scaled(pixels), 0)),
+        "texts": (encoder.text_chain, PartialForward(ids, 0, encoder.ends(ids))),
     }
-    with torch.no_grad(), autocast(towers.device, precision):
+    with torch.no_grad(), autocast(encoder.device, precision):
         for chain, whole in begun.values():
-            at_once = through(chain, whole).values
+            at_once = run_stages(chain, whole).values
             for depth in range(len(chain) + 1):
-                assert torch.equal(through(chain, through(chain, whole, depth)).values, at_once), depth
-    assert frozen_depth(towers.image_chain) == 0
-    towers.model.requires_grad_(False)
-    assert frozen_depth(towers.image_chain) == len(towers.image_chain)
+                assert torch.equal(run_stages(chain, run_stages(chain, whole, depth)).values, at_once), depth
+    assert frozen_depth(encoder.image_chain) == 0
+    encoder.model.requires_grad_(False)
+    assert frozen_depth(encoder.image_chain) == len(encoder.image_chain)
 
 
 def test_an_old_clip_configuration_pools_at_the_highest_token(tiny):
     """Configurations from before the end's number was right say 2; transformers then takes the largest id."""
-    towers = tiny("tiny-clip")
-    ids = towers.pad(towers.tokenize(["red tart", "a soup that is blue"])[0])
+    encoder = tiny("tiny-clip")
+    ids = encoder.pad(encoder.tokenize(["red tart", "a soup that is blue"])[0])
     with torch.no_grad():
-        towers.model.config.text_config.eos_token_id = towers.model.text_model.eos_token_id = 2
-        theirs = towers.model.get_text_features(input_ids=ids).pooler_output
-        assert torch.allclose(towers.embed_texts(ids), torch.nn.functional.normalize(theirs, dim=1), atol=1e-6)
+        encoder.model.config.text_config.eos_token_id = encoder.model.text_model.eos_token_id = 2
+        theirs = encoder.model.get_text_features(input_ids=ids).pooler_output
+        assert torch.allclose(encoder.embed_texts(ids), torch.nn.functional.normalize(theirs, dim=1), atol=1e-6)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa", None])

@@ -42,15 +42,15 @@ def towers_of(config: Any, device: torch.device, tune: str = "full") -> Any:
     from vlkit.config.training import TrainRetrievalConfig
     from vlkit.data.images.decode import PixelSpec
     from vlkit.models import tuning
-    from vlkit.models.dual_encoder import FAMILIES, Towers, quiet_transformers
+    from vlkit.models.dual_encoder import FAMILIES, DualEncoder, quiet_transformers
 
     with device:
         model = getattr(quiet_transformers(), FAMILIES[config.model_type].model_class)(config)
     # No text is cut into tokens here, so none of its tokenizers is needed.
-    towers = Towers(model, None, PixelSpec(config.vision_config.image_size), config.model_type).to(device)
-    tuning.adapt(towers, TrainRetrievalConfig(data=".", tune=tune), seed=0)
-    tuning.train_mode(towers)
-    return towers
+    encoder = DualEncoder(model, None, PixelSpec(config.vision_config.image_size), config.model_type).to(device)
+    tuning.adapt(encoder, TrainRetrievalConfig(data=".", tune=tune), seed=0)
+    tuning.train_mode(encoder)
+    return encoder
 
 
 def batch_of(images: Any, captions: torch.Tensor) -> Any:
@@ -63,15 +63,15 @@ def batch_of(images: Any, captions: torch.Tensor) -> Any:
     return Batch(images, captions, len(names), torch.arange(len(names)), labels, names)
 
 
-def trainer_of(towers: Any, batches: Any, precision: str, *, micro: int | None = None, lr: float = 1e-5) -> Any:
+def trainer_of(encoder: Any, batches: Any, precision: str, *, micro: int | None = None, lr: float = 1e-5) -> Any:
     """The loop of train-retrieval over these batches, without end."""
     from vlkit.models import tuning
     from vlkit.training.gradient_cache import Contrast
     from vlkit.training.loop import adamw, new_scaler, steps
 
-    optimizer = adamw(tuning.trainable(towers), lr=lr, weight_decay=0.01)
-    scaler = new_scaler(towers.device, precision)
-    contrast = Contrast(towers, towers.family.loss, micro)
+    optimizer = adamw(tuning.trainable(encoder), lr=lr, weight_decay=0.01)
+    scaler = new_scaler(encoder.device, precision)
+    contrast = Contrast(encoder, encoder.family.loss, micro)
     return steps(batches, contrast, len, optimizer, total=10**9, precision=precision, scaler=scaler)
 
 
@@ -92,11 +92,11 @@ def fp32_is_the_cpus(device: Device, precision: str) -> Found:
     apart = 0.0
     for kind in ("clip", "siglip"):
         torch.manual_seed(0)
-        towers = towers_of(tiny(kind), torch.device("cpu"))
-        batch = batch_of(*pairs_of(towers.model.config, PAIRS, 12 if kind == "clip" else SIDE))
+        encoder = towers_of(tiny(kind), torch.device("cpu"))
+        batch = batch_of(*pairs_of(encoder.model.config, PAIRS, 12 if kind == "clip" else SIDE))
         with torch.no_grad():
-            here = Contrast(towers, towers.family.loss)(batch).item()
-            there = Contrast(towers.to(device.torch), towers.family.loss)(batch).item()
+            here = Contrast(encoder, encoder.family.loss)(batch).item()
+            there = Contrast(encoder.to(device.torch), encoder.family.loss)(batch).item()
         apart = max(apart, abs(here - there) / abs(here))
     return Found(apart <= FP32_WITHIN, f"relative difference {apart:.1e}, at most {FP32_WITHIN}")
 
@@ -108,9 +108,9 @@ def _count(device: Device, steps: int) -> int:
 
 def _trained(device: Device, precision: str, count: int) -> list[Any]:
     torch.manual_seed(0)
-    towers = towers_of(tiny("clip"), device.torch)
-    batch = batch_of(*pairs_of(towers.model.config, PAIRS, 12))
-    trainer = trainer_of(towers, cycle([batch]), precision, lr=1e-3)
+    encoder = towers_of(tiny("clip"), device.torch)
+    batch = batch_of(*pairs_of(encoder.model.config, PAIRS, 12))
+    trainer = trainer_of(encoder, cycle([batch]), precision, lr=1e-3)
     return [next(trainer) for _ in range(count)]
 
 
@@ -149,9 +149,9 @@ def attention_is_fused(device: Device, precision: str) -> Found:
     wanted = 0
     for kind in ("clip", "siglip"):
         config = tiny(kind)
-        towers = towers_of(config, device.torch)
+        encoder = towers_of(config, device.torch)
         pixels, ids = pairs_of(config, PAIRS, 12 if kind == "clip" else SIDE)
-        for embed, inputs in ((towers.embed_images, pixels), (towers.embed_texts, ids)):
+        for embed, inputs in ((encoder.embed_images, pixels), (encoder.embed_texts, ids)):
             with autocast(device.torch, how), _Counted() as counted:
                 embed(inputs)
             names.update({name: n for name, n in counted.seen.items() if name.startswith("_scaled_dot_product")})

@@ -26,7 +26,7 @@ from vlkit.evaluation.retrieval.ranking import rank_both
 from vlkit.models.cache.feature_cache import Frozen
 from vlkit.models.device import Precision
 from vlkit.models.encode import encode_captions, encode_images
-from vlkit.models.stages import Halfway
+from vlkit.models.stages import PartialForward
 
 # Of the time left, divided by the rows left, the share that a row is measured; the rest is for its beginning.
 SHARE = 0.5
@@ -138,17 +138,17 @@ def training(kind: str, batch: int | None = None, micro: int | None = None, tune
 
     def measure(bench: Bench, seconds: float) -> dict[str, Any]:
         config, size = bench.config(kind), batch or bench.amounts.batch
-        towers = gpu_checks.towers_of(config, bench.device.torch, tune)
+        encoder = gpu_checks.towers_of(config, bench.device.torch, tune)
         images: Any
         images, captions = gpu_checks.pairs_of(config, size, TOKENS[kind])
         work = cards.Work.of(config, TOKENS[kind])
         flops = work.training
         if tune == "text":
-            frozen, flops = Frozen.of(towers, "pictures", bench.precision), 3 * work.text
+            frozen, flops = Frozen.of(encoder, "pictures", bench.precision), 3 * work.text
             kept = [frozen(some).float().cpu() for some in images.split(64)]
-            images = Halfway(torch.cat(kept), frozen.depth)
+            images = PartialForward(torch.cat(kept), frozen.depth)
         batches = cycle([gpu_checks.batch_of(images, captions)])
-        trainer = gpu_checks.trainer_of(towers, batches, bench.precision, micro=micro)
+        trainer = gpu_checks.trainer_of(encoder, batches, bench.precision, micro=micro)
         return {"flops": flops, **bench.timed(lambda: next(trainer).items, seconds)}
 
     return measure
@@ -184,13 +184,13 @@ def embedding(kind: str, what: str) -> Measure:
 
     def measure(bench: Bench, seconds: float) -> dict[str, Any]:
         config, size = bench.config(kind), bench.amounts.batch
-        towers = gpu_checks.towers_of(config, bench.device.torch).eval()
+        encoder = gpu_checks.towers_of(config, bench.device.torch).eval()
         pixels, ids = gpu_checks.pairs_of(config, 8 * size, TOKENS[kind])
         work = cards.Work.of(config, TOKENS[kind])
         pictured = what == "pictures"
         encode, held = (encode_images, Held(pixels)) if pictured else (encode_captions, Held(ids))
         how = {"batch_size": size, "precision": bench.precision}
-        found = bench.timed(lambda: len(encode(towers, held, **how)), seconds)
+        found = bench.timed(lambda: len(encode(encoder, held, **how)), seconds)
         return {"flops": work.picture + work.patches if pictured else work.text, **found}
 
     return measure
@@ -244,8 +244,8 @@ def from_files(kind: str, *, trained: bool) -> Measure:
             note, before = f"{workers} processes", 2 * workers + 1
             if not trained:
                 return {"note": note, **bench.timed(lambda: len(next(batches)), seconds, before)}
-            towers = gpu_checks.towers_of(config, bench.device.torch)
-            trainer = gpu_checks.trainer_of(towers, batches, bench.precision)
+            encoder = gpu_checks.towers_of(config, bench.device.torch)
+            trainer = gpu_checks.trainer_of(encoder, batches, bench.precision)
             found = bench.timed(lambda: next(trainer).items, seconds, before)
             return {"note": note, "flops": cards.Work.of(config, TOKENS[kind]).training, **found}
 

@@ -84,7 +84,7 @@ def write_model(folder: Path, size: str, texts: Sequence[str], seed: int = 0) ->
 
     from vlkit.data.images.decode import PixelSpec
     from vlkit.models import tiny
-    from vlkit.models.dual_encoder import Towers, quiet_transformers
+    from vlkit.models.dual_encoder import DualEncoder, quiet_transformers
 
     quiet_transformers()
     torch.manual_seed(seed)
@@ -107,7 +107,7 @@ def write_model(folder: Path, size: str, texts: Sequence[str], seed: int = 0) ->
         mean=(0.48145466, 0.4578275, 0.40821073),
         std=(0.26862954, 0.26130258, 0.27577711),
     )
-    Towers(CLIPModel(config), tokenizer, spec, str(folder)).save(folder)
+    DualEncoder(CLIPModel(config), tokenizer, spec, str(folder)).save(folder)
 
 
 def _model_of(tokenizer: Any) -> dict[str, Any]:

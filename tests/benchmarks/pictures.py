@@ -79,7 +79,7 @@ def loaded(way: str, paths: Sequence[Path], batch: int) -> Iterator[torch.Tensor
     workers = os.cpu_count() or 1
     if way in OURS:
         from vlkit.data.loading.retrieval_batches import KEEP_PIXELS, Carried, PixelStore, unpacked
-        from vlkit.models.dual_encoder import Towers
+        from vlkit.models.dual_encoder import DualEncoder
 
         # So many that none is kept decoded.
         many = list(paths) * (KEEP_PIXELS // (3 * SIDE**2 * len(paths)) + 1)
@@ -89,7 +89,7 @@ def loaded(way: str, paths: Sequence[Path], batch: int) -> Iterator[torch.Tensor
         mean, std = (torch.tensor(each).view(1, 3, 1, 1) for each in (store.spec.mean, store.spec.std))
         eye: Any = SimpleNamespace(device=torch.device("cpu"), mean=mean, std=std)
         loader: Any = DataLoader(Carried(store), sampler=order, batch_size=None, num_workers=workers)
-        return (Towers.scaled(eye, pixels) for pixels in unpacked(loader))
+        return (DualEncoder.scaled(eye, pixels) for pixels in unpacked(loader))
     from transformers import CLIPImageProcessor, CLIPImageProcessorPil
 
     processor = CLIPImageProcessorPil() if way == PILLOW else CLIPImageProcessor()

@@ -36,9 +36,9 @@ def made(rows: int, kind: str) -> Any:
     from vlkit.storage import Location
 
     texts = [f"a recipe of {number % 97} eggs and {number % 89} plums, number {number}" for number in range(rows)]
-    towers = open_model("tiny-siglip", texts[:500], seed=0)
-    embedder = Embedder.of(towers, None, persian=False)
-    vectors = np.random.default_rng(0).standard_normal((rows, towers.width)).astype(np.float32)
+    encoder = open_model("tiny-siglip", texts[:500], seed=0)
+    embedder = Embedder.of(encoder, None, persian=False)
+    vectors = np.random.default_rng(0).standard_normal((rows, encoder.width)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     table = pa.Table.from_pylist(
         [
@@ -48,7 +48,7 @@ def made(rows: int, kind: str) -> Any:
         schema=SCHEMA,
     )
     nearest = Nearest.build(vectors, kind)  # type: ignore[arg-type]
-    about = {"width": towers.width, **embedder.identity()}
+    about = {"width": encoder.width, **embedder.identity()}
     return Searcher(Index(Location(tempfile.gettempdir()), about, table, {"texts": nearest}), embedder)
 
 
@@ -57,7 +57,7 @@ def opened(searcher: Any) -> Any:
     from transformers import SiglipModel
 
     with tempfile.TemporaryDirectory() as folder:
-        searcher.embedder.towers.save(folder)
+        searcher.embedder.encoder.save(folder)
         return SiglipModel.from_pretrained(folder).eval()
 
 
@@ -65,10 +65,10 @@ def encoded(searcher: Any, model: Any, text: str) -> Any:
     """As transformers encodes it: its tokenizer, its model, a unit vector."""
     import torch
 
-    towers = searcher.embedder.towers
-    options = {"padding": "max_length", "max_length": towers.text_limit, "truncation": True, "return_tensors": "pt"}
+    encoder = searcher.embedder.encoder
+    options = {"padding": "max_length", "max_length": encoder.text_limit, "truncation": True, "return_tensors": "pt"}
     with torch.inference_mode():
-        ids = towers.tokenizer([text], **options)["input_ids"]
+        ids = encoder.tokenizer([text], **options)["input_ids"]
         found = model.get_text_features(input_ids=ids).pooler_output
         return torch.nn.functional.normalize(found, dim=-1).numpy()
 

@@ -13,7 +13,7 @@ import torch
 from vlkit.evaluation.retrieval.task import Embedded, Task
 from vlkit.models import tuning
 from vlkit.models.device import Precision
-from vlkit.models.dual_encoder import Towers
+from vlkit.models.dual_encoder import DualEncoder
 from vlkit.models.encode import encode_texts
 from vlkit.runs import Run
 
@@ -28,10 +28,12 @@ def peak_memory_gb() -> dict[str, float | None]:
     return {"process": process, "gpu": torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None}
 
 
-def efficiency(towers: Towers, embedded: Embedded, task: Task, run: Run | None, precision: Precision) -> dict[str, Any]:
+def efficiency(
+    encoder: DualEncoder, embedded: Embedded, task: Task, run: Run | None, precision: Precision
+) -> dict[str, Any]:
     """The section of results.json: speeds and latency of this machine, training's time and memory of the run."""
     facts = run.read_json("finished.json") if run else {}
-    median, late = query_latency(towers, list(task.texts["text"]), precision)
+    median, late = query_latency(encoder, list(task.texts["text"]), precision)
     peak = peak_memory_gb()
     return {
         "images_per_second": embedded.images_per_second,
@@ -45,17 +47,17 @@ def efficiency(towers: Towers, embedded: Embedded, task: Task, run: Run | None, 
         "train_peak_memory_process_gb": (facts.get("peak_memory_gb") or {}).get("process"),
         "train_peak_memory_gpu_gb": (facts.get("peak_memory_gb") or {}).get("gpu"),
         "trainable_parameters": facts.get("trainable_parameters", 0),
-        "total_parameters": tuning.count(towers).total,
+        "total_parameters": tuning.count(encoder).total,
     }
 
 
-def query_latency(towers: Towers, texts: list[str], precision: Precision) -> tuple[float, float]:
+def query_latency(encoder: DualEncoder, texts: list[str], precision: Precision) -> tuple[float, float]:
     """Seconds to encode one text as a query: the median, and what 95 of 100 stay below."""
     seconds: list[float] = []
     began = time.perf_counter()
     for number in range(WARM_UP + QUERIES):
         started = time.perf_counter()
-        encode_texts(towers, [texts[number % len(texts)]], batch_size=1, precision=precision).cpu()
+        encode_texts(encoder, [texts[number % len(texts)]], batch_size=1, precision=precision).cpu()
         seconds.append(time.perf_counter() - started)
         if number > 2 * WARM_UP and time.perf_counter() - began > AT_MOST_SECONDS:
             break

@@ -25,7 +25,7 @@ from vlkit.errors import ArtifactError, NetworkError, UsageError, VlkitError, ne
 from vlkit.models import paired_encoder, preprocessing, quantization, stages
 from vlkit.models.device import Precision
 from vlkit.models.fast.layers import quicken
-from vlkit.models.stages import Halfway, Stage, through
+from vlkit.models.stages import PartialForward, Stage, run_stages
 from vlkit.storage import json_text
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -53,7 +53,7 @@ FAMILIES = {
 }
 
 
-class Towers(torch.nn.Module):
+class DualEncoder(torch.nn.Module):
     """A vision and a text encoder with a common space.
 
     Attributes:
@@ -109,7 +109,7 @@ class Towers(torch.nn.Module):
         return paired_encoder.text_limit(config, self.tokenizer) if self.paired else config.max_position_embeddings
 
     @property
-    def pads_to_limit(self) -> bool:
+    def pads_to_max_length(self) -> bool:
         """Every text is padded to the limit, else to the longest of its batch."""
         return self.family.pad_to_limit and not self.paired
 
@@ -131,7 +131,7 @@ class Towers(torch.nn.Module):
 
     def pad(self, ids: Sequence[Sequence[int]]) -> torch.Tensor:
         """Token ids as one int64 tensor [texts, length]: the limit for SigLIP, the longest of these texts for CLIP."""
-        length = self.text_limit if self.pads_to_limit else max(map(len, ids), default=0)
+        length = self.text_limit if self.pads_to_max_length else max(map(len, ids), default=0)
         padded = torch.full((len(ids), length), self.pad_token, dtype=torch.long)
         for row, tokens in enumerate(ids):
             padded[row, : len(tokens)] = torch.tensor(tokens)
@@ -142,35 +142,39 @@ class Towers(torch.nn.Module):
         # In place: more copies of a batch's pictures would cost more than the arithmetic.
         return (pixels.to(self.device) / 255).sub_(self.mean).div_(self.std)
 
-    def ends(self, input_ids: torch.Tensor) -> torch.Tensor:
+    def pool_positions(self, input_ids: torch.Tensor) -> torch.Tensor:
         """int64 [texts]: where CLIP pools: the first token of the end, which pads, too, in some CLIPs. Elsewhere 0."""
-        if self.paired or self.pads_to_limit or not len(input_ids):
+        if self.paired or self.pads_to_max_length or not len(input_ids):
             return torch.zeros(len(input_ids), dtype=torch.long)
         end = self.model.config.text_config.eos_token_id
         # Configurations older than the token's number say 2: there the end is the highest of all tokens.
         found = input_ids if end == 2 else (input_ids == end).int()
         return found.argmax(dim=-1)
 
-    def embed_images(self, pictures: torch.Tensor | Halfway) -> torch.Tensor:
+    def embed_images(self, pictures: torch.Tensor | PartialForward) -> torch.Tensor:
         """uint8 [pictures, 3, size, size], or what the lower stages made of it -> unit rows [pictures, width]."""
-        begun = pictures if isinstance(pictures, Halfway) else Halfway(self.scaled(pictures), 0)
+        begun = pictures if isinstance(pictures, PartialForward) else PartialForward(self.scaled(pictures), 0)
         return self._embedded(self.image_chain, begun)
 
-    def embed_texts(self, texts: torch.Tensor | Halfway) -> torch.Tensor:
+    def embed_texts(self, texts: torch.Tensor | PartialForward) -> torch.Tensor:
         """Padded token ids [texts, length], or what the lower stages made of them -> unit rows [texts, width].
 
         No attention mask: SigLIP was trained without, a causal CLIP does not look behind the end of its text, and a
         pair makes its own.
         """
-        begun = texts if isinstance(texts, Halfway) else Halfway(texts.to(self.device), 0, self.ends(texts))
+        begun = (
+            texts
+            if isinstance(texts, PartialForward)
+            else PartialForward(texts.to(self.device), 0, self.pool_positions(texts))
+        )
         return self._embedded(self.text_chain, begun)
 
-    def _embedded(self, chain: Sequence[Stage], begun: Halfway) -> torch.Tensor:
+    def _embedded(self, chain: Sequence[Stage], begun: PartialForward) -> torch.Tensor:
         if not len(begun):
             return torch.zeros(0, self.width, device=self.device)
         values = begun.values.to(self.device)
         values = values.float() if values.is_floating_point() else values
-        return F.normalize(through(chain, Halfway(values, begun.depth, begun.ends)).values.float(), dim=-1)
+        return F.normalize(run_stages(chain, PartialForward(values, begun.depth, begun.ends)).values.float(), dim=-1)
 
     def logits(self, images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
         """scale * cosine + bias, float32 [images, texts]. Autocast is off: a bf16 logit at scale 100 errs by 0.1."""
@@ -221,7 +225,7 @@ def quiet_transformers() -> Any:
     return transformers
 
 
-def load(name: str, *, quantized: Precision | None = None) -> Towers:
+def load(name: str, *, quantized: Precision | None = None) -> DualEncoder:
     """A dual encoder by hub name or local folder, in float32, on the CPU, in eval mode.
 
     Args:
@@ -254,15 +258,15 @@ def load(name: str, *, quantized: Precision | None = None) -> Towers:
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise ArtifactError(f"{name}: {len(missing)} weights are missing, for example {missing[0]}")
-    return Towers(model.eval(), tokenizer, pixel_spec, name)
+    return DualEncoder(model.eval(), tokenizer, pixel_spec, name)
 
 
-def _load_pair(name: str) -> Towers:
+def _load_pair(name: str) -> DualEncoder:
     with explained(name):
         model, tokenizer = paired_encoder.load(Path(name))
         vision = paired_encoder.Halves.of(Path(name)).vision
         spec = preprocessing.read(vision, model.config)
-    return Towers(model, tokenizer, spec, name)
+    return DualEncoder(model, tokenizer, spec, name)
 
 
 def load_tokenizer(name: str) -> tuple[Callable[[Sequence[str]], list[list[int]]], int]:
@@ -318,7 +322,9 @@ def load_half_config(name: str) -> Any:
     if Path(name).exists() and not (Path(name) / "config.json").is_file():
         raise UsageError(f"{name} holds no config.json", hint="give a folder that save_pretrained wrote, or a hub name")
     if name in (*TINY_MODELS, paired_encoder.TINY_TEXT):
-        raise UsageError(f"--model takes one of {', '.join(TINY_MODELS)}, --text-model {paired_encoder.TINY_TEXT}; not {name}")
+        raise UsageError(
+            f"--model takes one of {', '.join(TINY_MODELS)}, --text-model {paired_encoder.TINY_TEXT}; not {name}"
+        )
     if not Path(name).exists() and name.startswith((".", "/", "~")):
         raise UsageError(f"no such folder: {name}")
     return config_at(name)
@@ -331,7 +337,7 @@ def config_at(name: str) -> Any:
         return transformers.AutoConfig.from_pretrained(name)
 
 
-def from_config(config: Any) -> Towers:
+def from_config(config: Any) -> DualEncoder:
     """The model of a configuration on the meta device: names, shapes and counts without a byte of weights."""
     transformers = quiet_transformers()
     with torch.device("meta"):
@@ -339,7 +345,7 @@ def from_config(config: Any) -> Towers:
             model: Any = _pair_on_meta(config)
         else:
             model = getattr(transformers, FAMILIES[config.model_type].model_class)(config)
-    return Towers(model, None, PixelSpec(config.vision_config.image_size), "meta")
+    return DualEncoder(model, None, PixelSpec(config.vision_config.image_size), "meta")
 
 
 def _pair_on_meta(config: paired_encoder.PairConfig) -> paired_encoder.Pair:

@@ -12,14 +12,14 @@ from torch.utils.data import DataLoader
 from vlkit import console, signals
 from vlkit.data.loading.retrieval_batches import Carried, Inputs, Item, TokenStore, loader_workers, unpacked
 from vlkit.models.device import Precision, autocast, best_device, best_precision
-from vlkit.models.dual_encoder import Towers
+from vlkit.models.dual_encoder import DualEncoder
 
 ALL = slice(None)
 
 
 @torch.inference_mode()
 def encode_images(
-    towers: Towers,
+    encoder: DualEncoder,
     store: Inputs,
     *,
     batch_size: int,
@@ -37,47 +37,47 @@ def encode_images(
     loader: DataLoader[Any] = DataLoader(
         Carried(store), sampler=order, batch_size=None, num_workers=loader_workers(store)
     )
-    blocks = [torch.zeros((0, towers.width), device=towers.device)]
+    blocks = [torch.zeros((0, encoder.width), device=encoder.device)]
     with console.progress("encoding pictures", len(positions)) as bar:
         for number, pixels in enumerate(unpacked(loader), start=1):
             signals.check()
             if watch:
                 watch(pixels)
-            with autocast(towers.device, precision):
-                blocks.append(towers.embed_images(pixels))
+            with autocast(encoder.device, precision):
+                blocks.append(encoder.embed_images(pixels))
             bar.update(min(number * batch_size, len(positions)))
     return torch.cat(blocks)
 
 
-def text_encoder(towers: Towers, *, batch_size: int = 64) -> Callable[[Sequence[str]], np.ndarray]:
+def text_encoder(encoder: DualEncoder, *, batch_size: int = 64) -> Callable[[Sequence[str]], np.ndarray]:
     """Texts -> float32 [texts, width], for rooms that know no model."""
-    towers.to(best_device()).eval()
-    precision = best_precision(towers.device, sum(p.numel() for p in towers.model.parameters()))
+    encoder.to(best_device()).eval()
+    precision = best_precision(encoder.device, sum(p.numel() for p in encoder.model.parameters()))
 
     def encode(texts: Sequence[str]) -> np.ndarray:
-        return encode_texts(towers, texts, batch_size=batch_size, precision=precision).float().cpu().numpy()
+        return encode_texts(encoder, texts, batch_size=batch_size, precision=precision).float().cpu().numpy()
 
     return encode
 
 
-def encode_texts(towers: Towers, texts: Sequence[str], *, batch_size: int, precision: Precision) -> torch.Tensor:
+def encode_texts(encoder: DualEncoder, texts: Sequence[str], *, batch_size: int, precision: Precision) -> torch.Tensor:
     """Embeddings of texts: float32 [texts, width], in their order."""
-    captions = TokenStore(towers.tokenize(texts)[0], towers.pad)
-    return encode_captions(towers, captions, batch_size=batch_size, precision=precision)
+    captions = TokenStore(encoder.tokenize(texts)[0], encoder.pad)
+    return encode_captions(encoder, captions, batch_size=batch_size, precision=precision)
 
 
 @torch.inference_mode()
 def encode_captions(
-    towers: Towers, captions: Inputs, *, batch_size: int, precision: Precision, part: slice = ALL
+    encoder: DualEncoder, captions: Inputs, *, batch_size: int, precision: Precision, part: slice = ALL
 ) -> torch.Tensor:
     """The same of texts that are tokens already, or more than that. Like lengths go together: little is padded."""
     positions = list(range(len(captions))[part])
     if isinstance(captions, TokenStore):
         positions.sort(key=lambda position: len(captions.tokens[position]))
-    blocks = [torch.zeros((0, towers.width), device=towers.device)]
+    blocks = [torch.zeros((0, encoder.width), device=encoder.device)]
     for start in range(0, len(positions), batch_size):
         signals.check()
-        with autocast(towers.device, precision):
-            blocks.append(towers.embed_texts(captions[positions[start : start + batch_size]]))
+        with autocast(encoder.device, precision):
+            blocks.append(encoder.embed_texts(captions[positions[start : start + batch_size]]))
     embedded = torch.cat(blocks)
     return embedded[torch.argsort(torch.tensor(positions, dtype=torch.long)).to(embedded.device)]

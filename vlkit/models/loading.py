@@ -11,7 +11,7 @@ from vlkit.config.data import Decode
 from vlkit.errors import ArtifactError
 from vlkit.models import dual_encoder, paired_encoder, tiny, tuning
 from vlkit.models.device import Precision
-from vlkit.models.dual_encoder import Towers
+from vlkit.models.dual_encoder import DualEncoder
 from vlkit.models.preprocessing import decoding
 from vlkit.runs import Run
 from vlkit.storage import folder_written_whole
@@ -44,7 +44,7 @@ def open_model(
     keep_in: Path | None = None,
     quantized: Precision | None = None,
     merged_from: Run | None = None,
-) -> Towers:
+) -> DualEncoder:
     """The untouched model, with its weights.
 
     Args:
@@ -92,7 +92,7 @@ def _write_pair(name: str, text_model: str, texts: Sequence[str], folder: Path, 
         paired_encoder.write_fresh(aside, vision, text, config, seed=seed)
 
 
-def open_untouched(run: Run, decode: Decode | None = None) -> Towers:
+def open_untouched(run: Run, decode: Decode | None = None) -> DualEncoder:
     """The model that a run began with, in full precision: where vlkit made it, or by its name.
 
     Args:
@@ -101,7 +101,7 @@ def open_untouched(run: Run, decode: Decode | None = None) -> Towers:
     return decoding(dual_encoder.load(_base_of(run)), decode or run.config()["decode"])
 
 
-def open_tuned(run: Run, decode: Decode | None = None) -> Towers:
+def open_tuned(run: Run, decode: Decode | None = None) -> DualEncoder:
     """What became of it.
 
     Args:
@@ -127,7 +127,7 @@ def _base_of(run: Run) -> str:
     return str(run.base) if run.base.is_dir() else str(run.config()["model"])
 
 
-def open_trained(name: str, decode: Decode | None = None) -> Towers:
+def open_trained(name: str, decode: Decode | None = None) -> DualEncoder:
     """A model that knows something: a run's, by its folder, or one by its hub name or local folder.
 
     Args:

@@ -51,7 +51,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Halfway:
+class PartialForward:
     """What the first `depth` stages of a tower made of some pictures or texts.
 
     Attributes:
@@ -66,12 +66,12 @@ class Halfway:
     def __len__(self) -> int:
         return len(self.values)
 
-    def __getitem__(self, some: slice) -> Halfway:
+    def __getitem__(self, some: slice) -> PartialForward:
         """Some of the items."""
-        return Halfway(self.values[some], self.depth, None if self.ends is None else self.ends[some])
+        return PartialForward(self.values[some], self.depth, None if self.ends is None else self.ends[some])
 
 
-def through(chain: Sequence[Stage], halfway: Halfway, depth: int | None = None) -> Halfway:
+def run_stages(chain: Sequence[Stage], halfway: PartialForward, depth: int | None = None) -> PartialForward:
     """Carry on to `depth` (None: to the end)."""
     values, depth = halfway.values, len(chain) if depth is None else depth
     packing: Packing | None = None
@@ -82,7 +82,7 @@ def through(chain: Sequence[Stage], halfway: Halfway, depth: int | None = None) 
         values = stage.run(values, halfway.ends if packing is None else packing)
         if stage.width is not None:  # Pooled: a row for every text.
             packing = None
-    return Halfway(values if packing is None else packing.unpack(values), depth, halfway.ends)
+    return PartialForward(values if packing is None else packing.unpack(values), depth, halfway.ends)
 
 
 def frozen_depth(chain: Sequence[Stage]) -> int:

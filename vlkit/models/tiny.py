@@ -18,7 +18,7 @@ import torch
 
 from vlkit.data.images.decode import PixelSpec
 from vlkit.errors import UsageError, nearest
-from vlkit.models.dual_encoder import Towers, quiet_transformers
+from vlkit.models.dual_encoder import DualEncoder, quiet_transformers
 from vlkit.models.paired_encoder import TINY_TEXT
 from vlkit.storage import folder_written_whole
 
@@ -79,7 +79,7 @@ def _write_siglip(texts: Sequence[str], folder: Path) -> None:
         # A fresh SiglipModel has 0 for both; these are the values that SigLIP starts from.
         model.logit_scale.fill_(math.log(10))
         model.logit_bias.fill_(-10)
-    Towers(model, tokenizer, PixelSpec(IMAGE_SIZE), str(folder)).save(folder)
+    DualEncoder(model, tokenizer, PixelSpec(IMAGE_SIZE), str(folder)).save(folder)
 
 
 def _write_clip(texts: Sequence[str], folder: Path) -> None:
@@ -94,7 +94,7 @@ def _write_clip(texts: Sequence[str], folder: Path) -> None:
     text = {**TEXT, "vocab_size": len(tokenizer), "max_position_embeddings": 77, **special}
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=VISION, projection_dim=VISION["hidden_size"]))
     spec = PixelSpec(IMAGE_SIZE, fit="crop", resize=IMAGE_SIZE)
-    Towers(model, tokenizer, spec, str(folder)).save(folder)
+    DualEncoder(model, tokenizer, spec, str(folder)).save(folder)
 
 
 def _sentencepiece_tokenizer(texts: Sequence[str], folder: Path) -> Any:

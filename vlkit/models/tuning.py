@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from vlkit.errors import ArtifactError, UsageError
 from vlkit.models import dual_encoder as towers_module
 from vlkit.models.device import Precision
-from vlkit.models.dual_encoder import Towers
+from vlkit.models.dual_encoder import DualEncoder
 from vlkit.models.quantization import numbers
 from vlkit.storage import folder_written_whole
 
@@ -55,7 +55,7 @@ class Counts:
         return f"{self.trainable:,} of {self.total:,} parameters are trained ({self.trainable / self.total:.2%})"
 
 
-def adapt(towers: Towers, config: TrainRetrievalConfig, *, seed: int) -> Counts:
+def adapt(encoder: DualEncoder, config: TrainRetrievalConfig, *, seed: int) -> Counts:
     """Freeze, unfreeze, or insert adapters, as the settings say.
 
     Args:
@@ -65,37 +65,37 @@ def adapt(towers: Towers, config: TrainRetrievalConfig, *, seed: int) -> Counts:
         UsageError: more layers to unfreeze than there are, or a name that no trained parameter has.
     """
     if config.tune == "lora":
-        _insert_lora(towers, config, seed)
+        _insert_lora(encoder, config, seed)
     else:
-        chosen = _chosen(towers, config)
-        for name, parameter in towers.model.named_parameters():
+        chosen = _chosen(encoder, config)
+        for name, parameter in encoder.model.named_parameters():
             parameter.requires_grad_(name in chosen)
-    _keep_only(towers, config.trainable)
-    for parameter in _always_trained(towers).values():
+    _keep_only(encoder, config.trainable)
+    for parameter in _always_trained(encoder).values():
         parameter.requires_grad_(True)
     if config.checkpoint_activations:
         # The inputs of a frozen layer need no gradient, which the older, reentrant way would take for nothing to do.
-        towers.model.gradient_checkpointing_enable({"use_reentrant": False})
-    return count(towers)
+        encoder.model.gradient_checkpointing_enable({"use_reentrant": False})
+    return count(encoder)
 
 
-def _always_trained(towers: Towers) -> dict[str, torch.nn.Parameter]:
+def _always_trained(encoder: DualEncoder) -> dict[str, torch.nn.Parameter]:
     """Scale and bias, and of a pair the projection of its texts, which nobody has trained before.
 
     No PEFT adapter file holds them: they are kept beside it.
     """
-    names = [*LOGITS, "text_projection.weight"] if towers.paired else LOGITS
-    return {name: p for name, p in towers.model.named_parameters() if name in names}
+    names = [*LOGITS, "text_projection.weight"] if encoder.paired else LOGITS
+    return {name: p for name, p in encoder.model.named_parameters() if name in names}
 
 
-def _chosen(towers: Towers, config: TrainRetrievalConfig) -> set[str]:
+def _chosen(encoder: DualEncoder, config: TrainRetrievalConfig) -> set[str]:
     """Names of the parameters that --tune and --towers choose."""
-    names = {name for name, _ in towers.model.named_parameters()}
+    names = {name for name, _ in encoder.model.named_parameters()}
     if config.tune == "last":
-        depth = check_depth(towers.model.config, config.unfreeze_layers)
+        depth = check_depth(encoder.model.config, config.unfreeze_layers)
         for tower in TOWER_NAMES[config.towers]:
             if len({m[2] for name in names if (m := LAYER.match(name)) and m[1] == tower}) != depth[tower]:
-                kind = getattr(towers.model, tower).config.model_type
+                kind = getattr(encoder.model, tower).config.model_type
                 told = f"--tune last: vlkit does not know the layers of a {kind} model"
                 raise UsageError(told, hint="--tune text, image, head and full work with any model")
         names = _upper(names, depth, config.unfreeze_layers)
@@ -110,9 +110,9 @@ def is_head(name: str) -> bool:
     return HEAD.match(name) is not None
 
 
-def _keep_only(towers: Towers, globs: Sequence[str]) -> None:
+def _keep_only(encoder: DualEncoder, globs: Sequence[str]) -> None:
     """Freeze what is to be trained and bears none of these names."""
-    trained = trainable(towers)
+    trained = trainable(encoder)
     for glob in globs:
         if not any(fnmatchcase(name, glob) for name in trained):
             told = f"--trainable {glob!r}: no parameter that --tune chose has such a name"
@@ -121,15 +121,15 @@ def _keep_only(towers: Towers, globs: Sequence[str]) -> None:
         parameter.requires_grad_(not globs or any(fnmatchcase(name, glob) for glob in globs))
 
 
-def count(towers: Towers) -> Counts:
+def count(encoder: DualEncoder) -> Counts:
     """How many parameters are trained."""
-    sizes = [(numbers(p), p.requires_grad) for p in towers.model.parameters()]
+    sizes = [(numbers(p), p.requires_grad) for p in encoder.model.parameters()]
     return Counts(sum(n for n, trained in sizes if trained), sum(n for n, _ in sizes))
 
 
-def trainable(towers: Towers) -> dict[str, torch.nn.Parameter]:
+def trainable(encoder: DualEncoder) -> dict[str, torch.nn.Parameter]:
     """name -> parameter, of what is trained, in the model's order."""
-    return {name: p for name, p in towers.model.named_parameters() if p.requires_grad}
+    return {name: p for name, p in encoder.model.named_parameters() if p.requires_grad}
 
 
 def rates(named: Iterable[str], *, head: float | None, logit: float | None) -> dict[str, float]:
@@ -176,19 +176,19 @@ def _upper(names: set[str], depth: dict[str, int], unfreeze: int) -> set[str]:
     return found
 
 
-def lora_pattern(targets: tuple[str, ...], towers: str = "both") -> str:
+def lora_pattern(targets: tuple[str, ...], encoder: str = "both") -> str:
     """What PEFT matches module names against: attention projections of the encoder layers, and no others."""
     projections = "|".join(PROJECTIONS[target] for target in targets)
-    return rf"({'|'.join(TOWER_NAMES[towers])})\.(encoder|transformer)\.layers?\.\d+\.({projections})"
+    return rf"({'|'.join(TOWER_NAMES[encoder])})\.(encoder|transformer)\.layers?\.\d+\.({projections})"
 
 
-def _insert_lora(towers: Towers, config: TrainRetrievalConfig, seed: int) -> None:
+def _insert_lora(encoder: DualEncoder, config: TrainRetrievalConfig, seed: int) -> None:
     from peft import LoraConfig, get_peft_model
 
     pattern = lora_pattern(config.lora_targets, config.towers)
     for tower in TOWER_NAMES[config.towers]:
-        if not any(re.fullmatch(pattern, n) and n.startswith(tower) for n, _ in towers.model.named_modules()):
-            kind = getattr(towers.model, tower).config.model_type
+        if not any(re.fullmatch(pattern, n) and n.startswith(tower) for n, _ in encoder.model.named_modules()):
+            kind = getattr(encoder.model, tower).config.model_type
             told = f"--tune lora: vlkit does not know the attention layers of a {kind} model"
             raise UsageError(told, hint="--towers image adapts the other one; --tune text or full trains all of it")
     lora = LoraConfig(
@@ -200,33 +200,33 @@ def _insert_lora(towers: Towers, config: TrainRetrievalConfig, seed: int) -> Non
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        towers.peft = get_peft_model(towers.model, lora)
+        encoder.peft = get_peft_model(encoder.model, lora)
     # PEFT wraps the model and puts its layers into it in place, so `towers.model` is the adapted one.
 
 
-def export(towers: Towers, folder: Path) -> Path:
+def export(encoder: DualEncoder, folder: Path) -> Path:
     """Write what other tools load, below `folder`: `adapter/` where there is a LoRA, else `model/`. Returns which."""
-    if towers.peft is None:
+    if encoder.peft is None:
         with folder_written_whole(folder / "model") as aside:
-            towers.save(aside)
+            encoder.save(aside)
         return folder / "model"
     with folder_written_whole(folder / "adapter") as aside:
         # Embeddings are never adapted; asked to find out by itself, PEFT would ask the hub.
-        towers.peft.save_pretrained(aside, save_embedding_layers=False)
+        encoder.peft.save_pretrained(aside, save_embedding_layers=False)
         save_file(
-            {name: p.detach().cpu().contiguous() for name, p in _always_trained(towers).items()}, aside / LOGIT_FILE
+            {name: p.detach().cpu().contiguous() for name, p in _always_trained(encoder).items()}, aside / LOGIT_FILE
         )
     return folder / "adapter"
 
 
-def export_merged(towers: Towers, folder: Path) -> Path:
+def export_merged(encoder: DualEncoder, folder: Path) -> Path:
     """Merge the LoRA into the weights, in place, and write them below `folder` as `model/`."""
-    towers.model = towers.peft.merge_and_unload()
-    towers.peft = None
-    return export(towers, folder)
+    encoder.model = encoder.peft.merge_and_unload()
+    encoder.peft = None
+    return export(encoder, folder)
 
 
-def load_adapted(folder: Path, base: str, *, quantized: Precision | None = None) -> Towers:
+def load_adapted(folder: Path, base: str, *, quantized: Precision | None = None) -> DualEncoder:
     """The tuned model that `export` wrote below `folder`; `base` is what an adapter belongs on.
 
     Args:
@@ -243,18 +243,18 @@ def load_adapted(folder: Path, base: str, *, quantized: Precision | None = None)
             f"{folder} holds no trained model",
             hint="train it to its end: run the same vlkit train-retrieval command again",
         )
-    towers = towers_module.load(base, quantized=quantized)
+    encoder = towers_module.load(base, quantized=quantized)
     from peft import PeftModel
 
     try:
-        towers.peft = PeftModel.from_pretrained(towers.model, adapter)
+        encoder.peft = PeftModel.from_pretrained(encoder.model, adapter)
         saved = load_file(adapter / LOGIT_FILE)
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise ArtifactError(f"{adapter} does not fit {base}: {str(error).splitlines()[0]}") from None
-    logit_parameters = _always_trained(towers)
+    logit_parameters = _always_trained(encoder)
     if {name: p.shape for name, p in logit_parameters.items()} != {name: t.shape for name, t in saved.items()}:
         raise ArtifactError(f"{adapter} does not fit {base}: its logit parameters are another family's")
     with torch.no_grad():
         for name, parameter in logit_parameters.items():
             parameter.copy_(saved[name])
-    return towers
+    return encoder

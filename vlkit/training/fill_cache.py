@@ -17,7 +17,7 @@ from vlkit.errors import ResourceError, UsageError
 from vlkit.evaluation.retrieval.task import Task, pixel_store, token_store
 from vlkit.models.cache.feature_cache import Frozen, Kind, keys_of
 from vlkit.models.cache.feature_store import FeatureStore, folder_of
-from vlkit.models.dual_encoder import Towers
+from vlkit.models.dual_encoder import DualEncoder
 from vlkit.storage import existing, refuse_unwritable, size_of
 
 # What the two kinds are called in batches.
@@ -75,7 +75,7 @@ class Amounts:
     varied: bool
 
 
-def plans(config: TrainRetrievalConfig, towers: Towers, amounts: Amounts) -> list[CachePlan]:
+def plans(config: TrainRetrievalConfig, encoder: DualEncoder, amounts: Amounts) -> list[CachePlan]:
     """What is kept, of pictures and of texts; nothing is computed or written yet."""
     if config.cache == "off":
         return []
@@ -84,7 +84,7 @@ def plans(config: TrainRetrievalConfig, towers: Towers, amounts: Amounts) -> lis
     encodings = config.steps * config.batch_size * config.grad_accum
     found: list[CachePlan] = []
     for kind, items in (("pictures", amounts.pictures), ("texts", amounts.texts)):
-        frozen = Frozen.of(towers, kind, config.precision, amounts.longest)
+        frozen = Frozen.of(encoder, kind, config.precision, amounts.longest)
         if frozen.pays:
             taken = sum(plan.size for plan in found if not plan.refused)
             varied = kind == "pictures" and amounts.varied
@@ -128,7 +128,7 @@ def planned(
 
 def _begun(frozen: Frozen, cache: str) -> bool:
     """It was decided for before: what is there already takes no more room."""
-    known = all(not p.is_meta for p in frozen.towers.parameters())
+    known = all(not p.is_meta for p in frozen.encoder.parameters())
     return known and frozen.folder(folder_of(cache)).is_dir()
 
 
@@ -140,13 +140,17 @@ class Sources:
     captions: Inputs | None = None
 
 
-def decoded(task: Task | None, towers: Towers) -> Sources:
+def decoded(task: Task | None, encoder: DualEncoder) -> Sources:
     """A task's pictures and texts as they are: read, but not computed with."""
-    return Sources() if task is None else Sources(pixel_store(task, towers), token_store(task, towers))
+    return Sources() if task is None else Sources(pixel_store(task, encoder), token_store(task, encoder))
 
 
 def cached(
-    config: TrainRetrievalConfig, towers: Towers, dataset: PairDataset, validation: Task | None, world: World = ALONE
+    config: TrainRetrievalConfig,
+    encoder: DualEncoder,
+    dataset: PairDataset,
+    validation: Task | None,
+    world: World = ALONE,
 ) -> Sources:
     """Fill the cache where there is one to fill; put features in place of the dataset's pixels and tokens.
 
@@ -156,7 +160,7 @@ def cached(
     Raises:
         ResourceError: a cache that was asked for does not fit on its disk.
     """
-    plain = decoded(validation, towers)
+    plain = decoded(validation, encoder)
     sources = Sources(plain.pictures, plain.captions)
     amounts = Amounts(
         pictures=len(dataset.pixels),
@@ -166,7 +170,7 @@ def cached(
         varied=dataset.variation is not None,
     )
     # Free disks, and what others have written, change from one look to the next: one process decides.
-    found = plans(config, towers, amounts)
+    found = plans(config, encoder, amounts)
     decided = world.from_first([plan.refused for plan in found])
     for plan, refused in zip(found, decided, strict=True):
         frozen, kind = plan.frozen, plan.frozen.kind

@@ -19,7 +19,7 @@ from vlkit import console
 from vlkit.data.labels import Labels
 from vlkit.data.loading.retrieval_batches import Batch
 from vlkit.distributed import ALONE, World
-from vlkit.models.dual_encoder import Towers
+from vlkit.models.dual_encoder import DualEncoder
 from vlkit.models.stages import Stage, frozen_depth
 from vlkit.training.loop import Part
 from vlkit.training.losses import BLOCKWISE, LOSSES, LossName
@@ -43,8 +43,10 @@ class Contrast:
         largest: of the batches so far, in pictures or texts.
     """
 
-    def __init__(self, towers: Towers, loss: LossName, micro_batch: int | None = None, world: World = ALONE) -> None:
-        self.towers, self.loss, self.micro_batch, self.world, self.largest = towers, loss, micro_batch, world, 1
+    def __init__(
+        self, encoder: DualEncoder, loss: LossName, micro_batch: int | None = None, world: World = ALONE
+    ) -> None:
+        self.encoder, self.loss, self.micro_batch, self.world, self.largest = encoder, loss, micro_batch, world, 1
 
     def __call__(self, batch: Batch) -> torch.Tensor | Iterator[Part]:
         """The mean loss over the batch's pairs, or parts that add up to it."""
@@ -52,9 +54,9 @@ class Contrast:
         self.largest = max(self.largest, size)
         if self.world.size > 1 or (self.micro_batch is not None and self.micro_batch < size):
             return self._in_parts(batch, self.micro_batch or size)
-        images = self.towers.embed_images(batch.images)
-        texts = self.towers.embed_texts(batch.captions)[batch.text_index.to(images.device)]
-        return LOSSES[self.loss](self.towers.logits(images, texts), batch.labels.rows())
+        images = self.encoder.embed_images(batch.images)
+        texts = self.encoder.embed_texts(batch.captions)[batch.text_index.to(images.device)]
+        return LOSSES[self.loss](self.encoder.logits(images, texts), batch.labels.rows())
 
     def halve(self) -> bool:
         """Memory ran out: embed half as many at a time from now on. Returns whether that is less."""
@@ -65,18 +67,18 @@ class Contrast:
         return size > 1
 
     def _in_parts(self, batch: Batch, size: int) -> Iterator[Part]:
-        world, towers = self.world, self.towers
-        none = torch.zeros((0, towers.width), device=towers.device)
+        world, encoder = self.world, self.encoder
+        none = torch.zeros((0, encoder.width), device=encoder.device)
         images = _Pass(
-            towers.embed_images, batch.images, size, none, keep_last=True, at_once=_at_once(towers.image_chain)
+            encoder.embed_images, batch.images, size, none, keep_last=True, at_once=_at_once(encoder.image_chain)
         )
-        texts = _Pass(towers.embed_texts, batch.captions, size, none, at_once=_at_once(towers.text_chain))
+        texts = _Pass(encoder.embed_texts, batch.captions, size, none, at_once=_at_once(encoder.text_chain))
         all_images = world.gathered(images.embedded, len(batch))
         all_texts = world.gathered(texts.embedded, batch.texts)
         index = batch.text_index.to(all_images.device)
-        logit_parameters = list(towers.logit_parameters().values())
+        logit_parameters = list(encoder.logit_parameters().values())
         cached = cached_gradients(
-            self.loss, towers.logits, all_images, all_texts[index], logit_parameters, batch.labels
+            self.loss, encoder.logits, all_images, all_texts[index], logit_parameters, batch.labels
         )
         of_texts = torch.zeros_like(all_texts).index_add_(0, index, cached.texts)
         # Every process knows the whole loss, and the gradient of scale and bias; added up, they must count once.

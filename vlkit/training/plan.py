@@ -21,7 +21,7 @@ from vlkit.evaluation.retrieval.retention import guard_rows
 from vlkit.models import dual_encoder as towers_module
 from vlkit.models import loading, quantization, tuning
 from vlkit.models.device import best_device, best_precision
-from vlkit.models.dual_encoder import FAMILIES, Towers
+from vlkit.models.dual_encoder import FAMILIES, DualEncoder
 from vlkit.runs import Run, default_name, local_runs
 from vlkit.storage import existing, size_of
 from vlkit.training.fill_cache import Amounts, plans
@@ -150,13 +150,13 @@ def whole_path(name: str) -> str:
     return str(Path(name).resolve()) if Path(name).exists() else name
 
 
-def dataset_of(rows: Rows, towers: Towers, config: TrainRetrievalConfig, world: World = ALONE) -> PairDataset:
+def dataset_of(rows: Rows, encoder: DualEncoder, config: TrainRetrievalConfig, world: World = ALONE) -> PairDataset:
     """The training rows as this model wants them; this process' share of every batch."""
     return PairDataset(
         rows.train,
-        towers.pixel_spec,
-        towers.tokenize,
-        towers.pad,
+        encoder.pixel_spec,
+        encoder.tokenize,
+        encoder.pad,
         labels=config.labels,
         wrong=rows.wrong,
         variation=Variation.of(config.augment) if config.augment else None,
@@ -174,7 +174,7 @@ def false_negatives(dataset: PairDataset, order: BatchOrder) -> float:
     return sum(map(dataset.matches_beside_own, batches)) / sum(map(len, batches))
 
 
-def forecast(dataset: PairDataset, config: TrainRetrievalConfig, towers: Towers) -> list[str]:
+def forecast(dataset: PairDataset, config: TrainRetrievalConfig, encoder: DualEncoder) -> list[str]:
     """What the user should hear before the first step."""
     order = BatchOrder.over(dataset, config.batch_size, config.seed)
     wrong = false_negatives(dataset, order)
@@ -195,7 +195,7 @@ def forecast(dataset: PairDataset, config: TrainRetrievalConfig, towers: Towers)
         lines.append(f"pictures are varied anew in every epoch{written}; validation sees them as they are")
     if dataset.truncated:
         lines.append(
-            f"{dataset.truncated} of {len(dataset.tokens)} texts are longer than {towers.text_limit} tokens and are cut"
+            f"{dataset.truncated} of {len(dataset.tokens)} texts are longer than {encoder.text_limit} tokens and are cut"
         )
     return lines
 
@@ -206,16 +206,16 @@ def dry_run_of(config: TrainRetrievalConfig, rows: Rows) -> dict[str, Any]:
     Raises:
         ResourceError: the checkpoints would not fit on the disk.
     """
-    towers = towers_module.from_config(loading.config_of(config.model, config.text_model))
-    counts = tuning.adapt(towers, config, seed=config.seed)
-    kept = plans(config, towers, _amounts(rows, towers, config))
+    encoder = towers_module.from_config(loading.config_of(config.model, config.text_model))
+    counts = tuning.adapt(encoder, config, seed=config.seed)
+    kept = plans(config, encoder, _amounts(rows, encoder, config))
     facts = {
         "settings": config.to_dict(),
         "rows": {"train": len(rows.train), "val": len(rows.val), "negatives": rows.negatives},
         "steps_per_epoch": _per_epoch(config, rows.train) / config.grad_accum,
         "trainable_parameters": counts.trainable,
         "total_parameters": counts.total,
-        **_estimate(config, counts, towers, rows.negatives / len(rows.train)),
+        **_estimate(config, counts, encoder, rows.negatives / len(rows.train)),
         "cache": {plan.frozen.kind: plan.facts() for plan in kept},
         "dry_run": True,
     }
@@ -226,17 +226,17 @@ def dry_run_of(config: TrainRetrievalConfig, rows: Rows) -> dict[str, Any]:
     console.result(f"memory about {facts['memory_gb']:.2f} GB, disk about {facts['disk_gb']:.2f} GB")
     for plan in kept:
         console.result(str(plan))
-    refuse_small_disk(config, counts, towers)
+    refuse_small_disk(config, counts, encoder)
     return facts
 
 
-def refuse_small_disk(config: TrainRetrievalConfig, counts: tuning.Counts, towers: Towers) -> None:
+def refuse_small_disk(config: TrainRetrievalConfig, counts: tuning.Counts, encoder: DualEncoder) -> None:
     """Before a night is spent on it: what the run will write has to fit.
 
     Raises:
         ResourceError: it does not.
     """
-    needed = _estimate(config, counts, towers, 0.0)["disk_gb"] * 2**30
+    needed = _estimate(config, counts, encoder, 0.0)["disk_gb"] * 2**30
     folder = local_runs(config.runs_dir) / str(config.name)
     there = sum(path.stat().st_size for path in folder.glob("checkpoints/*/*") if path.is_file())
     free = shutil.disk_usage(existing(folder)).free
@@ -246,29 +246,31 @@ def refuse_small_disk(config: TrainRetrievalConfig, counts: tuning.Counts, tower
         raise ResourceError(told, hint="a smaller --keep, or another --runs-dir")
 
 
-def _amounts(rows: Rows, towers: Towers, config: TrainRetrievalConfig) -> Amounts:
+def _amounts(rows: Rows, encoder: DualEncoder, config: TrainRetrievalConfig) -> Amounts:
     """What a cache would hold. No tokenizer is at hand: texts are taken to be as long as they may be."""
     texts = set(rows.train.frame["text_id"]) | set(() if rows.wrong is None else rows.wrong["text_id"])
     validation = max(len(set(rows.val.frame["image_id"])), len(set(rows.val.frame["text_id"])))
     pictures = len(set(rows.train.frame["image_id"]))
-    return Amounts(pictures, len(texts), validation, towers.text_limit, config.augment is not None)
+    return Amounts(pictures, len(texts), validation, encoder.text_limit, config.augment is not None)
 
 
 def _per_epoch(config: TrainRetrievalConfig, train: Pairs) -> int:
     return BatchOrder.over(train, config.batch_size, config.seed).per_epoch
 
 
-def _estimate(config: TrainRetrievalConfig, counts: tuning.Counts, towers: Towers, wrong: float) -> dict[str, float]:
+def _estimate(
+    config: TrainRetrievalConfig, counts: tuning.Counts, encoder: DualEncoder, wrong: float
+) -> dict[str, float]:
     """Gigabytes, rough, with `wrong` texts a row beside its own, as if captions used all of the token table.
 
     Activations: s b h (34 + 5 a s / h) bytes a layer at 16 bit (arXiv 2205.05198, equation 2).
     """
     wide = 2.0 if config.precision == "fp32" else 1.0
     micro = None if config.micro_batch in (None, "auto") else int(config.micro_batch)
-    vision, text = towers.model.config.vision_config, towers.model.config.text_config
+    vision, text = encoder.model.config.vision_config, encoder.model.config.text_config
     patches = (vision.image_size // vision.patch_size) ** 2
     activations = matrices = 0.0
-    for part, tokens, items in ((vision, patches, 1.0), (text, towers.text_limit, 1.0 + wrong)):
+    for part, tokens, items in ((vision, patches, 1.0), (text, encoder.text_limit, 1.0 + wrong)):
         width, layers, heads = part.hidden_size, part.num_hidden_layers, part.num_attention_heads
         at_once = min(config.batch_size * items, micro or math.inf)
         layer = wide * tokens * at_once * width * (34 + 5 * heads * tokens / width)

@@ -16,7 +16,7 @@ from vlkit.evaluation.retrieval.retention import guard_rows
 from vlkit.evaluation.retrieval.task import Task, score
 from vlkit.models import loading, tuning
 from vlkit.models.device import best_device, use_deterministic_algorithms
-from vlkit.models.dual_encoder import Towers
+from vlkit.models.dual_encoder import DualEncoder
 from vlkit.models.fast.partial_embedding import narrow
 from vlkit.models.preprocessing import decoding
 from vlkit.runs import Run
@@ -56,8 +56,8 @@ def train_retrieval(config: TrainRetrievalConfig, *, dry_run: bool = False) -> d
 def _training(config: TrainRetrievalConfig, run: Run, rows: Rows, world: World) -> RetrievalTraining:
     """The run, with a model as it is before the first step."""
 
-    def made() -> Towers:
-        towers = loading.open_model(
+    def made() -> DualEncoder:
+        encoder = loading.open_model(
             config.model,
             list(rows.train.frame["text"]),
             seed=config.seed,
@@ -66,7 +66,7 @@ def _training(config: TrainRetrievalConfig, run: Run, rows: Rows, world: World) 
             merged_from=Run(config.init_from) if config.init_from else None,
             quantized=config.precision if config.quantize else None,
         )
-        return decoding(towers, config.decode)
+        return decoding(encoder, config.decode)
 
     return RetrievalTraining(config, run, rows, opened(run, world, made), world)
 
@@ -76,18 +76,18 @@ class RetrievalTraining(Training):
 
     better = "recall"
 
-    def __init__(self, config: TrainRetrievalConfig, run: Run, rows: Rows, towers: Towers, world: World) -> None:
+    def __init__(self, config: TrainRetrievalConfig, run: Run, rows: Rows, encoder: DualEncoder, world: World) -> None:
         if config.deterministic:
             use_deterministic_algorithms()
-        self.towers = towers
-        counts = tuning.adapt(towers, config, seed=config.seed)
-        towers.to(best_device())
-        self.dataset = dataset_of(rows, towers, config, world)
+        self.encoder = encoder
+        counts = tuning.adapt(encoder, config, seed=config.seed)
+        encoder.to(best_device())
+        self.dataset = dataset_of(rows, encoder, config, world)
         # A run that was begun with all of its token table goes on with it.
-        self.table = narrow(towers, self.dataset.tokens.tokens, checkpoints.names_in(run.checkpoints))
-        trainable = tuning.trainable(towers)
+        self.table = narrow(encoder, self.dataset.tokens.tokens, checkpoints.names_in(run.checkpoints))
+        trainable = tuning.trainable(encoder)
         self.sweep = Sweep(trainable) if config.interpolate or config.guard else None
-        refuse_small_disk(config, tuning.count(towers), towers)
+        refuse_small_disk(config, tuning.count(encoder), encoder)
         self.validation = Task.of(rows.val) if len(rows.val) else None
         self.kept = fill_cache.Sources()
         super().__init__(
@@ -104,15 +104,15 @@ class RetrievalTraining(Training):
 
     def prepare(self) -> None:
         """Compute what the frozen parts make of pictures and texts."""
-        self.kept = fill_cache.cached(self.config, self.towers, self.dataset, self.validation, self.world)
+        self.kept = fill_cache.cached(self.config, self.encoder, self.dataset, self.validation, self.world)
 
     def train_mode(self) -> None:
         """Towers: what is trained of them."""
-        tuning.train_mode(self.towers)
+        tuning.train_mode(self.encoder)
 
     def loss(self) -> Contrast:
         """The contrast of a batch."""
-        return Contrast(self.towers, self.config.loss, self.at_once, self.world)
+        return Contrast(self.encoder, self.config.loss, self.at_once, self.world)
 
     def batches(self, first: int) -> Iterator[Batch]:
         """Pairs that are contrasted with each other."""
@@ -125,8 +125,8 @@ class RetrievalTraining(Training):
 
     def after_step(self) -> dict[str, float]:
         """Keep CLIP's scale where it was trained to be; log scale and bias."""
-        self.towers.clamp_scale()
-        return {name: p.detach().float().item() for name, p in self.towers.logit_parameters().items()}
+        self.encoder.clamp_scale()
+        return {name: p.detach().float().item() for name, p in self.encoder.logit_parameters().items()}
 
     def scores(self) -> dict[str, Any]:
         """Retrieval in both directions."""
@@ -135,7 +135,7 @@ class RetrievalTraining(Training):
     def _scores(self, task: Task, sources: fill_cache.Sources) -> dict[str, Any]:
         config = self.config
         return score(
-            self.towers,
+            self.encoder,
             task,
             batch_size=min(config.batch_size, self.at_once or EVALUATED_AT_ONCE),
             precision=config.precision,
@@ -160,9 +160,9 @@ class RetrievalTraining(Training):
         between = self._interpolated()
         if not self.world.first:
             return self.run.folder, between
-        exported = tuning.export(self.towers, self.run.folder)
-        if self.config.merge and self.towers.peft is not None:
-            tuning.export_merged(self.towers, self.run.folder)
+        exported = tuning.export(self.encoder, self.run.folder)
+        if self.config.merge and self.encoder.peft is not None:
+            tuning.export_merged(self.encoder, self.run.folder)
         return exported, between
 
     def describe(self) -> None:
@@ -175,7 +175,7 @@ class RetrievalTraining(Training):
         if self.sweep is None:
             return {}
         guard = Task.of(guard_rows(config.guard)) if config.guard else None
-        guard_of = fill_cache.decoded(guard, self.towers)
+        guard_of = fill_cache.decoded(guard, self.encoder)
         points = self.sweep.points(
             (lambda: self._scores(self.validation, self.kept)) if config.interpolate else None,
             (lambda: self._scores(guard, guard_of)) if guard else None,
@@ -193,9 +193,11 @@ class RetrievalTraining(Training):
         """Sizes, what is trained, and the forecast of the data."""
         config, batch = self.config, self.config.batch_size
         work = f"{config.steps} steps of {batch} x {config.grad_accum}"
-        console.say(f"{self.run.folder}: {len(self.dataset)} pairs, {work}, {config.precision} on {self.towers.device}")
+        console.say(
+            f"{self.run.folder}: {len(self.dataset)} pairs, {work}, {config.precision} on {self.encoder.device}"
+        )
         console.say(f"{config.model}, {config.tune}: {self.counts}")
         if self.table is not None:
             console.say(f"{self.table.told()}; the others only decay, and take neither gradient nor moments")
-        for line in forecast(self.dataset, config, self.towers):
+        for line in forecast(self.dataset, config, self.encoder):
             console.say(line)

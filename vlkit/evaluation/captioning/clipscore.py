@@ -45,11 +45,11 @@ class Judge:
             model: hub name, folder or run.
             decode: see `open_trained`.
         """
-        self.towers = open_trained(model, decode).to(best_device()).eval()
+        self.encoder = open_trained(model, decode).to(best_device()).eval()
         self.batch_size = batch_size
-        self.precision = best_precision(self.towers.device, sum(p.numel() for p in self.towers.model.parameters()))
-        store = PixelStore(pictures, self.towers.pixel_spec)
-        self.seen = encode_images(self.towers, store, batch_size=batch_size, precision=self.precision)
+        self.precision = best_precision(self.encoder.device, sum(p.numel() for p in self.encoder.model.parameters()))
+        store = PixelStore(pictures, self.encoder.pixel_spec)
+        self.seen = encode_images(self.encoder, store, batch_size=batch_size, precision=self.precision)
 
     def __call__(self, captioned: Captioned) -> ClipScores:
         """Scores of the pictures' captions, which are in the pictures' order."""
@@ -64,7 +64,7 @@ class Judge:
 
     def _told(self, texts: list[str]) -> torch.Tensor:
         prefixed = [PREFIX + text for text in texts]
-        return encode_texts(self.towers, prefixed, batch_size=self.batch_size, precision=self.precision)
+        return encode_texts(self.encoder, prefixed, batch_size=self.batch_size, precision=self.precision)
 
 
 def _harmonic(one: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ from vlkit.evaluation.retrieval.slices import sliced, slicings
 from vlkit.evaluation.retrieval.task import DIRECTIONS, Embedded, Scores, Task, ranked
 from vlkit.evaluation.retrieval.untouched import embedded_once
 from vlkit.models.device import Precision
-from vlkit.models.dual_encoder import Towers
+from vlkit.models.dual_encoder import DualEncoder
 from vlkit.models.encode import encode_texts
 from vlkit.storage import Location
 
@@ -78,7 +78,7 @@ class Evaluation:
         """The guard set's rows."""
         return Task.of(guard_rows(self.config.guard)) if self.config.guard else None
 
-    def seen(self, towers: Towers, *, cache: str) -> Seen:
+    def seen(self, encoder: DualEncoder, *, cache: str) -> Seen:
         """Embed all that is asked for with one model.
 
         Args:
@@ -86,14 +86,15 @@ class Evaluation:
         """
         how: dict[str, Any] = {"batch_size": self.config.batch_size, "precision": self.precision}
         kept = {**how, "cache": cache, "world": self.world}
-        own = embedded_once(towers, self.task, **kept)
+        own = embedded_once(encoder, self.task, **kept)
         named = self.classes.texts() if self.classes else []
-        prompts = dict(zip(named, encode_texts(towers, named, **how), strict=True)) if named else {}
+        prompts = dict(zip(named, encode_texts(encoder, named, **how), strict=True)) if named else {}
         shifted = {
-            shift: embedded_once(towers, self.task, shift=shift, texts=own.texts, **kept) for shift in self.config.shift
+            shift: embedded_once(encoder, self.task, shift=shift, texts=own.texts, **kept)
+            for shift in self.config.shift
         }
-        guard = embedded_once(towers, self.guard, **kept) if self.guard else None
-        return Seen(own, prompts, shifted, guard, towers.pixel_spec.size)
+        guard = embedded_once(encoder, self.guard, **kept) if self.guard else None
+        return Seen(own, prompts, shifted, guard, encoder.pixel_spec.size)
 
     def compared(self, tuned: Seen, base: Seen | None) -> dict[str, Any]:
         """The sections of results.json that say how the models did."""

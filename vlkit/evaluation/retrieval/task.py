@@ -18,7 +18,7 @@ from vlkit.distributed import ALONE, World
 from vlkit.evaluation.comparison import Measured
 from vlkit.evaluation.retrieval.ranking import Ranks, metric_values, rank_both
 from vlkit.models.device import Precision
-from vlkit.models.dual_encoder import Towers
+from vlkit.models.dual_encoder import DualEncoder
 from vlkit.models.encode import encode_captions, encode_images
 
 
@@ -98,7 +98,7 @@ class Scores:
 
 
 def embed(
-    towers: Towers,
+    encoder: DualEncoder,
     task: Task,
     *,
     batch_size: int,
@@ -115,17 +115,17 @@ def embed(
         texts: the texts' embeddings, where they are known already.
         world: processes that share the encoding; each gets all embeddings.
     """
-    towers.eval()
-    pictures, captions = pictures or pixel_store(task, towers), captions or token_store(task, towers)
+    encoder.eval()
+    pictures, captions = pictures or pixel_store(task, encoder), captions or token_store(task, encoder)
     started = time.perf_counter()
     how: dict[str, Any] = {"batch_size": batch_size, "precision": precision}
     seen: list[torch.Tensor] = []
-    mine = encode_images(towers, pictures, part=world.share(len(pictures)), watch=_brightness_into(seen), **how)
+    mine = encode_images(encoder, pictures, part=world.share(len(pictures)), watch=_brightness_into(seen), **how)
     light = torch.cat(seen).to(mine) if seen else mine.new_full((len(mine),), torch.nan)
     images, brightness = (world.gathered(part, len(pictures)) for part in (mine, light))
     between = time.perf_counter()
     if texts is None:
-        own = encode_captions(towers, captions, part=world.share(len(captions)), **how)
+        own = encode_captions(encoder, captions, part=world.share(len(captions)), **how)
         texts = world.gathered(own, len(captions))
     done = time.perf_counter()
     speeds = len(images) / (between - started), len(texts) / (done - between)
@@ -158,7 +158,7 @@ def ranked(task: Task, embedded: Embedded, *, keep: int = 0, every: bool = False
 
 
 def score(
-    towers: Towers,
+    encoder: DualEncoder,
     task: Task,
     *,
     batch_size: int,
@@ -169,17 +169,17 @@ def score(
 ) -> Scores:
     """`embed`, then `ranked`."""
     how: dict[str, Any] = {"batch_size": batch_size, "precision": precision, "world": world}
-    return ranked(task, embed(towers, task, pictures=pictures, captions=captions, **how), world=world)
+    return ranked(task, embed(encoder, task, pictures=pictures, captions=captions, **how), world=world)
 
 
-def pixel_store(task: Task, towers: Towers) -> PixelStore:
+def pixel_store(task: Task, encoder: DualEncoder) -> PixelStore:
     """The task's pictures as this model wants them."""
-    return PixelStore(task.pairs.image_paths(task.pictures), towers.pixel_spec)
+    return PixelStore(task.pairs.image_paths(task.pictures), encoder.pixel_spec)
 
 
-def token_store(task: Task, towers: Towers) -> TokenStore:
+def token_store(task: Task, encoder: DualEncoder) -> TokenStore:
     """The task's texts as this model reads them."""
-    return TokenStore(towers.tokenize(list(task.texts["text"]))[0], towers.pad)
+    return TokenStore(encoder.tokenize(list(task.texts["text"]))[0], encoder.pad)
 
 
 __all__ = ["DIRECTIONS", "Embedded", "Scores", "Task", "embed", "pixel_store", "ranked", "score", "token_store"]

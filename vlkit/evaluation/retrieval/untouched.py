@@ -13,11 +13,11 @@ from vlkit.evaluation.retrieval.corruptions import MAX_SIDE, STATED, VERSION, Sh
 from vlkit.evaluation.retrieval.task import Embedded, Task, embed, pixel_store, token_store
 from vlkit.models.cache.feature_cache import Kept, keys_of
 from vlkit.models.device import Precision
-from vlkit.models.dual_encoder import Towers
+from vlkit.models.dual_encoder import DualEncoder
 
 
 def embedded_once(
-    towers: Towers,
+    encoder: DualEncoder,
     task: Task,
     *,
     batch_size: int,
@@ -34,15 +34,15 @@ def embedded_once(
         shift: a corruption of the pictures.
         texts: the task's, where they are embedded already.
     """
-    towers.eval().requires_grad_(False)
-    pixels: PixelStore = pixel_store(task, towers)
+    encoder.eval().requires_grad_(False)
+    pixels: PixelStore = pixel_store(task, encoder)
     if shift is not None:
         pixels = ShiftedPixels(pixels.paths, pixels.spec, shift=shift)
-    tokens = token_store(task, towers)
+    tokens = token_store(task, encoder)
     pictures: Inputs = pixels
     captions: Inputs = tokens
     if cache != "off":
-        frozen = Kept(towers, precision, max(map(len, tokens.tokens)), cache, world)
+        frozen = Kept(encoder, precision, max(map(len, tokens.tokens)), cache, world)
         keys = keys_of("pictures", pixels, list(task.pictures["image_id"]), tokens)
         if shift is not None:
             # What it does, and how, is part of what the features are.
@@ -52,4 +52,4 @@ def embedded_once(
         if texts is None:
             captions = frozen("texts", tokens, keys_of("texts", pixels, [], tokens))
     how: dict[str, Any] = {"batch_size": batch_size, "precision": precision, "world": world}
-    return embed(towers, task, pictures=pictures, captions=captions, texts=texts, **how)
+    return embed(encoder, task, pictures=pictures, captions=captions, texts=texts, **how)

@@ -59,7 +59,7 @@ def index(config: IndexConfig, *, dry_run: bool) -> dict[str, Any]:
     embedder = Embedder.of(
         embedders.open_towers(said, decode=config.decode), precision, persian=source.script == "persian"
     )
-    _refuse_full(out, _needed(tables, types, embedder.towers.width))
+    _refuse_full(out, _needed(tables, types, embedder.encoder.width))
     about = {
         "model": {**said, "precision": embedder.precision},
         **embedder.identity(),
@@ -69,7 +69,7 @@ def index(config: IndexConfig, *, dry_run: bool) -> dict[str, Any]:
             "script": source.script,
             "limit": config.limit,
         },
-        "width": embedder.towers.width,
+        "width": embedder.encoder.width,
         "target_recall": config.target_recall,
     }
     if before is not None:
@@ -84,7 +84,7 @@ def index(config: IndexConfig, *, dry_run: bool) -> dict[str, Any]:
     for kind, (part, queries) in drawn.items():
         nearest[kind], found = _built(part, types[kind], queries, config)
         searched[kind] = _facts(part, nearest[kind], found)
-    latency, late = query_latency(embedder.towers, source.some_texts(), embedder.precision)
+    latency, late = query_latency(embedder.encoder, source.some_texts(), embedder.precision)
     about |= {
         "searched": searched,
         "encoding_ms": latency * 1000,

@@ -51,7 +51,7 @@ def embedded(
     known = before.embeddings(kind) if before else {}
     keys = table.column("key").to_pylist()
     missing = [place for place, key in enumerate(keys) if key not in known]
-    rows = np.zeros((len(keys), embedder.towers.width), np.float32)
+    rows = np.zeros((len(keys), embedder.encoder.width), np.float32)
     if missing:
         rows[missing] = _encoded(embedder, config, source, kind, table, missing)
     for place, key in enumerate(keys):
@@ -67,27 +67,27 @@ def _encoded(
     embedder: Embedder, config: IndexConfig, source: Source, kind: Kind, table: pa.Table, places: list[int]
 ) -> np.ndarray:
     """Embed the entries at `places`; what is done is kept, so that an interrupted index goes on."""
-    towers = embedder.towers
+    encoder = embedder.encoder
     how: dict[str, Any] = {"batch_size": config.batch_size, "precision": embedder.precision}
     if kind == "texts":
-        tokens, cut = towers.tokenize([table.column("text")[place].as_py() for place in places])
+        tokens, cut = encoder.tokenize([table.column("text")[place].as_py() for place in places])
         if cut:
-            told = f"{cut} of {len(places)} texts are longer than the {towers.text_limit} tokens that the model reads"
+            told = f"{cut} of {len(places)} texts are longer than the {encoder.text_limit} tokens that the model reads"
             console.warn(f"{told}: what comes after is not found")
-        captions = TokenStore(tokens, towers.pad)
+        captions = TokenStore(tokens, encoder.pad)
         kept: Inputs = captions
         if config.cache != "off":
             longest = max(map(len, tokens))
-            kept = Kept(towers, embedder.precision, longest, config.cache, ALONE)("texts", captions, text_keys(tokens))
-        return encode_captions(towers, kept, **how).float().cpu().numpy()
+            kept = Kept(encoder, embedder.precision, longest, config.cache, ALONE)("texts", captions, text_keys(tokens))
+        return encode_captions(encoder, kept, **how).float().cpu().numpy()
     assert source.pairs is not None
     chosen = source.pairs.unique_images().iloc[places]
-    pixels = PixelStore(source.pairs.image_paths(chosen), towers.pixel_spec)
+    pixels = PixelStore(source.pairs.image_paths(chosen), encoder.pixel_spec)
     pictures: Inputs = pixels
     if config.cache != "off":
         keys = [str(table.column("key")[place]) for place in places]
-        pictures = Kept(towers, embedder.precision, 0, config.cache, ALONE)("pictures", pixels, keys)
-    return encode_images(towers, pictures, **how).float().cpu().numpy()
+        pictures = Kept(encoder, embedder.precision, 0, config.cache, ALONE)("pictures", pixels, keys)
+    return encode_images(encoder, pictures, **how).float().cpu().numpy()
 
 
 @dataclass(frozen=True)

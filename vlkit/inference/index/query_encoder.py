@@ -21,7 +21,7 @@ from vlkit.inference.index.documents import Kind
 from vlkit.models.cache.feature_cache import Kind as TowerKind
 from vlkit.models.cache.feature_cache import weights_hash
 from vlkit.models.device import Precision, autocast, best_device, best_precision
-from vlkit.models.dual_encoder import Towers
+from vlkit.models.dual_encoder import DualEncoder
 from vlkit.models.encode import encode_captions
 from vlkit.models.loading import open_trained, open_tuned, open_untouched
 from vlkit.runs import Run
@@ -53,7 +53,7 @@ def decode_of(about: dict[str, Any]) -> Decode:
     return about["preprocessing"]["images"].get("decode", "exact")
 
 
-def open_towers(said: dict[str, Any], elsewhere: str | None = None, decode: Decode | None = None) -> Towers:
+def open_towers(said: dict[str, Any], elsewhere: str | None = None, decode: Decode | None = None) -> DualEncoder:
     """The model that index.yaml names.
 
     Args:
@@ -86,31 +86,31 @@ class Embedder:
         persian: texts are cleaned as those of a Persian docstore were.
     """
 
-    towers: Towers
+    encoder: DualEncoder
     precision: Precision
     persian: bool = False
     _agreed: set[Kind] = field(default_factory=set)
 
     @classmethod
-    def of(cls, towers: Towers, precision: Precision | None, *, persian: bool) -> Embedder:
+    def of(cls, encoder: DualEncoder, precision: Precision | None, *, persian: bool) -> Embedder:
         """On the best device, in the precision that it is best at unless told otherwise."""
-        towers.to(best_device()).eval().requires_grad_(False)
-        count = sum(p.numel() for p in towers.model.parameters())
-        return cls(towers, precision or best_precision(towers.device, count), persian)
+        encoder.to(best_device()).eval().requires_grad_(False)
+        count = sum(p.numel() for p in encoder.model.parameters())
+        return cls(encoder, precision or best_precision(encoder.device, count), persian)
 
     def identity(self) -> dict[str, Any]:
         """What an index says of it: hashes of both towers, and the preprocessing."""
         return {
-            "weights": {kind: weights_hash(self.towers, tower) for kind, tower in TOWERS.items()},
-            "preprocessing": {"images": self.towers.pixel_spec.identity(), "texts": self._text_settings()},
+            "weights": {kind: weights_hash(self.encoder, tower) for kind, tower in TOWERS.items()},
+            "preprocessing": {"images": self.encoder.pixel_spec.identity(), "texts": self._text_settings()},
         }
 
     def _text_settings(self) -> dict[str, Any]:
-        pooling = getattr(self.towers.model.config, "pooling", None)
-        tokens = json_text(self.towers.tokenize(PROBES)[0])
+        pooling = getattr(self.encoder.model.config, "pooling", None)
+        tokens = json_text(self.encoder.tokenize(PROBES)[0])
         return {
-            "limit": self.towers.text_limit,
-            "pad": self.towers.pad_token,
+            "limit": self.encoder.text_limit,
+            "pad": self.encoder.pad_token,
             "pooling": pooling,
             "tokens": hashlib.sha256(tokens.encode()).hexdigest()[:20],
         }
@@ -123,12 +123,12 @@ class Embedder:
         """
         if kind in self._agreed:
             return
-        own = self.towers.pixel_spec.identity() if kind == "images" else self._text_settings()
+        own = self.encoder.pixel_spec.identity() if kind == "images" else self._text_settings()
         stated = about.get("preprocessing", {}).get(kind, {})
         same = all(_plain(stated.get(name)) == _plain(own.get(name)) for name in {**own, **stated})
-        if not same or about.get("weights", {}).get(kind) != weights_hash(self.towers, TOWERS[kind]):
+        if not same or about.get("weights", {}).get(kind) != weights_hash(self.encoder, TOWERS[kind]):
             what = "weights" if same else "preprocessing"
-            told = f"the index was made with another model: {self.towers.source} has other {what}"
+            told = f"the index was made with another model: {self.encoder.source} has other {what}"
             raise ArtifactError(told, hint="build it again: vlkit index; or name the model that made it: --model")
         self._agreed.add(kind)
 
@@ -140,24 +140,24 @@ class Embedder:
         """float32 unit rows [texts, width]; and of each whether it was longer than the model's limit, and was cut."""
         tokens, cut = [], []
         for text in texts:
-            (ids,), over = self.towers.tokenize([text])
+            (ids,), over = self.encoder.tokenize([text])
             tokens.append(ids)
             cut.append(over > 0)
-        captions = TokenStore(tokens, self.towers.pad)
-        rows = encode_captions(self.towers, captions, batch_size=TOGETHER, precision=self.precision)
+        captions = TokenStore(tokens, self.encoder.pad)
+        rows = encode_captions(self.encoder, captions, batch_size=TOGETHER, precision=self.precision)
         return rows.float().cpu().numpy(), cut
 
     def pixels(self, file: Path | IO[bytes], most_pixels: int | None = None) -> np.ndarray:
         """A picture as the model sees it, and saw those of the index: see `images.seen`."""
-        return decode.seen(file, self.towers.pixel_spec, most_pixels)
+        return decode.seen(file, self.encoder.pixel_spec, most_pixels)
 
     @torch.inference_mode()
     def pictures(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
         """The same of pictures that `pixels` has made."""
         made = []
         for start in range(0, len(pixels), TOGETHER):
-            with autocast(self.towers.device, self.precision):
-                rows = self.towers.embed_images(torch.from_numpy(np.stack(list(pixels[start : start + TOGETHER]))))
+            with autocast(self.encoder.device, self.precision):
+                rows = self.encoder.embed_images(torch.from_numpy(np.stack(list(pixels[start : start + TOGETHER]))))
             made.append(rows.float().cpu().numpy())
         return np.concatenate(made)
 

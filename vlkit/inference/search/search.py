@@ -100,8 +100,8 @@ class Searcher:
             ArtifactError: the index is damaged, or its model is gone.
         """
         index = open_index(location)
-        towers = open_towers(index.about["model"], model, decode_of(index.about))
-        return cls(index, Embedder.of(towers, None, persian=index.about["data"].get("script") == "persian"))
+        encoder = open_towers(index.about["model"], model, decode_of(index.about))
+        return cls(index, Embedder.of(encoder, None, persian=index.about["data"].get("script") == "persian"))
 
     def check(self, filters: Sequence[str]) -> None:
         """Refuse a filter that nothing passes.
@@ -157,7 +157,7 @@ class Searcher:
             rows[texts], cut = self.embedder.texts([self.embedder.clean(str(asks[number].text)) for number in texts])
             for number, over in zip(texts, cut, strict=True):
                 if over:
-                    limit = self.embedder.towers.text_limit
+                    limit = self.embedder.encoder.text_limit
                     answers[number].notes.append(
                         f"the query is longer than the {limit} tokens that the model reads: its end does not count"
                     )

@@ -29,8 +29,8 @@ from vlkit.errors import ArtifactError, DataError, UsageError, VlkitError
 from vlkit.models.cache.feature_store import FeatureStore, folder_of
 from vlkit.models.captioner.vision_encoder import PatchEncoder
 from vlkit.models.device import Precision, autocast
-from vlkit.models.dual_encoder import Towers
-from vlkit.models.stages import Halfway, Stage, frozen_depth, through
+from vlkit.models.dual_encoder import DualEncoder
+from vlkit.models.stages import PartialForward, Stage, frozen_depth, run_stages
 
 SCHEMA = 2
 BLOCK = 64
@@ -59,14 +59,14 @@ class Features:
     def __len__(self) -> int:
         return len(self.places)
 
-    def __getitem__(self, positions: Sequence[int]) -> Halfway:
+    def __getitem__(self, positions: Sequence[int]) -> PartialForward:
         """What the stages made of the items at `positions`; texts are cut to the longest of them."""
         positions = np.asarray(positions, np.int64)
         values = torch.from_numpy(self.store.read(self.places[positions]))
         if self.ends is None:
-            return Halfway(values, self.depth)
+            return PartialForward(values, self.depth)
         ends = torch.from_numpy(self.ends[positions])
-        return Halfway(values[:, : int(ends.max()) + 1] if len(ends) else values, self.depth, ends)
+        return PartialForward(values[:, : int(ends.max()) + 1] if len(ends) else values, self.depth, ends)
 
 
 @dataclass(frozen=True)
@@ -78,79 +78,81 @@ class Frozen:
         length: tokens that every text is padded to; None for pictures, and where each text ends as one row.
     """
 
-    towers: Towers | PatchEncoder
+    encoder: DualEncoder | PatchEncoder
     kind: Kind
     precision: Precision
     depth: int
     length: int | None = None
 
     @classmethod
-    def of(cls, towers: Towers | PatchEncoder, kind: Kind, precision: Precision, longest: int = 0) -> Frozen:
+    def of(cls, encoder: DualEncoder | PatchEncoder, kind: Kind, precision: Precision, longest: int = 0) -> Frozen:
         """What of the tower is frozen now.
 
         Args:
             longest: tokens of the longest text.
         """
-        depth = frozen_depth(cls._chain_of(towers, kind))
+        depth = frozen_depth(cls._chain_of(encoder, kind))
         if kind == "pictures":
-            return cls(towers, kind, precision, depth)
-        limit = towers.text_limit
-        if towers.pads_to_limit:
-            return cls(towers, kind, precision, depth, limit)
-        if depth and cls._chain_of(towers, kind)[depth - 1].width is not None:
-            return cls(towers, kind, precision, depth)
+            return cls(encoder, kind, precision, depth)
+        limit = encoder.text_limit
+        if encoder.pads_to_max_length:
+            return cls(encoder, kind, precision, depth, limit)
+        if depth and cls._chain_of(encoder, kind)[depth - 1].width is not None:
+            return cls(encoder, kind, precision, depth)
         # In steps of 8, so that data sets whose longest texts are alike share a cache.
-        return cls(towers, kind, precision, depth, min(limit, -(-longest // 8) * 8))
+        return cls(encoder, kind, precision, depth, min(limit, -(-longest // 8) * 8))
 
     @staticmethod
-    def _chain_of(towers: Towers | PatchEncoder, kind: Kind) -> list[Stage]:
-        return towers.image_chain if kind == "pictures" else towers.text_chain
+    def _chain_of(encoder: DualEncoder | PatchEncoder, kind: Kind) -> list[Stage]:
+        return encoder.image_chain if kind == "pictures" else encoder.text_chain
 
     @property
     def pays(self) -> bool:
         """An encoder layer is in it: embeddings alone cost less than reading what they make."""
-        return any(stage.layers for stage in self._chain_of(self.towers, self.kind)[: self.depth])
+        return any(stage.layers for stage in self._chain_of(self.encoder, self.kind)[: self.depth])
 
     def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
         """Pixels or token ids -> what the frozen stages make of them, on the towers' device."""
-        towers, chain = self.towers, self._chain_of(self.towers, self.kind)
+        encoder, chain = self.encoder, self._chain_of(self.encoder, self.kind)
         if self.kind == "pictures":
-            begun = Halfway(towers.scaled(inputs), 0)
+            begun = PartialForward(encoder.scaled(inputs), 0)
         else:
-            ends = towers.ends(inputs)
-            begun = Halfway(self._padded(inputs).to(towers.device), 0, ends)
-        with torch.inference_mode(), autocast(towers.device, self.precision):
-            return through(chain, begun, self.depth).values
+            ends = encoder.pool_positions(inputs)
+            begun = PartialForward(self._padded(inputs).to(encoder.device), 0, ends)
+        with torch.inference_mode(), autocast(encoder.device, self.precision):
+            return run_stages(chain, begun, self.depth).values
 
     def _padded(self, input_ids: torch.Tensor) -> torch.Tensor:
         more = (self.length or 0) - input_ids.shape[1]
-        return torch.nn.functional.pad(input_ids, (0, more), value=self.towers.pad_token) if more > 0 else input_ids
+        return torch.nn.functional.pad(input_ids, (0, more), value=self.encoder.pad_token) if more > 0 else input_ids
 
     def row(self) -> tuple[tuple[int, ...], np.dtype]:
         """Shape and type of what is kept of one item: float32 where that is the precision, else float16."""
         kept = np.dtype(np.float32 if self.precision == "fp32" else np.float16)
-        if (width := self._chain_of(self.towers, self.kind)[self.depth - 1].width) is not None:
+        if (width := self._chain_of(self.encoder, self.kind)[self.depth - 1].width) is not None:
             return (width,), kept
         # Wherever the weights are: of a model without any, on the meta device, shapes are known all the same.
-        device = next(self.towers.parameters()).device
-        size = self.towers.pixel_spec.size
+        device = next(self.encoder.parameters()).device
+        size = self.encoder.pixel_spec.size
         shape, dtype = ((3, size, size), torch.float32) if self.kind == "pictures" else ((self.length,), torch.long)
-        begun = Halfway(torch.zeros((1, *shape), dtype=dtype, device=device), 0, torch.zeros(1, dtype=torch.long))
+        begun = PartialForward(
+            torch.zeros((1, *shape), dtype=dtype, device=device), 0, torch.zeros(1, dtype=torch.long)
+        )
         with torch.inference_mode():
-            found = through(self._chain_of(self.towers, self.kind), begun, self.depth).values
+            found = run_stages(self._chain_of(self.encoder, self.kind), begun, self.depth).values
         return tuple(found.shape[1:]), kept
 
     @cached_property
     def identity(self) -> dict[str, Any]:
         """All that decides what it makes of an item, but the item."""
-        stages = self._chain_of(self.towers, self.kind)[: self.depth]
-        half = self.towers.half_config(self.kind)
+        stages = self._chain_of(self.encoder, self.kind)[: self.depth]
+        half = self.encoder.half_config(self.kind)
         config = {k: v for k, v in half.to_dict().items() if not k.startswith("_")}
         if self.kind == "pictures":
-            spec = self.towers.pixel_spec.identity()
+            spec = self.encoder.pixel_spec.identity()
         else:
-            pooling = getattr(self.towers.model.config, "pooling", None)
-            spec = {"length": self.length, "pad": self.towers.pad_token, "pooling": pooling}
+            pooling = getattr(self.encoder.model.config, "pooling", None)
+            spec = {"length": self.length, "pad": self.encoder.pad_token, "pooling": pooling}
         about = {"schema": SCHEMA, "kind": self.kind, "depth": self.depth, "precision": self.precision}
         return {**about, "weights": _weights(stages), "preprocessing": spec, "config": config}
 
@@ -161,7 +163,7 @@ class Frozen:
 
     def store(self, below: Path) -> FeatureStore:
         """That folder, opened."""
-        about = {**self.identity, "model": self.towers.source}
+        about = {**self.identity, "model": self.encoder.source}
         return FeatureStore(self.folder(below), *self.row(), about)
 
     def opened(self, cache: str) -> FeatureStore:
@@ -180,14 +182,14 @@ class Frozen:
         # A share of all: what is missing is another list for every process that looks while others write.
         share = range(len(keys))[world.share(len(keys))]
         mine = [share[position] for position in store.missing([keys[position] for position in share])]
-        self.towers.eval()
+        self.encoder.eval()
         self._compute(store, items, keys, mine)
         world.wait()
         store.reload()
         # Another machine of the same run may have written to a disk of its own.
         self._compute(store, items, keys, store.missing(keys))
         places = np.array([store.places[key] for key in keys], np.int64)
-        whole = self.kind == "pictures" or len(store.shape) == 1 or self.towers.pads_to_limit
+        whole = self.kind == "pictures" or len(store.shape) == 1 or self.encoder.pads_to_max_length
         return Features(store, self.depth, places, None if whole else self._ends(items))
 
     def _compute(self, store: FeatureStore, items: Inputs, keys: Sequence[str], mine: Sequence[int]) -> None:
@@ -204,7 +206,7 @@ class Frozen:
             for number, (block, inputs) in enumerate(zip(blocks, unpacked(loader), strict=True), start=1):
                 values = self(inputs).to(TORCH_TYPES[store.dtype.name]).cpu().numpy()
                 if not np.isfinite(values).all():
-                    told = f"the frozen part of {self.towers.source} makes numbers that {store.dtype} cannot hold"
+                    told = f"the frozen part of {self.encoder.source} makes numbers that {store.dtype} cannot hold"
                     raise UsageError(told, hint="--precision fp32, or --cache off")
                 store.append([keys[position] for position in block], values)
                 signals.check()
@@ -216,16 +218,18 @@ class Frozen:
 
     def _ends(self, items: Inputs) -> np.ndarray:
         positions = range(len(items))
-        blocks = [self.towers.ends(items[positions[start : start + 1024]]) for start in range(0, len(items), 1024)]
+        blocks = [
+            self.encoder.pool_positions(items[positions[start : start + 1024]]) for start in range(0, len(items), 1024)
+        ]
         return torch.cat(blocks).numpy()
 
 
-def weights_hash(towers: Towers | PatchEncoder, kind: Kind) -> str:
+def weights_hash(encoder: DualEncoder | PatchEncoder, kind: Kind) -> str:
     """What tells a tower from every other one: SHA-256 of its weights, adapters included.
 
     Those in 4 bits are left out: another device packs them in another way.
     """
-    return _weights(towers.image_chain if kind == "pictures" else towers.text_chain, packed=False)
+    return _weights(encoder.image_chain if kind == "pictures" else encoder.text_chain, packed=False)
 
 
 def _weights(stages: Sequence[Stage], *, packed: bool = True) -> str:
@@ -247,7 +251,7 @@ class Kept:
         longest: tokens of the longest text.
     """
 
-    towers: Towers
+    encoder: DualEncoder
     precision: Precision
     longest: int
     cache: str
@@ -259,7 +263,7 @@ class Kept:
         Under torchrun it fails all: the processes would no longer do the same.
         """
         try:
-            frozen = Frozen.of(self.towers, kind, self.precision, self.longest)
+            frozen = Frozen.of(self.encoder, kind, self.precision, self.longest)
             if self.world.first:
                 frozen.opened(self.cache)
             self.world.wait()

@@ -24,7 +24,7 @@ from vlkit.models.captioner.fusion import Fusion, FusionShape
 from vlkit.models.captioner.language_model import LanguageModel
 from vlkit.models.captioner.vision_encoder import PatchEncoder
 from vlkit.models.device import Precision, autocast
-from vlkit.models.stages import Halfway
+from vlkit.models.stages import PartialForward
 
 
 @dataclass(frozen=True)
@@ -115,9 +115,9 @@ class Captioner(torch.nn.Module):
             told = f"prompt and picture take {self.overhead} tokens, a caption {words}: {self.language.source} reads"
             raise UsageError(f"{told} {self.language.window}", hint=hint)
 
-    def patches(self, pictures: torch.Tensor | Halfway) -> torch.Tensor:
+    def patches(self, pictures: torch.Tensor | PartialForward) -> torch.Tensor:
         """uint8 [pictures, 3, size, size], or what the cache has of them -> patches [pictures, patches, width]."""
-        if isinstance(pictures, Halfway):
+        if isinstance(pictures, PartialForward):
             return pictures.values.to(self.device)
         assert self.vision is not None  # It leaves only when nothing but the cache is asked.
         with autocast(self.device, self.precision):

@@ -18,7 +18,7 @@ from vlkit.errors import UsageError
 from vlkit.models import loading, paired_encoder, preprocessing, stages
 from vlkit.models.dual_encoder import FAMILIES, config_at, explained, load, quiet_transformers, refuse_unknown
 from vlkit.models.fast.layers import quicken
-from vlkit.models.stages import Halfway, Stage, through
+from vlkit.models.stages import PartialForward, Stage, run_stages
 from vlkit.models.tiny import MAKERS
 from vlkit.runs import Run
 
@@ -82,7 +82,7 @@ class PatchEncoder(torch.nn.Module):
     @torch.no_grad()
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 [pictures, 3, size, size] -> patches [pictures, patches, width]."""
-        return through(self.image_chain, Halfway(self.scaled(pixels), 0)).values
+        return run_stages(self.image_chain, PartialForward(self.scaled(pixels), 0)).values
 
     def blank(self) -> torch.Tensor:
         """A picture on which there is nothing, of the colour that becomes zero: uint8 [1, 3, size, size]."""
@@ -107,13 +107,13 @@ def load_vision(name: str, *, keep_in: Path | None = None, texts: tuple[str, ...
         NetworkError, ArtifactError: see `towers.load`.
     """
     if name in MAKERS:
-        towers = loading.open_model(name, texts, seed=seed, keep_in=keep_in)
-        return _of_towers(towers, name)
+        encoder = loading.open_model(name, texts, seed=seed, keep_in=keep_in)
+        return _of_towers(encoder, name)
     if Run(Path(name)).begun:
-        towers = loading.open_tuned(Run(Path(name)))
-        if towers.peft is not None:
-            towers.model, towers.peft = towers.peft.merge_and_unload(), None
-        return _of_towers(towers, name)
+        encoder = loading.open_tuned(Run(Path(name)))
+        if encoder.peft is not None:
+            encoder.model, encoder.peft = encoder.peft.merge_and_unload(), None
+        return _of_towers(encoder, name)
     if (Path(name) / paired_encoder.PAIR).is_file():
         return _of_towers(load(name), name)
     config = vision_config_of(name)
@@ -159,9 +159,9 @@ def vision_from_config(config: Any) -> PatchEncoder:
     return PatchEncoder(vision, family, PixelSpec(size), "meta")
 
 
-def _of_towers(towers: Any, source: str) -> PatchEncoder:
-    family = "siglip" if towers.family is FAMILIES["siglip"] else "clip"
-    return PatchEncoder(towers.model.vision_model, family, towers.pixel_spec, source)
+def _of_towers(encoder: Any, source: str) -> PatchEncoder:
+    family = "siglip" if encoder.family is FAMILIES["siglip"] else "clip"
+    return PatchEncoder(encoder.model.vision_model, family, encoder.pixel_spec, source)
 
 
 def _family(model_type: str) -> str:

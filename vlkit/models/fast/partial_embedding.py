@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vlkit.models.dual_encoder import Towers
+from vlkit.models.dual_encoder import DualEncoder
 
 # Of a table that is used for the most part little would be saved.
 SHARE = 0.5
@@ -66,7 +66,7 @@ class TokenTable(nn.Embedding):
         super()._load_from_state_dict({**state, f"{prefix}used": used}, prefix, *rest)
 
 
-def narrow(towers: Towers, texts: Iterable[Iterable[int]], whole: Container[str] = ()) -> TokenTable | None:
+def narrow(encoder: DualEncoder, texts: Iterable[Iterable[int]], whole: Container[str] = ()) -> TokenTable | None:
     """Train, of the token table, the rows that these texts use, in place.
 
     Args:
@@ -78,15 +78,15 @@ def narrow(towers: Towers, texts: Iterable[Iterable[int]], whole: Container[str]
         The table; None where it stays whole: it is not trained, most of it is used, or it is of a kind of its own.
     """
     try:
-        table = towers.model.text_model.get_input_embeddings()
+        table = encoder.model.text_model.get_input_embeddings()
     except NotImplementedError:  # CANINE's: its characters have no table.
         return None
     plain = type(table) is nn.Embedding and not (table.sparse or table.scale_grad_by_freq or table.max_norm)
     if not plain or not table.weight.requires_grad:
         return None
-    if next(name for name, p in towers.model.named_parameters() if p is table.weight) in whole:
+    if next(name for name, p in encoder.model.named_parameters() if p is table.weight) in whole:
         return None
-    used = torch.tensor(sorted({towers.pad_token}.union(*texts)), device=table.weight.device)
+    used = torch.tensor(sorted({encoder.pad_token}.union(*texts)), device=table.weight.device)
     if len(used) > SHARE * table.num_embeddings:
         return None
     table.weight.requires_grad_(False)
