@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlkit import __version__, console
-from vlkit.config.coco import DownloadCocoConfig
-from vlkit.config.data import AugmentConfig, PrepConfig, SampleConfig
+from vlkit.config.data import AugmentConfig, DownloadCocoConfig, PrepConfig, QuickstartConfig, SampleConfig
+from vlkit.config.evaluation import EvalConfig, ReportConfig, RunsConfig
 from vlkit.config.flags import command
 from vlkit.config.fusion import CaptionConfig, TrainFusionConfig
 from vlkit.config.presets import resolve_augment, resolve_prep, resolve_train_fusion, resolve_train_retrieval
 from vlkit.config.search import IndexConfig, SearchConfig, ServeConfig
-from vlkit.config.training import EvalConfig, QuickstartConfig, ReportConfig, RunsConfig, TrainRetrievalConfig
+from vlkit.config.training import TrainRetrievalConfig
 from vlkit.errors import nearest
 from vlkit.signals import Terminated, end_on_sigterm
 
@@ -93,9 +93,9 @@ def augment(config: AugmentConfig, dry_run: bool) -> dict[str, Any]:
 def _embed_of(model: str) -> Embed:
     """How a model, or a finished run, embeds texts."""
     from vlkit.models.encode import text_encoder
-    from vlkit.models.loading import open_trained
+    from vlkit.models.loading import load_model
 
-    return text_encoder(open_trained(model))
+    return text_encoder(load_model(model))
 
 
 @command(app, "train-retrieval", TrainRetrievalConfig, resolve=resolve_train_retrieval, dry_run=True)

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from vlkit import console
-from vlkit.config.data import TINY_LLM, SampleConfig
+from vlkit.config.data import TINY_LLM, QuickstartConfig, SampleConfig
+from vlkit.config.evaluation import EvalConfig, ReportConfig
 from vlkit.config.fusion import CaptionConfig
 from vlkit.config.presets import resolve_prep, resolve_train_fusion, resolve_train_retrieval
 from vlkit.config.search import IndexConfig, SearchConfig
-from vlkit.config.training import EvalConfig, QuickstartConfig, ReportConfig
 from vlkit.errors import UsageError
 from vlkit.storage import Location
 

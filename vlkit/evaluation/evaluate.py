@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlkit import console
-from vlkit.config.training import SCHEMA, EvalConfig, suffix_of
+from vlkit.config.evaluation import SCHEMA, EvalConfig, suffix_of
 from vlkit.data.pairs import Pairs, data_of, read_pairs
 from vlkit.distributed import World, joined
 from vlkit.errors import DataError
@@ -21,8 +21,8 @@ from vlkit.evaluation.retrieval.evaluate_retrieval import Evaluation
 from vlkit.evaluation.retrieval.task import Task
 from vlkit.models import tuning
 from vlkit.models.device import best_device, best_precision
-from vlkit.models.loading import open_model, open_tuned, open_untouched
-from vlkit.models.preprocessing import decoding
+from vlkit.models.loading import load_or_create, load_tuned, load_base
+from vlkit.models.preprocessing import with_decode
 from vlkit.remote import Remote, hash_of
 from vlkit.runs import Run, in_zone, mirror_of
 from vlkit.storage import Location
@@ -59,16 +59,16 @@ def _evaluated(config: EvalConfig, world: World) -> dict[str, Any]:
         )
     texts = list(pairs.of("train").frame["text"])
     if run:
-        tuned = open_tuned(run, config.decode)
+        tuned = load_tuned(run, config.decode)
     else:
-        tuned = decoding(open_model(str(config.model), texts, seed=config.seed), config.decode)
-    counted = tuning.count(tuned).total
+        tuned = with_decode(load_or_create(str(config.model), texts, seed=config.seed), config.decode)
+    counted = tuning.count_parameters(tuned).total
     precision = config.precision or settings.get("precision") or best_precision(best_device(), counted)
     evaluation = Evaluation(config, pairs, task, precision, world)
     seen = evaluation.seen(tuned.to(best_device()), cache="off")
     cost = efficiency(tuned, seen.own, task, run, precision)
     del tuned
-    untouched = open_untouched(run, config.decode).to(best_device()) if run else None
+    untouched = load_base(run, config.decode).to(best_device()) if run else None
     before = evaluation.seen(untouched, cache=config.cache) if untouched else None
     results = {
         "schema": SCHEMA,

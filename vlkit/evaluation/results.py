@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vlkit.config.training import demanded
+from vlkit.config.evaluation import demanded
 from vlkit.errors import QualityError, UsageError
 from vlkit.runs import Run
 from vlkit.storage import refuse_unwritable

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vlkit import console
-from vlkit.config.training import CLASSIFIED, DIRECTIONS
+from vlkit.config.evaluation import CLASSIFIED, DIRECTIONS
 from vlkit.evaluation.comparison import leaves_out_zero
 from vlkit.evaluation.retrieval.retention import retention_told
 

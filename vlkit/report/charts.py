@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlkit.config.training import DIRECTIONS
+from vlkit.config.evaluation import DIRECTIONS
 from vlkit.evaluation.comparison import leaves_out_zero
 from vlkit.evaluation.summary import arrow, label
 from vlkit.report.load_run import Collected

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from vlkit.config.training import DIRECTIONS, EvalConfig, suffix_of
+from vlkit.config.evaluation import DIRECTIONS, EvalConfig, suffix_of
 from vlkit.errors import UsageError
 from vlkit.evaluation.captioning.score import (
     Captioned,

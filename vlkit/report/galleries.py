@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from vlkit.config.training import DIRECTIONS
+from vlkit.config.evaluation import DIRECTIONS
 from vlkit.data.images import decode
 from vlkit.data.pairs import Pairs
 from vlkit.data.splits import draw

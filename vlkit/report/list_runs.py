@@ -7,7 +7,7 @@ from shlex import quote
 from typing import Any
 
 from vlkit import console
-from vlkit.config.training import DIRECTIONS, RunsConfig
+from vlkit.config.evaluation import DIRECTIONS, RunsConfig
 from vlkit.errors import ArtifactError, UsageError
 from vlkit.evaluation.summary import cell
 from vlkit.report.load_run import checked

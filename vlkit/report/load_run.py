@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlkit.config.training import DIRECTIONS, SCHEMA
+from vlkit.config.evaluation import DIRECTIONS, SCHEMA
 from vlkit.data.pairs import Pairs, read_pairs
 from vlkit.errors import ArtifactError, VlkitError
 from vlkit.remote import hash_of

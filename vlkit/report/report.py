@@ -9,7 +9,7 @@ from typing import Any
 
 from vlkit import __version__, console
 from vlkit.config.base import yaml_text
-from vlkit.config.training import RARE, ReportConfig
+from vlkit.config.evaluation import RARE, ReportConfig
 from vlkit.errors import UsageError
 from vlkit.evaluation.comparison import p_told
 from vlkit.evaluation.retrieval.retention import retention_told

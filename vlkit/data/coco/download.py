@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vlkit import console
-from vlkit.config.coco import SPLITS, DownloadCocoConfig
+from vlkit.config.data import SPLITS, DownloadCocoConfig
 from vlkit.data.coco import archives, http
 from vlkit.data.coco.folder import CocoFolder
 from vlkit.data.coco.plan import (

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vlkit.config.coco import SPLITS
+from vlkit.config.data import SPLITS
 from vlkit.errors import ArtifactError, UsageError
 from vlkit.storage import written_whole
 

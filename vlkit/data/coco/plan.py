@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vlkit import console
-from vlkit.config.coco import ANNOTATIONS, SPLITS, DownloadCocoConfig
+from vlkit.config.data import ANNOTATIONS, SPLITS, DownloadCocoConfig
 from vlkit.data.coco.folder import CocoFolder
 from vlkit.data.coco.http import Patience, fetched_so_far, size_at
 from vlkit.errors import DataError, ResourceError

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vlkit import console
-from vlkit.config.training import SCHEMA, EvalConfig, suffix_of
+from vlkit.config.evaluation import SCHEMA, EvalConfig, suffix_of
 from vlkit.data.pairs import Pairs, data_of, read_pairs
 from vlkit.errors import DataError, UsageError
 from vlkit.evaluation.captioning.clipscore import Judge
@@ -28,7 +28,7 @@ from vlkit.evaluation.captioning.score import (
 from vlkit.evaluation.efficiency import peak_memory_gb
 from vlkit.evaluation.results import refuse_foreign, refuse_missed
 from vlkit.models.captioner.captioner import Captioner
-from vlkit.models.captioner.save_load import open_captioner
+from vlkit.models.captioner.save_load import load_captioner
 from vlkit.runs import Run
 
 
@@ -72,7 +72,7 @@ def evaluate_captions(config: EvalConfig) -> dict[str, Any]:
     judge = None
     if config.clip_model is not None:
         judge = Judge(config.clip_model, pictures.image_paths(pictures.frame), config.batch_size, config.decode)
-    captioner = open_captioner(run, precision=config.precision, decode=config.decode)
+    captioner = load_captioner(run, precision=config.precision, decode=config.decode)
     made = _described(captioner, pictures, asked, settings, config, judge)
     captioned = made.captioned
     against = None if told is None else Captioned.of(captioned.images, told, captioned.references)

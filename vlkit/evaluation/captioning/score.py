@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vlkit import console
-from vlkit.config.training import CAPTIONED, SCHEMA, EvalConfig
+from vlkit.config.evaluation import CAPTIONED, SCHEMA, EvalConfig
 from vlkit.errors import DataError, UsageError
 from vlkit.evaluation.captioning.metrics import CaptionScores
 from vlkit.evaluation.captioning.ptb_tokens import coco_tokens

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from vlkit import console
-from vlkit.config.training import EvalConfig
+from vlkit.config.evaluation import EvalConfig
 from vlkit.data.pairs import Pairs
 from vlkit.distributed import World
 from vlkit.evaluation.comparison import PARTS, Measured, compare, judged, verdict

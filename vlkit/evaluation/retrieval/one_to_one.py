@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from vlkit import console
-from vlkit.config.training import EvalConfig
+from vlkit.config.evaluation import EvalConfig
 from vlkit.distributed import World
 from vlkit.evaluation.comparison import Measured
 from vlkit.evaluation.retrieval.ranking import rank_both

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vlkit import console
-from vlkit.config.training import DIRECTIONS
+from vlkit.config.evaluation import DIRECTIONS
 from vlkit.data.pairs import Pairs, read_pairs
 from vlkit.errors import DataError
 from vlkit.storage import Location

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from vlkit import console
-from vlkit.config.training import RARE
+from vlkit.config.evaluation import RARE
 from vlkit.data.pairs import RESERVED, Pairs
 from vlkit.errors import UsageError, nearest
 from vlkit.evaluation.comparison import Measured, difference

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from vlkit.config.training import DIRECTIONS
+from vlkit.config.evaluation import DIRECTIONS
 from vlkit.data.loading.retrieval_batches import Inputs, PixelStore, TokenStore
 from vlkit.data.pairs import Pairs
 from vlkit.distributed import ALONE, World

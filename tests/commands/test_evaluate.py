@@ -1,0 +1,412 @@
+"""eval as a whole: what is measured besides ranks, what is paid once, what is refused."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import picture, write_recipes
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from vlkit.config.evaluation import CLASSIFIED, DIRECTIONS, RANKED
+from vlkit.data.pairs import read_pairs
+from vlkit.distributed import ALONE
+from vlkit.evaluation.retrieval.corruptions import STATED, shifted
+from vlkit.evaluation.retrieval.one_to_one import fold_size, folds, one_to_one
+from vlkit.evaluation.retrieval.retention import retention_told
+from vlkit.evaluation.retrieval.task import Embedded, Task, embed, ranked
+
+
+def results_of(vlkit, *flags):
+    outcome = vlkit("eval", *flags, "--json")
+    assert outcome.code == 0, outcome.err
+    return outcome.json()
+
+
+def test_the_untouched_model_is_paid_once(trained, vlkit, tmp_path, monkeypatch):
+    """The second evaluation, and that of another run on the same rows, opens not one picture for it."""
+    first = results_of(vlkit, "--run", trained, "--out", tmp_path / "a", "--cache", tmp_path / "cache")
+    kept = sorted(path.name for path in (tmp_path / "cache").iterdir())
+    assert [name.split("-")[0] for name in kept] == ["pictures", "texts"]
+    from vlkit.data.images import decode
+
+    opened = []
+    real = decode.pixels
+    monkeypatch.setattr(decode, "pixels", lambda path, spec: opened.append(path) or real(path, spec))
+    again = results_of(vlkit, "--run", trained, "--out", tmp_path / "b", "--cache", tmp_path / "cache")
+    assert len(opened) == 12, "the tuned model's, and no more"
+    without = results_of(vlkit, "--run", trained, "--out", tmp_path / "c", "--cache", "off")
+    assert len(opened) == 36
+    assert first["baseline"] == again["baseline"]
+    for direction in DIRECTIONS:
+        for metric in RANKED:
+            assert without["baseline"][direction][metric] == pytest.approx(first["baseline"][direction][metric])
+
+
+def test_another_picture_under_the_same_name_is_embedded_anew(raw, vlkit, tmp_path):
+    shutil.copytree(raw, tmp_path / "raw")
+    vlkit("prep", "--domain", "recipes", "--source", tmp_path / "raw", "--out", tmp_path / "data")
+    model = ("--model", "tiny-siglip", "--data", tmp_path / "data")
+    train = ("train-retrieval", *model, "--runs-dir", tmp_path, "--name", "r", "--steps", 2, "--batch-size", 8)
+    assert vlkit(*train).code == 0
+    before = results_of(vlkit, "--run", tmp_path / "r", "--cache", tmp_path / "cache")
+    rows = read_pairs(tmp_path / "data").of("test")
+    for number, path in enumerate(rows.image_paths(rows.unique_images())):
+        picture(path, (number * 20, 0, 0), seed=number)
+    after = results_of(vlkit, "--run", tmp_path / "r", "--cache", tmp_path / "cache")
+    assert before["baseline"] != after["baseline"]
+
+
+def test_the_recipes_of_a_run_have_every_number(trained, vlkit, tmp_path):
+    found = results_of(vlkit, "--run", trained, "--out", tmp_path)
+    for part in ("metrics", "baseline"):
+        for direction in DIRECTIONS:
+            assert set(RANKED) <= found[part][direction].keys()
+    assert set(CLASSIFIED).isdisjoint(found["metrics"]), "recipes have no classes"
+    assert found["efficiency"]["latency_ms"] <= found["efficiency"]["latency_ms_p95"]
+    assert found["efficiency"]["train_peak_memory_process_gb"] > 0.1
+    assert found["efficiency"]["peak_memory_gpu_gb"] is None or torch.cuda.is_available()
+    curve = found["curves"]["text_to_image"]["tuned"]
+    assert curve["recall"][curve["k"].index(1)] == pytest.approx(found["metrics"]["text_to_image"]["recall@1"])
+    assert sum(curve["ranks"]["queries"]) == found["metrics"]["text_to_image"]["queries"]
+    assert curve["ranks"]["to"][-1] >= found["metrics"]["text_to_image"]["gallery"] and curve["recall"][-1] == 1
+
+
+def test_queries_have_the_results_in_them(trained, vlkit, tmp_path):
+    from vlkit.remote import hash_of
+
+    found = results_of(vlkit, "--run", trained, "--out", tmp_path)
+    frame = pd.read_parquet(tmp_path / found["queries"]["file"])
+    assert hash_of(tmp_path / found["queries"]["file"]) == found["queries"]["hash"]
+    for direction in DIRECTIONS:
+        rows = frame[frame["direction"] == direction]
+        for metric in ("recall@1", "recall@5", "recall@10", "mrr"):
+            assert rows[metric].mean() == pytest.approx(found["metrics"][direction][metric])
+            assert rows[f"baseline_{metric}"].mean() == pytest.approx(found["baseline"][direction][metric])
+        assert ((rows["rank"] == 1) == rows["top5_hits"].map(lambda hits: hits[0])).all()
+
+
+def embedded(images, texts):
+    return Embedded(images, texts, np.full(len(images), np.nan), 1.0, 1.0)
+
+
+def task_of_captions(pictures, captions):
+    from vlkit.data.pairs import Pairs, make_frame
+    from vlkit.storage import Location
+
+    rows = [(p, c) for p in range(pictures) for c in range(captions)]
+    columns = {
+        "image": [f"{p}.png" for p, _ in rows],
+        "image_id": [f"i{p}" for p, _ in rows],
+        "text": [f"caption {c} of {p}" for p, c in rows],
+        "image_group": [str(p) for p, _ in rows],
+        "unit": [str(p) for p, _ in rows],
+        "class_name": [None] * len(rows),
+        "split": ["test"] * len(rows),
+    }
+    return Task.of(Pairs(make_frame(columns), Location(".")))
+
+
+def test_folds_are_means_over_parts_that_are_ranked_alone(trained):
+    """As COCO's 1k: five captions a picture, folds in the table's order."""
+    task = task_of_captions(23, 5)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.nn.functional.normalize(torch.randn(23, 8, generator=generator), dim=1)
+    texts = torch.nn.functional.normalize(
+        images.repeat_interleave(5, 0) + torch.randn(115, 8, generator=generator), dim=1
+    )
+    found = folds(task, {"tuned": embedded(images, texts)}, 10, ALONE)
+    assert (found["size"], found["folds"]) == (10, 2)
+    recalls = []
+    for start in (0, 10):
+        scores = (texts[start * 5 : (start + 10) * 5] @ images[start : start + 10].T).argmax(1)
+        recalls.append((scores == torch.arange(10).repeat_interleave(5)).double().mean().item())
+    assert found["metrics"]["text_to_image"]["recall@1"] == pytest.approx(np.mean(recalls))
+    whole = ranked(task, embedded(images, texts)).metrics()
+    assert found["metrics"]["text_to_image"]["recall@1"] > whole["text_to_image"]["recall@1"], "smaller galleries"
+    assert fold_size(task, None) == 0 and fold_size(task, 7) == 7
+    assert fold_size(task_of_captions(2000, 2), None) == 1000 and fold_size(task_of_captions(2000, 1), None) == 0
+
+
+def test_one_to_one_cannot_pass_its_ceiling():
+    """Four pictures of a perfect model with one caption: by groups all right, one-to-one a quarter."""
+    from vlkit.config.evaluation import EvalConfig
+    from vlkit.data.pairs import Pairs, make_frame
+    from vlkit.storage import Location
+
+    columns = {
+        "image": [f"{n}.png" for n in range(8)],
+        "image_id": [f"i{n}" for n in range(8)],
+        "text": ["a leaf with rust"] * 4 + ["a leaf with scab"] * 4,
+        "image_group": ["rust"] * 4 + ["scab"] * 4,
+        "unit": [str(n) for n in range(8)],
+        "class_name": ["rust"] * 4 + ["scab"] * 4,
+        "split": ["test"] * 8,
+    }
+    task = Task.of(Pairs(make_frame(columns), Location(".")))
+    images = torch.eye(2).repeat_interleave(4, 0)
+    config = EvalConfig(model="m", data=Location("d"), out=Location("o"))
+    found = one_to_one(task, {"tuned": embedded(images, torch.eye(2))}, config, ALONE)
+    for direction in DIRECTIONS:
+        assert found["metrics"][direction]["recall@1"] == pytest.approx(0.25)
+    assert found["ceiling"] == {"text_to_image": 0.25, "image_to_text": 0.25}, "which this perfect model reaches"
+    assert ranked(task, embedded(images, torch.eye(2))).metrics()["text_to_image"]["recall@1"] == 1
+
+
+@pytest.mark.parametrize("shift", STATED)
+def test_a_corruption_does_what_it_states(shift, tmp_path, tiny):
+    noise = np.random.default_rng(0).integers(60, 255, (80, 120, 3)).astype(np.uint8)
+    noise[:, :60] = 200
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    spec = tiny("tiny-siglip").pixel_spec
+    from vlkit.data.images.decode import pixels
+
+    plain, after = (
+        pixels(tmp_path / "a.png", spec).astype(float),
+        shifted(tmp_path / "a.png", shift, spec).astype(float),
+    )
+    assert after.shape == plain.shape and not np.array_equal(plain, after)
+    assert np.array_equal(after, shifted(tmp_path / "a.png", shift, spec)), "the same every time"
+    if shift == "low-light":
+        assert after.mean() / plain.mean() == pytest.approx(0.35, abs=0.01)
+    else:
+        assert after.mean() == pytest.approx(plain.mean(), abs=12)
+    if shift in ("blur", "jpeg"):
+        assert after[:, :, spec.size * 3 // 4 :].std() < plain[:, :, spec.size * 3 // 4 :].std()
+
+
+def test_shifts_and_the_guard_are_measured_for_both_models(trained, raw, vlkit, tmp_path):
+    guard = tmp_path / "guard"
+    vlkit("prep", "--domain", "recipes", "--source", raw, "--out", guard, "--seed", 9)
+    flags = ("--shift", "low-light,jpeg", "--guard", guard, "--out", tmp_path / "out")
+    found = results_of(vlkit, "--run", trained, *flags)
+    assert list(found["shifts"]) == ["low-light", "jpeg"]
+    for of in found["shifts"].values():
+        for direction in DIRECTIONS:
+            cell, plain = of[direction], found["metrics"][direction]["recall@1"]
+            assert cell["change"]["value"] == pytest.approx(cell["recall@1"] - plain)
+            before = found["baseline"][direction]["recall@1"]
+            assert cell["baseline_change"]["value"] == pytest.approx(cell["baseline"] - before)
+            assert cell["difference"]["value"] == pytest.approx(cell["recall@1"] - cell["baseline"])
+    there = results_of(vlkit, "--run", trained, "--data", guard, "--out", tmp_path / "there")
+    for part in ("metrics", "baseline", "difference"):
+        for direction in DIRECTIONS:
+            assert found["retention"][part][direction]["recall@1"] == there[part][direction]["recall@1"], part
+    both = [np.mean([found["retention"][part][d]["recall@1"] for d in DIRECTIONS]) for part in ("metrics", "baseline")]
+    assert found["retention"]["retained"] == (pytest.approx(both[0] / both[1]) if both[1] else None)
+
+
+def test_a_missed_quality_exits_with_8_and_leaves_the_results(trained, vlkit, tmp_path):
+    out = ("eval", "--run", trained, "--out", tmp_path)
+    outcome = vlkit(*out, "--fail-under", "text_to_image.recall@10=0", "--fail-under", "image_to_text.mrr=0")
+    assert outcome.code == 0, outcome.err
+    outcome = vlkit(*out, "--fail-under", "text_to_image.mrr=1", "--json")
+    assert outcome.code == 8 and "text_to_image.mrr is 0." in outcome.err and "1 was demanded" in outcome.err
+    assert json.loads(outcome.out)["error"]["exit_code"] == 8
+    assert (tmp_path / "results.json").is_file()
+    outcome = vlkit(*out, "--fail-under", "classification.accuracy=0")
+    assert outcome.code == 8 and "not measured" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("text_to_image.recall@3=0.5", "did you mean"),
+        ("text_to_images.recall@1=0.5", "did you mean 'text_to_image'"),
+        ("text_to_image.recall@1", "after = stands"),
+        ("text_to_image.recall@1=50", "between 0 and 1"),
+        ("text_to_image.median_rank=3", "unknown"),
+    ],
+)
+def test_a_demand_that_cannot_be_meant_is_refused_before_any_work(line, told, trained, vlkit, tmp_path):
+    outcome = vlkit("eval", "--run", trained, "--out", tmp_path / "o", "--fail-under", line)
+    assert outcome.code == 2 and told in outcome.err
+    assert not (tmp_path / "o").exists()
+
+
+def test_unknown_corruptions_are_refused(trained, vlkit):
+    outcome = vlkit("eval", "--run", trained, "--shift", "blurr")
+    assert outcome.code == 2 and "did you mean 'blur'" in outcome.err
+
+
+def test_weights_that_are_not_finite_are_no_numbers(trained, vlkit, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    path = tmp_path / "run/model/model.safetensors"
+    weights = load_file(path)
+    name = next(name for name in weights if name.endswith("fc1.weight"))
+    save_file(weights | {name: weights[name] * float("nan")}, path, metadata={"format": "pt"})
+    outcome = vlkit("eval", "--run", tmp_path / "run")
+    assert outcome.code == 4 and "not finite" in outcome.err
+    assert not (tmp_path / "run/results.json").exists() or "first" in str(trained)
+
+
+def test_a_picture_that_is_gone_is_named(vlkit, tmp_path):
+    write_recipes(tmp_path / "raw", recipes=12)
+    vlkit("prep", "--domain", "recipes", "--source", tmp_path / "raw", "--out", tmp_path / "data")
+    pairs = read_pairs(tmp_path / "data").of("test")
+    gone = pairs.image_paths(pairs.unique_images())[0]
+    gone.unlink()
+    model = ("--model", "tiny-siglip", "--data", tmp_path / "data", "--out", tmp_path / "out")
+    outcome = vlkit("eval", *model)
+    assert outcome.code == 3 and gone.name in outcome.err and "run prep again" in outcome.err
+
+
+def test_rows_that_augment_wrote_measure_nothing(prepared, vlkit, tmp_path):
+    shutil.copytree(prepared, tmp_path / "data")
+    model = ("--model", "tiny-siglip", "--data", tmp_path / "data", "--out", tmp_path / "out", "--split", "train")
+    before = results_of(vlkit, *model)
+    assert vlkit("augment", "--data", tmp_path / "data", "--negatives-per-positive", 0).code == 0
+    after = results_of(vlkit, *model)
+    assert before["metrics"]["text_to_image"]["queries"] == after["metrics"]["text_to_image"]["queries"]
+
+
+@pytest.mark.slow
+def test_two_processes_measure_what_one_does(trained, vlkit, tmp_path):
+    """torchrun: pictures, texts and ranks shared; one writes, and says the same numbers."""
+    alone = results_of(vlkit, "--run", trained, "--out", tmp_path / "one", "--cache", "off", "--shift", "jpeg")
+    program = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "vlkit", "--", "eval"]
+    flags = ["--run", str(trained), "--out", str(tmp_path / "two"), "--cache", str(tmp_path / "c"), "--shift", "jpeg"]
+    done = subprocess.run([sys.executable, *program, *flags], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    both = json.loads((tmp_path / "two/results.json").read_text())
+    for part in ("metrics", "intervals", "baseline"):
+        for direction in DIRECTIONS:
+            for metric, value in alone[part][direction].items():
+                assert both[part][direction][metric] == pytest.approx(value, abs=1e-6), (part, direction, metric)
+    assert both["shifts"]["jpeg"]["text_to_image"]["recall@1"] == alone["shifts"]["jpeg"]["text_to_image"]["recall@1"]
+
+
+def test_brightness_is_of_what_the_model_sees(vlkit, tmp_path, tiny):
+    for number, light in enumerate((10, 120, 250)):
+        Image.new("RGB", (50, 50), (light, light, light)).save(tmp_path / f"{number}.png")
+    task = task_of_captions(3, 1)
+    task.pictures["image"] = [str(tmp_path / f"{n}.png") for n in range(3)]
+    found = embed(tiny("tiny-siglip"), task, batch_size=2, precision="fp32")
+    assert found.brightness == pytest.approx([10, 120, 250], abs=0.5)
+    for number, colour in enumerate([(200, 0, 0), (0, 200, 0), (0, 0, 200)]):
+        Image.new("RGB", (50, 50), colour).save(tmp_path / f"{number}.png")
+    found = embed(tiny("tiny-siglip"), task, batch_size=2, precision="fp32")
+    assert found.brightness == pytest.approx([59.8, 117.4, 22.8], abs=0.5), "Rec. 601"
+
+
+def test_several_captions_cap_one_to_one_as_they_should():
+    """Five captions a picture: a text finds the five rows of its picture, and one of them by luck alone."""
+    from vlkit.config.evaluation import EvalConfig
+    from vlkit.storage import Location
+
+    task = task_of_captions(6, 5)
+    perfect = embedded(torch.eye(6), torch.eye(6).repeat_interleave(5, 0) + 1e-3 * torch.rand(30, 6))
+    config = EvalConfig(model="m", data=Location("d"), out=Location("o"))
+    found = one_to_one(task, {"tuned": perfect}, config, ALONE)
+    assert found["ceiling"] == {"text_to_image": pytest.approx(0.2), "image_to_text": pytest.approx(0.2)}
+    for direction in DIRECTIONS:
+        assert found["metrics"][direction]["recall@1"] == pytest.approx(0.2)
+
+
+def test_corruptions_are_kept_apart_from_the_pictures(trained, vlkit, tmp_path):
+    """With a cache, filled or new, and without one: the same numbers of the untouched model under a corruption."""
+    flags = ("--run", trained, "--shift", "low-light,rotate")
+    off = results_of(vlkit, *flags, "--out", tmp_path / "off", "--cache", "off")
+    results_of(vlkit, "--run", trained, "--out", tmp_path / "a", "--cache", tmp_path / "c")
+    for _ in range(2):
+        kept = results_of(vlkit, *flags, "--out", tmp_path / "b", "--cache", tmp_path / "c")
+        assert kept["shifts"] == off["shifts"]
+    store = next((tmp_path / "c").glob("pictures-*"))
+    keys = [key for line in (store / "index.jsonl").read_text().splitlines() for key in json.loads(line)["keys"]]
+    assert len(keys) == len(set(keys)) == 36, "plain and under two corruptions"
+
+
+def test_a_cache_that_nobody_asked_for_fails_nobody(trained, vlkit, tmp_path, monkeypatch):
+    """Damaged rows, and a folder that cannot be made: said, and measured all the same."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    first = results_of(vlkit, "--run", trained, "--out", tmp_path / "a")
+    store = next((tmp_path / "home/vlkit/features").glob("pictures-*"))
+    rows = bytearray((store / "rows.bin").read_bytes())
+    rows[7] ^= 0xFF
+    (store / "rows.bin").write_bytes(bytes(rows))
+    outcome = vlkit("eval", "--run", trained, "--out", tmp_path / "a", "--json")
+    assert outcome.code == 0 and "are not kept" in outcome.err and "damaged" in outcome.err
+    assert outcome.json()["baseline"] == first["baseline"]
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    outcome = vlkit("eval", "--run", trained, "--out", tmp_path / "a", "--json")
+    assert outcome.code == 0 and "are not kept" in outcome.err
+    outcome = vlkit("eval", "--run", trained, "--out", tmp_path / "a", "--cache", tmp_path / "file/x")
+    assert outcome.code != 0, "one that was asked for"
+
+
+def test_a_metric_that_is_what_was_demanded_passes(trained, vlkit, tmp_path):
+    value = results_of(vlkit, "--run", trained, "--out", tmp_path)["metrics"]["text_to_image"]["recall@10"]
+    demand = f"text_to_image.recall@10={value!r}"
+    assert vlkit("eval", "--run", trained, "--out", tmp_path, "--fail-under", demand).code == 0
+
+
+def test_results_of_other_data_are_never_written_over(trained, raw, vlkit, tmp_path):
+    """A folder called like a split, and two folders of one name; and no run gets another model's results."""
+    shutil.copytree(trained, tmp_path / "runs/run")
+    run = tmp_path / "runs/run"
+    assert vlkit("eval", "--run", run, "--split", "val").code == 0
+    for seed in (5, 6):
+        data = tmp_path / str(seed) / "val"
+        vlkit("prep", "--domain", "recipes", "--source", raw, "--out", data, "--seed", seed)
+        assert vlkit("eval", "--run", run, "--data", data).code == 0
+    told = [json.loads(path.read_text()) for path in run.glob("results-val*.json")]
+    assert sorted(each["data"]["split"] for each in told) == ["test", "test", "val"]
+    assert len({each["data"]["fingerprint"] for each in told}) == 3
+    before = (run / "results-val.json").read_text()
+    assert vlkit("eval", "--run", run, "--data", data).code == 0
+    assert (run / "results-val.json").read_text() == before
+    outcome = vlkit("eval", "--model", "tiny-siglip", "--data", data, "--out", run)
+    assert outcome.code == 2 and "is a run's folder" in outcome.err
+    assert vlkit("eval", "--run", trained, "--out", run).code == 2
+    (tmp_path / "file").write_text("x")
+    outcome = vlkit("eval", "--run", run, "--out", tmp_path / "file")
+    assert outcome.code == 2 and "is a file" in outcome.err
+
+
+def test_an_extended_run_has_no_results_of_what_it_was(trained, vlkit, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    config = (tmp_path / "run/config.yaml").read_text().replace(str(trained.parent), str(tmp_path))
+    (tmp_path / "run/config.yaml").write_text(config.replace("name: first", "name: run"))
+    assert vlkit("eval", "--run", tmp_path / "run", "--split", "val").code == 0
+    assert vlkit("report", "--run", tmp_path / "run").code == 0
+    outcome = vlkit("train-retrieval", "--config", tmp_path / "run/config.yaml", "--extend-to", 8)
+    assert outcome.code == 0, outcome.err
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert not any(name.startswith(("results", "queries", "examples", "plots", "report")) for name in left)
+
+
+def test_a_limit_counts_rows_that_are_measured(prepared, vlkit, tmp_path):
+    shutil.copytree(prepared, tmp_path / "data")
+    assert vlkit("augment", "--data", tmp_path / "data", "--pictures", 3, "--texts", 0).code == 0
+    model = ("--model", "tiny-siglip", "--data", tmp_path / "data", "--out", tmp_path / "out", "--split", "train")
+    assert 25 <= results_of(vlkit, *model, "--limit", 30)["data"]["rows"] <= 30
+
+
+def test_a_model_that_says_the_same_of_everything_has_no_rank_of_its_own():
+    """Tied scores: the histogram shares a query among the places it may come to, and sums to recall@1 at the first."""
+    from vlkit.evaluation.retrieval.per_query import histogram
+
+    task = task_of_captions(8, 1)
+    scores = ranked(task, embedded(torch.ones(8, 4), torch.ones(8, 4)))
+    found = histogram(scores, "text_to_image")
+    assert found["from"] == [1, 2, 4, 8] and found["to"] == [1, 3, 7, 15]
+    assert found["queries"] == pytest.approx([1, 2, 4, 1])
+
+
+def test_folds_that_cannot_be_made_are_said(trained, vlkit, tmp_path):
+    outcome = vlkit("eval", "--run", trained, "--out", tmp_path, "--fold-size", 1000, "--templates", "a {class_name}")
+    assert outcome.code == 0 and "there are no folds" in outcome.err and "no classes to tell apart" in outcome.err
+
+
+def test_the_card_says_what_was_forgotten(trained, prepared, vlkit, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    found = results_of(vlkit, "--run", tmp_path / "run", "--guard", prepared)
+    card = (tmp_path / "run/README.md").read_text()
+    kept = found["retention"]["retained"]
+    assert "was not measured" in card if kept is None else retention_told(kept, f"`{prepared.name}`")[1:] in card
