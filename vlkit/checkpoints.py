@@ -47,7 +47,7 @@ from safetensors.torch import load_file, save_file
 
 from vlkit import console
 from vlkit.errors import ArtifactError, NonFiniteError, ResourceError
-from vlkit.storage import folder_written_whole, json_text, size_of
+from vlkit.storage import atomic_folder, json_text, format_bytes
 
 SCHEMA = 1
 MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # AdamW's
@@ -125,7 +125,7 @@ def save(
         needed += BESIDE
         free = shutil.disk_usage(folder).free
         told = (
-            f"{folder}: step {step} could not be saved ({error}): it needs {size_of(needed)}, {size_of(free)} are free"
+            f"{folder}: step {step} could not be saved ({error}): it needs {format_bytes(needed)}, {format_bytes(free)} are free"
         )
         hint = "the checkpoints before it are whole: make room, and run the same command again"
         raise ResourceError(told, hint=hint) from None
@@ -143,7 +143,7 @@ def _written(
 ) -> Checkpoint:
     target = folder / name_of(step)
     complete = {"schema": SCHEMA, "step": step, **state}
-    with folder_written_whole(target) as aside:
+    with atomic_folder(target) as aside:
         for name, each in tensors.items():
             save_file(dict(each), aside / name)
         (aside / "state.json").write_text(json_text(complete, indent=2), encoding="utf-8")

@@ -17,7 +17,7 @@ from vlkit.config.presets import resolve_augment, resolve_prep, resolve_train_fu
 from vlkit.config.search import IndexConfig, SearchConfig, ServeConfig
 from vlkit.config.training import TrainRetrievalConfig
 from vlkit.errors import nearest
-from vlkit.signals import Terminated, end_on_sigterm
+from vlkit.signals import Terminated, install_sigterm_handler
 
 if TYPE_CHECKING:
     from vlkit.data.augment.negatives import Embed
@@ -195,7 +195,7 @@ def main() -> None:
     # On cores that are shared with other work, OpenMP's busy waiting makes a step several times slower; a short wait
     # before sleeping costs nothing where they are not. It must be set before torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    end_on_sigterm()
+    install_sigterm_handler()
     try:
         status = app(standalone_mode=False)
     except typer.Abort:

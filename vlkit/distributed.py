@@ -36,19 +36,19 @@ class World:
     heard: bool = False
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """This one writes and talks."""
         return self.rank == 0
 
-    def share(self, count: int) -> slice:
+    def shard(self, count: int) -> slice:
         """This process' part of `count` items; the parts differ by one item at most, and may be empty."""
         return _shares(count, self.size)[self.rank]
 
-    def gathered(self, mine: torch.Tensor, count: int) -> torch.Tensor:
+    def all_gather(self, mine: torch.Tensor, count: int) -> torch.Tensor:
         """The rows of all processes, [count, ...], in the order of their shares. Gradients do not pass through.
 
         Args:
-            mine: rows of this process, as many as `share(count)` has.
+            mine: rows of this process, as many as `shard(count)` has.
         """
         import torch
         import torch.distributed as dist
@@ -64,7 +64,7 @@ class World:
         dist.all_gather(received, padded)
         return torch.cat([rows[: part.stop - part.start] for rows, part in zip(received, shares, strict=True)])
 
-    def add(self, tensors: Sequence[torch.Tensor]) -> None:
+    def all_reduce(self, tensors: Sequence[torch.Tensor]) -> None:
         """Replace each tensor by its sum over the processes, and hear of wishes, all in one message."""
         import torch
         import torch.distributed as dist
@@ -80,12 +80,12 @@ class World:
             tensor.copy_(flat[start : start + tensor.numel()].view_as(tensor))
             start += tensor.numel()
 
-    def stops(self, wish: bool) -> bool:
+    def sync_stop(self, wish: bool) -> bool:
         """Whether all stop now: alone, as wished; else when a wish has gone round, which takes a step more."""
         self.wish = wish
         return wish if self.size == 1 else self.heard
 
-    def from_first(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """What process 0 has."""
         import torch.distributed as dist
 
@@ -95,7 +95,7 @@ class World:
         dist.broadcast_object_list(told, src=0, device=_device())
         return told[0]
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Until all processes are here."""
         import torch.distributed as dist
 
@@ -103,11 +103,11 @@ class World:
             dist.barrier()
 
 
-ALONE = World()
+SINGLE = World()
 
 
 @contextmanager
-def joined() -> Iterator[World]:
+def init_distributed() -> Iterator[World]:
     """Among the processes that torchrun started, for as long as the block runs; without torchrun, alone."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -121,11 +121,11 @@ def joined() -> Iterator[World]:
     if not dist.is_initialized():
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     world = World(dist.get_rank(), dist.get_world_size())
-    if not world.first:
+    if not world.is_main:
         console.silence()
     yield world
     # In order: a process that goes while others still talk to it takes them along. After an error there is no order.
-    world.wait()
+    world.barrier()
     dist.destroy_process_group()
 
 

@@ -23,14 +23,14 @@ ERRORS = {"enospc": errno.ENOSPC, "eio": errno.EIO}
 _passed: Counter[str] = Counter()
 
 
-def place(event: str, path: Path) -> None:
+def fault_point(event: str, path: Path) -> None:
     """Something is about to happen to `path`, or just has."""
     told = os.environ.get(VARIABLE)
     if told:
-        _happen(told, f"{event} of {path.name}")
+        _trigger(told, f"{event} of {path.name}")
 
 
-def _happen(told: str, name: str) -> None:
+def _trigger(told: str, name: str) -> None:
     if told.startswith("record="):
         with open(told.removeprefix("record="), "a", encoding="utf-8") as file:
             file.write(name + "\n")

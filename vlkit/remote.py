@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from vlkit import console, fault_injection
 from vlkit.errors import ArtifactError, DataError, NetworkError, UsageError
-from vlkit.storage import Location, cache_dir, json_text, written_whole
+from vlkit.storage import Location, cache_dir, json_text, atomic_file
 
 MANIFEST, VERSIONS = "MANIFEST.json", ".versions"
 # Where a lake's zone, a whole bucket, keeps tables; pictures lie under images/ beside it.
@@ -174,7 +174,7 @@ class Remote:
                 raise ArtifactError(told, hint="it is being written, or was half written: write the folder again")
             plain = folder / prefix / name.rpartition("/")[2]
             if not plain.is_file():
-                with written_whole(plain) as aside:
+                with atomic_file(plain) as aside:
                     aside.write_bytes(fetched[full].read_bytes())
         return folder
 
@@ -235,9 +235,9 @@ def _aside(places: Mapping[str, Path]) -> Iterator[dict[str, Path]]:
     try:
         yield parts
         for name, part in parts.items():
-            fault_injection.place("before rename", places[name])
+            fault_injection.fault_point("before rename", places[name])
             os.replace(part, places[name])
-            fault_injection.place("after rename", places[name])
+            fault_injection.fault_point("after rename", places[name])
     finally:
         for part in parts.values():
             part.unlink(missing_ok=True)

@@ -18,7 +18,7 @@ STOPPED = "stopped.json"
 
 
 @dataclass(frozen=True)
-class Standing:
+class RunStatus:
     """How a run stands.
 
     Attributes:
@@ -43,7 +43,7 @@ class Standing:
 
 
 @contextmanager
-def noting_why(run: Run) -> Iterator[None]:
+def record_failure(run: Run) -> Iterator[None]:
     """Write down why the block ends, where it ends by an error, for whoever looks in the morning.
 
     Of several processes, for the one that writes.
@@ -66,7 +66,7 @@ def noting_why(run: Run) -> Iterator[None]:
         raise
 
 
-def standing(run: Run) -> Standing:
+def run_status(run: Run) -> RunStatus:
     """Look at a run folder, which need not be whole.
 
     Raises:
@@ -75,27 +75,27 @@ def standing(run: Run) -> Standing:
     seconds = max(0.0, time.time() - _last_written(run.folder))
     if not run.begun:
         if (run.folder / "results.json").is_file():
-            return Standing("measured", 0, None, None, None, seconds)
+            return RunStatus("measured", 0, None, None, None, seconds)
         raise ArtifactError(f"{run.folder} is no run folder: it has neither config.yaml nor results.json")
     try:
         settings, step = run.config(), run.last_step()
-        finished, working = run.read_json("finished.json"), busy(run)
+        finished, working = run.read_json("finished.json"), is_locked(run)
         stopped = run.read_json(STOPPED)
     except ArtifactError as error:
-        return Standing("damaged", 0, None, error.message, error.hint, seconds)
+        return RunStatus("damaged", 0, None, error.message, error.hint, seconds)
     steps = settings.get("steps")
     if run.finished:
-        return Standing("finished", int(finished.get("steps", step)), steps, None, None, seconds)
+        return RunStatus("finished", int(finished.get("steps", step)), steps, None, None, seconds)
     if working:
-        return Standing("running", step, steps, None, None, seconds)
+        return RunStatus("running", step, steps, None, None, seconds)
     if stopped:
         state: State = "stopped" if stopped.get("exit_code") == 75 else "failed"
-        return Standing(state, step, steps, stopped.get("why"), stopped.get("hint"), seconds)
+        return RunStatus(state, step, steps, stopped.get("why"), stopped.get("hint"), seconds)
     why = "it was killed, or the machine went down: it ended without a word"
-    return Standing("interrupted", step, steps, why, "the same command goes on from the newest checkpoint", seconds)
+    return RunStatus("interrupted", step, steps, why, "the same command goes on from the newest checkpoint", seconds)
 
 
-def busy(run: Run) -> bool:
+def is_locked(run: Run) -> bool:
     """Whether a process holds the run's lock."""
     path = run.folder / ".lock"
     if not path.is_file():

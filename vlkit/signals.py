@@ -29,7 +29,7 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM where nobody listens for it: the command ends as by Ctrl-C, and cleans up after itself."""
 
 
-def end_on_sigterm() -> None:
+def install_sigterm_handler() -> None:
     """From now on SIGTERM raises `Terminated` in this process; the processes that it starts just end."""
     own = os.getpid()
 
@@ -41,25 +41,25 @@ def end_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, end)
 
 
-class Asked(Exception):
+class StopRequested(Exception):
     """The end was asked for in the middle of a piece of work that can be dropped."""
 
 
 _listening: list[StopRequest] = []
 
 
-def check() -> None:
-    """Raise `Asked` where the end was asked for, and whoever listens can drop the work at hand."""
+def raise_if_stopped() -> None:
+    """Raise `StopRequested` where the end was asked for, and whoever listens can drop the work at hand."""
     if _listening and _listening[-1].droppable and _listening[-1]:
-        raise Asked
+        raise StopRequested
 
 
 @contextmanager
-def stop_request(*, droppable: bool = True) -> Iterator[StopRequest]:
+def catch_stop_signals(*, droppable: bool = True) -> Iterator[StopRequest]:
     """Within the block the first SIGTERM or SIGINT is only noted; the code asks for it where it can stop.
 
     Args:
-        droppable: `check` may end a piece of work; not so where other processes wait for its end.
+        droppable: `raise_if_stopped` may end a piece of work; not so where other processes wait for its end.
     """
     asked = StopRequest(droppable)
     listened = (signal.SIGTERM, signal.SIGINT)

@@ -67,12 +67,12 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vlkit"
 
 
-def existing(path: Path) -> Path:
+def nearest_existing(path: Path) -> Path:
     """The path, or the nearest folder above it that is there."""
-    return path if path.exists() else existing(path.parent) if path.parent != path else Path()
+    return path if path.exists() else nearest_existing(path.parent) if path.parent != path else Path()
 
 
-def size_of(count: float) -> str:
+def format_bytes(count: float) -> str:
     """Bytes as people read them."""
     for unit, size in (("GB", 2**30), ("MB", 2**20), ("kB", 2**10)):
         if count >= size:
@@ -88,15 +88,15 @@ def refuse_unwritable(folder: Path, flag: str) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file", hint=f"choose another {flag}")
-    existing = folder.resolve()
-    while not existing.exists():
-        existing = existing.parent
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise UsageError(f"{folder} cannot be written: {existing} refuses", hint=f"choose another {flag}")
+    nearest_existing = folder.resolve()
+    while not nearest_existing.exists():
+        nearest_existing = nearest_existing.parent
+    if not nearest_existing.is_dir() or not os.access(nearest_existing, os.W_OK | os.X_OK):
+        raise UsageError(f"{folder} cannot be written: {nearest_existing} refuses", hint=f"choose another {flag}")
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path) -> Iterator[Path]:
     """Give a path beside `path` to write to; rename it to `path` when the block ends well, remove it when not."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,16 +107,16 @@ def written_whole(path: Path) -> Iterator[Path]:
         yield aside
         aside.chmod(0o666 & ~_umask())
         flush(aside, path.name)
-        fault_injection.place("before rename", path)
+        fault_injection.fault_point("before rename", path)
         os.replace(aside, path)
-        fault_injection.place("after rename", path)
+        fault_injection.fault_point("after rename", path)
         flush(path.parent)
     finally:
         aside.unlink(missing_ok=True)
 
 
 @contextmanager
-def folder_written_whole(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path) -> Iterator[Path]:
     """The same for a folder. An older folder at `path` stays until the new one is complete, then they change places."""
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -130,19 +130,19 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
             if not written.is_symlink():
                 flush(written)
         flush(aside, path.name)
-        fault_injection.place("before rename", path)
+        fault_injection.fault_point("before rename", path)
         if path.exists():
             _exchange(aside, path)
         else:
             os.rename(aside, path)
-        fault_injection.place("after rename", path)
+        fault_injection.fault_point("after rename", path)
         flush(path.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
 @contextmanager
-def folder_rewritten(path: Path, without: Collection[str]) -> Iterator[Path]:
+def atomic_update(path: Path, without: Collection[str]) -> Iterator[Path]:
     """The same for a folder that keeps what it holds, all but the entries named `without`: those are written anew.
 
     What is kept is linked, not copied, and must not be written into.
@@ -151,7 +151,7 @@ def folder_rewritten(path: Path, without: Collection[str]) -> Iterator[Path]:
     def left_out(folder: str, names: list[str]) -> list[str]:
         return [name for name in names if os.path.samefile(folder, path) and name in without]
 
-    with folder_written_whole(path) as aside:
+    with atomic_folder(path) as aside:
         shutil.copytree(path, aside, symlinks=True, ignore=left_out, copy_function=_linked, dirs_exist_ok=True)
         yield aside
 
@@ -199,7 +199,7 @@ def _exchange(one: Path, other: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a small text file, whole or not at all, in UTF-8."""
-    with written_whole(path) as aside:
+    with atomic_file(path) as aside:
         aside.write_text(text, encoding="utf-8")
 
 
@@ -212,7 +212,7 @@ def flush(path: Path, name: str | None = None) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
-        fault_injection.place("after fsync", Path(name or path.name))
+        fault_injection.fault_point("after fsync", Path(name or path.name))
     finally:
         os.close(descriptor)
 

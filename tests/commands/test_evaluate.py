@@ -9,17 +9,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import picture, write_recipes
+from helpers import write_image, write_recipes
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from vlkit.config.evaluation import CLASSIFIED, DIRECTIONS, RANKED
 from vlkit.data.pairs import read_pairs
-from vlkit.distributed import ALONE
-from vlkit.evaluation.retrieval.corruptions import STATED, shifted
-from vlkit.evaluation.retrieval.one_to_one import fold_size, folds, one_to_one
-from vlkit.evaluation.retrieval.retention import retention_told
-from vlkit.evaluation.retrieval.task import Embedded, Task, embed, ranked
+from vlkit.distributed import SINGLE
+from vlkit.evaluation.retrieval.corruptions import CORRUPTIONS, corrupt
+from vlkit.evaluation.retrieval.one_to_one import choose_fold_size, fold_metrics, one_to_one_metrics
+from vlkit.evaluation.retrieval.retention import retention_sentence
+from vlkit.evaluation.retrieval.task import Embeddings, RetrievalTask, embed_task, rank_task
 
 
 def results_of(vlkit, *flags):
@@ -57,7 +57,7 @@ def test_another_picture_under_the_same_name_is_embedded_anew(raw, vlkit, tmp_pa
     before = results_of(vlkit, "--run", tmp_path / "r", "--cache", tmp_path / "cache")
     rows = read_pairs(tmp_path / "data").of("test")
     for number, path in enumerate(rows.image_paths(rows.unique_images())):
-        picture(path, (number * 20, 0, 0), seed=number)
+        write_image(path, (number * 20, 0, 0), seed=number)
     after = results_of(vlkit, "--run", tmp_path / "r", "--cache", tmp_path / "cache")
     assert before["baseline"] != after["baseline"]
 
@@ -92,7 +92,7 @@ def test_queries_have_the_results_in_them(trained, vlkit, tmp_path):
 
 
 def embedded(images, texts):
-    return Embedded(images, texts, np.full(len(images), np.nan), 1.0, 1.0)
+    return Embeddings(images, texts, np.full(len(images), np.nan), 1.0, 1.0)
 
 
 def task_of_captions(pictures, captions):
@@ -109,7 +109,7 @@ def task_of_captions(pictures, captions):
         "class_name": [None] * len(rows),
         "split": ["test"] * len(rows),
     }
-    return Task.of(Pairs(make_frame(columns), Location(".")))
+    return RetrievalTask.from_pairs(Pairs(make_frame(columns), Location(".")))
 
 
 def test_folds_are_means_over_parts_that_are_ranked_alone(trained):
@@ -120,17 +120,17 @@ def test_folds_are_means_over_parts_that_are_ranked_alone(trained):
     texts = torch.nn.functional.normalize(
         images.repeat_interleave(5, 0) + torch.randn(115, 8, generator=generator), dim=1
     )
-    found = folds(task, {"tuned": embedded(images, texts)}, 10, ALONE)
+    found = fold_metrics(task, {"tuned": embedded(images, texts)}, 10, SINGLE)
     assert (found["size"], found["folds"]) == (10, 2)
     recalls = []
     for start in (0, 10):
         scores = (texts[start * 5 : (start + 10) * 5] @ images[start : start + 10].T).argmax(1)
         recalls.append((scores == torch.arange(10).repeat_interleave(5)).double().mean().item())
     assert found["metrics"]["text_to_image"]["recall@1"] == pytest.approx(np.mean(recalls))
-    whole = ranked(task, embedded(images, texts)).metrics()
+    whole = rank_task(task, embedded(images, texts)).metrics()
     assert found["metrics"]["text_to_image"]["recall@1"] > whole["text_to_image"]["recall@1"], "smaller galleries"
-    assert fold_size(task, None) == 0 and fold_size(task, 7) == 7
-    assert fold_size(task_of_captions(2000, 2), None) == 1000 and fold_size(task_of_captions(2000, 1), None) == 0
+    assert choose_fold_size(task, None) == 0 and choose_fold_size(task, 7) == 7
+    assert choose_fold_size(task_of_captions(2000, 2), None) == 1000 and choose_fold_size(task_of_captions(2000, 1), None) == 0
 
 
 def test_one_to_one_cannot_pass_its_ceiling():
@@ -148,17 +148,17 @@ def test_one_to_one_cannot_pass_its_ceiling():
         "class_name": ["rust"] * 4 + ["scab"] * 4,
         "split": ["test"] * 8,
     }
-    task = Task.of(Pairs(make_frame(columns), Location(".")))
+    task = RetrievalTask.from_pairs(Pairs(make_frame(columns), Location(".")))
     images = torch.eye(2).repeat_interleave(4, 0)
     config = EvalConfig(model="m", data=Location("d"), out=Location("o"))
-    found = one_to_one(task, {"tuned": embedded(images, torch.eye(2))}, config, ALONE)
+    found = one_to_one_metrics(task, {"tuned": embedded(images, torch.eye(2))}, config, SINGLE)
     for direction in DIRECTIONS:
         assert found["metrics"][direction]["recall@1"] == pytest.approx(0.25)
     assert found["ceiling"] == {"text_to_image": 0.25, "image_to_text": 0.25}, "which this perfect model reaches"
-    assert ranked(task, embedded(images, torch.eye(2))).metrics()["text_to_image"]["recall@1"] == 1
+    assert rank_task(task, embedded(images, torch.eye(2))).metrics()["text_to_image"]["recall@1"] == 1
 
 
-@pytest.mark.parametrize("shift", STATED)
+@pytest.mark.parametrize("shift", CORRUPTIONS)
 def test_a_corruption_does_what_it_states(shift, tmp_path, tiny):
     noise = np.random.default_rng(0).integers(60, 255, (80, 120, 3)).astype(np.uint8)
     noise[:, :60] = 200
@@ -168,10 +168,10 @@ def test_a_corruption_does_what_it_states(shift, tmp_path, tiny):
 
     plain, after = (
         pixels(tmp_path / "a.png", spec).astype(float),
-        shifted(tmp_path / "a.png", shift, spec).astype(float),
+        corrupt(tmp_path / "a.png", shift, spec).astype(float),
     )
     assert after.shape == plain.shape and not np.array_equal(plain, after)
-    assert np.array_equal(after, shifted(tmp_path / "a.png", shift, spec)), "the same every time"
+    assert np.array_equal(after, corrupt(tmp_path / "a.png", shift, spec)), "the same every time"
     if shift == "low-light":
         assert after.mean() / plain.mean() == pytest.approx(0.35, abs=0.01)
     else:
@@ -286,11 +286,11 @@ def test_brightness_is_of_what_the_model_sees(vlkit, tmp_path, tiny):
         Image.new("RGB", (50, 50), (light, light, light)).save(tmp_path / f"{number}.png")
     task = task_of_captions(3, 1)
     task.pictures["image"] = [str(tmp_path / f"{n}.png") for n in range(3)]
-    found = embed(tiny("tiny-siglip"), task, batch_size=2, precision="fp32")
+    found = embed_task(tiny("tiny-siglip"), task, batch_size=2, precision="fp32")
     assert found.brightness == pytest.approx([10, 120, 250], abs=0.5)
     for number, colour in enumerate([(200, 0, 0), (0, 200, 0), (0, 0, 200)]):
         Image.new("RGB", (50, 50), colour).save(tmp_path / f"{number}.png")
-    found = embed(tiny("tiny-siglip"), task, batch_size=2, precision="fp32")
+    found = embed_task(tiny("tiny-siglip"), task, batch_size=2, precision="fp32")
     assert found.brightness == pytest.approx([59.8, 117.4, 22.8], abs=0.5), "Rec. 601"
 
 
@@ -302,7 +302,7 @@ def test_several_captions_cap_one_to_one_as_they_should():
     task = task_of_captions(6, 5)
     perfect = embedded(torch.eye(6), torch.eye(6).repeat_interleave(5, 0) + 1e-3 * torch.rand(30, 6))
     config = EvalConfig(model="m", data=Location("d"), out=Location("o"))
-    found = one_to_one(task, {"tuned": perfect}, config, ALONE)
+    found = one_to_one_metrics(task, {"tuned": perfect}, config, SINGLE)
     assert found["ceiling"] == {"text_to_image": pytest.approx(0.2), "image_to_text": pytest.approx(0.2)}
     for direction in DIRECTIONS:
         assert found["metrics"][direction]["recall@1"] == pytest.approx(0.2)
@@ -390,11 +390,11 @@ def test_a_limit_counts_rows_that_are_measured(prepared, vlkit, tmp_path):
 
 def test_a_model_that_says_the_same_of_everything_has_no_rank_of_its_own():
     """Tied scores: the histogram shares a query among the places it may come to, and sums to recall@1 at the first."""
-    from vlkit.evaluation.retrieval.per_query import histogram
+    from vlkit.evaluation.retrieval.per_query import rank_histogram
 
     task = task_of_captions(8, 1)
-    scores = ranked(task, embedded(torch.ones(8, 4), torch.ones(8, 4)))
-    found = histogram(scores, "text_to_image")
+    scores = rank_task(task, embedded(torch.ones(8, 4), torch.ones(8, 4)))
+    found = rank_histogram(scores, "text_to_image")
     assert found["from"] == [1, 2, 4, 8] and found["to"] == [1, 3, 7, 15]
     assert found["queries"] == pytest.approx([1, 2, 4, 1])
 
@@ -409,4 +409,4 @@ def test_the_card_says_what_was_forgotten(trained, prepared, vlkit, tmp_path):
     found = results_of(vlkit, "--run", tmp_path / "run", "--guard", prepared)
     card = (tmp_path / "run/README.md").read_text()
     kept = found["retention"]["retained"]
-    assert "was not measured" in card if kept is None else retention_told(kept, f"`{prepared.name}`")[1:] in card
+    assert "was not measured" in card if kept is None else retention_sentence(kept, f"`{prepared.name}`")[1:] in card

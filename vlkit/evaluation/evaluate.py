@@ -10,15 +10,15 @@ from typing import Any
 from vlkit import console
 from vlkit.config.evaluation import SCHEMA, EvalConfig, suffix_of
 from vlkit.data.pairs import Pairs, data_of, read_pairs
-from vlkit.distributed import World, joined
+from vlkit.distributed import World, init_distributed
 from vlkit.errors import DataError
 from vlkit.evaluation import summary
-from vlkit.evaluation.efficiency import efficiency
+from vlkit.evaluation.efficiency import measure_efficiency
 from vlkit.evaluation.model_card import write_card
 from vlkit.evaluation.results import refuse_foreign, refuse_missed
 from vlkit.evaluation.retrieval import per_query
-from vlkit.evaluation.retrieval.evaluate_retrieval import Evaluation
-from vlkit.evaluation.retrieval.task import Task
+from vlkit.evaluation.retrieval.evaluate_retrieval import RetrievalEvaluation
+from vlkit.evaluation.retrieval.task import RetrievalTask
 from vlkit.models import tuning
 from vlkit.models.device import best_device, best_precision
 from vlkit.models.loading import load_or_create, load_tuned, load_base
@@ -34,7 +34,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     Raises:
         QualityError: a metric is below --fail-under; everything is written.
     """
-    with joined() as world:
+    with init_distributed() as world:
         if config.out is not None and config.out.is_remote:
             return _evaluated_to_remote(config, config.out, world)
         return _evaluated(config, world)
@@ -51,7 +51,7 @@ def _evaluated(config: EvalConfig, world: World) -> dict[str, Any]:
     # What augment has written is no test of anything, also where the training rows are asked for.
     own = pairs.positives()
     own = replace(own, frame=own.frame[own.frame["origin"] != "augmented"].reset_index(drop=True))
-    task = Task.of(own.of(config.split, limit=config.limit, seed=config.seed))
+    task = RetrievalTask.from_pairs(own.of(config.split, limit=config.limit, seed=config.seed))
     if not len(task.pairs):
         raise DataError(
             f"{data}: the {config.split} split has no pairs",
@@ -64,9 +64,9 @@ def _evaluated(config: EvalConfig, world: World) -> dict[str, Any]:
         tuned = with_decode(load_or_create(str(config.model), texts, seed=config.seed), config.decode)
     counted = tuning.count_parameters(tuned).total
     precision = config.precision or settings.get("precision") or best_precision(best_device(), counted)
-    evaluation = Evaluation(config, pairs, task, precision, world)
+    evaluation = RetrievalEvaluation(config, pairs, task, precision, world)
     seen = evaluation.seen(tuned.to(best_device()), cache="off")
-    cost = efficiency(tuned, seen.own, task, run, precision)
+    cost = measure_efficiency(tuned, seen.own, task, run, precision)
     del tuned
     untouched = load_base(run, config.decode).to(best_device()) if run else None
     before = evaluation.seen(untouched, cache=config.cache) if untouched else None
@@ -84,15 +84,15 @@ def _evaluated(config: EvalConfig, world: World) -> dict[str, Any]:
         **evaluation.compared(seen, before),
         "efficiency": cost,
     }
-    if world.first:
+    if world.is_main:
         _write(results, evaluation, config, run)
     # A process that fails is the end of the others, too: first everything is written.
-    world.wait()
+    world.barrier()
     refuse_missed(results, config.fail_under)
     return results
 
 
-def _write(results: dict[str, Any], evaluation: Evaluation, config: EvalConfig, run: Run | None) -> None:
+def _write(results: dict[str, Any], evaluation: RetrievalEvaluation, config: EvalConfig, run: Run | None) -> None:
     """The files, results.json last; then the table that people read."""
     folder, suffix = _place(config, run, evaluation.pairs)
     target = Run(folder)
@@ -101,17 +101,17 @@ def _write(results: dict[str, Any], evaluation: Evaluation, config: EvalConfig, 
     if any(there.get(key) != results["data"][key] for key in ("fingerprint", "split")):
         suffix += f"-{evaluation.pairs.fingerprint[:8]}"
     folder.mkdir(parents=True, exist_ok=True)
-    frame = per_query.table(evaluation.tuned, evaluation.base, evaluation.task)
+    frame = per_query.query_table(evaluation.tuned, evaluation.base, evaluation.task)
     per_query.write_table(folder / f"queries{suffix}.parquet", frame)
     results["queries"] = {"file": f"queries{suffix}.parquet", "hash": hash_of(folder / f"queries{suffix}.parquet")}
-    examples = per_query.examples(frame, evaluation.task, config.seed)
+    examples = per_query.example_queries(frame, evaluation.task, config.seed)
     target.write_json(f"examples_top5{suffix}.json", examples)
     target.write_json(f"results{suffix}.json", results)
     if run and config.out is None:
         if suffix == "":
             write_card(run)
         run.mirror(must=True)
-    summary.tell(results, folder / f"results{suffix}.json")
+    summary.print_summary(results, folder / f"results{suffix}.json")
 
 
 def _evaluated_to_remote(config: EvalConfig, out: Location, world: World) -> dict[str, Any]:
@@ -120,12 +120,12 @@ def _evaluated_to_remote(config: EvalConfig, out: Location, world: World) -> dic
     with tempfile.TemporaryDirectory() as aside:
         demands, here = config.fail_under, replace(config, out=Location(aside), fail_under=())
         results = _evaluated(here, world)
-        if world.first:
+        if world.is_main:
             files = {path.name: path for path in sorted(Path(aside).iterdir())}
             remote = Remote(mirror_of(out, name, kind) if out.is_bucket else out)
             remote.upload({(in_zone(file) if out.is_bucket else file): path for file, path in files.items()})
             console.say(f"uploaded to {remote.location}")
-        world.wait()
+        world.barrier()
     refuse_missed(results, demands)
     return results
 

@@ -17,7 +17,7 @@ from vlkit.config.fusion import CaptionConfig
 from vlkit.data.images import decode
 from vlkit.errors import ArtifactError, DataError, UsageError
 from vlkit.models.captioner.captioner import Captioner
-from vlkit.models.captioner.save_load import open_captioner
+from vlkit.models.captioner.save_load import load_captioner
 from vlkit.remote import hash_of
 from vlkit.runs import Run
 from vlkit.storage import json_text, refuse_unwritable
@@ -60,7 +60,7 @@ def _described(
     found: list[dict[str, str]] = []
     if not pictures:
         return found
-    captioner = open_captioner(run, prompt=config.prompt, precision=config.precision, decode=config.decode)
+    captioner = load_captioner(run, prompt=config.prompt, precision=config.precision, decode=config.decode)
     captioner.refuse_small_window(config.max_new_tokens, "a smaller --max-new-tokens")
     with console.progress("writing captions", len(pictures)) as bar:
         for lines in described(captioner, pictures, {Path(name) for name in config.pictures}, config):
@@ -95,7 +95,7 @@ def described(
     assert captioner.vision is not None
     spec = captioner.vision.pixel_spec
     for start in range(0, len(paths), config.batch_size):
-        signals.check()
+        signals.raise_if_stopped()
         lines: list[dict[str, str]] = []
         pixels: list[np.ndarray] = []
         for path in paths[start : start + config.batch_size]:
@@ -206,7 +206,7 @@ class CaptionFile:
         self.file.write("".join(json_text(line) + "\n" for line in lines).encode())
         self.file.flush()
         os.fsync(self.file.fileno())
-        fault_injection.place("after fsync", self.path)
+        fault_injection.fault_point("after fsync", self.path)
 
     def _foreign(self, why: str) -> ArtifactError:
         return ArtifactError(f"{self.path} holds no captions of vlkit: {why}", hint="give another --out")

@@ -40,7 +40,7 @@ def encode_images(
     blocks = [torch.zeros((0, encoder.width), device=encoder.device)]
     with console.progress("encoding pictures", len(positions)) as bar:
         for number, pixels in enumerate(unpacked(loader), start=1):
-            signals.check()
+            signals.raise_if_stopped()
             if watch:
                 watch(pixels)
             with autocast(encoder.device, precision):
@@ -76,7 +76,7 @@ def encode_captions(
         positions.sort(key=lambda position: len(captions.tokens[position]))
     blocks = [torch.zeros((0, encoder.width), device=encoder.device)]
     for start in range(0, len(positions), batch_size):
-        signals.check()
+        signals.raise_if_stopped()
         with autocast(encoder.device, precision):
             blocks.append(encoder.embed_texts(captions[positions[start : start + batch_size]]))
     embedded = torch.cat(blocks)

@@ -12,12 +12,12 @@ from vlkit.errors import ArtifactError
 from vlkit.models import dual_encoder, paired_encoder, tiny, tuning
 from vlkit.models.device import Precision
 from vlkit.models.dual_encoder import DualEncoder
-from vlkit.models.preprocessing import decoding
+from vlkit.models.preprocessing import with_decode
 from vlkit.runs import Run
-from vlkit.storage import folder_written_whole
+from vlkit.storage import atomic_folder
 
 
-def config_of(name: str, text_model: str | None = None) -> Any:
+def model_config(name: str, text_model: str | None = None) -> Any:
     """transformers' configuration of a model, without its weights; refused where vlkit knows no such model.
 
     A tiny model's vocabulary is known only once its tokenizer has seen the texts: here it has the default size.
@@ -26,16 +26,16 @@ def config_of(name: str, text_model: str | None = None) -> Any:
         text_model: beside the model's vision tower, instead of its own text tower.
     """
     if name in tiny.MAKERS:
-        config = tiny.config_of(name)
+        config = tiny.tiny_config(name)
     else:
-        config = dual_encoder.load_config(name) if text_model is None else dual_encoder.load_half_config(name)
+        config = dual_encoder.load_config(name) if text_model is None else dual_encoder.pair_part_config(name)
     if text_model is None:
         return config
-    text = tiny.text_config() if text_model == tiny.TEXT_MODEL else dual_encoder.load_half_config(text_model)
-    return paired_encoder.config_of(config, text)
+    text = tiny.text_config() if text_model == tiny.TEXT_MODEL else dual_encoder.pair_part_config(text_model)
+    return paired_encoder.pair_config(config, text)
 
 
-def open_model(
+def load_or_create(
     name: str,
     texts: Sequence[str],
     *,
@@ -58,10 +58,10 @@ def open_model(
     """
     if merged_from is not None and keep_in is not None:
         if not keep_in.is_dir():
-            tuned = open_tuned(merged_from)
+            tuned = load_tuned(merged_from)
             if tuned.peft is not None:
                 tuned.model, tuned.peft = tuned.peft.merge_and_unload(), None
-            with folder_written_whole(keep_in) as aside:
+            with atomic_folder(keep_in) as aside:
                 tuned.save(aside)
         return dual_encoder.load(str(keep_in), quantized=quantized)
     if name not in tiny.MAKERS and text_model is None:
@@ -69,7 +69,7 @@ def open_model(
     if keep_in is None:
         with tempfile.TemporaryDirectory() as folder:
             kept = Path(folder) / Path(name).name
-            return open_model(name, texts, seed=seed, text_model=text_model, keep_in=kept, quantized=quantized)
+            return load_or_create(name, texts, seed=seed, text_model=text_model, keep_in=kept, quantized=quantized)
     if not keep_in.is_dir():
         if text_model is None:
             tiny.write_tiny(name, texts, keep_in, seed=seed)
@@ -80,9 +80,9 @@ def open_model(
 
 def _write_pair(name: str, text_model: str, texts: Sequence[str], folder: Path, seed: int) -> None:
     """The folder of a pair of two models; those that exist elsewhere are only named."""
-    config = config_of(name, text_model)
-    config.pooling = paired_encoder.pooling_of(text_model)
-    with folder_written_whole(folder) as aside:
+    config = model_config(name, text_model)
+    config.pooling = paired_encoder.text_pooling(text_model)
+    with atomic_folder(folder) as aside:
         if name in tiny.MAKERS:
             tiny.write_tiny(name, texts, aside / "vision", seed=seed)
         if text_model == tiny.TEXT_MODEL:
@@ -92,16 +92,16 @@ def _write_pair(name: str, text_model: str, texts: Sequence[str], folder: Path, 
         paired_encoder.write_fresh(aside, vision, text, config, seed=seed)
 
 
-def open_untouched(run: Run, decode: Decode | None = None) -> DualEncoder:
+def load_base(run: Run, decode: Decode | None = None) -> DualEncoder:
     """The model that a run began with, in full precision: where vlkit made it, or by its name.
 
     Args:
         decode: another way to read pictures than the run's.
     """
-    return decoding(dual_encoder.load(_base_of(run)), decode or run.config()["decode"])
+    return with_decode(dual_encoder.load(_base_of(run)), decode or run.config()["decode"])
 
 
-def open_tuned(run: Run, decode: Decode | None = None) -> DualEncoder:
+def load_tuned(run: Run, decode: Decode | None = None) -> DualEncoder:
     """What became of it.
 
     Args:
@@ -115,19 +115,19 @@ def open_tuned(run: Run, decode: Decode | None = None) -> DualEncoder:
         raise ArtifactError(f"the run {run.folder} is not finished", hint="train it to its end: the same command again")
     quantized = settings["precision"] if settings.get("quantize") else None
     tuned = tuning.load_adapted(run.folder, _base_of(run), quantized=quantized)
-    return decoding(tuned, decode or settings["decode"])
+    return with_decode(tuned, decode or settings["decode"])
 
 
 def tuned_config(run: Run) -> Any:
     """transformers' configuration of what became of a run's model."""
-    return config_of(str(run.folder / "model") if (run.folder / "model").is_dir() else _base_of(run))
+    return model_config(str(run.folder / "model") if (run.folder / "model").is_dir() else _base_of(run))
 
 
 def _base_of(run: Run) -> str:
     return str(run.base) if run.base.is_dir() else str(run.config()["model"])
 
 
-def open_trained(name: str, decode: Decode | None = None) -> DualEncoder:
+def load_model(name: str, decode: Decode | None = None) -> DualEncoder:
     """A model that knows something: a run's, by its folder, or one by its hub name or local folder.
 
     Args:
@@ -139,4 +139,4 @@ def open_trained(name: str, decode: Decode | None = None) -> DualEncoder:
     run = Run(Path(name))
     if not run.folder.exists() and run.folder.parent.name == "runs":
         run.config()  # Says that there is none, and which there are.
-    return open_tuned(run, decode) if run.begun else decoding(dual_encoder.load(name), decode)
+    return load_tuned(run, decode) if run.begun else with_decode(dual_encoder.load(name), decode)

@@ -20,7 +20,7 @@ from vlkit.data.images.decode import PixelSpec
 from vlkit.errors import UsageError, nearest
 from vlkit.models.dual_encoder import DualEncoder, quiet_transformers
 from vlkit.models.paired_encoder import TINY_TEXT
-from vlkit.storage import folder_written_whole
+from vlkit.storage import atomic_folder
 
 IMAGE_SIZE = 64
 VISION = {
@@ -46,12 +46,12 @@ def write_tiny(name: str, texts: Sequence[str], folder: Path, *, seed: int) -> N
     if name not in makers:
         raise UsageError(f"unknown tiny model {name!r}", hint=nearest(name, makers))
     quiet_transformers()
-    with torch.random.fork_rng(devices=[]), folder_written_whole(folder) as aside:
+    with torch.random.fork_rng(devices=[]), atomic_folder(folder) as aside:
         torch.manual_seed(seed)
         makers[name](sorted(set(texts)), aside)
 
 
-def config_of(name: str) -> Any:
+def tiny_config(name: str) -> Any:
     """The tiny model's configuration, with a vocabulary of the default size."""
     transformers = quiet_transformers()
     if name == "tiny-siglip":

@@ -1,6 +1,6 @@
 """What is trained: everything, upper layers, adapters, one tower, the heads; logit scale and bias always.
 
-`adapt` decides it in place; everything after asks the parameters' `requires_grad`. `export` writes what other tools
+`apply_tuning` decides it in place; everything after asks the parameters' `requires_grad`. `export` writes what other tools
 load, `load_adapted` reads it back.
 """
 
@@ -21,8 +21,8 @@ from vlkit.errors import ArtifactError, UsageError
 from vlkit.models import dual_encoder as towers_module
 from vlkit.models.device import Precision
 from vlkit.models.dual_encoder import DualEncoder
-from vlkit.models.quantization import numbers
-from vlkit.storage import folder_written_whole
+from vlkit.models.quantization import parameter_count
+from vlkit.storage import atomic_folder
 
 if TYPE_CHECKING:
     from vlkit.config.training import TrainRetrievalConfig
@@ -55,7 +55,7 @@ class Counts:
         return f"{self.trainable:,} of {self.total:,} parameters are trained ({self.trainable / self.total:.2%})"
 
 
-def adapt(encoder: DualEncoder, config: TrainRetrievalConfig, *, seed: int) -> Counts:
+def apply_tuning(encoder: DualEncoder, config: TrainRetrievalConfig, *, seed: int) -> Counts:
     """Freeze, unfreeze, or insert adapters, as the settings say.
 
     Args:
@@ -76,7 +76,7 @@ def adapt(encoder: DualEncoder, config: TrainRetrievalConfig, *, seed: int) -> C
     if config.checkpoint_activations:
         # The inputs of a frozen layer need no gradient, which the older, reentrant way would take for nothing to do.
         encoder.model.gradient_checkpointing_enable({"use_reentrant": False})
-    return count(encoder)
+    return count_parameters(encoder)
 
 
 def _always_trained(encoder: DualEncoder) -> dict[str, torch.nn.Parameter]:
@@ -84,7 +84,7 @@ def _always_trained(encoder: DualEncoder) -> dict[str, torch.nn.Parameter]:
 
     No PEFT adapter file holds them: they are kept beside it.
     """
-    names = [*LOGITS, "text_projection.weight"] if encoder.paired else LOGITS
+    names = [*LOGITS, "text_projection.weight"] if encoder.is_paired else LOGITS
     return {name: p for name, p in encoder.model.named_parameters() if name in names}
 
 
@@ -121,9 +121,9 @@ def _keep_only(encoder: DualEncoder, globs: Sequence[str]) -> None:
         parameter.requires_grad_(not globs or any(fnmatchcase(name, glob) for glob in globs))
 
 
-def count(encoder: DualEncoder) -> Counts:
+def count_parameters(encoder: DualEncoder) -> Counts:
     """How many parameters are trained."""
-    sizes = [(numbers(p), p.requires_grad) for p in encoder.model.parameters()]
+    sizes = [(parameter_count(p), p.requires_grad) for p in encoder.model.parameters()]
     return Counts(sum(n for n, trained in sizes if trained), sum(n for n, _ in sizes))
 
 
@@ -132,7 +132,7 @@ def trainable(encoder: DualEncoder) -> dict[str, torch.nn.Parameter]:
     return {name: p for name, p in encoder.model.named_parameters() if p.requires_grad}
 
 
-def rates(named: Iterable[str], *, head: float | None, logit: float | None) -> dict[str, float]:
+def learning_rates(named: Iterable[str], *, head: float | None, logit: float | None) -> dict[str, float]:
     """name -> peak learning rate, of the parameters that have one of their own."""
     of_heads = {name: head for name in named if head is not None and is_head(name)}
     return of_heads | {name: logit for name in named if logit is not None and name in LOGITS}
@@ -207,10 +207,10 @@ def _insert_lora(encoder: DualEncoder, config: TrainRetrievalConfig, seed: int) 
 def export(encoder: DualEncoder, folder: Path) -> Path:
     """Write what other tools load, below `folder`: `adapter/` where there is a LoRA, else `model/`. Returns which."""
     if encoder.peft is None:
-        with folder_written_whole(folder / "model") as aside:
+        with atomic_folder(folder / "model") as aside:
             encoder.save(aside)
         return folder / "model"
-    with folder_written_whole(folder / "adapter") as aside:
+    with atomic_folder(folder / "adapter") as aside:
         # Embeddings are never adapted; asked to find out by itself, PEFT would ask the hub.
         encoder.peft.save_pretrained(aside, save_embedding_layers=False)
         save_file(

@@ -9,9 +9,9 @@ from typing import Any
 from vlkit import console
 from vlkit.config.evaluation import DIRECTIONS, RunsConfig
 from vlkit.errors import ArtifactError, UsageError
-from vlkit.evaluation.summary import cell
+from vlkit.evaluation.summary import format_with_interval
 from vlkit.report.load_run import checked
-from vlkit.run_status import Standing, standing
+from vlkit.run_status import RunStatus, run_status
 from vlkit.runs import Run
 
 
@@ -56,13 +56,13 @@ def _facts(path: Path) -> dict[str, Any]:
     """A run as --json prints it; one that cannot be read says why."""
     run = Run(path)
     try:
-        found = standing(run)
+        found = run_status(run)
         settings = run.config() if run.begun and found.state != "damaged" else {}
         results = run.read_json("results.json")
         best = run.read_json("best.json")
         results = checked(results, path / "results.json")
     except ArtifactError as error:
-        found = Standing("damaged", 0, None, error.message, error.hint, 0.0)
+        found = RunStatus("damaged", 0, None, error.message, error.hint, 0.0)
         settings, results, best = {}, {}, {}
     data = settings.get("data") or (results.get("data") or {}).get("path")
     model = settings.get("model") or settings.get("llm") or results.get("model")
@@ -96,7 +96,7 @@ def _key(facts: dict[str, Any], direction: str) -> str:
     """recall@1 with its interval; before it is measured, validation's without one."""
     metrics = facts["metrics"].get(direction) or {}
     if "recall@1" in metrics:
-        return cell("recall@1", metrics["recall@1"], facts["intervals"][direction]["recall@1"])
+        return format_with_interval("recall@1", metrics["recall@1"], facts["intervals"][direction]["recall@1"])
     validation = facts["validation"].get(direction) or {}
     return f"{validation['recall@1']:.3f} on validation" if "recall@1" in validation else ""
 

@@ -11,7 +11,7 @@ from vlkit.config.evaluation import DIRECTIONS, SCHEMA
 from vlkit.data.pairs import Pairs, read_pairs
 from vlkit.errors import ArtifactError, VlkitError
 from vlkit.remote import hash_of
-from vlkit.run_status import Standing, standing
+from vlkit.run_status import RunStatus, run_status
 from vlkit.runs import Run
 from vlkit.storage import Location
 
@@ -27,7 +27,7 @@ OPTIONAL = (
 
 
 @dataclass
-class Collected:
+class LoadedRun:
     """One run.
 
     Attributes:
@@ -38,7 +38,7 @@ class Collected:
     """
 
     run: Run
-    standing: Standing
+    run_status: RunStatus
     settings: dict[str, Any]
     environment: dict[str, Any]
     lines: list[dict[str, Any]]
@@ -46,7 +46,7 @@ class Collected:
     notes: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, folder: Path) -> Collected:
+    def of(cls, folder: Path) -> LoadedRun:
         """Read a run folder, or one that holds the results of `eval --model`.
 
         Raises:
@@ -55,7 +55,7 @@ class Collected:
         run = Run(folder)
         if not run.begun and not (folder / "results.json").is_file():
             run.config()  # Says that there is none, and which there are.
-        found = standing(run)
+        found = run_status(run)
         if found.state == "damaged":
             raise ArtifactError(str(found.why), hint=found.hint)
         results = checked(run.read_json("results.json"), folder / "results.json")

@@ -11,16 +11,16 @@ from vlkit import __version__, console
 from vlkit.config.base import yaml_text
 from vlkit.config.evaluation import RARE, ReportConfig
 from vlkit.errors import UsageError
-from vlkit.evaluation.comparison import p_told
-from vlkit.evaluation.retrieval.retention import retention_told
-from vlkit.evaluation.summary import arrow, cell, label, number
+from vlkit.evaluation.comparison import format_p
+from vlkit.evaluation.retrieval.retention import retention_sentence
+from vlkit.evaluation.summary import format_direction, format_with_interval, metric_label, format_metric
 from vlkit.report import charts
-from vlkit.report.compare import Against, compared, groups_of
+from vlkit.report.compare import Comparison, compared, groups_of
 from vlkit.report.galleries import galleries
-from vlkit.report.load_run import OPTIONAL, Collected
+from vlkit.report.load_run import OPTIONAL, LoadedRun
 from vlkit.report.sayings import sayings
 from vlkit.report.svg import Plot
-from vlkit.storage import refuse_unwritable, size_of, write_text
+from vlkit.storage import refuse_unwritable, format_bytes, write_text
 
 HERE = Path(__file__).parent / "templates"
 # What a cost is called, where it stands in results.json, and its unit.
@@ -44,10 +44,10 @@ COSTS = (
 class Page:
     """What a page is made of: the run, its plots by section, and the other runs."""
 
-    run: Collected
+    run: LoadedRun
     plots: dict[str, list[Plot]]
-    against: list[Against]
-    others: list[Collected]
+    against: list[Comparison]
+    others: list[LoadedRun]
 
 
 def report(config: ReportConfig) -> dict[str, Any]:
@@ -59,8 +59,8 @@ def report(config: ReportConfig) -> dict[str, Any]:
     folder = config.out or config.run
     if not all(name.strip() for name in config.against):
         raise UsageError("--against is empty", hint="give the folder of a run")
-    run = Collected.of(config.run)
-    others = [Collected.of(Path(name)) for name in config.against]
+    run = LoadedRun.of(config.run)
+    others = [LoadedRun.of(Path(name)) for name in config.against]
     if len({each.run.folder.resolve() for each in (run, *others)}) <= len(others):
         raise UsageError("--against names a run twice, or the run itself")
     refuse_unwritable(folder, "--out")
@@ -76,19 +76,19 @@ def report(config: ReportConfig) -> dict[str, Any]:
         console.warn(note)
     if run.run.begun and config.out is None and run.standing.state != "running":
         run.run.mirror(must=True)
-    console.result(f"{folder / 'report.html'}: {size_of(len(html.encode()))}, opens from disk")
+    console.result(f"{folder / 'report.html'}: {format_bytes(len(html.encode()))}, opens from disk")
     if not run.results and run.standing.state == "finished":
         console.hint(f"it was not measured yet: vlkit eval --run {quote(str(config.run))}")
     names = sorted(f"plots/{plot.name}.png" for of in plots.values() for plot in of)
     return {"report": str(folder / "report.html"), "plots": names, "notes": list(dict.fromkeys(run.notes))}
 
 
-def _drawn(run: Collected, others: list[Collected]) -> dict[str, Any]:
+def _drawn(run: LoadedRun, others: list[LoadedRun]) -> dict[str, Any]:
     """section -> its plots, drawn when they are asked for."""
     measured = run.results
     return {
         "learning": charts.learning(run.lines),
-        "against": charts.overlaid([run, *others]) if others and not run.captions else (),
+        "against": charts.overlay([run, *others]) if others and not run.captions else (),
         "metrics": charts.bars(measured) if measured and not run.captions else (),
         "ranks": charts.ranks(measured),
         "confusion": charts.confusion(measured),
@@ -113,17 +113,17 @@ def rendered(page: Page, queries: int) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "arrow": arrow,
-        "label": label,
-        "share": lambda value, sign="": number("", value, sign=sign),
+        "arrow": format_direction,
+        "label": metric_label,
+        "share": lambda value, sign="": format_metric("", value, sign=sign),
         # Within an interval no line breaks.
-        "cell": lambda value, interval, metric="", sign="": cell(metric, value, interval, sign=sign).replace(
+        "cell": lambda value, interval, metric="", sign="": format_with_interval(metric, value, interval, sign=sign).replace(
             ", ", ",\u00a0"
         ),
         "amount": _amount,
-        "p": p_told,
-        "retention_told": retention_told,
-        "size": size_of,
+        "p": format_p,
+        "retention_told": retention_sentence,
+        "size": format_bytes,
     }
     run = page.run
     shown = list(galleries(run, queries))
@@ -171,12 +171,12 @@ def _confused(results: dict[str, Any]) -> list[tuple[str, str, float, float]]:
     return sorted(pairs, key=lambda each: -each[2])[:10]
 
 
-def _command(run: Collected) -> str:
+def _command(run: LoadedRun) -> str:
     """The line that the run was started with."""
     return str(run.environment.get("command") or "")
 
 
-def _resume(run: Collected) -> str:
+def _resume(run: LoadedRun) -> str:
     """The line that goes on with it, from anywhere."""
     command = "train-fusion" if run.captions else "train-retrieval"
     return f"vlkit {command} --config {quote(str(run.run.folder.resolve() / 'config.yaml'))}"

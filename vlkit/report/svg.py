@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlkit.storage import written_whole
+from vlkit.storage import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,7 +53,7 @@ class Plot:
 
     def write(self, folder: Path) -> None:
         """Write the PNG file."""
-        with written_whole(folder / f"{self.name}.png") as aside:
+        with atomic_file(folder / f"{self.name}.png") as aside:
             aside.write_bytes(self.png)
 
 
@@ -67,7 +67,7 @@ def plot(
         return _rendered(figure, name, title, told)
 
 
-def beside(axes: Axes) -> None:
+def legend_below(axes: Axes) -> None:
     """The legend below the axes, where it covers nothing."""
     handles, labels = axes.get_legend_handles_labels()
     figure = axes.get_figure()

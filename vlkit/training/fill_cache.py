@@ -12,16 +12,16 @@ from typing import Any
 from vlkit import console
 from vlkit.config.training import TrainRetrievalConfig
 from vlkit.data.loading.retrieval_batches import Inputs, PairDataset
-from vlkit.distributed import ALONE, World
+from vlkit.distributed import SINGLE, World
 from vlkit.errors import ResourceError, UsageError
-from vlkit.evaluation.retrieval.task import Task, pixel_store, token_store
-from vlkit.models.cache.feature_cache import Frozen, Kind, keys_of
+from vlkit.evaluation.retrieval.task import RetrievalTask, pixel_store, token_store
+from vlkit.models.cache.feature_cache import FrozenPrefix, Modality, keys_of
 from vlkit.models.cache.feature_store import FeatureStore, folder_of
 from vlkit.models.dual_encoder import DualEncoder
-from vlkit.storage import existing, refuse_unwritable, size_of
+from vlkit.storage import nearest_existing, refuse_unwritable, format_bytes
 
 # What the two kinds are called in batches.
-ATTRIBUTE: dict[Kind, str] = {"pictures": "pictures", "texts": "captions"}
+ATTRIBUTE: dict[Modality, str] = {"pictures": "pictures", "texts": "captions"}
 # Below this many encodings of an item, on average, a cache that nobody asked for is not worth filling.
 LEAST_PASSES = 1.5
 # And it takes no more of the free disk than this.
@@ -39,7 +39,7 @@ class CachePlan:
         refused: why it is not kept; None: it is.
     """
 
-    frozen: Frozen
+    frozen: FrozenPrefix
     items: int
     row: tuple[int, ...]
     size: int
@@ -54,7 +54,7 @@ class CachePlan:
         if self.refused:
             return f"cache of {kind}: none, {self.refused}"
         shape = " x ".join(map(str, self.row))
-        return f"cache of {kind}: {self.items:,} x {shape} numbers, {size_of(self.size)}"
+        return f"cache of {kind}: {self.items:,} x {shape} numbers, {format_bytes(self.size)}"
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def plans(config: TrainRetrievalConfig, encoder: DualEncoder, amounts: Amounts) 
     encodings = config.steps * config.batch_size * config.grad_accum
     found: list[CachePlan] = []
     for kind, items in (("pictures", amounts.pictures), ("texts", amounts.texts)):
-        frozen = Frozen.of(encoder, kind, config.precision, amounts.longest)
+        frozen = FrozenPrefix.of(encoder, kind, config.precision, amounts.longest)
         if frozen.pays:
             taken = sum(plan.size for plan in found if not plan.refused)
             varied = kind == "pictures" and amounts.varied
@@ -95,7 +95,7 @@ def plans(config: TrainRetrievalConfig, encoder: DualEncoder, amounts: Amounts) 
 
 
 def planned(
-    frozen: Frozen,
+    frozen: FrozenPrefix,
     cache: str,
     items: int,
     validation: int,
@@ -115,18 +115,18 @@ def planned(
     """
     row, dtype = frozen.row()
     size = (items + validation) * math.prod(row) * dtype.itemsize
-    room = shutil.disk_usage(existing(folder_of(cache))).free * SHARE_OF_DISK - taken
+    room = shutil.disk_usage(nearest_existing(folder_of(cache))).free * SHARE_OF_DISK - taken
     refused = None
     if varied:
         refused = "they are varied in every epoch"
     elif cache == "auto" and encodings < LEAST_PASSES * items:
         refused = "hardly one is used twice"
     elif cache == "auto" and size > room and not _begun(frozen, cache):
-        refused = f"its {size_of(size)} are over half of the free disk; --cache DIR keeps it anyway"
+        refused = f"its {format_bytes(size)} are over half of the free disk; --cache DIR keeps it anyway"
     return CachePlan(frozen, items, row, size, refused)
 
 
-def _begun(frozen: Frozen, cache: str) -> bool:
+def _begun(frozen: FrozenPrefix, cache: str) -> bool:
     """It was decided for before: what is there already takes no more room."""
     known = all(not p.is_meta for p in frozen.encoder.parameters())
     return known and frozen.folder(folder_of(cache)).is_dir()
@@ -140,7 +140,7 @@ class Sources:
     captions: Inputs | None = None
 
 
-def decoded(task: Task | None, encoder: DualEncoder) -> Sources:
+def decoded(task: RetrievalTask | None, encoder: DualEncoder) -> Sources:
     """A task's pictures and texts as they are: read, but not computed with."""
     return Sources() if task is None else Sources(pixel_store(task, encoder), token_store(task, encoder))
 
@@ -149,8 +149,8 @@ def cached(
     config: TrainRetrievalConfig,
     encoder: DualEncoder,
     dataset: PairDataset,
-    validation: Task | None,
-    world: World = ALONE,
+    validation: RetrievalTask | None,
+    world: World = SINGLE,
 ) -> Sources:
     """Fill the cache where there is one to fill; put features in place of the dataset's pixels and tokens.
 
@@ -171,7 +171,7 @@ def cached(
     )
     # Free disks, and what others have written, change from one look to the next: one process decides.
     found = plans(config, encoder, amounts)
-    decided = world.from_first([plan.refused for plan in found])
+    decided = world.broadcast([plan.refused for plan in found])
     for plan, refused in zip(found, decided, strict=True):
         frozen, kind = plan.frozen, plan.frozen.kind
         keys = keys_of(kind, dataset.pixels, dataset.image_ids, dataset.tokens)
@@ -188,7 +188,7 @@ def cached(
 
 
 def filled(
-    plan: CachePlan, cache: str, items: Inputs, keys: Sequence[str], world: World = ALONE
+    plan: CachePlan, cache: str, items: Inputs, keys: Sequence[str], world: World = SINGLE
 ) -> FeatureStore | None:
     """The store of a plan with all the items in it; None where there is none, which is told.
 
@@ -218,8 +218,8 @@ def filled(
     return store
 
 
-def _refuse_too_large(kind: Kind, store: FeatureStore, missing: int, world: World) -> None:
+def _refuse_too_large(kind: Modality, store: FeatureStore, missing: int, world: World) -> None:
     needed, free = missing * store.row_bytes, shutil.disk_usage(store.folder).free
-    if needed > free and world.first:
-        told = f"the cache of {kind} needs {size_of(needed)} more, {size_of(free)} are free"
+    if needed > free and world.is_main:
+        told = f"the cache of {kind} needs {format_bytes(needed)} more, {format_bytes(free)} are free"
         raise ResourceError(told, hint="--cache off trains without it; --cache DIR keeps it on another disk")

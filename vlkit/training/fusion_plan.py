@@ -18,19 +18,19 @@ from vlkit.config.data import TINY_LLM
 from vlkit.config.fusion import TrainFusionConfig
 from vlkit.config.presets import resolve_prep
 from vlkit.data.loading.retrieval_batches import BatchOrder
-from vlkit.data.pairs import FILES, Pairs, read_pairs
+from vlkit.data.pairs import TABLE_FILES, Pairs, read_pairs
 from vlkit.data.prep.prepare import prepare
 from vlkit.errors import DataError, ResourceError, UsageError
-from vlkit.evaluation.captioning.image_reliance import one_caption_each
-from vlkit.models.cache.feature_cache import Frozen
+from vlkit.evaluation.captioning.image_reliance import one_caption_per_image
+from vlkit.models.cache.feature_cache import FrozenPrefix
 from vlkit.models.captioner.fusion import Fusion, FusionShape
-from vlkit.models.captioner.language_model import CHUNK, LanguageModel, llm_config_of, llm_from_config
+from vlkit.models.captioner.language_model import CHUNK, LanguageModel, llm_config, llm_on_meta
 from vlkit.models.captioner.tiny_llm import tiny_llm_config
-from vlkit.models.captioner.vision_encoder import PatchEncoder, vision_config_of, vision_from_config
+from vlkit.models.captioner.vision_encoder import VisionEncoder, vision_config, vision_encoder_on_meta
 from vlkit.models.device import best_device, best_precision
 from vlkit.models.quantization import BYTES
 from vlkit.runs import default_name, local_runs
-from vlkit.storage import Location, existing, size_of
+from vlkit.storage import Location, nearest_existing, format_bytes
 from vlkit.training.fill_cache import CachePlan, planned
 from vlkit.training.plan import whole_path
 
@@ -72,7 +72,7 @@ class CaptionRows:
             raise DataError(f"{pairs.folder}: there are no training pairs")
         if config.patience is not None and not len(val_all):
             raise UsageError("--patience waits for validation, and there are no validation rows")
-        val = one_caption_each(val_all, config.val_limit, config.seed)
+        val = one_caption_per_image(val_all, config.val_limit, config.seed)
         _, empty = Pairs(_selecting(pairs), pairs.folder, pairs.described).worded()
         _refuse_gone(train, val_all)
         return cls(pairs, train, val, val_all, empty)
@@ -104,7 +104,7 @@ def _refuse_gone(*parts: Pairs) -> None:
 
 def _prepared(data: Location, *, dry_run: bool) -> Location:
     """The prepared folder of --data: itself, or, of a raw COCO folder, the one within it, made if it is not there."""
-    if data.is_remote or not data.path.is_dir() or any((data.path / name).is_file() for name in FILES):
+    if data.is_remote or not data.path.is_dir() or any((data.path / name).is_file() for name in TABLE_FILES):
         return data
     if not any(data.path.glob("annotations/captions_*.json")):
         return data
@@ -122,7 +122,7 @@ def _prepared(data: Location, *, dry_run: bool) -> Location:
 class Parts:
     """The models of a run on the meta device: names, shapes and counts without their weights."""
 
-    vision: PatchEncoder
+    vision: VisionEncoder
     language: LanguageModel
     fusion: Fusion
 
@@ -133,9 +133,9 @@ class Parts:
         Raises:
             UsageError, NetworkError: no such model.
         """
-        vision = vision_from_config(vision_config_of(config.vision))
-        of_llm = tiny_llm_config() if config.llm == TINY_LLM else llm_config_of(config.llm)
-        language = llm_from_config(of_llm)
+        vision = vision_encoder_on_meta(vision_config(config.vision))
+        of_llm = tiny_llm_config() if config.llm == TINY_LLM else llm_config(config.llm)
+        language = llm_on_meta(of_llm)
         with torch.device("meta"):
             fusion = Fusion(shape_of(config, vision.width, vision.patches, language.hidden))
         return cls(vision, language, fusion)
@@ -180,11 +180,11 @@ def complete(config: TrainFusionConfig, rows: CaptionRows, parts: Parts) -> Trai
     )
 
 
-def cache_plan(config: TrainFusionConfig, vision: PatchEncoder, rows: CaptionRows) -> CachePlan | None:
+def cache_plan(config: TrainFusionConfig, vision: VisionEncoder, rows: CaptionRows) -> CachePlan | None:
     """What is kept of the frozen encoder's patches; None with --cache off."""
     if config.cache == "off":
         return None
-    frozen = Frozen.of(vision, "pictures", config.precision)
+    frozen = FrozenPrefix.of(vision, "pictures", config.precision)
     pictures, validation = (part.frame["image_id"].nunique() for part in (rows.train, rows.val_all))
     return planned(frozen, config.cache, pictures, validation, config.steps * config.batch_size * config.grad_accum)
 
@@ -253,15 +253,15 @@ def refuse_what_cannot_fit(config: TrainFusionConfig, parts: Mapping[str, float]
     needed, there = sum(parts.values()) * MARGIN, _memory(device)
     if needed > there:
         largest = max(parts, key=lambda name: parts[name])
-        told = f"this needs about {size_of(needed)} of memory, {size_of(there)} are there on {device};"
+        told = f"this needs about {format_bytes(needed)} of memory, {format_bytes(there)} are there on {device};"
         raise ResourceError(
-            f"{told} the most for: {largest}, {size_of(parts[largest])}", hint=_smaller(config, largest)
+            f"{told} the most for: {largest}, {format_bytes(parts[largest])}", hint=_smaller(config, largest)
         )
     folder = local_runs(config.runs_dir) / str(config.name)
     disk = 12 / 16 * parts["trained"] * (config.keep + 2)
-    free = shutil.disk_usage(existing(folder)).free
+    free = shutil.disk_usage(nearest_existing(folder)).free
     if disk > free:
-        told = f"checkpoints need about {size_of(disk)}, {size_of(free)} are free in {existing(folder)}"
+        told = f"checkpoints need about {format_bytes(disk)}, {format_bytes(free)} are free in {nearest_existing(folder)}"
         raise ResourceError(told, hint="a smaller --keep, or another --runs-dir")
 
 
@@ -312,9 +312,9 @@ def dry_run_of(config: TrainFusionConfig, rows: CaptionRows, parts: Parts) -> di
         "dry_run": True,
     }
     console.table("settings", ("", "value"), [(key, str(value)) for key, value in facts["settings"].items()])
-    console.table("memory", ("part", "about"), [(name, size_of(value)) for name, value in memory.items()])
+    console.table("memory", ("part", "about"), [(name, format_bytes(value)) for name, value in memory.items()])
     console.result(f"{trained:,} of {total:,} parameters are trained ({trained / total:.2%})")
-    console.result(f"memory about {size_of(sum(memory.values()))}, disk about {facts['disk_gb']:.2f} GB")
+    console.result(f"memory about {format_bytes(sum(memory.values()))}, disk about {facts['disk_gb']:.2f} GB")
     if plan is not None:
         console.result(str(plan))
     refuse_what_cannot_fit(config, memory)

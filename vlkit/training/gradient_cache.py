@@ -18,7 +18,7 @@ import torch
 from vlkit import console
 from vlkit.data.labels import Labels
 from vlkit.data.loading.retrieval_batches import Batch
-from vlkit.distributed import ALONE, World
+from vlkit.distributed import SINGLE, World
 from vlkit.models.dual_encoder import DualEncoder
 from vlkit.models.stages import Stage, frozen_depth
 from vlkit.training.loop import Part
@@ -44,7 +44,7 @@ class Contrast:
     """
 
     def __init__(
-        self, encoder: DualEncoder, loss: LossName, micro_batch: int | None = None, world: World = ALONE
+        self, encoder: DualEncoder, loss: LossName, micro_batch: int | None = None, world: World = SINGLE
     ) -> None:
         self.encoder, self.loss, self.micro_batch, self.world, self.largest = encoder, loss, micro_batch, world, 1
 
@@ -73,8 +73,8 @@ class Contrast:
             encoder.embed_images, batch.images, size, none, keep_last=True, at_once=_at_once(encoder.image_chain)
         )
         texts = _Pass(encoder.embed_texts, batch.captions, size, none, at_once=_at_once(encoder.text_chain))
-        all_images = world.gathered(images.embedded, len(batch))
-        all_texts = world.gathered(texts.embedded, batch.texts)
+        all_images = world.all_gather(images.embedded, len(batch))
+        all_texts = world.all_gather(texts.embedded, batch.texts)
         index = batch.text_index.to(all_images.device)
         logit_parameters = list(encoder.logit_parameters().values())
         cached = cached_gradients(
@@ -82,11 +82,11 @@ class Contrast:
         )
         of_texts = torch.zeros_like(all_texts).index_add_(0, index, cached.texts)
         # Every process knows the whole loss, and the gradient of scale and bias; added up, they must count once.
-        once = 1.0 if world.first else 0.0
+        once = 1.0 if world.is_main else 0.0
         pairs = zip(logit_parameters, cached.logit_parameters, strict=True)
         yield Part(sum((p * gradient * once for p, gradient in pairs), torch.zeros(())), cached.loss * once)
-        yield from images.again(cached.images[world.share(len(batch))])
-        yield from texts.again(of_texts[world.share(batch.texts)])
+        yield from images.again(cached.images[world.shard(len(batch))])
+        yield from texts.again(of_texts[world.shard(batch.texts)])
 
 
 class _Pass:

@@ -20,7 +20,7 @@ from typing import TypeVar
 
 import torch
 
-from vlkit.distributed import ALONE, World
+from vlkit.distributed import SINGLE, World
 from vlkit.errors import NonFiniteError
 from vlkit.models.device import Precision, autocast, keep_freed_memory
 
@@ -64,7 +64,7 @@ def steps(
     max_bad_steps: int = 3,
     smaller: Callable[[], bool] | None = None,
     stopped: Callable[[], bool] = lambda: False,
-    world: World = ALONE,
+    world: World = SINGLE,
     names_of: Callable[[B], str] = repr,
 ) -> Iterator[Step]:
     """Train from step `start` to step `total`, yielding after each.
@@ -167,7 +167,7 @@ def _add_up(parameters: Sequence[torch.nn.Parameter], loss: torch.Tensor, world:
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        world.add([*(parameter.grad for parameter in parameters), loss])
+        world.all_reduce([*(parameter.grad for parameter in parameters), loss])
 
 
 def _parts(
@@ -254,7 +254,7 @@ def adamw(
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=True)
 
 
-def _drawn(seed: int, step: int, batch: int, world: World = ALONE) -> int:
+def _drawn(seed: int, step: int, batch: int, world: World = SINGLE) -> int:
     """The seed of a batch's dropout. Processes draw apart from each other; the first one as if it were alone."""
     numbers = (seed, step, batch, world.rank) if world.rank else (seed, step, batch)
     return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()) >> 1

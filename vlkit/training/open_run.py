@@ -10,7 +10,7 @@ from vlkit import checkpoints
 from vlkit.config.training import TrainingConfig
 from vlkit.distributed import World
 from vlkit.errors import ArtifactError, UsageError, VlkitError
-from vlkit.run_status import noting_why
+from vlkit.run_status import record_failure
 from vlkit.runs import Run, local_runs, open_run
 
 C = TypeVar("C", bound=TrainingConfig)
@@ -37,30 +37,30 @@ def begun(config: C, facts: dict[str, Any], world: World, work: Callable[[C, Run
         work: (settings, run) -> what the command returns. Of several processes the first has a run that writes.
     """
     # The name may hold the time of day, which each process reads for itself.
-    config = world.from_first(config)
-    if not world.first:
-        config = world.from_first(config)
+    config = world.broadcast(config)
+    if not world.is_main:
+        config = world.broadcast(config)
         return work(config, Run(local_runs(config.runs_dir) / str(config.name), writes=False))
     run = open_run(config.runs_dir, str(config.name), extending=config.extend_to is not None)
     with run.locked():
         config, before = extended(config, run)
         run.begin(config, facts, before)
-        config = world.from_first(config)
-        with noting_why(run):
+        config = world.broadcast(config)
+        with record_failure(run):
             return work(config, run)
 
 
 def opened(run: Run, world: World, make: Callable[[], M]) -> M:
     """The model of a run; what is tiny is made by the first process. A run that cannot begin leaves no folder."""
     try:
-        if not world.first:
-            world.wait()
+        if not world.is_main:
+            world.barrier()
         model = make()
-        if world.first:
-            world.wait()
+        if world.is_main:
+            world.barrier()
         return model
     except VlkitError:
-        if world.first and run.writes:
+        if world.is_main and run.writes:
             run.discard()
         raise
 

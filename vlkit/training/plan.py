@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any
 from vlkit import console
 from vlkit.config.presets import model_preset
 from vlkit.config.training import TrainRetrievalConfig
-from vlkit.data.augment.image_ops import Variation
+from vlkit.data.augment.image_ops import ImageAugmenter
 from vlkit.data.loading.retrieval_batches import BatchOrder, PairDataset
 from vlkit.data.pairs import Pairs, read_pairs
-from vlkit.distributed import ALONE, World
+from vlkit.distributed import SINGLE, World
 from vlkit.errors import DataError, ResourceError, UsageError
-from vlkit.evaluation.retrieval.retention import guard_rows
+from vlkit.evaluation.retrieval.retention import read_guard_rows
 from vlkit.models import dual_encoder as towers_module
 from vlkit.models import loading, quantization, tuning
 from vlkit.models.device import best_device, best_precision
 from vlkit.models.dual_encoder import FAMILIES, DualEncoder
 from vlkit.runs import Run, default_name, local_runs
-from vlkit.storage import existing, size_of
+from vlkit.storage import nearest_existing, format_bytes
 from vlkit.training.fill_cache import Amounts, plans
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Rows:
         if config.interpolate and not len(val):
             raise UsageError("--interpolate is decided by validation, and there are no validation rows")
         if config.guard is not None:
-            guard_rows(config.guard)  # A folder that is none is better known before the night than after it.
+            read_guard_rows(config.guard)  # A folder that is none is better known before the night than after it.
         if len(train) < 2:
             raise DataError(f"{pairs.folder}: {len(train)} training pairs; contrast needs at least 2")
         return cls(pairs, train, val, _wrong(pairs, train) if config.negatives else None)
@@ -116,8 +116,8 @@ def complete(config: TrainRetrievalConfig, train: Pairs) -> TrainRetrievalConfig
                 hint=f"at most --batch-size {rows}",
             )
         batch_size = rows
-    model = loading.config_of(config.model, config.text_model)
-    parameters = tuning.count(towers_module.from_config(model)).total
+    model = loading.model_config(config.model, config.text_model)
+    parameters = tuning.count_parameters(towers_module.encoder_on_meta(model)).total
     per_epoch = BatchOrder.over(train, batch_size, config.seed).per_epoch
     total = config.steps or max(1, round((config.epochs or preset.get("epochs", 1)) * per_epoch / config.grad_accum))
     if config.warmup >= total:
@@ -150,7 +150,7 @@ def whole_path(name: str) -> str:
     return str(Path(name).resolve()) if Path(name).exists() else name
 
 
-def dataset_of(rows: Rows, encoder: DualEncoder, config: TrainRetrievalConfig, world: World = ALONE) -> PairDataset:
+def dataset_of(rows: Rows, encoder: DualEncoder, config: TrainRetrievalConfig, world: World = SINGLE) -> PairDataset:
     """The training rows as this model wants them; this process' share of every batch."""
     return PairDataset(
         rows.train,
@@ -159,7 +159,7 @@ def dataset_of(rows: Rows, encoder: DualEncoder, config: TrainRetrievalConfig, w
         encoder.pad,
         labels=config.labels,
         wrong=rows.wrong,
-        variation=Variation.of(config.augment) if config.augment else None,
+        variation=ImageAugmenter.of(config.augment) if config.augment else None,
         world=world,
     )
 
@@ -206,8 +206,8 @@ def dry_run_of(config: TrainRetrievalConfig, rows: Rows) -> dict[str, Any]:
     Raises:
         ResourceError: the checkpoints would not fit on the disk.
     """
-    encoder = towers_module.from_config(loading.config_of(config.model, config.text_model))
-    counts = tuning.adapt(encoder, config, seed=config.seed)
+    encoder = towers_module.encoder_on_meta(loading.model_config(config.model, config.text_model))
+    counts = tuning.apply_tuning(encoder, config, seed=config.seed)
     kept = plans(config, encoder, _amounts(rows, encoder, config))
     facts = {
         "settings": config.to_dict(),
@@ -239,9 +239,9 @@ def refuse_small_disk(config: TrainRetrievalConfig, counts: tuning.Counts, encod
     needed = _estimate(config, counts, encoder, 0.0)["disk_gb"] * 2**30
     folder = local_runs(config.runs_dir) / str(config.name)
     there = sum(path.stat().st_size for path in folder.glob("checkpoints/*/*") if path.is_file())
-    free = shutil.disk_usage(existing(folder)).free
+    free = shutil.disk_usage(nearest_existing(folder)).free
     if needed - there > free:
-        sizes = f"{size_of(needed - there)}, {size_of(free)} are free in {existing(folder)}"
+        sizes = f"{format_bytes(needed - there)}, {format_bytes(free)} are free in {nearest_existing(folder)}"
         told = f"checkpoints and model need about {sizes}"
         raise ResourceError(told, hint="a smaller --keep, or another --runs-dir")
 

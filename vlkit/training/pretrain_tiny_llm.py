@@ -18,7 +18,7 @@ from vlkit.data.loading.caption_batches import padded
 from vlkit.data.pairs import Pairs
 from vlkit.models.captioner.language_model import LanguageModel, load_llm
 from vlkit.models.captioner.tiny_llm import write_fresh_llm
-from vlkit.storage import folder_written_whole
+from vlkit.storage import atomic_folder
 from vlkit.training.loop import adamw, cosine_schedule, steps
 
 BATCH, LR = 48, 2e-3
@@ -37,7 +37,7 @@ def write_tiny_llm(pairs: Pairs, prompt: str, folder: Path, *, seed: int, total:
         total: steps.
     """
     texts = list(pairs.frame["text"])
-    with folder_written_whole(folder) as aside, torch.random.fork_rng(devices=[]):
+    with atomic_folder(folder) as aside, torch.random.fork_rng(devices=[]):
         write_fresh_llm([*texts, prompt], aside, seed=seed)
         language = load_llm(str(aside), quantize="none", precision="fp32")
         language.model.requires_grad_(True)

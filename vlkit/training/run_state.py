@@ -28,7 +28,7 @@ from vlkit.evaluation.efficiency import peak_memory_gb
 from vlkit.models.device import best_device
 from vlkit.models.tuning import Counts
 from vlkit.runs import Run
-from vlkit.signals import Asked, StopRequest, Terminated, stop_request
+from vlkit.signals import StopRequested, StopRequest, Terminated, catch_stop_signals
 from vlkit.training.loop import Step, adamw, legs_schedule, new_scaler, steps
 
 
@@ -124,14 +124,14 @@ class Training(ABC):
 
     def run_to_the_end(self) -> dict[str, Any]:
         """Train from the newest checkpoint, or from the start; then write what other tools load."""
-        with stop_request(droppable=self.world.size == 1) as asked:
+        with catch_stop_signals(droppable=self.world.size == 1) as asked:
             try:
                 self.prepare()
                 self.done = self._resume()
                 self.tell()
                 self._train(asked)
                 return self._finish(self.done)
-            except Asked:
+            except StopRequested:
                 raise self._stopped(asked) from None
 
     def _train(self, asked: StopRequest) -> None:
@@ -147,7 +147,7 @@ class Training(ABC):
                 self.done = step.step
                 self.run.log({**asdict(step), **self.after_step()})
                 bar.update(step.step, loss=step.loss, lr=step.lr, grad_norm=step.grad_norm)
-                last, stopped = step.step == config.steps, self.world.stops(bool(asked))
+                last, stopped = step.step == config.steps, self.world.sync_stop(bool(asked))
                 if self.validates and (last or step.step % config.eval_every == 0):
                     self._evaluate(step.step)
                 waited = self._waited_enough(step.step)
@@ -208,8 +208,8 @@ class Training(ABC):
         """Restore the newest whole checkpoint. Returns the number of steps that are done."""
         checkpoint = checkpoints.newest(self.run.checkpoints)
         done = checkpoint.step if checkpoint else 0
-        self.world.wait()
-        if self.world.first:
+        self.world.barrier()
+        if self.world.is_main:
             checkpoints.forget_after(self.run.checkpoints, done)
         self.evaluation_due = bool(checkpoint and checkpoint.state.get("evaluation_due"))
         saved = self.run.read_json("last.json").get("step", 0)
@@ -273,7 +273,7 @@ class Training(ABC):
 
     def _save(self, step: int) -> None:
         """Write the checkpoint of this step, if it is not yet there, and the pointers to it."""
-        if not self.world.first:
+        if not self.world.is_main:
             return
         name = checkpoints.name_of(step)
         if not (self.run.checkpoints / name).is_dir():
@@ -299,10 +299,10 @@ class Training(ABC):
     def _finish(self, taken: int) -> dict[str, Any]:
         """Export the best of the steps `taken` (the last where there is no validation); mark the run as finished."""
         step = self.best.get("step", taken)
-        self.world.wait()
+        self.world.barrier()
         checkpoints.verified(self.run.checkpoints / checkpoints.name_of(step)).restore(self.trainable)
         exported, more = self.export()
-        if not self.world.first:
+        if not self.world.is_main:
             return {}
         facts = {
             "steps": taken,

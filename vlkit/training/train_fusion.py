@@ -15,17 +15,17 @@ from vlkit.config.data import TINY_LLM, TINY_MODELS
 from vlkit.config.fusion import TrainFusionConfig
 from vlkit.data.loading.caption_batches import CaptionBatch
 from vlkit.data.loading.retrieval_batches import BatchOrder, stream
-from vlkit.distributed import ALONE, World, joined
+from vlkit.distributed import SINGLE, World, init_distributed
 from vlkit.errors import ArtifactError
-from vlkit.evaluation.captioning.evaluate_captions import score_said
-from vlkit.evaluation.captioning.image_reliance import dataset_for, looked_at, said
+from vlkit.evaluation.captioning.evaluate_captions import caption_metrics
+from vlkit.evaluation.captioning.image_reliance import caption_dataset, image_reliance, generate_captions
 from vlkit.evaluation.captioning.score import References
 from vlkit.evaluation.fusion_card import write_fusion_card
-from vlkit.models.cache.feature_cache import picture_keys
+from vlkit.models.cache.feature_cache import image_keys
 from vlkit.models.captioner.captioner import Captioner
-from vlkit.models.captioner.save_load import identities, llm_of, vision_of, write_captioner
+from vlkit.models.captioner.save_load import frozen_hashes, load_run_llm, load_run_vision, save_captioner
 from vlkit.models.device import best_device, use_deterministic_algorithms
-from vlkit.models.quantization import numbers
+from vlkit.models.quantization import parameter_count
 from vlkit.models.tuning import Counts
 from vlkit.runs import Run
 from vlkit.training.caption_loss import CaptionLoss
@@ -51,18 +51,18 @@ def train_fusion(config: TrainFusionConfig, *, dry_run: bool = False) -> dict[st
     Returns:
         The run's folder, steps, the last validation and parameter counts, as --json prints them.
     """
-    with joined() as world:
+    with init_distributed() as world:
         refuse_auto(config, world)
         if config.replay is not None:
             settings, run = replayed_run(config)
             rows = CaptionRows.of(settings)
             refuse_other_data(settings, run, rows.facts())
-            return replayed(_training(settings, run, rows, Parts.of(settings), ALONE), config.replay)
-        if not world.first:
-            world.wait()  # A raw COCO folder is prepared by the first.
+            return replayed(_training(settings, run, rows, Parts.of(settings), SINGLE), config.replay)
+        if not world.is_main:
+            world.barrier()  # A raw COCO folder is prepared by the first.
         rows = CaptionRows.of(config, dry_run=dry_run)
-        if world.first:
-            world.wait()
+        if world.is_main:
+            world.barrier()
         parts = Parts.of(config)
         config = complete(config, rows, parts)
         if dry_run:
@@ -93,9 +93,9 @@ def _opened(config: TrainFusionConfig, run: Run, rows: CaptionRows) -> tuple[Cap
     if config.llm == TINY_LLM and run.writes and not (run.base / "llm").is_dir():
         folder, total = run.base / "llm", config.teach_steps
         write_tiny_llm(rows.train, config.prompt, folder, seed=config.seed, total=total)
-    vision = vision_of(run, settings, tuple(rows.train.frame["text"]))
-    language = llm_of(run, settings, config.precision)
-    frozen = identities(vision, language)
+    vision = load_run_vision(run, settings, tuple(rows.train.frame["text"]))
+    language = load_run_llm(run, settings, config.precision)
+    frozen = frozen_hashes(vision, language)
     _refuse_changed(run, frozen)
     if config.llm_lora is not None:
         language.insert_lora(
@@ -145,12 +145,12 @@ class CaptionTraining(Training):
         if config.deterministic:
             use_deterministic_algorithms()
         self.captioner, self.rows, self.frozen = captioner, rows, frozen
-        self.dataset, self.cut = dataset_for(rows.train, captioner, config.max_length, world)
-        self.looked, _ = dataset_for(rows.val, captioner, config.max_length, world)
+        self.dataset, self.cut = caption_dataset(rows.train, captioner, config.max_length, world)
+        self.looked, _ = caption_dataset(rows.val, captioner, config.max_length, world)
         self.blank: torch.Tensor | None = None
         trainable = captioner.trainable()
         frozen_too = (captioner.vision, captioner.language)
-        total = sum(numbers(p) for module in (*frozen_too, captioner.fusion) for p in module.parameters())
+        total = sum(parameter_count(p) for module in (*frozen_too, captioner.fusion) for p in module.parameters())
         super().__init__(
             config,
             run,
@@ -171,7 +171,7 @@ class CaptionTraining(Training):
         self.blank = self.captioner.patches(vision.blank())
         if (plan := cache_plan(config, vision, self.rows)) is None:
             return
-        decided = self.world.from_first(plan.refused)
+        decided = self.world.broadcast(plan.refused)
         store = filled(
             replace(plan, refused=decided), config.cache, self.dataset.pixels, self._keys(self.dataset), self.world
         )
@@ -187,7 +187,7 @@ class CaptionTraining(Training):
 
     @staticmethod
     def _keys(dataset: Any) -> list[str]:
-        return picture_keys(dataset.pixels.paths, dataset.image_ids)
+        return image_keys(dataset.pixels.paths, dataset.image_ids)
 
     def tell(self) -> None:
         """Sizes, what is trained, and what the user should know of the captions."""
@@ -232,17 +232,17 @@ class CaptionTraining(Training):
     def scores(self) -> dict[str, Any]:
         """Is it looking? And some captions, to be read."""
         assert self.blank is not None
-        found = looked_at(self.captioner, self.looked, self.blank, seed=self.config.seed)
+        found = image_reliance(self.captioner, self.looked, self.blank, seed=self.config.seed)
         return {"looking": found.to_dict(), "samples": self._samples()}
 
     def _samples(self) -> list[dict[str, str]]:
         """A few captions of validation pictures, always the same ones; of several processes the first writes them."""
         config, frame = self.config, self.rows.val.frame
         places = list(range(min(config.samples, len(self.looked))))
-        if not self.world.first or not places:
+        if not self.world.is_main or not places:
             return []
         pictures = self.looked.image_of[places].tolist()
-        texts = said(self.captioner, self.looked.pictures, pictures, num_beams=1, max_new_tokens=config.max_new_tokens)
+        texts = generate_captions(self.captioner, self.looked.pictures, pictures, num_beams=1, max_new_tokens=config.max_new_tokens)
         return [
             {"image": str(frame["image"].iloc[row]), "caption": text, "reference": str(frame["text"].iloc[row])}
             for row, text in zip(places, texts, strict=True)
@@ -261,16 +261,16 @@ class CaptionTraining(Training):
 
     def export(self) -> tuple[Path, dict[str, Any]]:
         """fusion/, and the scores of validation captions that it writes now."""
-        if not self.world.first:
+        if not self.world.is_main:
             return self.run.folder, {}
-        written = write_captioner(self.captioner, self.frozen, self.run)
+        written = save_captioner(self.captioner, self.frozen, self.run)
         return written, {"captions": self._held_out()} if len(self.rows.val) else {}
 
     def _held_out(self) -> dict[str, float]:
         """BLEU, ROUGE_L and CIDEr of the validation pictures' captions."""
         config = self.config
         with console.progress("writing captions", len(self.looked)) as bar:
-            texts = said(
+            texts = generate_captions(
                 self.captioner,
                 self.looked.pictures,
                 self.looked.image_of.tolist(),
@@ -278,8 +278,8 @@ class CaptionTraining(Training):
                 max_new_tokens=config.max_new_tokens,
                 watch=bar.update,
             )
-        references = References.of(self.rows.val_all)
-        found = score_said(list(self.rows.val.frame["image_id"]), texts, references)
+        references = References.from_pairs(self.rows.val_all)
+        found = caption_metrics(list(self.rows.val.frame["image_id"]), texts, references)
         told = ", ".join(f"{name} {found[name]:.3f}" for name in ("bleu_4", "rouge_l", "cider", "exact"))
         console.say(f"validation captions of {len(texts)} pictures: {told}")
         return found

@@ -10,15 +10,15 @@ from typing import Any
 from vlkit import checkpoints, console
 from vlkit.config.training import TrainRetrievalConfig
 from vlkit.data.loading.retrieval_batches import Batch, BatchOrder, stream
-from vlkit.distributed import ALONE, World, joined
+from vlkit.distributed import SINGLE, World, init_distributed
 from vlkit.evaluation.model_card import write_card
-from vlkit.evaluation.retrieval.retention import guard_rows
-from vlkit.evaluation.retrieval.task import Task, score
+from vlkit.evaluation.retrieval.retention import read_guard_rows
+from vlkit.evaluation.retrieval.task import RetrievalTask, score_task
 from vlkit.models import loading, tuning
 from vlkit.models.device import best_device, use_deterministic_algorithms
 from vlkit.models.dual_encoder import DualEncoder
-from vlkit.models.fast.partial_embedding import narrow
-from vlkit.models.preprocessing import decoding
+from vlkit.models.fast.partial_embedding import train_used_rows
+from vlkit.models.preprocessing import with_decode
 from vlkit.runs import Run
 from vlkit.training import fill_cache
 from vlkit.training.gradient_cache import Contrast
@@ -37,13 +37,13 @@ def train_retrieval(config: TrainRetrievalConfig, *, dry_run: bool = False) -> d
     Returns:
         The run's folder, steps, best validation scores and parameter counts, as --json prints them.
     """
-    with joined() as world:
+    with init_distributed() as world:
         refuse_auto(config, world)
         if config.replay is not None:
             settings, run = replayed_run(config)
             rows = Rows.of(settings)
             refuse_other_data(settings, run, rows.facts())
-            return replayed(_training(settings, run, rows, ALONE), config.replay)
+            return replayed(_training(settings, run, rows, SINGLE), config.replay)
         rows = Rows.of(config)
         config = complete(config, rows.train)
         if dry_run:
@@ -57,7 +57,7 @@ def _training(config: TrainRetrievalConfig, run: Run, rows: Rows, world: World) 
     """The run, with a model as it is before the first step."""
 
     def made() -> DualEncoder:
-        encoder = loading.open_model(
+        encoder = loading.load_or_create(
             config.model,
             list(rows.train.frame["text"]),
             seed=config.seed,
@@ -66,7 +66,7 @@ def _training(config: TrainRetrievalConfig, run: Run, rows: Rows, world: World) 
             merged_from=Run(config.init_from) if config.init_from else None,
             quantized=config.precision if config.quantize else None,
         )
-        return decoding(encoder, config.decode)
+        return with_decode(encoder, config.decode)
 
     return RetrievalTraining(config, run, rows, opened(run, world, made), world)
 
@@ -80,15 +80,15 @@ class RetrievalTraining(Training):
         if config.deterministic:
             use_deterministic_algorithms()
         self.encoder = encoder
-        counts = tuning.adapt(encoder, config, seed=config.seed)
+        counts = tuning.apply_tuning(encoder, config, seed=config.seed)
         encoder.to(best_device())
         self.dataset = dataset_of(rows, encoder, config, world)
         # A run that was begun with all of its token table goes on with it.
-        self.table = narrow(encoder, self.dataset.tokens.tokens, checkpoints.names_in(run.checkpoints))
+        self.table = train_used_rows(encoder, self.dataset.tokens.tokens, checkpoints.names_in(run.checkpoints))
         trainable = tuning.trainable(encoder)
         self.sweep = Sweep(trainable) if config.interpolate or config.guard else None
-        refuse_small_disk(config, tuning.count(encoder), encoder)
-        self.validation = Task.of(rows.val) if len(rows.val) else None
+        refuse_small_disk(config, tuning.count_parameters(encoder), encoder)
+        self.validation = RetrievalTask.from_pairs(rows.val) if len(rows.val) else None
         self.kept = fill_cache.Sources()
         super().__init__(
             config,
@@ -96,7 +96,7 @@ class RetrievalTraining(Training):
             world,
             trainable=trainable,
             counts=counts,
-            rates=tuning.rates(trainable, head=config.head_lr, logit=config.logit_lr),
+            rates=tuning.learning_rates(trainable, head=config.head_lr, logit=config.logit_lr),
             order=BatchOrder.over(self.dataset, config.batch_size, config.seed),
             validates=self.validation is not None,
         )
@@ -125,16 +125,16 @@ class RetrievalTraining(Training):
 
     def after_step(self) -> dict[str, float]:
         """Keep CLIP's scale where it was trained to be; log scale and bias."""
-        self.encoder.clamp_scale()
+        self.encoder.clamp_logit_scale()
         return {name: p.detach().float().item() for name, p in self.encoder.logit_parameters().items()}
 
     def scores(self) -> dict[str, Any]:
         """Retrieval in both directions."""
         return self._scores(self.validation, self.kept)
 
-    def _scores(self, task: Task, sources: fill_cache.Sources) -> dict[str, Any]:
+    def _scores(self, task: RetrievalTask, sources: fill_cache.Sources) -> dict[str, Any]:
         config = self.config
-        return score(
+        return score_task(
             self.encoder,
             task,
             batch_size=min(config.batch_size, self.at_once or EVALUATED_AT_ONCE),
@@ -158,7 +158,7 @@ class RetrievalTraining(Training):
     def export(self) -> tuple[Path, dict[str, Any]]:
         """model/ or adapter/, as transformers and PEFT load them."""
         between = self._interpolated()
-        if not self.world.first:
+        if not self.world.is_main:
             return self.run.folder, between
         exported = tuning.export(self.encoder, self.run.folder)
         if self.config.merge and self.encoder.peft is not None:
@@ -174,7 +174,7 @@ class RetrievalTraining(Training):
         config = self.config
         if self.sweep is None:
             return {}
-        guard = Task.of(guard_rows(config.guard)) if config.guard else None
+        guard = RetrievalTask.from_pairs(read_guard_rows(config.guard)) if config.guard else None
         guard_of = fill_cache.decoded(guard, self.encoder)
         points = self.sweep.points(
             (lambda: self._scores(self.validation, self.kept)) if config.interpolate else None,

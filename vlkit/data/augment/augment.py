@@ -18,20 +18,20 @@ from vlkit import console
 from vlkit.config.base import yaml_text
 from vlkit.config.data import AugmentConfig
 from vlkit.data import captions, pairs, splits
-from vlkit.data.augment.image_ops import Variation
-from vlkit.data.augment.negatives import Embed, Negatives
+from vlkit.data.augment.image_ops import ImageAugmenter
+from vlkit.data.augment.negatives import Embed, NegativeSampler
 from vlkit.data.augment.render import Job, Rendered, encoded, render
 from vlkit.data.augment.text_variants import Phrasings
-from vlkit.data.pairs import AUGMENTED, COPY, WITH_NEGATIVES, Pairs, read_pairs
+from vlkit.data.pairs import AUGMENTED_FOLDER, COPIED_IMAGE, NEGATIVES_VIEW, Pairs, read_pairs
 from vlkit.errors import DataError, ResourceError, UsageError
 from vlkit.remote import MANIFEST, ZONE_TABLES, Remote, local_folder, tables_of
-from vlkit.storage import Location, folder_rewritten, refuse_unwritable
+from vlkit.storage import Location, atomic_update, refuse_unwritable
 
 if TYPE_CHECKING:
     import pandas as pd
 
 NEW = ("augmented pictures", "augmented texts", "negatives")
-WRITTEN = ("pairs.parquet", "data.yaml", AUGMENTED, WITH_NEGATIVES)
+WRITTEN = ("pairs.parquet", "data.yaml", AUGMENTED_FOLDER, NEGATIVES_VIEW)
 WORD_LISTS = ("synonyms", "prefixes", "suffixes", "leading", "compounds")
 TRIED = 12  # pictures that are drawn to forecast the size of all
 
@@ -63,8 +63,8 @@ def augment(
     if config.data.is_remote:
         counts = _write_remote(work, wanted, embed)
     else:
-        with folder_rewritten(config.data.path, without=WRITTEN) as folder:
-            counts = _write(folder, folder / AUGMENTED, work, wanted, embed)
+        with atomic_update(config.data.path, without=WRITTEN) as folder:
+            counts = _write(folder, folder / AUGMENTED_FOLDER, work, wanted, embed)
     return _tell(counts, work, config, disk_gb)
 
 
@@ -96,7 +96,7 @@ class Augmentation:
                 f"{config.data} has no training rows", hint="prep with smaller --test-share and --val-share"
             )
         held_out = self.old.loc[self.old["split"] != "train", "text"]
-        self.variation, self.phrasings = Variation.of(config), Phrasings(self.matching, config, held_out)
+        self.variation, self.phrasings = ImageAugmenter.of(config), Phrasings(self.matching, config, held_out)
         self.short = self.asked = 0
 
     def paths(self, rows: pd.DataFrame) -> list[Path]:
@@ -143,7 +143,7 @@ class Augmentation:
             for epoch in range(self.config.pictures)
             if (image_id, epoch) in drawn
         ]
-        names = [f"{AUGMENTED}/{each.name}" for _, each in chosen]
+        names = [f"{AUGMENTED_FOLDER}/{each.name}" for _, each in chosen]
         changed = {"image": names, "image_id": [each.image_id for _, each in chosen], "image_key": names}
         changed |= {"width": [each.width for _, each in chosen], "height": [each.height for _, each in chosen]}
         changed["image_looks"] = [""] * len(chosen)  # Not compared: it looks like its original on purpose.
@@ -157,12 +157,12 @@ class Augmentation:
         changed = {"text": texts, "text_id": [captions.text_id(text) for text in texts]}
         return self._made([row for row, _ in chosen], "augmented", changed)
 
-    def negatives(self, positives: pd.DataFrame, embed: Embed | None) -> Negatives:
+    def negatives(self, positives: pd.DataFrame, embed: Embed | None) -> NegativeSampler:
         """What chooses wrong texts for the pictures of these training rows."""
         import pandas as pd
 
         rows = pd.concat([self.matching[self.matching["split"] != "train"], positives], ignore_index=True)
-        return Negatives(rows, self.phrasings.folded, self.config.seed, embed)
+        return NegativeSampler(rows, self.phrasings.folded, self.config.seed, embed)
 
     def _negative_rows(self, positives: pd.DataFrame, embed: Embed | None) -> pd.DataFrame:
         """Every positive row's picture with texts that do not match it."""
@@ -215,7 +215,7 @@ def _read(data: Location) -> Pairs:
         UsageError: there is none, it cannot be written, or it holds files of somebody else's under augment's names.
     """
     if data.is_remote:
-        names = [name for name in Remote(data).listing() if name.startswith(f"{AUGMENTED}/")]
+        names = [name for name in Remote(data).listing() if name.startswith(f"{AUGMENTED_FOLDER}/")]
         return _refuse_foreign(read_pairs(data), data, names)
     if not data.path.exists():
         return read_pairs(data)
@@ -224,15 +224,15 @@ def _read(data: Location) -> Pairs:
         raise UsageError(told, hint="turn a raw folder into one: vlkit prep --source RAW --out data/NAME")
     refuse_unwritable(data.path.resolve().parent, "--data")
     found = read_pairs(data)
-    names = [path.relative_to(data.path).as_posix() for path in sorted((data.path / AUGMENTED).rglob("*"))]
-    if (data.path / WITH_NEGATIVES).exists() and not found.described.get("augmentation"):
-        names.append(WITH_NEGATIVES)
+    names = [path.relative_to(data.path).as_posix() for path in sorted((data.path / AUGMENTED_FOLDER).rglob("*"))]
+    if (data.path / NEGATIVES_VIEW).exists() and not found.described.get("augmentation"):
+        names.append(NEGATIVES_VIEW)
     return _refuse_foreign(found, data, names)
 
 
 def _refuse_foreign(found: Pairs, data: Location, names: list[str]) -> Pairs:
     """Refuse files of somebody else's where augment's are replaced. Returns the folder."""
-    if odd := [name for name in names if not COPY.fullmatch(name)]:
+    if odd := [name for name in names if not COPIED_IMAGE.fullmatch(name)]:
         told = f"{data / odd[0]} is not augment's, which would replace it"
         raise UsageError(told, hint="move it out of the way")
     return found
@@ -254,7 +254,7 @@ def _forecast(wanted: Sequence[tuple[str, int]], work: Augmentation) -> float:
         ResourceError: they would not fit.
     """
     config = work.config
-    tried = sorted(wanted, key=lambda each: splits.draw(config.seed, f"{each[0]} {each[1]}"))[:TRIED]
+    tried = sorted(wanted, key=lambda each: splits.hash_order(config.seed, f"{each[0]} {each[1]}"))[:TRIED]
     if not tried:
         return 0.0
     sizes = [len(encoded(job, work.variation, config.format)[0]) for job in work.jobs(tried)]
@@ -286,14 +286,14 @@ def _write(
     rows = work.new_rows(drawn, embed)
     added = [each for each in rows.values() if len(each)]
     old = work.old.assign(source_pair_id=None) if added else work.old
-    frame = pairs.validated(pd.concat([old, *added], ignore_index=True), str(config.data))
+    frame = pairs.validate_rows(pd.concat([old, *added], ignore_index=True), str(config.data))
     splits.refuse_leaks(frame, str(config.data))
     frame.to_parquet(folder / "pairs.parquet", index=False)
     counts = {kind: len(each) for kind, each in rows.items()}
     described = {key: value for key, value in work.prepared.described.items() if key != "augmentation"}
     if added:
         pairs.view(frame[frame["split"] == "train"], work.group, label=True).to_csv(
-            folder / WITH_NEGATIVES, index=False
+            folder / NEGATIVES_VIEW, index=False
         )
         described["augmentation"] = {
             "rows": counts,
@@ -311,20 +311,20 @@ def _write_remote(work: Augmentation, wanted: Sequence[tuple[str, int]], embed: 
     """The same for a folder behind a URL: readers have the old rows and pictures until the new manifest stands."""
     config = work.config
     with tempfile.TemporaryDirectory() as aside:
-        tables, drawings = Path(aside) / "tables", Path(aside) / AUGMENTED
+        tables, drawings = Path(aside) / "tables", Path(aside) / AUGMENTED_FOLDER
         tables.mkdir()
         counts = _write(tables, drawings, work, wanted, embed)
         mirrored = local_folder(config.data)
         before = mirrored / ZONE_TABLES if config.data.is_bucket else mirrored
         files = {path.name: path for path in sorted(before.iterdir()) if path.name not in WRITTEN}
         files |= {path.name: path for path in sorted(tables.iterdir())}
-        new = {f"{AUGMENTED}/{path.name}": path for path in sorted(drawings.glob("*"))}
+        new = {f"{AUGMENTED_FOLDER}/{path.name}": path for path in sorted(drawings.glob("*"))}
         pictures = Remote(config.data)
         pictures.upload(new)
         Remote(tables_of(config.data)).replace(files, MANIFEST)
         there = pictures.listing()
-        stale = [name for name in there if name.startswith(f"{AUGMENTED}/") and name not in new]
-        pictures.remove([name for name in stale if COPY.fullmatch(name)])
+        stale = [name for name in there if name.startswith(f"{AUGMENTED_FOLDER}/") and name not in new]
+        pictures.remove([name for name in stale if COPIED_IMAGE.fullmatch(name)])
     return counts
 
 

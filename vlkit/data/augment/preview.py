@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from vlkit import console
 from vlkit.data.augment.contact_sheet import Cell, write_contact_sheet
-from vlkit.data.augment.negatives import Embed, Negatives
+from vlkit.data.augment.negatives import Embed, NegativeSampler
 from vlkit.data.images import decode
-from vlkit.data.pairs import PREVIEW
-from vlkit.data.splits import draw
-from vlkit.storage import written_whole
+from vlkit.data.pairs import PREVIEW_FILE
+from vlkit.data.splits import hash_order
+from vlkit.storage import atomic_file
 
 if TYPE_CHECKING:
     from vlkit.data.augment.augment import Augmentation
@@ -27,9 +27,9 @@ def write_preview(work: Augmentation, embed: Embed | None, *, dry_run: bool = Fa
     into the prepared folder; of one behind a URL, into the working directory.
     """
     config = work.config
-    path = Path(PREVIEW) if config.data.is_remote else config.data.path / PREVIEW
+    path = Path(PREVIEW_FILE) if config.data.is_remote else config.data.path / PREVIEW_FILE
     unique = work.training.drop_duplicates("image_id")
-    order = sorted(unique.index, key=lambda row: draw(config.seed, unique["image_id"][row]))
+    order = sorted(unique.index, key=lambda row: hash_order(config.seed, unique["image_id"][row]))
     chosen = unique.loc[order[: config.preview]].reset_index(drop=True)
     result = {"data": str(config.data), "preview": str(path), "pictures": len(chosen), "dry_run": dry_run}
     if dry_run:
@@ -37,13 +37,13 @@ def write_preview(work: Augmentation, embed: Embed | None, *, dry_run: bool = Fa
         return result
     negatives = work.negatives(work.training, embed)
     named = zip(chosen.to_dict("records"), work.paths(chosen), strict=True)
-    with written_whole(path) as aside:
+    with atomic_file(path) as aside:
         write_contact_sheet(aside, [list(_cells(row, place, work, negatives)) for row, place in named])
     console.result(f"{path}: {len(chosen)} training pictures with their variants and negatives")
     return result
 
 
-def _cells(row: dict[str, Any], path: Path, work: Augmentation, negatives: Negatives) -> Iterator[Cell]:
+def _cells(row: dict[str, Any], path: Path, work: Augmentation, negatives: NegativeSampler) -> Iterator[Cell]:
     config, image_id, text_id = work.config, row["image_id"], row["text_id"]
     original = decode.upright(path, at_most=config.max_side)
     yield Cell(original, row["text"], "the original")

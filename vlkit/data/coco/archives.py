@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from vlkit import fault_injection
 from vlkit.errors import ArtifactError
-from vlkit.storage import size_of
+from vlkit.storage import format_bytes
 
 CHUNK = 2**20
 # A member of more than BOMB bytes must not be more than RATIO times as large as it is packed: COCO's pictures are as
@@ -87,7 +87,7 @@ def _refuse_unsafe(archive: Path, entries: Collection[zipfile.ZipInfo]) -> None:
         packed += entry.compress_size
     if packed > archive.stat().st_size:
         # Entries that share their bytes are how a small file becomes a huge folder.
-        told = f"{archive} is refused: its entries have {size_of(packed)}, more than the file itself"
+        told = f"{archive} is refused: its entries have {format_bytes(packed)}, more than the file itself"
         raise ArtifactError(told, hint=REFUSED)
 
 
@@ -103,7 +103,7 @@ def _unsafe(entry: zipfile.ZipInfo) -> str | None:
     if entry.flag_bits & 1:
         return "encrypted"
     if entry.file_size > MOST_BYTES or (entry.file_size > BOMB and entry.file_size > RATIO * entry.compress_size):
-        return f"{size_of(entry.file_size)} packed into {size_of(entry.compress_size)}"
+        return f"{format_bytes(entry.file_size)} packed into {format_bytes(entry.compress_size)}"
     return None
 
 
@@ -134,8 +134,8 @@ def _write(opened: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path) -> Non
                 file.write(chunk)
         if size != entry.file_size:
             raise zipfile.BadZipFile(f"{entry.filename} is smaller than it says")
-        fault_injection.place("before rename", target)
+        fault_injection.fault_point("before rename", target)
         os.replace(aside, target)
-        fault_injection.place("after rename", target)
+        fault_injection.fault_point("after rename", target)
     finally:
         aside.unlink(missing_ok=True)

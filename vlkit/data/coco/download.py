@@ -28,7 +28,7 @@ from vlkit.data.coco.plan import (
     told_lines,
 )
 from vlkit.errors import ArtifactError, DataError, NetworkError
-from vlkit.storage import refuse_unwritable, size_of
+from vlkit.storage import refuse_unwritable, format_bytes
 
 MEGABYTE = 2**20
 
@@ -82,7 +82,7 @@ class _Work:
         for split in splits:
             told[split], missing[split] = self._split(split)
         rows = [
-            [split, *(f"{found[each]}" for each in ("pictures", "captions")), size_of(found["bytes"])]
+            [split, *(f"{found[each]}" for each in ("pictures", "captions")), format_bytes(found["bytes"])]
             + [f"{found[each]}" for each in ("fetched", "skipped")]
             for split, found in told.items()
         ]

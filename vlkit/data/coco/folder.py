@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from vlkit.config.data import SPLITS
 from vlkit.errors import ArtifactError, UsageError
-from vlkit.storage import written_whole
+from vlkit.storage import atomic_file
 
 JPEG = b"\xff\xd8\xff"
 # A picture's name in the caption file becomes a path and a part of a URL.
@@ -126,7 +126,7 @@ class CocoFolder:
             text = json.dumps({**content, "images": images, "annotations": captions})
             # Left as it is where nothing changes: prep knows files again by their dates.
             if not here.exists() or here.read_text(encoding="utf-8") != text:
-                with written_whole(here) as aside:
+                with atomic_file(here) as aside:
                     aside.write_text(text, encoding="utf-8")
         folder = self.pictures(split)
         return Published(len(images), len(captions), sum((folder / name).stat().st_size for name in kept))
@@ -144,7 +144,7 @@ class CocoFolder:
 
 def _second_name(source: Path, target: Path) -> None:
     """`target` becomes the same file as `source`; a copy where the system gives no second name."""
-    with written_whole(target) as aside:
+    with atomic_file(target) as aside:
         aside.unlink()
         try:
             os.link(source, aside)

@@ -36,7 +36,7 @@ from vlkit.data.coco.responses import (
     words_of,
 )
 from vlkit.errors import NetworkError
-from vlkit.storage import flush, size_of
+from vlkit.storage import flush, format_bytes
 
 # Seconds: before the first new attempt, twice as many before each that follows, never more than; and the most that
 # the server may ask for.
@@ -304,11 +304,11 @@ class _Download:
                 if self.dropped is not None and self.dropped.is_set():
                     raise _Dropped
         if total is not None and size < total:
-            raise Broken(f"{self.target.name}: the connection ended at {size_of(size)} of {size_of(total)}")
+            raise Broken(f"{self.target.name}: the connection ended at {format_bytes(size)} of {format_bytes(total)}")
 
     def _finish(self) -> None:
         flush(self.part, self.target.name)
-        fault_injection.place("before rename", self.target)
+        fault_injection.fault_point("before rename", self.target)
         os.replace(self.part, self.target)
-        fault_injection.place("after rename", self.target)
+        fault_injection.fault_point("after rename", self.target)
         self.mark.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from vlkit.config.data import ANNOTATIONS, SPLITS, DownloadCocoConfig
 from vlkit.data.coco.folder import CocoFolder
 from vlkit.data.coco.http import Patience, fetched_so_far, size_at
 from vlkit.errors import DataError, ResourceError
-from vlkit.storage import existing, size_of
+from vlkit.storage import nearest_existing, format_bytes
 
 # Of a split's pictures: when no more are missing, they are fetched singly rather than with the whole archive.
 FEW = 0.05
@@ -133,7 +133,7 @@ def room(config: DownloadCocoConfig, found: Sequence[Piece]) -> tuple[int, int]:
     on_the_way = [max(0, piece.size - piece.here) if piece.url else 0 for piece in found]
     passing = sum(on_the_way) if config.keep_archives else max(on_the_way, default=0)
     needed = SLACK * sum(piece.kept for piece in found) + passing
-    return round(needed), shutil.disk_usage(existing(config.root.absolute())).free
+    return round(needed), shutil.disk_usage(nearest_existing(config.root.absolute())).free
 
 
 def check_room(config: DownloadCocoConfig, found: Sequence[Piece]) -> None:
@@ -144,7 +144,7 @@ def check_room(config: DownloadCocoConfig, found: Sequence[Piece]) -> None:
     """
     needed, free = room(config, found)
     if needed > free:
-        told = f"{size_of(needed)} are needed under {config.root}, archives included, and {size_of(free)} are free"
+        told = f"{format_bytes(needed)} are needed under {config.root}, archives included, and {format_bytes(free)} are free"
         raise ResourceError(told, hint="--limit 500 takes a part; another --root may have more room")
 
 
@@ -152,17 +152,17 @@ def told_lines(config: DownloadCocoConfig, found: Sequence[Piece]) -> list[str]:
     """What is to be done, for a person, a line a piece."""
     lines = []
     for piece in found:
-        size = size_of(piece.size) if piece.url or piece.here else f"about {size_of(piece.size)}"
+        size = format_bytes(piece.size) if piece.url or piece.here else f"about {format_bytes(piece.size)}"
         pictures = f", {piece.pictures} pictures" if piece.pictures and not piece.name.startswith("pictures") else ""
         name = f"{piece.pictures} {piece.name}" if piece.name.startswith("pictures") else piece.name
         here = ""
         if piece.here:
-            here = "; it is here" if piece.here >= piece.size else f"; {size_of(piece.here)} of it are here"
+            here = "; it is here" if piece.here >= piece.size else f"; {format_bytes(piece.here)} of it are here"
         lines.append(f"{name}: {size}{pictures}{here}")
     if config.limit is not None and any(piece.url and piece.name.startswith("annotations") for piece in found):
         lines.append("the annotations come in one archive, also for a few pictures")
     needed, free = room(config, found)
-    lines.append(f"on the disk: {size_of(needed)} needed, archives included; {size_of(free)} free")
+    lines.append(f"on the disk: {format_bytes(needed)} needed, archives included; {format_bytes(free)} free")
     return lines
 
 

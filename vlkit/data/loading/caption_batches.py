@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from vlkit.data.images.decode import PixelSpec
 from vlkit.data.loading.retrieval_batches import Drawn, Inputs, Item, PixelStore, positions_of
 from vlkit.data.pairs import Pairs
-from vlkit.distributed import ALONE, World
+from vlkit.distributed import SINGLE, World
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class CaptionDataset(Dataset[CaptionBatch]):
     variation = None
 
     def __init__(
-        self, pairs: Pairs, spec: PixelSpec, tokens: Sequence[Sequence[int]], pad: int, world: World = ALONE
+        self, pairs: Pairs, spec: PixelSpec, tokens: Sequence[Sequence[int]], pad: int, world: World = SINGLE
     ) -> None:
         """Find every picture.
 
@@ -82,7 +82,7 @@ class CaptionDataset(Dataset[CaptionBatch]):
         Args:
             pictured: the rows whose pictures stand with their captions; None: their own.
         """
-        share = self.world.share(len(rows))
+        share = self.world.shard(len(rows))
         mine, seen = list(rows[share]), list((rows if pictured is None else pictured)[share])
         images, index = np.unique(self.image_of[seen], return_inverse=True)
         captions, lengths = padded([self.tokens[row] for row in mine], self.pad)

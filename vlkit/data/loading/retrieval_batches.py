@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from vlkit.data.augment.image_ops import Variation
+from vlkit.data.augment.image_ops import ImageAugmenter
 from vlkit.data.images import decode
 from vlkit.data.images.decode import PixelSpec
-from vlkit.data.labels import LabelMode, Labels, match_sets, matches_beside_own
-from vlkit.data.pairs import AUGMENTED, Pairs
-from vlkit.data.parallel import cores
-from vlkit.distributed import ALONE, World
+from vlkit.data.labels import LabelMode, Labels, match_sets, count_false_negatives
+from vlkit.data.pairs import AUGMENTED_FOLDER, Pairs
+from vlkit.data.parallel import usable_cores
+from vlkit.distributed import SINGLE, World
 from vlkit.errors import VlkitError
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ class BatchSource(Protocol):
     """Ask it for what is `Drawn`, get a batch."""
 
     pictures: Inputs
-    variation: Variation | None
+    variation: ImageAugmenter | None
 
     def __len__(self) -> int: ...
 
@@ -206,8 +206,8 @@ class PairDataset(Dataset[Batch]):
         *,
         labels: LabelMode,
         wrong: pd.DataFrame | None = None,
-        variation: Variation | None = None,
-        world: World = ALONE,
+        variation: ImageAugmenter | None = None,
+        world: World = SINGLE,
     ) -> None:
         """Tokenise every text and find every picture.
 
@@ -238,14 +238,14 @@ class PairDataset(Dataset[Batch]):
         text_at = {text_id: position for position, text_id in enumerate(unique_texts["text_id"])}
         self.wrong_of = _wrong_texts(frame, wrong, text_at) if wrong is not None else {}
         self.label_mode, self.variation, self.world = labels, variation, world
-        self.written = sum(Path(image).parent.name == AUGMENTED for image in unique_images["image"])
+        self.written = sum(Path(image).parent.name == AUGMENTED_FOLDER for image in unique_images["image"])
 
     def __len__(self) -> int:
         return len(self.pair_ids)
 
-    def matches_beside_own(self, rows: Sequence[int]) -> int:
+    def count_false_negatives(self, rows: Sequence[int]) -> int:
         """Pairs of a picture and another row's text in a batch of these rows that match all the same."""
-        return matches_beside_own(*self._sets(rows))
+        return count_false_negatives(*self._sets(rows))
 
     def _sets(self, rows: Sequence[int]) -> tuple[list[frozenset[str]], list[frozenset[str]]]:
         return [self.image_sets[self.image_of[r]] for r in rows], [self.text_sets[self.text_of[r]] for r in rows]
@@ -258,8 +258,8 @@ class PairDataset(Dataset[Batch]):
         texts, text_index = np.unique(columns, return_inverse=True)
         image_sets = [self.image_sets[image] for image in self.image_of[rows]]
         return Batch(
-            images=self._images(drawn, self.world.share(len(rows))),
-            captions=self.captions[texts[self.world.share(len(texts))]],
+            images=self._images(drawn, self.world.shard(len(rows))),
+            captions=self.captions[texts[self.world.shard(len(texts))]],
             texts=len(texts),
             text_index=torch.from_numpy(text_index),
             labels=Labels.of(image_sets, [self.text_sets[text] for text in columns], self.label_mode),
@@ -368,7 +368,7 @@ class BatchOrder:
 
 def loader_workers(inputs: Inputs, *, varied: bool = False) -> int:
     """Processes that pay for fetching these pictures: none where they are at hand, and stay as they are."""
-    return 0 if inputs.small and not varied else min(8, cores())
+    return 0 if inputs.small and not varied else min(8, usable_cores())
 
 
 def stream(dataset: BatchSource, order: BatchOrder, *, workers: int | None = None) -> Iterator[Any]:

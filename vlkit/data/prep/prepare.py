@@ -18,14 +18,14 @@ from vlkit.config.base import read_yaml, yaml_text
 from vlkit.config.data import PrepConfig
 from vlkit.data import pairs, splits
 from vlkit.data.images import phash
-from vlkit.data.pairs import COPY
+from vlkit.data.pairs import COPIED_IMAGE
 from vlkit.data.prep import summary
 from vlkit.data.prep.collect import Gathered, gather
 from vlkit.data.prep.raw_folder import Reject
 from vlkit.data.prep.summary import CountTokens
 from vlkit.errors import DataError, UsageError
 from vlkit.remote import MANIFEST, VERSIONS, Remote, tables_of
-from vlkit.storage import folder_written_whole, refuse_unwritable
+from vlkit.storage import atomic_folder, refuse_unwritable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +38,7 @@ WRITTEN = {
     "rejects.csv",
     "data.yaml",
     "images",
-    pairs.PREVIEW,
+    pairs.PREVIEW_FILE,
     *(f"{split}_pairs_positive.csv" for split in splits.SPLITS),
 }
 
@@ -102,8 +102,8 @@ def _refuse_foreign(config: PrepConfig) -> dict[str, Any]:
         remote = Remote(tables_of(out))
         listing = remote.listing()
         held = {name.split("/")[0] for name in listing} - {MANIFEST, VERSIONS}
-        for folder in ("images", pairs.AUGMENTED):
-            if all(COPY.fullmatch(name) for name in listing if name.startswith(f"{folder}/")):
+        for folder in ("images", pairs.AUGMENTED_FOLDER):
+            if all(COPIED_IMAGE.fullmatch(name) for name in listing if name.startswith(f"{folder}/")):
                 # Copies alone are what an upload that broke off has left.
                 held -= {folder}
         if "data.yaml" in listing:
@@ -124,13 +124,13 @@ def _refuse_foreign(config: PrepConfig) -> dict[str, Any]:
 
 def _also_written(before: Mapping[str, Any]) -> set[str]:
     """What the data.yaml of a prepared folder says of further files: a training view, an augmentation's."""
-    augmented = {pairs.AUGMENTED, pairs.WITH_NEGATIVES} if before.get("augmentation") else set()
+    augmented = {pairs.AUGMENTED_FOLDER, pairs.NEGATIVES_VIEW} if before.get("augmentation") else set()
     return {(before.get("settings") or {}).get("training_view")} | augmented
 
 
 def table(gathered: Gathered, config: PrepConfig) -> pd.DataFrame:
     """Rows -> pairs table: what looks the same shares a unit, equal rows become one, units are split."""
-    together = splits.connected(gathered.links())
+    together = splits.connected_components(gathered.links())
     split = _split(gathered, together, config)
     place: dict[tuple[str, str], int] = {}
     columns: dict[str, list[Any]] = defaultdict(list)
@@ -172,7 +172,7 @@ def table(gathered: Gathered, config: PrepConfig) -> pd.DataFrame:
 
 def _free_name(name: str, names: Collection[str]) -> str:
     """A source's column that bears a name of prep's own gets another, which no other column of its has."""
-    while name in pairs.RESERVED:
+    while name in pairs.RESERVED_COLUMNS:
         name = f"source_{name}"
         while name in names:
             name = f"source_{name}"
@@ -185,7 +185,7 @@ def _add_looks(columns: dict[str, list[Any]], gathered: Gathered) -> None:
         return
     found = [gathered.checked[name] for name in columns["image_key"]]
     columns["width"], columns["height"] = [each.width for each in found], [each.height for each in found]
-    columns["image_looks"] = [phash.kept(each.looks) for each in found]
+    columns["image_looks"] = [phash.to_hex(each.looks) for each in found]
 
 
 def _weights(columns: dict[str, list[Any]], classes: dict[str, tuple[str, ...]], below: int) -> list[float]:
@@ -233,13 +233,13 @@ def _kept(sizes: Mapping[str, int], named: Mapping[str, Collection[str]], config
     if config.limit is None:
         return sizes.keys()
     of_split: dict[str | None, dict[str, int]] = defaultdict(dict)
-    split, _ = splits.as_in_source(named)
+    split, _ = splits.splits_from_source(named)
     for unit, size in sizes.items():
         of_split[split.get(unit)][unit] = size
     total, kept = sum(sizes.values()), set()
     for members in of_split.values():
         share = max(1, round(config.limit * sum(members.values()) / total))
-        kept.update(splits.limited(members, share, config.seed))
+        kept.update(splits.subsample_units(members, share, config.seed))
     return kept
 
 
@@ -264,7 +264,7 @@ def _as_in_source(
 
     Where it has no test but a val split, as COCO has, that is the test: what selects must not measure.
     """
-    split, torn = splits.as_in_source(named)
+    split, torn = splits.splits_from_source(named)
     have = set(split.values())
     if "train" not in have:
         lacking = f"only {', '.join(sorted(have))}" if have else "none at all"
@@ -295,7 +295,7 @@ def write(frame: pd.DataFrame, gathered: Gathered, described: dict[str, Any], co
     assert out is not None
     copies = _copies(frame, gathered) if copies_pictures(config) else {}
     if not out.is_remote:
-        with folder_written_whole(out.path) as folder:
+        with atomic_folder(out.path) as folder:
             _write_tables(folder, frame, gathered, described, config)
             for name, path in copies.items():
                 (folder / name).parent.mkdir(exist_ok=True)
@@ -308,7 +308,7 @@ def write(frame: pd.DataFrame, gathered: Gathered, described: dict[str, Any], co
         pictures.upload(copies)
         Remote(tables_of(out)).replace(files, MANIFEST)
         # Pictures are named by their content, so the old table needed none that the new one has changed.
-        pictures.remove([name for name in pictures.listing() if COPY.fullmatch(name) and name not in copies])
+        pictures.remove([name for name in pictures.listing() if COPIED_IMAGE.fullmatch(name) and name not in copies])
 
 
 def _disk_gb(frame: pd.DataFrame, gathered: Gathered, config: PrepConfig) -> float:

@@ -16,7 +16,7 @@ from vlkit import signals
 from vlkit.data.loading.caption_batches import CaptionBatch, CaptionDataset
 from vlkit.data.loading.retrieval_batches import Inputs
 from vlkit.data.pairs import Pairs
-from vlkit.distributed import ALONE, World
+from vlkit.distributed import SINGLE, World
 from vlkit.errors import NonFiniteError
 from vlkit.models.captioner.captioner import Captioner
 from vlkit.models.device import autocast
@@ -25,7 +25,7 @@ AT_ONCE = 32
 
 
 @dataclass(frozen=True)
-class Looking:
+class ImageReliance:
     """Nats a token. `shuffled` is None where there are no two pictures."""
 
     right: float
@@ -37,14 +37,14 @@ class Looking:
         return {"right": self.right, "shuffled": self.shuffled, "blank": self.blank}
 
 
-def one_caption_each(pairs: Pairs, limit: int | None, seed: int) -> Pairs:
+def one_caption_per_image(pairs: Pairs, limit: int | None, seed: int) -> Pairs:
     """The first row of every picture, of at most `limit` pictures, drawn by the seed."""
     first = Pairs(pairs.unique_images(), pairs.folder, pairs.described)
     return first.limited(limit, seed)
 
 
-def dataset_for(
-    pairs: Pairs, captioner: Captioner, max_length: int, world: World = ALONE
+def caption_dataset(
+    pairs: Pairs, captioner: Captioner, max_length: int, world: World = SINGLE
 ) -> tuple[CaptionDataset, int]:
     """A table's rows as this captioner wants them; and how many captions are cut at `max_length` tokens."""
     assert captioner.vision is not None
@@ -52,14 +52,14 @@ def dataset_for(
     return CaptionDataset(pairs, captioner.vision.pixel_spec, tokens, captioner.language.pad, world), cut
 
 
-def looked_at(
+def image_reliance(
     captioner: Captioner,
     dataset: CaptionDataset,
     blank: torch.Tensor,
     *,
     seed: int = 0,
     at_once: int = AT_ONCE,
-) -> Looking:
+) -> ImageReliance:
     """The loss of a table's captions, with the right picture, a shuffled and a blank one.
 
     Args:
@@ -74,7 +74,7 @@ def looked_at(
     words = 0
     captioner.eval()
     for start in range(0, len(rows), at_once):
-        signals.check()
+        signals.raise_if_stopped()
         some = rows[start : start + at_once]
         right, shuffled = dataset.of(some), dataset.of(some, other[some].tolist())
         words += right.words
@@ -82,16 +82,16 @@ def looked_at(
             ((right, None), (shuffled, None), (right, blank.expand(len(right), -1, -1).to(captioner.device)))
         ):
             if len(batch):
-                sums[place] += nats(captioner, batch, patches)
-    dataset.world.add([sums])
+                sums[place] += sum_caption_losses(captioner, batch, patches)
+    dataset.world.all_reduce([sums])
     found = (sums / max(1, words)).tolist()
     if not np.isfinite(found).all():
         raise NonFiniteError(f"the captions' loss is {found[0]}", hint="a lower --lr, or --precision fp32")
-    return Looking(found[0], found[1] if len(set(dataset.image_ids)) > 1 else None, found[2])
+    return ImageReliance(found[0], found[1] if len(set(dataset.image_ids)) > 1 else None, found[2])
 
 
 @torch.inference_mode()
-def nats(captioner: Captioner, batch: CaptionBatch, patches: torch.Tensor | None = None) -> torch.Tensor:
+def sum_caption_losses(captioner: Captioner, batch: CaptionBatch, patches: torch.Tensor | None = None) -> torch.Tensor:
     """Sum of a batch's caption losses, without gradients.
 
     Args:
@@ -103,7 +103,7 @@ def nats(captioner: Captioner, batch: CaptionBatch, patches: torch.Tensor | None
         return captioner.losses(patches, batch.captions, batch.lengths).cross_entropy.double()
 
 
-def said(
+def generate_captions(
     captioner: Captioner,
     pictures: Inputs,
     positions: Sequence[int],
@@ -121,7 +121,7 @@ def said(
     captions: list[str] = []
     captioner.eval()
     for start in range(0, len(positions), at_once):
-        signals.check()
+        signals.raise_if_stopped()
         patches = captioner.patches(pictures[positions[start : start + at_once]])
         captions += captioner.generate(patches, num_beams=num_beams, max_new_tokens=max_new_tokens)
         if watch is not None:

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from vlkit.data.splits import draw
+from vlkit.data.splits import hash_order
 from vlkit.evaluation.retrieval.ranking import KS, metric_values
-from vlkit.evaluation.retrieval.task import DIRECTIONS, Scores, Task
-from vlkit.storage import written_whole
+from vlkit.evaluation.retrieval.task import DIRECTIONS, RetrievalScores, RetrievalTask
+from vlkit.storage import atomic_file
 
 EXAMPLES = 20
 
 
-def table(tuned: Scores, base: Scores | None, task: Task) -> pd.DataFrame:
+def query_table(tuned: RetrievalScores, base: RetrievalScores | None, task: RetrievalTask) -> pd.DataFrame:
     """A row a query, both directions: direction, query_id, shown, unit, class_name; then what each model made of it.
 
     That is rank, mrr, recall@k, top5 and top5_hits, of the untouched model behind baseline_.
@@ -29,7 +29,7 @@ def table(tuned: Scores, base: Scores | None, task: Task) -> pd.DataFrame:
     return pd.concat([_of_direction(direction, tuned, base, task) for direction in DIRECTIONS], ignore_index=True)
 
 
-def _of_direction(direction: str, tuned: Scores, base: Scores | None, task: Task) -> pd.DataFrame:
+def _of_direction(direction: str, tuned: RetrievalScores, base: RetrievalScores | None, task: RetrievalTask) -> pd.DataFrame:
     kind, item_kind = ("text", "image") if direction == "text_to_image" else ("image", "text")
     asked = task.queries(direction).iloc[tuned.ranks[direction].query]
     items = task.pictures if item_kind == "image" else task.texts
@@ -59,11 +59,11 @@ def _of_direction(direction: str, tuned: Scores, base: Scores | None, task: Task
 
 def write_table(path: Path, frame: pd.DataFrame) -> None:
     """Write queries.parquet, whole or not at all."""
-    with written_whole(path) as aside:
+    with atomic_file(path) as aside:
         frame.to_parquet(aside, index=False)
 
 
-def examples(frame: pd.DataFrame, task: Task, seed: int) -> dict[str, Any]:
+def example_queries(frame: pd.DataFrame, task: RetrievalTask, seed: int) -> dict[str, Any]:
     """A seeded handful of queries a direction, with the five items that either model ranks first."""
     shown = {
         "image": dict(zip(task.pictures["image_id"], task.pictures["image"], strict=True)),
@@ -72,7 +72,7 @@ def examples(frame: pd.DataFrame, task: Task, seed: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for direction, rows in frame.groupby("direction", sort=False):
         kind, item_kind = ("text", "image") if direction == "text_to_image" else ("image", "text")
-        places = sorted(range(len(rows)), key=lambda place: draw(seed, f"{direction}:{place}"))[:EXAMPLES]
+        places = sorted(range(len(rows)), key=lambda place: hash_order(seed, f"{direction}:{place}"))[:EXAMPLES]
         found[str(direction)] = [_example(rows.iloc[place], kind, item_kind, shown[item_kind]) for place in places]
     return found
 
@@ -89,14 +89,14 @@ def _example(row: pd.Series[Any], kind: str, item_kind: str, shown: dict[str, st
     return example
 
 
-def curve(scores: Scores, direction: str) -> dict[str, list[float]]:
+def recall_curve(scores: RetrievalScores, direction: str) -> dict[str, list[float]]:
     """Recall at every k worth drawing: {"k": [...], "recall": [...]}, up to the gallery."""
     ranks = scores.ranks[direction]
     steps = np.unique(np.round(np.geomspace(1, max(1, min(1000, ranks.gallery)), 25)).astype(int))
     return {"k": steps.tolist(), "recall": [float(ranks.recall(int(k)).mean()) for k in steps]}
 
 
-def histogram(scores: Scores, direction: str) -> dict[str, list[float]]:
+def rank_histogram(scores: RetrievalScores, direction: str) -> dict[str, list[float]]:
     """How many queries have their first right item where: {"from": [...], "to": [...], "queries": [...]}.
 
     The bins double in width. Where scores tie, a query has its share in every place that it may come to.

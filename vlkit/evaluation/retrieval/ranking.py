@@ -14,12 +14,12 @@ import numpy as np
 import torch
 
 from vlkit.data.labels import Groups
-from vlkit.distributed import ALONE, World
+from vlkit.distributed import SINGLE, World
 from vlkit.errors import NonFiniteError
-from vlkit.evaluation.retrieval.average_precision import Places, best_counts, counted
-from vlkit.evaluation.retrieval.reverse_ranking import Columns, crowded
+from vlkit.evaluation.retrieval.average_precision import MatchPositions, best_counts, count_compared
+from vlkit.evaluation.retrieval.reverse_ranking import ReverseRanking, too_many_matches
 from vlkit.evaluation.retrieval.score_blocks import Block, Blocks, Matches
-from vlkit.evaluation.retrieval.topk import first, items_of, keyed
+from vlkit.evaluation.retrieval.topk import top_items, items_of, ranking_keys
 
 KS = (1, 5, 10)
 
@@ -98,7 +98,7 @@ def rank(
     *,
     keep: int = 5,
     every: bool = False,
-    world: World = ALONE,
+    world: World = SINGLE,
 ) -> Ranks:
     """Rank the gallery for every query by the product of their embeddings.
 
@@ -117,9 +117,9 @@ def rank(
         NonFiniteError: an embedding that is not finite.
     """
     _refuse_not_finite(queries, gallery)
-    matches = Matches.of(query_groups, gallery_groups)
-    blocks = Blocks(queries, gallery, matches, matches.asked[world.share(len(matches.asked))])
-    rows = _Rows(blocks, keep, every)
+    matches = Matches.from_groups(query_groups, gallery_groups)
+    blocks = Blocks(queries, gallery, matches, matches.asked[world.shard(len(matches.asked))])
+    rows = _ForwardRanking(blocks, keep, every)
     for block in blocks:
         rows.add(block)
     return rows.ranks(len(matches.asked), world)
@@ -133,7 +133,7 @@ def rank_both(
     *,
     keep: int = 5,
     every: bool = False,
-    world: World = ALONE,
+    world: World = SINGLE,
 ) -> tuple[Ranks, Ranks]:
     """Both directions: the gallery ranked for the queries, and the queries for the gallery.
 
@@ -147,16 +147,16 @@ def rank_both(
         there, back = rank_both(gallery, queries, gallery_groups, query_groups, **how)
         return back, there
     _refuse_not_finite(queries, gallery)
-    matches = Matches.of(query_groups, gallery_groups)
-    if not (every and crowded(matches)):
+    matches = Matches.from_groups(query_groups, gallery_groups)
+    if not (every and too_many_matches(matches)):
         asked = matches.by_first()
-        blocks = Blocks(queries, gallery, matches, asked[world.share(len(asked))])
+        blocks = Blocks(queries, gallery, matches, asked[world.shard(len(asked))])
         # A query without a match asks nothing, but it is among those that an item ranks.
         idle = np.setdiff1d(np.arange(len(queries)), asked)
-        others = Blocks(queries, gallery, matches, idle[world.share(len(idle))])
-        columns = Columns(blocks, matches, **how)
+        others = Blocks(queries, gallery, matches, idle[world.shard(len(idle))])
+        columns = ReverseRanking(blocks, matches, **how)
         for _ in range(2):
-            rows = _Rows(blocks, keep, every)
+            rows = _ForwardRanking(blocks, keep, every)
             for block in blocks:
                 rows.add(block)
                 columns.add(block)
@@ -178,7 +178,7 @@ def _refuse_not_finite(queries: torch.Tensor, gallery: torch.Tensor) -> None:
         )
 
 
-class _Rows:
+class _ForwardRanking:
     """What the rows of some blocks come to."""
 
     def __init__(self, blocks: Blocks, keep: int, every: bool) -> None:
@@ -190,18 +190,18 @@ class _Rows:
     def add(self, block: Block) -> None:
         """Count a block's scores."""
         if self.every:
-            places = Places.of(block.scores, block.rows, block.items, block.spare)
+            places = MatchPositions.from_scores(block.scores, block.rows, block.items, block.spare)
             self.counts[block.done], self.precision[block.done] = places.best(), _precision(places)
         else:
             self.counts[block.done] = _count(block).cpu()
         if self.top.shape[1]:
-            keys = keyed(*first(block.scores, self.top.shape[1], block.spare))
+            keys = ranking_keys(*top_items(block.scores, self.top.shape[1], block.spare))
             self.top[block.done] = items_of(keys.sort(descending=True).values).cpu()
 
     def ranks(self, asked: int, world: World) -> Ranks:
         """The rows of all processes, by query."""
         query, counts, top, precision = (
-            world.gathered(torch.from_numpy(part).to(self.gallery.device), asked).cpu().numpy()
+            world.all_gather(torch.from_numpy(part).to(self.gallery.device), asked).cpu().numpy()
             for part in (self.query, self.counts, self.top, self.precision)
         )
         order = np.argsort(query)
@@ -214,18 +214,18 @@ def _count(block: Block) -> torch.Tensor:
     scores, right = block.scores, block.right
     best = torch.full((len(scores),), -torch.inf, device=scores.device, dtype=scores.dtype)
     best.scatter_reduce_(0, block.rows, right, "amax")
-    above, tied = (counted(compare, scores, best, block.spare) for compare in (torch.gt, torch.eq))
+    above, tied = (count_compared(compare, scores, best, block.spare) for compare in (torch.gt, torch.eq))
     return best_counts(above, tied, block.rows, right, best)
 
 
-def _of_columns(columns: Columns, gallery: int) -> Ranks:
+def _of_columns(columns: ReverseRanking, gallery: int) -> Ranks:
     if not columns.every:
         return Ranks(*columns.counts().T, columns.top(), columns.item, gallery)
     places = columns.places()
     return Ranks(*places.best().T, columns.top(), columns.item, gallery, _precision(places))
 
 
-def _precision(places: Places) -> np.ndarray:
+def _precision(places: MatchPositions) -> np.ndarray:
     return np.stack([places.average_precision(), *(places.found(k) for k in KS)], axis=1)
 
 

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 
 from vlkit.distributed import World
-from vlkit.evaluation.retrieval.average_precision import COUNTED, Places, best_counts, counted
+from vlkit.evaluation.retrieval.average_precision import COUNTED, MatchPositions, best_counts, count_compared
 from vlkit.evaluation.retrieval.score_blocks import Block, Blocks, Matches
-from vlkit.evaluation.retrieval.topk import first, items_of, keyed, scores_of
+from vlkit.evaluation.retrieval.topk import top_items, items_of, ranking_keys, scores_of
 
 
-class Columns:
+class ReverseRanking:
     """What the columns of all blocks come to.
 
     Attributes:
@@ -50,8 +50,8 @@ class Columns:
         """Count a block's scores."""
         self._said[_at(block.match, self._said)] = block.right
         for against, above, tied in zip(self._against, self._above, self._tied, strict=True):
-            above += counted(torch.gt, block.scores, against, block.spare, dim=0)
-            tied += counted(torch.eq, block.scores, against, block.spare, dim=0)
+            above += count_compared(torch.gt, block.scores, against, block.spare, dim=0)
+            tied += count_compared(torch.eq, block.scores, against, block.spare, dim=0)
         if self.keep:
             self._remember(block)
 
@@ -61,8 +61,8 @@ class Columns:
         reached = torch.nonzero(block.scores.amax(0) >= scores_of(self._top[:, -1]))[:, 0]
         turned = block.scores[:, reached].T.contiguous()
         spare = block.spare.view(-1)[: turned.numel()].view(turned.shape)
-        values, rows = first(turned, min(self.keep, len(block.query)), spare)
-        found = keyed(values, _at(block.query, rows)[rows])
+        values, rows = top_items(turned, min(self.keep, len(block.query)), spare)
+        found = ranking_keys(values, _at(block.query, rows)[rows])
         self._top[reached] = torch.cat([self._top[reached], found], dim=1).topk(self.keep).values
 
     def held(self) -> bool:
@@ -79,18 +79,18 @@ class Columns:
         found = best_counts(above, tied, _at(self._matches.item, above), self._right, self._against[0])
         return found.cpu().numpy()[self.item]
 
-    def places(self) -> Places:
+    def places(self) -> MatchPositions:
         """Where every right query stands, for each of the items that have one."""
         above, tied = (
             self._summed(counts).cpu().numpy()[self._row, self._matches.item][self._order]
             for counts in (self._above, self._tied)
         )
         asking = np.searchsorted(self.item, self._matches.item[self._order])
-        return Places.among(asking, self._right.cpu().numpy()[self._order], above, tied)
+        return MatchPositions.from_counts(asking, self._right.cpu().numpy()[self._order], above, tied)
 
     def top(self) -> np.ndarray:
         """int64 [asking, keep]: the queries that each item ranks first."""
-        shares = self.world.gathered(self._top[None], self.world.size).transpose(0, 1)
+        shares = self.world.all_gather(self._top[None], self.world.size).transpose(0, 1)
         return items_of(shares.flatten(1).topk(self.keep).values).cpu().numpy()[self.item]
 
     def _begin(self, right: torch.Tensor) -> None:
@@ -101,14 +101,14 @@ class Columns:
         against = right.new_full((rows * items,), -torch.inf).scatter_reduce_(0, at, right, "amax")
         self._against = against.view(rows, items)
         self._above, self._tied = torch.zeros((2, rows, items), dtype=torch.int64, device=right.device)
-        self._top = keyed(right.new_full((items, self.keep), -torch.inf), self._above.new_zeros(1))
+        self._top = ranking_keys(right.new_full((items, self.keep), -torch.inf), self._above.new_zeros(1))
 
     def _summed(self, mine: torch.Tensor) -> torch.Tensor:
         """Over the processes; of scores, all but one have zeros."""
-        return self.world.gathered(mine[None], self.world.size).sum(0)
+        return self.world.all_gather(mine[None], self.world.size).sum(0)
 
 
-def crowded(matches: Matches) -> bool:
+def too_many_matches(matches: Matches) -> bool:
     """Whether an item has more right queries than are worth counting one by one."""
     return int(np.bincount(matches.item, minlength=1).max()) > COUNTED
 

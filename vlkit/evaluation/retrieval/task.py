@@ -14,8 +14,8 @@ import torch
 from vlkit.config.evaluation import DIRECTIONS
 from vlkit.data.loading.retrieval_batches import Inputs, PixelStore, TokenStore
 from vlkit.data.pairs import Pairs
-from vlkit.distributed import ALONE, World
-from vlkit.evaluation.comparison import Measured
+from vlkit.distributed import SINGLE, World
+from vlkit.evaluation.comparison import PerQueryMetrics
 from vlkit.evaluation.retrieval.ranking import Ranks, metric_values, rank_both
 from vlkit.models.device import Precision
 from vlkit.models.dual_encoder import DualEncoder
@@ -23,7 +23,7 @@ from vlkit.models.encode import encode_captions, encode_images
 
 
 @dataclass(frozen=True)
-class Task:
+class RetrievalTask:
     """What is asked: every unique picture and every unique text of some rows, and which match."""
 
     pairs: Pairs
@@ -31,16 +31,16 @@ class Task:
     texts: pd.DataFrame
 
     @classmethod
-    def of(cls, pairs: Pairs) -> Task:
+    def from_pairs(cls, pairs: Pairs) -> RetrievalTask:
         """The retrieval task of these rows; mismatched pairs (match 0) ask nothing."""
         positives = pairs.positives()
         return cls(positives, positives.unique_images(), positives.unique_texts())
 
-    def of_pictures(self, positions: np.ndarray) -> Task:
+    def of_pictures(self, positions: np.ndarray) -> RetrievalTask:
         """The task of some of the pictures, with the texts of their rows."""
         chosen = set(self.pictures["image_id"].iloc[positions])
         kept = self.pairs.frame["image_id"].isin(chosen)
-        return Task.of(replace(self.pairs, frame=self.pairs.frame[kept].reset_index(drop=True)))
+        return RetrievalTask.from_pairs(replace(self.pairs, frame=self.pairs.frame[kept].reset_index(drop=True)))
 
     def queries(self, direction: str) -> pd.DataFrame:
         """The table that a direction asks with."""
@@ -53,7 +53,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Embedded:
+class Embeddings:
     """A task's pictures and texts in a model's space.
 
     Attributes:
@@ -70,7 +70,7 @@ class Embedded:
 
 
 @dataclass(frozen=True)
-class Scores:
+class RetrievalScores:
     """How a model did.
 
     Attributes:
@@ -91,23 +91,23 @@ class Scores:
         """direction -> metric -> value, as results.json has it."""
         found: dict[str, dict[str, float]] = {}
         for direction, ranks in self.ranks.items():
-            measured = Measured.of(ranks)
+            measured = PerQueryMetrics.of(ranks)
             found[direction] = {metric: measured.value(metric, len(ranks)) for metric in measured.names}
             found[direction] |= {"queries": len(ranks), "gallery": ranks.gallery}
         return found
 
 
-def embed(
+def embed_task(
     encoder: DualEncoder,
-    task: Task,
+    task: RetrievalTask,
     *,
     batch_size: int,
     precision: Precision,
     pictures: Inputs | None = None,
     captions: Inputs | None = None,
     texts: torch.Tensor | None = None,
-    world: World = ALONE,
-) -> Embedded:
+    world: World = SINGLE,
+) -> Embeddings:
     """Encode the task's pictures and texts, each once.
 
     Args:
@@ -120,16 +120,16 @@ def embed(
     started = time.perf_counter()
     how: dict[str, Any] = {"batch_size": batch_size, "precision": precision}
     seen: list[torch.Tensor] = []
-    mine = encode_images(encoder, pictures, part=world.share(len(pictures)), watch=_brightness_into(seen), **how)
+    mine = encode_images(encoder, pictures, part=world.shard(len(pictures)), watch=_brightness_into(seen), **how)
     light = torch.cat(seen).to(mine) if seen else mine.new_full((len(mine),), torch.nan)
-    images, brightness = (world.gathered(part, len(pictures)) for part in (mine, light))
+    images, brightness = (world.all_gather(part, len(pictures)) for part in (mine, light))
     between = time.perf_counter()
     if texts is None:
-        own = encode_captions(encoder, captions, part=world.share(len(captions)), **how)
-        texts = world.gathered(own, len(captions))
+        own = encode_captions(encoder, captions, part=world.shard(len(captions)), **how)
+        texts = world.all_gather(own, len(captions))
     done = time.perf_counter()
     speeds = len(images) / (between - started), len(texts) / (done - between)
-    return Embedded(images, texts, brightness.cpu().numpy(), *speeds)
+    return Embeddings(images, texts, brightness.cpu().numpy(), *speeds)
 
 
 def _brightness_into(seen: list[torch.Tensor]) -> Callable[[Any], None]:
@@ -143,7 +143,7 @@ def _brightness_into(seen: list[torch.Tensor]) -> Callable[[Any], None]:
     return watch
 
 
-def ranked(task: Task, embedded: Embedded, *, keep: int = 0, every: bool = False, world: World = ALONE) -> Scores:
+def rank_task(task: RetrievalTask, embedded: Embeddings, *, keep: int = 0, every: bool = False, world: World = SINGLE) -> RetrievalScores:
     """Rank in both directions.
 
     Args:
@@ -154,30 +154,30 @@ def ranked(task: Task, embedded: Embedded, *, keep: int = 0, every: bool = False
     to_image, to_text = rank_both(
         embedded.texts, embedded.images, text_groups, image_groups, keep=keep, every=every, world=world
     )
-    return Scores({"text_to_image": to_image, "image_to_text": to_text})
+    return RetrievalScores({"text_to_image": to_image, "image_to_text": to_text})
 
 
-def score(
+def score_task(
     encoder: DualEncoder,
-    task: Task,
+    task: RetrievalTask,
     *,
     batch_size: int,
     precision: Precision,
     pictures: Inputs | None = None,
     captions: Inputs | None = None,
-    world: World = ALONE,
-) -> Scores:
-    """`embed`, then `ranked`."""
+    world: World = SINGLE,
+) -> RetrievalScores:
+    """`embed_task`, then `rank_task`."""
     how: dict[str, Any] = {"batch_size": batch_size, "precision": precision, "world": world}
-    return ranked(task, embed(encoder, task, pictures=pictures, captions=captions, **how), world=world)
+    return rank_task(task, embed_task(encoder, task, pictures=pictures, captions=captions, **how), world=world)
 
 
-def pixel_store(task: Task, encoder: DualEncoder) -> PixelStore:
+def pixel_store(task: RetrievalTask, encoder: DualEncoder) -> PixelStore:
     """The task's pictures as this model wants them."""
     return PixelStore(task.pairs.image_paths(task.pictures), encoder.pixel_spec)
 
 
-def token_store(task: Task, encoder: DualEncoder) -> TokenStore:
+def token_store(task: RetrievalTask, encoder: DualEncoder) -> TokenStore:
     """The task's texts as this model reads them."""
     return TokenStore(encoder.tokenize(list(task.texts["text"]))[0], encoder.pad)
 

@@ -8,26 +8,26 @@ from typing import Any
 import torch
 
 from vlkit.data.loading.retrieval_batches import Inputs, PixelStore
-from vlkit.distributed import ALONE, World
-from vlkit.evaluation.retrieval.corruptions import MAX_SIDE, STATED, VERSION, ShiftedPixels
-from vlkit.evaluation.retrieval.task import Embedded, Task, embed, pixel_store, token_store
+from vlkit.distributed import SINGLE, World
+from vlkit.evaluation.retrieval.corruptions import MAX_SIDE, CORRUPTIONS, VERSION, CorruptedPixels
+from vlkit.evaluation.retrieval.task import Embeddings, RetrievalTask, embed_task, pixel_store, token_store
 from vlkit.models.cache.feature_cache import Kept, keys_of
 from vlkit.models.device import Precision
 from vlkit.models.dual_encoder import DualEncoder
 
 
-def embedded_once(
+def embed_cached(
     encoder: DualEncoder,
-    task: Task,
+    task: RetrievalTask,
     *,
     batch_size: int,
     precision: Precision,
     cache: str,
     shift: str | None = None,
     texts: torch.Tensor | None = None,
-    world: World = ALONE,
-) -> Embedded:
-    """`embed` a task with a model that will not change; what was embedded before is read.
+    world: World = SINGLE,
+) -> Embeddings:
+    """`embed_task` a task with a model that will not change; what was embedded before is read.
 
     Args:
         cache: off, auto, or a folder.
@@ -37,7 +37,7 @@ def embedded_once(
     encoder.eval().requires_grad_(False)
     pixels: PixelStore = pixel_store(task, encoder)
     if shift is not None:
-        pixels = ShiftedPixels(pixels.paths, pixels.spec, shift=shift)
+        pixels = CorruptedPixels(pixels.paths, pixels.spec, shift=shift)
     tokens = token_store(task, encoder)
     pictures: Inputs = pixels
     captions: Inputs = tokens
@@ -46,10 +46,10 @@ def embedded_once(
         keys = keys_of("pictures", pixels, list(task.pictures["image_id"]), tokens)
         if shift is not None:
             # What it does, and how, is part of what the features are.
-            made = f"{shift} {VERSION} {STATED[shift]} {MAX_SIDE}"
+            made = f"{shift} {VERSION} {CORRUPTIONS[shift]} {MAX_SIDE}"
             keys = [f"{key}-{shift}-{zlib.crc32(made.encode()):08x}" for key in keys]
         pictures = frozen("pictures", pixels, keys)
         if texts is None:
             captions = frozen("texts", tokens, keys_of("texts", pixels, [], tokens))
     how: dict[str, Any] = {"batch_size": batch_size, "precision": precision, "world": world}
-    return embed(encoder, task, pictures=pictures, captions=captions, texts=texts, **how)
+    return embed_task(encoder, task, pictures=pictures, captions=captions, texts=texts, **how)

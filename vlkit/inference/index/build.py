@@ -16,18 +16,18 @@ from vlkit.config.presets import only_prepared_folder
 from vlkit.config.search import INDEXES, IndexConfig, IndexType
 from vlkit.data.pairs import data_of
 from vlkit.errors import ArtifactError, ResourceError
-from vlkit.evaluation.efficiency import query_latency
+from vlkit.evaluation.efficiency import measure_query_latency
 from vlkit.inference.index import index_folder
 from vlkit.inference.index import query_encoder as embedders
-from vlkit.inference.index.documents import KINDS, Kind, Source
+from vlkit.inference.index.documents import MODALITIES, Modality, DocumentSource
 from vlkit.inference.index.embed_documents import Part, Queries, embedded, held_out_queries
 from vlkit.inference.index.faiss_index import PARAMETERS, Nearest, index_bytes, refuse_few, type_for
 from vlkit.inference.index.index_folder import Index
-from vlkit.inference.index.query_encoder import Embedder, decode_of
+from vlkit.inference.index.query_encoder import QueryEncoder, decode_of
 from vlkit.inference.index.tune import Found, tuned
-from vlkit.models.loading import config_of
+from vlkit.models.loading import model_config
 from vlkit.runs import Run
-from vlkit.storage import Location, existing, json_text, refuse_unwritable, size_of
+from vlkit.storage import Location, nearest_existing, json_text, refuse_unwritable, format_bytes
 
 # Bytes of a docstore's row beside its text, about.
 ROW_BYTES = 200
@@ -49,14 +49,14 @@ def index(config: IndexConfig, *, dry_run: bool) -> dict[str, Any]:
     before = _to_update(config, out)
     if before is not None:
         config, data = _as_before(config, before), data if config.data else Location(before.about["data"]["path"])
-    source = Source.read(data, limit=config.limit, seed=config.seed)
-    kinds = [kind for kind in KINDS if config.of in (kind, "both") and (kind == "texts" or source.pairs is not None)]
+    source = DocumentSource.read(data, limit=config.limit, seed=config.seed)
+    kinds = [kind for kind in MODALITIES if config.of in (kind, "both") and (kind == "texts" or source.pairs is not None)]
     tables = {kind: source.entries(kind) for kind in kinds or ["images"]}
     types = {kind: _type(kind, len(table), config, before) for kind, table in tables.items()}
     if dry_run:
         return _planned(config, out, tables, types, _width(config, run))
     precision = config.precision or (run.config().get("precision") if run else None)
-    embedder = Embedder.of(
+    embedder = QueryEncoder.of(
         embedders.open_towers(said, decode=config.decode), precision, persian=source.script == "persian"
     )
     _refuse_full(out, _needed(tables, types, embedder.encoder.width))
@@ -84,7 +84,7 @@ def index(config: IndexConfig, *, dry_run: bool) -> dict[str, Any]:
     for kind, (part, queries) in drawn.items():
         nearest[kind], found = _built(part, types[kind], queries, config)
         searched[kind] = _facts(part, nearest[kind], found)
-    latency, late = query_latency(embedder.encoder, source.some_texts(), embedder.precision)
+    latency, late = measure_query_latency(embedder.encoder, source.some_texts(), embedder.precision)
     about |= {
         "searched": searched,
         "encoding_ms": latency * 1000,
@@ -121,20 +121,20 @@ def _width(config: IndexConfig, run: Run | None) -> int:
     """Of the common space, without loading a weight."""
     settings = run.config() if run else {}
     name = config.model or (str(run.base) if run and run.base.is_dir() else settings["model"])
-    found = config_of(name, None if run and run.base.is_dir() else settings.get("text_model"))
+    found = model_config(name, None if run and run.base.is_dir() else settings.get("text_model"))
     return int(getattr(found, "projection_dim", None) or found.vision_config.hidden_size)
 
 
 def _planned(
-    config: IndexConfig, out: Location, tables: dict[Kind, pa.Table], types: dict[Kind, IndexType], width: int
+    config: IndexConfig, out: Location, tables: dict[Modality, pa.Table], types: dict[Modality, IndexType], width: int
 ) -> dict[str, Any]:
     """What --dry-run says."""
     sizes = {kind: index_bytes(len(table), width, types[kind]) for kind, table in tables.items()}
-    rows = [[kind, f"{len(table):,}", types[kind], size_of(sizes[kind])] for kind, table in tables.items()]
+    rows = [[kind, f"{len(table):,}", types[kind], format_bytes(sizes[kind])] for kind, table in tables.items()]
     console.table(f"{out}: would be", ["", "rows", "type", "on disk"], rows)
     memory = 2 * sum(len(table) for table in tables.values()) * width * 4
     console.result(
-        f"embeddings need about {size_of(memory)} of memory; {_needed(tables, types, width):,} bytes on disk"
+        f"embeddings need about {format_bytes(memory)} of memory; {_needed(tables, types, width):,} bytes on disk"
     )
     return {
         "index": str(out),
@@ -146,16 +146,16 @@ def _planned(
     }
 
 
-def _needed(tables: dict[Kind, pa.Table], types: dict[Kind, IndexType], width: int) -> int:
+def _needed(tables: dict[Modality, pa.Table], types: dict[Modality, IndexType], width: int) -> int:
     vectors = sum(index_bytes(len(table), width, types[kind]) for kind, table in tables.items())
     return vectors + sum(table.nbytes + ROW_BYTES * len(table) for table in tables.values())
 
 
 def _refuse_full(out: Location, needed: int) -> None:
-    place = Path(tempfile.gettempdir()) if out.is_remote else existing(out.path)
+    place = Path(tempfile.gettempdir()) if out.is_remote else nearest_existing(out.path)
     free = shutil.disk_usage(place).free
     if needed > free:
-        told = f"{out} needs {size_of(needed)}, {size_of(free)} are free"
+        told = f"{out} needs {format_bytes(needed)}, {format_bytes(free)} are free"
         raise ResourceError(told, hint="free some space, or choose another --out; --type ivf-pq takes half")
 
 
@@ -185,7 +185,7 @@ def _as_before(config: IndexConfig, before: Index) -> IndexConfig:
     )
 
 
-def _type(kind: Kind, count: int, config: IndexConfig, before: Index | None) -> IndexType:
+def _type(kind: Modality, count: int, config: IndexConfig, before: Index | None) -> IndexType:
     """The type of one kind's index: the one asked for, the one there is, or what suits its size.
 
     Raises:
@@ -197,7 +197,7 @@ def _type(kind: Kind, count: int, config: IndexConfig, before: Index | None) -> 
     return chosen
 
 
-def _unchanged(before: Index, table: pa.Table, types: dict[Kind, IndexType], config: IndexConfig) -> bool:
+def _unchanged(before: Index, table: pa.Table, types: dict[Modality, IndexType], config: IndexConfig) -> bool:
     same_types = {kind: nearest.type for kind, nearest in before.nearest.items()} == types
     return same_types and before.about.get("target_recall") == config.target_recall and before.table.equals(table)
 

@@ -11,11 +11,11 @@ import pyarrow as pa
 from vlkit import console
 from vlkit.config.search import IndexConfig
 from vlkit.data.loading.retrieval_batches import Inputs, PixelStore, TokenStore
-from vlkit.data.splits import draw
-from vlkit.distributed import ALONE
-from vlkit.inference.index.documents import KINDS, Kind, Source
+from vlkit.data.splits import hash_order
+from vlkit.distributed import SINGLE
+from vlkit.inference.index.documents import MODALITIES, Modality, DocumentSource
 from vlkit.inference.index.index_folder import Index
-from vlkit.inference.index.query_encoder import Embedder
+from vlkit.inference.index.query_encoder import QueryEncoder
 from vlkit.models.cache.feature_cache import Kept, text_keys
 from vlkit.models.encode import encode_captions, encode_images
 
@@ -32,7 +32,7 @@ class Part:
         embedded: how many of them were not in the index that is updated.
     """
 
-    kind: Kind
+    kind: Modality
     table: pa.Table
     rows: np.ndarray
     embedded: int
@@ -45,7 +45,7 @@ class Part:
 
 
 def embedded(
-    embedder: Embedder, config: IndexConfig, source: Source, kind: Kind, table: pa.Table, before: Index | None
+    embedder: QueryEncoder, config: IndexConfig, source: DocumentSource, kind: Modality, table: pa.Table, before: Index | None
 ) -> Part:
     """The rows of one kind; of those that an older index has, its own."""
     known = before.embeddings(kind) if before else {}
@@ -64,7 +64,7 @@ def embedded(
 
 
 def _encoded(
-    embedder: Embedder, config: IndexConfig, source: Source, kind: Kind, table: pa.Table, places: list[int]
+    embedder: QueryEncoder, config: IndexConfig, source: DocumentSource, kind: Modality, table: pa.Table, places: list[int]
 ) -> np.ndarray:
     """Embed the entries at `places`; what is done is kept, so that an interrupted index goes on."""
     encoder = embedder.encoder
@@ -78,7 +78,7 @@ def _encoded(
         kept: Inputs = captions
         if config.cache != "off":
             longest = max(map(len, tokens))
-            kept = Kept(encoder, embedder.precision, longest, config.cache, ALONE)("texts", captions, text_keys(tokens))
+            kept = Kept(encoder, embedder.precision, longest, config.cache, SINGLE)("texts", captions, text_keys(tokens))
         return encode_captions(encoder, kept, **how).float().cpu().numpy()
     assert source.pairs is not None
     chosen = source.pairs.unique_images().iloc[places]
@@ -86,7 +86,7 @@ def _encoded(
     pictures: Inputs = pixels
     if config.cache != "off":
         keys = [str(table.column("key")[place]) for place in places]
-        pictures = Kept(encoder, embedder.precision, 0, config.cache, ALONE)("pictures", pixels, keys)
+        pictures = Kept(encoder, embedder.precision, 0, config.cache, SINGLE)("pictures", pixels, keys)
     return encode_images(encoder, pictures, **how).float().cpu().numpy()
 
 
@@ -107,10 +107,10 @@ class Queries:
 
 
 def held_out_queries(
-    part: Part, approximate: bool, config: IndexConfig, source: Source, parts: list[Part]
+    part: Part, approximate: bool, config: IndexConfig, source: DocumentSource, parts: list[Part]
 ) -> tuple[Part, Queries]:
     """Draw queries of either kind by the seed; for an approximate index, those of its own come last in it."""
-    held = dict(zip(KINDS, source.held_out(), strict=True))
+    held = dict(zip(MODALITIES, source.held_out(), strict=True))
     others = [each for each in parts if each.kind != part.kind]
     share = config.queries // (1 + len(others))
     approximate = approximate and len(part.rows) >= FEW
@@ -132,4 +132,4 @@ def _drawn(part: Part, held: set[str], count: int, seed: int) -> np.ndarray:
     """Places of some entries, of those that were held out where there are any."""
     ids = part.table.column("id").to_pylist()
     known = [place for place, key in enumerate(ids) if key in held] or range(len(ids))
-    return np.array(sorted(known, key=lambda place: draw(seed, ids[place]))[:count], np.int64)
+    return np.array(sorted(known, key=lambda place: hash_order(seed, ids[place]))[:count], np.int64)

@@ -27,15 +27,15 @@ import pyarrow.parquet as pq
 
 from vlkit.config.base import read_yaml, yaml_text
 from vlkit.errors import ArtifactError, NetworkError, UsageError
-from vlkit.inference.index.documents import KINDS, SCHEMA, Kind
+from vlkit.inference.index.documents import MODALITIES, SCHEMA, Modality
 from vlkit.inference.index.faiss_index import PARAMETERS, Nearest
 from vlkit.remote import MANIFEST, VERSIONS, Remote, hash_of
-from vlkit.storage import Location, folder_written_whole, json_text
+from vlkit.storage import Location, atomic_folder, json_text
 
 VERSION = 1
 SHOWN = ("id", "text", "path", "class", "group", "metadata")
 ABOUT, DOCSTORE = "index.yaml", "docstore.parquet"
-KNOWN = {ABOUT, DOCSTORE, *(f"{kind}.faiss" for kind in KINDS)}
+KNOWN = {ABOUT, DOCSTORE, *(f"{kind}.faiss" for kind in MODALITIES)}
 AGAIN = "build it again: vlkit index"
 ATTEMPTS = 5
 
@@ -53,18 +53,18 @@ class Index:
     location: Location
     about: dict[str, Any]
     table: pa.Table
-    nearest: dict[Kind, Nearest]
+    nearest: dict[Modality, Nearest]
 
     @property
     def name(self) -> str:
         """The folder's."""
         return self.location.name
 
-    def first_row(self, kind: Kind) -> int:
+    def first_row(self, kind: Modality) -> int:
         """Where, in the docstore, a kind begins."""
         return len(self.nearest["texts"]) if kind == "images" and "texts" in self.nearest else 0
 
-    def rows(self, kind: Kind, places: np.ndarray) -> list[dict[str, Any]]:
+    def rows(self, kind: Modality, places: np.ndarray) -> list[dict[str, Any]]:
         """Entries by their places in a kind's index."""
         first = self.first_row(kind)
         return [{name: column[first + place].as_py() for name, column in self._shown} for place in places.tolist()]
@@ -74,12 +74,12 @@ class Index:
         """The columns of an entry, each in one piece: a value is found at once."""
         return [(name, self.table.column(name).combine_chunks()) for name in SHOWN]
 
-    def column(self, kind: Kind, name: str) -> pa.ChunkedArray:
+    def column(self, kind: Modality, name: str) -> pa.ChunkedArray:
         """One of the docstore's columns, of a kind."""
         return self.table.column(name).slice(self.first_row(kind), len(self.nearest[kind]))
 
     @cached_property
-    def places(self) -> dict[Kind, dict[str, int]]:
+    def places(self) -> dict[Modality, dict[str, int]]:
         """kind -> id -> place in its index."""
         return {
             kind: {key: place for place, key in enumerate(self.column(kind, "id").to_pylist())} for kind in self.nearest
@@ -90,14 +90,14 @@ class Index:
         """Those that entries have, sorted."""
         return sorted(each for each in self.table.column("class").unique().to_pylist() if each is not None)
 
-    def embeddings(self, kind: Kind) -> dict[str, np.ndarray]:
+    def embeddings(self, kind: Modality) -> dict[str, np.ndarray]:
         """key -> unit row, of what is in it already."""
         if kind not in self.nearest:
             return {}
         return dict(zip(self.column(kind, "key").to_pylist(), self.nearest[kind].rows(), strict=True))
 
 
-def write(location: Location, about: Mapping[str, Any], table: pa.Table, nearest: Mapping[Kind, Nearest]) -> None:
+def write(location: Location, about: Mapping[str, Any], table: pa.Table, nearest: Mapping[Modality, Nearest]) -> None:
     """Write an index folder, whole or not at all; an older one is there until then."""
     refuse_other(location)
     if location.is_remote:
@@ -105,14 +105,14 @@ def write(location: Location, about: Mapping[str, Any], table: pa.Table, nearest
             files = _written(Path(folder), about, table, nearest)
             Remote(location).replace(files, MANIFEST)
         return
-    with folder_written_whole(location.path) as aside:
+    with atomic_folder(location.path) as aside:
         files = _written(aside, about, table, nearest)
         hashes = {name: {"sha256": hash_of(path)} for name, path in files.items()}
         (aside / MANIFEST).write_text(json_text({"schema": 1, "files": hashes}, indent=1) + "\n", encoding="utf-8")
 
 
 def _written(
-    folder: Path, about: Mapping[str, Any], table: pa.Table, nearest: Mapping[Kind, Nearest]
+    folder: Path, about: Mapping[str, Any], table: pa.Table, nearest: Mapping[Modality, Nearest]
 ) -> dict[str, Path]:
     for kind, each in nearest.items():
         each.write(folder / f"{kind}.faiss")
@@ -220,10 +220,10 @@ def _opened(location: Location, folder: Path) -> Index:
     try:
         about = read_yaml(folder / ABOUT)
         table = pq.read_table(folder / DOCSTORE, memory_map=True)
-        kinds = {kind: about["searched"][kind] for kind in KINDS if kind in about["searched"]}
+        kinds = {kind: about["searched"][kind] for kind in MODALITIES if kind in about["searched"]}
         if about["schema"] != VERSION or table.schema.names != SCHEMA.names or not kinds:
             raise ArtifactError(f"{location} is of another version of vlkit", hint=AGAIN)
-        nearest: dict[Kind, Nearest] = {}
+        nearest: dict[Modality, Nearest] = {}
         for kind, how in kinds.items():
             effort = how.get(PARAMETERS[how["type"]] or "", 0)
             nearest[kind] = Nearest.read(folder / f"{kind}.faiss", how["type"], effort)

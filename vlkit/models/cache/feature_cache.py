@@ -24,10 +24,10 @@ from torch.utils.data import DataLoader
 
 from vlkit import console, signals
 from vlkit.data.loading.retrieval_batches import Carried, Inputs, PixelStore, TokenStore, loader_workers, unpacked
-from vlkit.distributed import ALONE, World
+from vlkit.distributed import SINGLE, World
 from vlkit.errors import ArtifactError, DataError, UsageError, VlkitError
 from vlkit.models.cache.feature_store import FeatureStore, folder_of
-from vlkit.models.captioner.vision_encoder import PatchEncoder
+from vlkit.models.captioner.vision_encoder import VisionEncoder
 from vlkit.models.device import Precision, autocast
 from vlkit.models.dual_encoder import DualEncoder
 from vlkit.models.stages import PartialForward, Stage, frozen_depth, run_stages
@@ -36,11 +36,11 @@ SCHEMA = 2
 BLOCK = 64
 TORCH_TYPES = {"float32": torch.float32, "float16": torch.float16}
 
-Kind = Literal["pictures", "texts"]
+Modality = Literal["pictures", "texts"]
 
 
 @dataclass(frozen=True)
-class Features:
+class CachedFeatures:
     """Some pictures or texts out of the cache: for their positions what the frozen stages made of them.
 
     Attributes:
@@ -52,7 +52,7 @@ class Features:
     store: FeatureStore
     depth: int
     places: np.ndarray
-    ends: np.ndarray | None = None
+    pool_positions: np.ndarray | None = None
 
     small = True
 
@@ -63,14 +63,14 @@ class Features:
         """What the stages made of the items at `positions`; texts are cut to the longest of them."""
         positions = np.asarray(positions, np.int64)
         values = torch.from_numpy(self.store.read(self.places[positions]))
-        if self.ends is None:
+        if self.pool_positions is None:
             return PartialForward(values, self.depth)
-        ends = torch.from_numpy(self.ends[positions])
+        ends = torch.from_numpy(self.pool_positions[positions])
         return PartialForward(values[:, : int(ends.max()) + 1] if len(ends) else values, self.depth, ends)
 
 
 @dataclass(frozen=True)
-class Frozen:
+class FrozenPrefix:
     """The frozen part of one tower.
 
     Attributes:
@@ -78,14 +78,14 @@ class Frozen:
         length: tokens that every text is padded to; None for pictures, and where each text ends as one row.
     """
 
-    encoder: DualEncoder | PatchEncoder
-    kind: Kind
+    encoder: DualEncoder | VisionEncoder
+    kind: Modality
     precision: Precision
     depth: int
     length: int | None = None
 
     @classmethod
-    def of(cls, encoder: DualEncoder | PatchEncoder, kind: Kind, precision: Precision, longest: int = 0) -> Frozen:
+    def of(cls, encoder: DualEncoder | VisionEncoder, kind: Modality, precision: Precision, longest: int = 0) -> FrozenPrefix:
         """What of the tower is frozen now.
 
         Args:
@@ -103,7 +103,7 @@ class Frozen:
         return cls(encoder, kind, precision, depth, min(limit, -(-longest // 8) * 8))
 
     @staticmethod
-    def _chain_of(encoder: DualEncoder | PatchEncoder, kind: Kind) -> list[Stage]:
+    def _chain_of(encoder: DualEncoder | VisionEncoder, kind: Modality) -> list[Stage]:
         return encoder.image_chain if kind == "pictures" else encoder.text_chain
 
     @property
@@ -115,7 +115,7 @@ class Frozen:
         """Pixels or token ids -> what the frozen stages make of them, on the towers' device."""
         encoder, chain = self.encoder, self._chain_of(self.encoder, self.kind)
         if self.kind == "pictures":
-            begun = PartialForward(encoder.scaled(inputs), 0)
+            begun = PartialForward(encoder.normalize_pixels(inputs), 0)
         else:
             ends = encoder.pool_positions(inputs)
             begun = PartialForward(self._padded(inputs).to(encoder.device), 0, ends)
@@ -124,7 +124,7 @@ class Frozen:
 
     def _padded(self, input_ids: torch.Tensor) -> torch.Tensor:
         more = (self.length or 0) - input_ids.shape[1]
-        return torch.nn.functional.pad(input_ids, (0, more), value=self.encoder.pad_token) if more > 0 else input_ids
+        return torch.nn.functional.pad(input_ids, (0, more), value=self.encoder.pad_id) if more > 0 else input_ids
 
     def row(self) -> tuple[tuple[int, ...], np.dtype]:
         """Shape and type of what is kept of one item: float32 where that is the precision, else float16."""
@@ -146,13 +146,13 @@ class Frozen:
     def identity(self) -> dict[str, Any]:
         """All that decides what it makes of an item, but the item."""
         stages = self._chain_of(self.encoder, self.kind)[: self.depth]
-        half = self.encoder.half_config(self.kind)
+        half = self.encoder.tower_config(self.kind)
         config = {k: v for k, v in half.to_dict().items() if not k.startswith("_")}
         if self.kind == "pictures":
             spec = self.encoder.pixel_spec.identity()
         else:
             pooling = getattr(self.encoder.model.config, "pooling", None)
-            spec = {"length": self.length, "pad": self.encoder.pad_token, "pooling": pooling}
+            spec = {"length": self.length, "pad": self.encoder.pad_id, "pooling": pooling}
         about = {"schema": SCHEMA, "kind": self.kind, "depth": self.depth, "precision": self.precision}
         return {**about, "weights": _weights(stages), "preprocessing": spec, "config": config}
 
@@ -177,20 +177,20 @@ class Frozen:
             shutil.rmtree(self.folder(folder_of(cache)))
             return self.store(folder_of(cache))
 
-    def features(self, store: FeatureStore, items: Inputs, keys: Sequence[str], world: World = ALONE) -> Features:
+    def features(self, store: FeatureStore, items: Inputs, keys: Sequence[str], world: World = SINGLE) -> CachedFeatures:
         """The items' features; what is not yet in the store is computed, each process its share."""
         # A share of all: what is missing is another list for every process that looks while others write.
-        share = range(len(keys))[world.share(len(keys))]
+        share = range(len(keys))[world.shard(len(keys))]
         mine = [share[position] for position in store.missing([keys[position] for position in share])]
         self.encoder.eval()
         self._compute(store, items, keys, mine)
-        world.wait()
+        world.barrier()
         store.reload()
         # Another machine of the same run may have written to a disk of its own.
         self._compute(store, items, keys, store.missing(keys))
         places = np.array([store.places[key] for key in keys], np.int64)
         whole = self.kind == "pictures" or len(store.shape) == 1 or self.encoder.pads_to_max_length
-        return Features(store, self.depth, places, None if whole else self._ends(items))
+        return CachedFeatures(store, self.depth, places, None if whole else self._ends(items))
 
     def _compute(self, store: FeatureStore, items: Inputs, keys: Sequence[str], mine: Sequence[int]) -> None:
         """Compute the items at the positions `mine`, and keep them. Texts of like lengths go together."""
@@ -209,7 +209,7 @@ class Frozen:
                     told = f"the frozen part of {self.encoder.source} makes numbers that {store.dtype} cannot hold"
                     raise UsageError(told, hint="--precision fp32, or --cache off")
                 store.append([keys[position] for position in block], values)
-                signals.check()
+                signals.raise_if_stopped()
                 bar.update(min(number * BLOCK, len(mine)))
 
     def fits(self, tokens: TokenStore) -> bool:
@@ -224,7 +224,7 @@ class Frozen:
         return torch.cat(blocks).numpy()
 
 
-def weights_hash(encoder: DualEncoder | PatchEncoder, kind: Kind) -> str:
+def weights_hash(encoder: DualEncoder | VisionEncoder, kind: Modality) -> str:
     """What tells a tower from every other one: SHA-256 of its weights, adapters included.
 
     Those in 4 bits are left out: another device packs them in another way.
@@ -257,16 +257,16 @@ class Kept:
     cache: str
     world: World
 
-    def __call__(self, kind: Kind, items: Inputs, keys: Sequence[str]) -> Inputs:
+    def __call__(self, kind: Modality, items: Inputs, keys: Sequence[str]) -> Inputs:
         """Features of the items; where a cache that nobody asked for fails, the items as they are.
 
         Under torchrun it fails all: the processes would no longer do the same.
         """
         try:
-            frozen = Frozen.of(self.encoder, kind, self.precision, self.longest)
-            if self.world.first:
+            frozen = FrozenPrefix.of(self.encoder, kind, self.precision, self.longest)
+            if self.world.is_main:
                 frozen.opened(self.cache)
-            self.world.wait()
+            self.world.barrier()
             store = frozen.store(folder_of(self.cache))
             found = frozen.features(store, items, keys, self.world)
             store.read(found.places)  # Damage shows now, while there is another way.
@@ -278,12 +278,12 @@ class Kept:
             return items
 
 
-def keys_of(kind: Kind, pixels: PixelStore, image_ids: Sequence[str], tokens: TokenStore) -> list[str]:
+def keys_of(kind: Modality, pixels: PixelStore, image_ids: Sequence[str], tokens: TokenStore) -> list[str]:
     """What names each picture, or each text, in a store."""
-    return picture_keys(pixels.paths, image_ids) if kind == "pictures" else text_keys(tokens.tokens)
+    return image_keys(pixels.paths, image_ids) if kind == "pictures" else text_keys(tokens.tokens)
 
 
-def picture_keys(paths: Sequence[Path], image_ids: Sequence[str]) -> list[str]:
+def image_keys(paths: Sequence[Path], image_ids: Sequence[str]) -> list[str]:
     """The hash of each picture's bytes, and size and time of its file, lest it was changed since it was hashed."""
     found = ((image_id, _stat(path)) for path, image_id in zip(paths, image_ids, strict=True))
     return [f"{image_id}-{stat.st_size}-{stat.st_mtime_ns}" for image_id, stat in found]

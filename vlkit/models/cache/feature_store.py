@@ -161,4 +161,4 @@ def _appended(path: Path, length: int, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-        fault_injection.place("after fsync", path)
+        fault_injection.fault_point("after fsync", path)

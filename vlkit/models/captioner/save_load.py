@@ -26,44 +26,44 @@ from vlkit.models.cache.feature_cache import weights_hash
 from vlkit.models.captioner.captioner import Captioner
 from vlkit.models.captioner.fusion import Fusion, FusionShape
 from vlkit.models.captioner.language_model import TINY_LLM, LanguageModel, load_llm
-from vlkit.models.captioner.vision_encoder import PatchEncoder, load_vision
+from vlkit.models.captioner.vision_encoder import VisionEncoder, load_vision_encoder
 from vlkit.models.device import Precision, best_device
-from vlkit.models.preprocessing import decoding
+from vlkit.models.preprocessing import with_decode
 from vlkit.models.tiny import MAKERS
 from vlkit.runs import Run
-from vlkit.storage import folder_written_whole, json_text
+from vlkit.storage import atomic_folder, json_text
 
 SCHEMA = 1
 WEIGHTS, ABOUT = "fusion.safetensors", "fusion.json"
 
 
-def vision_of(run: Run, settings: dict[str, Any], texts: tuple[str, ...] = ()) -> PatchEncoder:
+def load_run_vision(run: Run, settings: dict[str, Any], texts: tuple[str, ...] = ()) -> VisionEncoder:
     """The vision tower that a run names; a tiny one from its own folder, where it is made if it is not there.
 
     Args:
         texts: for the tokenizer that a tiny one is made with.
     """
     name = str(settings["vision"])
-    vision = load_vision(name, keep_in=run.base / "vision", texts=texts, seed=int(settings["seed"]))
-    return decoding(vision, settings["decode"])
+    vision = load_vision_encoder(name, keep_in=run.base / "vision", texts=texts, seed=int(settings["seed"]))
+    return with_decode(vision, settings["decode"])
 
 
-def llm_of(run: Run, settings: dict[str, Any], precision: Precision) -> LanguageModel:
+def load_run_llm(run: Run, settings: dict[str, Any], precision: Precision) -> LanguageModel:
     """The language model that a run names; a tiny one from its own folder."""
     name = str(run.base / "llm") if settings["llm"] == TINY_LLM else str(settings["llm"])
     return load_llm(name, quantize=settings["quantize"], precision=precision)
 
 
-def identities(vision: PatchEncoder, language: LanguageModel) -> dict[str, str]:
+def frozen_hashes(vision: VisionEncoder, language: LanguageModel) -> dict[str, str]:
     """Hashes of what is frozen."""
     return {"vision": weights_hash(vision, "pictures"), "llm": language.identity()}
 
 
-def write_captioner(captioner: Captioner, frozen: dict[str, str], run: Run) -> Path:
+def save_captioner(captioner: Captioner, frozen: dict[str, str], run: Run) -> Path:
     """Write fusion/ and, where there is a LoRA, adapter/; each appears whole. Returns fusion/.
 
     Args:
-        frozen: hashes of what is frozen, from `identities`, taken before a LoRA was put in.
+        frozen: hashes of what is frozen, from `frozen_hashes`, taken before a LoRA was put in.
     """
     fusion, language = captioner.fusion, captioner.language
     about = {
@@ -76,15 +76,15 @@ def write_captioner(captioner: Captioner, frozen: dict[str, str], run: Run) -> P
         "lora": language.peft is not None,
     }
     if language.peft is not None:
-        with folder_written_whole(run.folder / "adapter") as aside:
+        with atomic_folder(run.folder / "adapter") as aside:
             language.peft.save_pretrained(aside, save_embedding_layers=False)
-    with folder_written_whole(run.folder / "fusion") as aside:
+    with atomic_folder(run.folder / "fusion") as aside:
         save_file({name: p.detach().cpu().contiguous() for name, p in fusion.named_parameters()}, aside / WEIGHTS)
         (aside / ABOUT).write_text(json_text(about, indent=2) + "\n", encoding="utf-8")
     return run.folder / "fusion"
 
 
-def open_captioner(
+def load_captioner(
     run: Run, *, prompt: str | None = None, precision: Precision | None = None, decode: Decode | None = None
 ) -> Captioner:
     """The captioner of a finished run, on the device that it is used on.
@@ -106,8 +106,8 @@ def open_captioner(
     about, weights = _read(run.folder / "fusion")
     precision = precision or settings["precision"]
     _refuse_gone(run, settings)
-    vision, language = decoding(vision_of(run, settings), decode), llm_of(run, settings, precision)
-    _refuse_others(about["frozen"], identities(vision, language), settings, run)
+    vision, language = with_decode(load_run_vision(run, settings), decode), load_run_llm(run, settings, precision)
+    _refuse_others(about["frozen"], frozen_hashes(vision, language), settings, run)
     if about["lora"]:
         language.load_lora(run.folder / "adapter")
     fusion = _fusion(about, weights, run)
