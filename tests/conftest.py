@@ -1,13 +1,10 @@
-"""Shared ground: small raw folders, a prepared one, tiny models, and the command line in this process."""
+"""Fixtures of all tests: small raw folders, a prepared one, tiny models, and the command line in this process."""
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 import signal
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -17,37 +14,14 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="vlkit-test-cache-")
 os.environ.pop("VLKIT_DEBUG", None)
 
-import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
+from helpers import COLOURS, FORMS, Outcome, write_recipes
 from typer.testing import CliRunner
 from zygote import Zygote
 
 # A shell starts what it puts in the background deaf to Ctrl-C, and so would be the commands that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-COLOURS = {
-    "red": (200, 40, 40),
-    "green": (40, 180, 60),
-    "blue": (50, 60, 210),
-    "yellow": (230, 220, 60),
-    "white": (240, 240, 240),
-}
-FORMS = ("tart", "soup", "pie", "salad", "cake", "bread")
-
-
-@dataclass
-class Outcome:
-    """What a command did: exit code, stdout, stderr."""
-
-    code: int
-    out: str
-    err: str
-
-    def json(self) -> dict:
-        """stdout as the one JSON object it must be."""
-        return json.loads(self.out)
 
 
 @pytest.fixture(scope="session")
@@ -62,66 +36,6 @@ def vlkit():
         return Outcome(result.exit_code, result.stdout, result.stderr)
 
     return run
-
-
-def picture(path: Path, colour: tuple[int, int, int], seed: int, size: int = 40) -> None:
-    """A noisy patch of one colour; every seed gives other bytes."""
-    noise = np.random.default_rng(seed).integers(-20, 20, (size, size, 3))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8)).save(path)
-
-
-def patterned(path: Path, seed: int, size: tuple[int, int] = (96, 72), **save: object) -> Path:
-    """A picture with large forms of its own, so that perceptual hashes tell it from others."""
-    small = np.random.default_rng(seed).integers(0, 255, (12, 16, 3)).astype(np.uint8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(path, **save)
-    return path
-
-
-def write_recipes(folder: Path, recipes: int = 30, pictures: int = 2) -> Path:
-    """A raw folder of recipes: each with `pictures` pictures and two texts."""
-    lines = []
-    for number in range(recipes):
-        colour, form = list(COLOURS)[number % 5], FORMS[number // 5 % 6]
-        names = [f"images/{number}-{copy}.png" for copy in range(pictures)]
-        for copy, name in enumerate(names):
-            picture(folder / name, COLOURS[colour], seed=number * 10 + copy)
-        texts = {
-            "title": f"{colour} {form} number {number}",
-            "description": f"A {form} that is {colour}, made {number} times.",
-        }
-        lines.append(json.dumps({"recipe_id": f"r{number:03d}", **texts, "images": names}))
-    (folder / "recipes.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return folder
-
-
-def write_class_folders(folder: Path, per_class: int = 10) -> Path:
-    """A raw folder of classes: one colour each."""
-    for position, (colour, value) in enumerate(COLOURS.items()):
-        for number in range(per_class):
-            picture(folder / f"Leaf___{colour}_spot" / f"{number}.png", value, seed=position * 1000 + number)
-    return folder
-
-
-def rejects(tmp_path):
-    table = pd.read_csv(tmp_path / "out/rejects.csv")
-    return dict(zip(table["item"], table["reason"], strict=True))
-
-
-def write_table(folder, rows, name="table.csv"):
-    with (folder / name).open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def resealed(index):
-    """Write the manifest of an index anew, of what is there now."""
-    from vlkit.remote import hash_of
-
-    files = {path.name: {"sha256": hash_of(path)} for path in index.iterdir() if path.name != "MANIFEST.json"}
-    (index / "MANIFEST.json").write_text(json.dumps({"schema": 1, "files": files}))
 
 
 @pytest.fixture
@@ -186,7 +100,7 @@ def tiny_qwen(prepared, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("taught") / "llm"
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(pretrain_tiny_llm, "BATCH", 16)
-        train = read_pairs(prepared).of("train")
+        train = read_pairs(prepared).split("train")
         pretrain_tiny_llm.write_tiny_llm(train, "Describe the picture.", folder, seed=1, total=120)
     return folder
 

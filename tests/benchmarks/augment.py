@@ -17,10 +17,10 @@ import measuring
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from vlkit.config.data import OPERATIONS, PictureSettings
-from vlkit.data.augment.image_ops import Variation
-from vlkit.data.augment.render import Job, render
-from vlkit.data.parallel import cores
+from vlkit.config.data import IMAGE_OPERATIONS, ImageAugmentSettings
+from vlkit.data.augment.image_ops import ImageAugmenter
+from vlkit.data.augment.render import RenderJob, render_images
+from vlkit.data.parallel import usable_cores
 
 
 def photo(number: int) -> Image.Image:
@@ -38,18 +38,18 @@ def written(folder: Path, count: int, runs: int) -> dict[str, Any]:
     for number in range(count):
         path = folder / f"{number}.jpg"
         photo(number).save(path, quality=88)
-        jobs.append(Job(path, str(number), 0))
-    rates: dict[int, list[float]] = {1: [], cores(): []}
+        jobs.append(RenderJob(path, str(number), 0))
+    rates: dict[int, list[float]] = {1: [], usable_cores(): []}
     # The first round warms up.
     for run in range(runs + 1):
         for workers in rates:
             out = folder / f"out-{run}-{workers}"
             out.mkdir()
             began = time.perf_counter()
-            for _ in render(jobs, Variation.of(PictureSettings()), out, workers=workers):
+            for _ in render_images(jobs, ImageAugmenter.from_settings(ImageAugmentSettings()), out, workers=workers):
                 pass
             rates[workers] += [count / (time.perf_counter() - began)] if run else []
-    one, every = rates[1], rates[cores()]
+    one, every = rates[1], rates[usable_cores()]
     return {
         "one process": statistics.median(one),
         "all cores": statistics.median(every),
@@ -75,7 +75,7 @@ def operations(repeats: int = 20) -> dict[str, dict[str, float]]:
     }
     found = {}
     for name, pillow in pillows.items():
-        variation = Variation.of(PictureSettings(**{**dict.fromkeys(OPERATIONS, 0.0), name: 1.0}))
+        variation = ImageAugmenter.from_settings(ImageAugmentSettings(**{**dict.fromkeys(IMAGE_OPERATIONS, 0.0), name: 1.0}))
         amount = variation.chosen(0, "a")[name]
         mine, its = (
             min(_seconds(work) for _ in range(repeats)) * 1000

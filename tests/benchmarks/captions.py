@@ -50,7 +50,7 @@ def ours(made: list[str], told: list[list[str]]) -> Found:
     candidates = coco_tokens(made)
     flat = iter(coco_tokens([text for each in told for text in each]))
     between = time.perf_counter()
-    scores = CaptionScores.of(candidates, [[next(flat) for _ in each] for each in told])
+    scores = CaptionScores.from_tokens(candidates, [[next(flat) for _ in each] for each in told])
     values = [*scores.bleu(), scores.rouge_l.mean(), scores.cider.mean()]
     done = time.perf_counter()
     return {"tokens": between - began, "scores": done - between, "all": done - began}, [float(v) for v in values]

@@ -68,13 +68,13 @@ def of_vlkit(work: peers.Work, loss_of: Callable[[Any], Any], pieces: int = 1) -
         loss_of: model -> what the loop is given.
         pieces: of ordinary accumulation.
     """
-    from vlkit.data.loading.retrieval_batches import stream
+    from vlkit.data.loading.retrieval_batches import batch_stream
     from vlkit.models import tuning
     from vlkit.training.loop import steps
 
     model, dataset, _ = ours.opened(work)
     recorder = Recorder(tuning.trainable(model))
-    batches = stream(dataset, ours.drawn(work.order[:1], pieces), workers=0)
+    batches = batch_stream(dataset, ours.drawn(work.order[:1], pieces), workers=0)
     unclipped = {"accumulate": pieces, "max_grad_norm": math.inf}
     done = next(steps(batches, loss_of(model), len, recorder, total=1, **unclipped))
     return Gradient(done.loss, recorder.found)
@@ -169,7 +169,7 @@ def _tensors(work: peers.Work) -> tuple[torch.Tensor, torch.Tensor]:
     model, dataset, _ = ours.opened(work)
     batch = dataset[ours.drawn(work.order[:1])[0]]
     ids = batch.captions[batch.text_index]
-    return model.scaled(batch.images), torch.nn.functional.pad(ids, (0, work.limit - ids.shape[1]))
+    return model.normalize_pixels(batch.images), torch.nn.functional.pad(ids, (0, work.limit - ids.shape[1]))
 
 
 WAYS = {

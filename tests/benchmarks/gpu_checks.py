@@ -48,7 +48,7 @@ def towers_of(config: Any, device: torch.device, tune: str = "full") -> Any:
         model = getattr(quiet_transformers(), FAMILIES[config.model_type].model_class)(config)
     # No text is cut into tokens here, so none of its tokenizers is needed.
     encoder = DualEncoder(model, None, PixelSpec(config.vision_config.image_size), config.model_type).to(device)
-    tuning.adapt(encoder, TrainRetrievalConfig(data=".", tune=tune), seed=0)
+    tuning.apply_tuning(encoder, TrainRetrievalConfig(data=".", tune=tune), seed=0)
     tuning.train_mode(encoder)
     return encoder
 
@@ -59,7 +59,7 @@ def batch_of(images: Any, captions: torch.Tensor) -> Any:
     from vlkit.data.loading.retrieval_batches import Batch
 
     names = [str(number) for number in range(len(captions))]
-    labels = Labels.of(names, names, "multi-positive")
+    labels = Labels.from_groups(names, names, "multi-positive")
     return Batch(images, captions, len(names), torch.arange(len(names)), labels, names)
 
 
@@ -77,9 +77,9 @@ def trainer_of(encoder: Any, batches: Any, precision: str, *, micro: int | None 
 
 def tiny(kind: str) -> Any:
     """The configuration of tiny-clip or tiny-siglip, as they are before they have seen any text."""
-    from vlkit.models.tiny import config_of
+    from vlkit.models.tiny import tiny_config
 
-    config = config_of(f"tiny-{kind}")
+    config = tiny_config(f"tiny-{kind}")
     config.text_config.eos_token_id = config.text_config.vocab_size - 1
     config.text_config.projection_size = config.vision_config.hidden_size
     return config
@@ -168,13 +168,13 @@ def nf4_captions(device: Device, precision: str) -> Found:
 
     if find_spec("bitsandbytes") is None:
         return Found(None, "bitsandbytes is not installed")
-    from vlkit.data.loading.caption_batches import CaptionBatch, padded
+    from vlkit.data.loading.caption_batches import CaptionBatch, pad_captions
     from vlkit.training.caption_loss import CaptionLoss
     from vlkit.training.loop import adamw, new_scaler, steps
 
     captioner, told = _captioner(device, precision)
     tokens = captioner.language.captions(told, 32)[0]
-    captions, lengths = padded(tokens, captioner.language.pad)
+    captions, lengths = pad_captions(tokens, captioner.language.pad_id)
     pictures = pairs_of(tiny("siglip"), len(told), 4)[0]
     names = [str(number) for number in range(len(told))]
     batch = CaptionBatch(pictures, torch.arange(len(told)), captions, lengths, sum(map(len, tokens)), names)
@@ -191,14 +191,14 @@ def _captioner(device: Device, precision: str) -> tuple[Any, list[str]]:
     from vlkit.models.captioner.captioner import Captioner
     from vlkit.models.captioner.language_model import load_llm
     from vlkit.models.captioner.tiny_llm import write_fresh_llm
-    from vlkit.models.captioner.vision_encoder import PatchEncoder
+    from vlkit.models.captioner.vision_encoder import VisionEncoder
 
     told = [f"a {size} {colour} tart" for size in ("small", "large") for colour in ("red", "green", "blue", "white")]
     with tempfile.TemporaryDirectory() as folder:
         write_fresh_llm([*told, "Say what you see."], Path(folder), seed=0)
         language = load_llm(folder, quantize="nf4", precision=precision)  # type: ignore[arg-type]
     vision = towers_of(tiny("siglip"), device.torch).model.vision_model
-    encoder = PatchEncoder(vision, "siglip", PixelSpec(vision.config.image_size), "tiny").to(device.torch)
+    encoder = VisionEncoder(vision, "siglip", PixelSpec(vision.config.image_size), "tiny").to(device.torch)
     captioner = Captioner.fresh(encoder, language, "Say what you see.", precision, seed=0)  # type: ignore[arg-type]
     return captioner.to(device.torch), told
 

@@ -21,9 +21,15 @@ import torch
 from transformers import CLIPConfig, SiglipConfig
 
 from vlkit.data.images.decode import PixelSpec
-from vlkit.data.loading.retrieval_batches import KEEP_PIXELS, Drawn, PixelStore, loader_workers, stream
+from vlkit.data.loading.retrieval_batches import (
+    PIXEL_CACHE_BYTES,
+    BatchIndices,
+    PixelStore,
+    batch_stream,
+    loader_workers,
+)
 from vlkit.evaluation.retrieval.ranking import rank_both
-from vlkit.models.cache.feature_cache import Frozen
+from vlkit.models.cache.feature_cache import FrozenPrefix
 from vlkit.models.device import Precision
 from vlkit.models.encode import encode_captions, encode_images
 from vlkit.models.stages import PartialForward
@@ -144,7 +150,7 @@ def training(kind: str, batch: int | None = None, micro: int | None = None, tune
         work = cards.Work.of(config, TOKENS[kind])
         flops = work.training
         if tune == "text":
-            frozen, flops = Frozen.of(encoder, "pictures", bench.precision), 3 * work.text
+            frozen, flops = FrozenPrefix.of(encoder, "pictures", bench.precision), 3 * work.text
             kept = [frozen(some).float().cpu() for some in images.split(64)]
             images = PartialForward(torch.cat(kept), frozen.depth)
         batches = cycle([gpu_checks.batch_of(images, captions)])
@@ -216,7 +222,7 @@ class Filed:
 
     pictures: Any
     captions: Any
-    variation = None
+    augmenter = None
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -234,12 +240,12 @@ def from_files(kind: str, *, trained: bool) -> Measure:
         with tempfile.TemporaryDirectory() as folder:
             files = photos.write_photos(Path(folder), bench.amounts.files)
             # As many as are no longer kept in memory: each is decoded whenever it comes.
-            paths = files * (KEEP_PIXELS // (3 * side**2) // len(files) + 1)
+            paths = files * (PIXEL_CACHE_BYTES // (3 * side**2) // len(files) + 1)
             store = PixelStore(paths, PixelSpec(side, fit="crop", resize=side))
             rows = [range(start, start + size) for start in range(0, len(paths) - size + 1, size)]
-            order: Any = cycle([Drawn(0, list(some), [0] * size) for some in rows])
+            order: Any = cycle([BatchIndices(0, list(some), [0] * size) for some in rows])
             source = Filed(store, gpu_checks.pairs_of(config, size, TOKENS[kind])[1])
-            batches, workers = stream(source, order), loader_workers(store)
+            batches, workers = batch_stream(source, order), loader_workers(store)
             # Batches that lie ready when the clock starts would flatter the loader.
             note, before = f"{workers} processes", 2 * workers + 1
             if not trained:

@@ -47,16 +47,16 @@ def prepared(folder: Path) -> Path:
 
 def work_for(folder: Path, data: Path, seed: int, options: argparse.Namespace) -> tuple[peers.Work, Any]:
     """A seed's initial model and batches, and the table of the training rows."""
-    from vlkit.data.loading.retrieval_batches import BatchOrder
+    from vlkit.data.loading.retrieval_batches import EpochSampler
     from vlkit.data.pairs import read_pairs
 
-    pairs = read_pairs(data).of("train").positives()
+    pairs = read_pairs(data).split("train").positives()
     texts = list(pairs.frame["text"])
     model = folder / f"model-{seed}"
     if not model.is_dir():
         photos.write_model(model, "tiny", sorted(set(texts)), seed)
     order = []
-    for drawn in BatchOrder.over(pairs, options.batch, seed):
+    for drawn in EpochSampler.from_rows(pairs, options.batch, seed):
         # Trainers refuse a last batch of another size.
         order += [drawn.rows] if len(drawn.rows) == options.batch else []
         if len(order) == options.steps:
@@ -68,7 +68,7 @@ def work_for(folder: Path, data: Path, seed: int, options: argparse.Namespace) -
 def hits(way: str, folder: Path, data: Path, seed: int, options: argparse.Namespace) -> np.ndarray:
     """Recall@1 of every text of the test, after training."""
     from vlkit.data.pairs import read_pairs
-    from vlkit.evaluation.retrieval.task import Task, score
+    from vlkit.evaluation.retrieval.task import RetrievalTask, score_task
     from vlkit.models import dual_encoder
 
     work, pairs = work_for(folder, data, seed, options)
@@ -85,8 +85,8 @@ def hits(way: str, folder: Path, data: Path, seed: int, options: argparse.Namesp
     lacking = tuned.model.load_state_dict(weights, strict=False).missing_keys
     if [name for name in lacking if not name.endswith("position_ids")]:
         raise RuntimeError(f"{way}: {lacking} are not among its weights")
-    task = Task.of(read_pairs(data).of("test"))
-    return score(tuned, task, batch_size=64, precision="fp32").values()["text_to_image", "recall@1"]
+    task = RetrievalTask.from_pairs(read_pairs(data).split("test"))
+    return score_task(tuned, task, batch_size=64, precision="fp32").values()["text_to_image", "recall@1"]
 
 
 def measured(options: argparse.Namespace, ways: Sequence[str] = (OURS, EYE, KEPT)) -> dict[str, dict[str, Any]]:
@@ -96,7 +96,7 @@ def measured(options: argparse.Namespace, ways: Sequence[str] = (OURS, EYE, KEPT
         ways: of vlkit; the peers' come after them.
     """
     from vlkit.data.pairs import read_pairs
-    from vlkit.evaluation.retrieval.task import Task
+    from vlkit.evaluation.retrieval.task import RetrievalTask
     from vlkit.evaluation.statistics import interval, resample
 
     here, left_out = ([], []) if options.without_peers else peers.installed()
@@ -106,7 +106,7 @@ def measured(options: argparse.Namespace, ways: Sequence[str] = (OURS, EYE, KEPT
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data = prepared(folder)
-        units = Task.of(read_pairs(data).of("test")).queries("text_to_image")["unit"].to_numpy()
+        units = RetrievalTask.from_pairs(read_pairs(data).split("test")).queries("text_to_image")["unit"].to_numpy()
         for way in [*ways, *here]:
             # What trainers print must not stand among the figures.
             with contextlib.redirect_stdout(sys.stderr):

@@ -194,7 +194,7 @@ def matmul_rate(precision: str, seconds: float = 1.0) -> float:
     """
     import torch
 
-    from vlkit.models.fast.linear import product
+    from vlkit.models.fast.linear import matmul_t
 
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     best = _BEST.get(precision, 0.0)
@@ -203,7 +203,7 @@ def matmul_rate(precision: str, seconds: float = 1.0) -> float:
         until = time.perf_counter() + seconds / 3
         while time.perf_counter() < until:
             began = time.perf_counter()
-            product(left, right)
+            matmul_t(left, right)
             best = max(best, 2 * rows * inner * columns / (time.perf_counter() - began))
     _BEST[precision] = best
     return best

@@ -38,11 +38,11 @@ def opened(work: peers.Work, pairs: Any = None, **settings: Any) -> tuple[Any, A
         **(common | settings),
     )
     model = dual_encoder.load(str(work.model))
-    tuning.adapt(model, config, seed=work.seed)
+    tuning.apply_tuning(model, config, seed=work.seed)
     tuning.train_mode(model)
     model.to(best_device())
-    dataset = dataset_of(Rows(pairs, pairs, pairs.of("val")), model, config)
-    partial_embedding.narrow(model, dataset.tokens.tokens)
+    dataset = dataset_of(Rows(pairs, pairs, pairs.split("val")), model, config)
+    partial_embedding.train_used_rows(model, dataset.tokens.tokens)
     return model, dataset, config
 
 
@@ -58,7 +58,7 @@ def trainer(
     Returns:
         As the peers' do: seconds of each step but the first.
     """
-    from vlkit.data.loading.retrieval_batches import stream
+    from vlkit.data.loading.retrieval_batches import batch_stream
     from vlkit.models import tuning
     from vlkit.training.gradient_cache import Contrast
     from vlkit.training.loop import adamw, new_scaler, steps
@@ -70,11 +70,11 @@ def trainer(
 
     def trained(count: int) -> list[float]:
         # Loaded by processes of this turn: what others load ahead while it is not theirs would be free.
-        some = stream(dataset, list(islice(batches, count * config.grad_accum)), workers=workers)
+        some = batch_stream(dataset, list(islice(batches, count * config.grad_accum)), workers=workers)
         how = {"total": count, "accumulate": config.grad_accum, "precision": config.precision, "scaler": scaler}
         ends = [time.perf_counter()]
         for _ in steps(some, contrast, len, optimizer, **how):
-            model.clamp_scale()
+            model.clamp_logit_scale()
             ends.append(time.perf_counter())
         return [after - before for before, after in pairwise(ends)][1:]
 
@@ -83,11 +83,11 @@ def trainer(
 
 def drawn(order: Iterable[Sequence[int]], pieces: int = 1) -> list[Any]:
     """Batches as a dataset is asked for them, each in so many pieces."""
-    from vlkit.data.loading.retrieval_batches import Drawn
+    from vlkit.data.loading.retrieval_batches import BatchIndices
 
     def cut(rows: Sequence[int]) -> list[Any]:
         size = len(rows) // pieces
         parts = [list(rows[start : start + size]) for start in range(0, size * pieces, size)]
-        return [Drawn(0, part, [0] * len(part)) for part in parts]
+        return [BatchIndices(0, part, [0] * len(part)) for part in parts]
 
     return list(chain.from_iterable(map(cut, order)))

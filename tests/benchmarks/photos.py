@@ -88,7 +88,7 @@ def write_model(folder: Path, size: str, texts: Sequence[str], seed: int = 0) ->
 
     quiet_transformers()
     torch.manual_seed(seed)
-    config = tiny.config_of("tiny-clip") if size == "tiny" else CLIPConfig()
+    config = tiny.tiny_config("tiny-clip") if size == "tiny" else CLIPConfig()
     learned = tiny._byte_pair_tokenizer(list(texts))
     known = learned.get_vocab()
     wanted = len(known) if size == "tiny" else config.text_config.vocab_size

@@ -78,18 +78,18 @@ def loaded(way: str, paths: Sequence[Path], batch: int) -> Iterator[torch.Tensor
     """float32 [batch, 3, 224, 224] without end."""
     workers = os.cpu_count() or 1
     if way in OURS:
-        from vlkit.data.loading.retrieval_batches import KEEP_PIXELS, Carried, PixelStore, unpacked
+        from vlkit.data.loading.retrieval_batches import PIXEL_CACHE_BYTES, ErrorAsItem, PixelStore, reraise_errors
         from vlkit.models.dual_encoder import DualEncoder
 
         # So many that none is kept decoded.
-        many = list(paths) * (KEEP_PIXELS // (3 * SIDE**2 * len(paths)) + 1)
+        many = list(paths) * (PIXEL_CACHE_BYTES // (3 * SIDE**2 * len(paths)) + 1)
         store = PixelStore(many, _spec(way))
         assert not store.small
         order: Any = Endless(len(many), batch)
         mean, std = (torch.tensor(each).view(1, 3, 1, 1) for each in (store.spec.mean, store.spec.std))
         eye: Any = SimpleNamespace(device=torch.device("cpu"), mean=mean, std=std)
-        loader: Any = DataLoader(Carried(store), sampler=order, batch_size=None, num_workers=workers)
-        return (DualEncoder.scaled(eye, pixels) for pixels in unpacked(loader))
+        loader: Any = DataLoader(ErrorAsItem(store), sampler=order, batch_size=None, num_workers=workers)
+        return (DualEncoder.normalize_pixels(eye, pixels) for pixels in reraise_errors(loader))
     from transformers import CLIPImageProcessor, CLIPImageProcessorPil
 
     processor = CLIPImageProcessorPil() if way == PILLOW else CLIPImageProcessor()
@@ -174,11 +174,11 @@ def reduced_part(path: Path) -> int:
     """The part of its size that "reduced" has this picture decoded at."""
     from PIL import Image
 
-    from vlkit.data.images.decode import SPARE, _drafted
+    from vlkit.data.images.decode import REDUCED_MARGIN, _drafted
 
     with Image.open(path) as picture:
         whole = picture.width
-        _drafted(picture, SPARE * SIDE)
+        _drafted(picture, REDUCED_MARGIN * SIDE)
         return round(whole / picture.width)
 
 
@@ -205,7 +205,7 @@ def measured(folder: Path, ways: Sequence[str], options: argparse.Namespace) -> 
             "psnr": 10 * math.log10(255**2 / mean_square) if mean_square else None,
         }
     paths = sorted(folder.iterdir())
-    decoding = {part: decoding_ms(paths, jpeg.decoded, part) for part in PARTS}
+    decoding = {part: decoding_ms(paths, jpeg.decode_jpeg, part) for part in PARTS}
     pillows = decoding_ms(paths, lambda _, picture: picture.load())
     floors = {"decoding_ms": decoding, "pillows_decoding_ms": pillows, "reduced_part": reduced_part(paths[0])}
     return {"rows": rows, **floors}

@@ -22,9 +22,9 @@ import measuring
 import numpy as np
 
 from vlkit.data.pairs import read_pairs
-from vlkit.evaluation.retrieval.task import DIRECTIONS, Task, score
-from vlkit.evaluation.statistics import interval, p_value, resample, units_that_differ
-from vlkit.models.loading import open_trained
+from vlkit.evaluation.retrieval.task import DIRECTIONS, RetrievalTask, score_task
+from vlkit.evaluation.statistics import count_changed_units, interval, p_value, resample
+from vlkit.models.loading import load_model
 
 # Name -> flags of augment (None: the plain folder), flags of train-retrieval. {plain}: the plain run of the same seed.
 RECIPES: dict[str, tuple[str | None, str]] = {
@@ -80,9 +80,9 @@ def trained(folder: Path, data: Path, name: str, seed: int, flags: tuple[str | N
     return run
 
 
-def hits(run: Path, task: Task) -> dict[str, np.ndarray]:
+def hits(run: Path, task: RetrievalTask) -> dict[str, np.ndarray]:
     """Direction -> recall@1 of every query."""
-    scores = score(open_trained(str(run)), task, batch_size=64, precision="fp32").values()
+    scores = score_task(load_model(str(run)), task, batch_size=64, precision="fp32").values()
     return {direction: scores[direction, "recall@1"] for direction in DIRECTIONS}
 
 
@@ -91,7 +91,7 @@ def measured(folder: Path, layout: str, seeds: list[int], steps: list[str], only
     ways, shares, direction = TASKS[layout]
     ways = {name: flags for name, flags in ways.items() if not only or name in only | {"plain"}}
     data = prepared(folder, layout, shares)
-    task = Task.of(read_pairs(data).of("test"))
+    task = RetrievalTask.from_pairs(read_pairs(data).split("test"))
     units = task.queries(direction)["unit"].to_numpy()
     found: dict[str, np.ndarray] = {}
     for name, flags in ways.items():
@@ -109,7 +109,7 @@ def measured(folder: Path, layout: str, seeds: list[int], steps: list[str], only
             apart = draws[name] - draws["plain"]
             row["difference"] = values.mean() - means["plain"].mean()
             row["difference_interval"] = interval(apart, units=count, bounds=(-1, 1))
-            row["p_value"] = p_value(apart, units_that_differ(values, means["plain"], units.tolist()))
+            row["p_value"] = p_value(apart, count_changed_units(values, means["plain"], units.tolist()))
         rows.append(row)
     return rows
 

@@ -30,14 +30,14 @@ def made(rows: int, kind: str) -> Any:
     from vlkit.inference.index.documents import SCHEMA
     from vlkit.inference.index.faiss_index import Nearest
     from vlkit.inference.index.index_folder import Index
-    from vlkit.inference.index.query_encoder import Embedder
+    from vlkit.inference.index.query_encoder import QueryEncoder
     from vlkit.inference.search.search import Searcher
-    from vlkit.models.loading import open_model
+    from vlkit.models.loading import load_or_create
     from vlkit.storage import Location
 
     texts = [f"a recipe of {number % 97} eggs and {number % 89} plums, number {number}" for number in range(rows)]
-    encoder = open_model("tiny-siglip", texts[:500], seed=0)
-    embedder = Embedder.of(encoder, None, persian=False)
+    encoder = load_or_create("tiny-siglip", texts[:500], seed=0)
+    embedder = QueryEncoder.of(encoder, None, persian=False)
     vectors = np.random.default_rng(0).standard_normal((rows, encoder.width)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     table = pa.Table.from_pylist(
@@ -75,7 +75,7 @@ def encoded(searcher: Any, model: Any, text: str) -> Any:
 
 def measured(searcher: Any, queries: int, runs: int, hits: int) -> dict[str, Any]:
     """Both ways, in turns."""
-    from vlkit.inference.search.search import Ask
+    from vlkit.inference.search.search import Query
 
     bare_index, model = searcher.index.nearest["texts"], opened(searcher)
     texts = [f"{number} plums in a cake, and {number % 7} cherries" for number in range(queries)]
@@ -87,7 +87,7 @@ def measured(searcher: Any, queries: int, runs: int, hits: int) -> dict[str, Any
             rows = encoded(searcher, model, text)
             bare_index.index.search(rows, hits, params=bare_index._how(hits, None))
             between = time.perf_counter()
-            searcher.answer([Ask(text=text, k=hits)])
+            searcher.answer([Query(text=text, k=hits)])
             one.append(between - began)
             other.append(time.perf_counter() - between)
         bare.append(statistics.median(one))
@@ -95,7 +95,7 @@ def measured(searcher: Any, queries: int, runs: int, hits: int) -> dict[str, Any
         ratios.append(whole[-1] / bare[-1])
     began = time.perf_counter()
     for start in range(0, queries, 32):
-        searcher.answer([Ask(text=text, k=hits) for text in texts[start : start + 32]])
+        searcher.answer([Query(text=text, k=hits) for text in texts[start : start + 32]])
     together = queries / (time.perf_counter() - began)
     # The first run warms up.
     return {

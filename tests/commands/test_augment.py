@@ -16,17 +16,17 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import patterned, picture, write_class_folders, write_table
+from helpers import write_class_folders, write_image, write_patterned_image, write_table
 from PIL import Image
 
-from vlkit.config.data import PictureSettings
+from vlkit.config.data import ImageAugmentSettings
 from vlkit.data import labels
-from vlkit.data.augment.image_ops import Variation
-from vlkit.data.augment.negatives import Negatives, Neighbours
+from vlkit.data.augment.image_ops import ImageAugmenter
+from vlkit.data.augment.negatives import NearestTexts, NegativeSampler
 from vlkit.data.images import decode
-from vlkit.data.loading.retrieval_batches import BatchOrder, Drawn, PairDataset, stream
+from vlkit.data.loading.retrieval_batches import BatchIndices, EpochSampler, PairDataset, batch_stream
 from vlkit.data.pairs import Pairs, read_pairs
-from vlkit.remote import hash_of
+from vlkit.remote import file_sha256
 
 VIEW = "train_pairs_augmented_with_negatives.csv"
 
@@ -107,8 +107,8 @@ def test_nothing_of_validation_or_test_appears_among_the_new_rows(augment, data)
     assert not set(held_out["image_id"]) & set(new["image_id"])
 
     def seen(rows):
-        paths = Pairs(rows, pairs.folder, pairs.described).image_paths(rows.drop_duplicates("image_id"))
-        return {hashlib.sha256(np.asarray(decode.upright(path)).tobytes()).hexdigest() for path in paths}
+        paths = Pairs(rows, pairs.folder, pairs.metadata).image_paths(rows.drop_duplicates("image_id"))
+        return {hashlib.sha256(np.asarray(decode.load_rgb(path)).tobytes()).hexdigest() for path in paths}
 
     assert not seen(held_out) & seen(new)
 
@@ -160,7 +160,7 @@ def test_negatives_of_pictures_that_have_several_conditions(vlkit, tmp_path):
     (tmp_path / "raw").mkdir()
     rows = []
     for number in range(60):
-        patterned(tmp_path / f"raw/{number}.png", number)
+        write_patterned_image(tmp_path / f"raw/{number}.png", number)
         condition = ("acne", "acne|rosacea", "rosacea", "ACNE")[number % 4]
         described = f"Lesion number {number}." if number % 3 == 0 else ""
         rows.append({"image": f"{number}.png", "condition": condition, "patient": number, "description": described})
@@ -205,7 +205,7 @@ def test_hard_negatives_are_the_nearest_wrong_texts(data, trained, vlkit):
 def test_neighbours_are_a_full_sort():
     vectors = np.random.default_rng(0).normal(size=(150, 8)).astype(np.float32)
     vectors[20:110] = vectors[20]
-    near = Neighbours(vectors)
+    near = NearestTexts(vectors)
     for position in (0, 25, 149):
         found = np.concatenate(list(near.of(position)))
         assert sorted([position, *found]) == list(range(150))
@@ -226,14 +226,14 @@ def test_hard_negatives_go_on_beyond_the_first_neighbours():
     angles = np.concatenate([np.linspace(0, 0.5, 200), np.linspace(1, 2, 200)])
     vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
     rows = rows_of(*((f"text {n}", "ab"[n // 200], "train") for n in range(400)))
-    found = Negatives(rows, {}, seed=1, embed=lambda texts: vectors)
+    found = NegativeSampler(rows, {}, seed=1, embed=lambda texts: vectors)
     assert [wrong.text for wrong in found.of("row", "i0", "text 0", 3)] == ["text 200", "text 201", "text 202"]
     assert [wrong.text for wrong in found.of("row", "i399", "text 399", 2)] == ["text 199", "text 198"]
 
 
 def test_texts_that_differ_in_case_alone_match_alike():
     rows = rows_of(("Soup one", "A", "train"), ("Tart", "A", "train"), ("tart", "B", "train"), ("pie", "C", "train"))
-    found = Negatives(rows, {}, seed=1)
+    found = NegativeSampler(rows, {}, seed=1)
     assert [wrong.text for wrong in found.of("row", "i0", "Soup one", 9)] == ["pie"]
     assert [wrong.text for wrong in found.of("row", "i3", "pie", 9)].count("pie") == 0
     assert found.short == 2
@@ -241,9 +241,11 @@ def test_texts_that_differ_in_case_alone_match_alike():
 
 def test_the_one_text_that_does_not_match_is_found_and_another_seed_draws_others():
     rows = rows_of(*((f"text {n}", "a", "train") for n in range(300)), ("odd", "b", "train"))
-    assert [wrong.text for wrong in Negatives(rows, {}, seed=1).of("row", "i0", "text 0", 5)] == ["odd"]
+    assert [wrong.text for wrong in NegativeSampler(rows, {}, seed=1).of("row", "i0", "text 0", 5)] == ["odd"]
     many = rows_of(*((f"text {n}", f"g{n}", "train") for n in range(300)))
-    draws = [[wrong.text for wrong in Negatives(many, {}, seed=seed).of("r", "i0", "text 0", 5)] for seed in (1, 1, 2)]
+    draws = [
+        [wrong.text for wrong in NegativeSampler(many, {}, seed=seed).of("r", "i0", "text 0", 5)] for seed in (1, 1, 2)
+    ]
     assert draws[0] == draws[1] != draws[2]
 
 
@@ -394,7 +396,7 @@ def test_a_text_that_another_split_knows_as_right_is_no_negative(vlkit, tmp_path
     """And where there are texts that only training has, those of validation and test are left to them."""
     rows = []
     for number in range(40):
-        patterned(tmp_path / f"raw/{number}.png", number)
+        write_patterned_image(tmp_path / f"raw/{number}.png", number)
         name = "AB"[number % 2]
         split = ("train", "train", "val", "test")[number // 10]
         # What is A's in training is B's in the test.
@@ -415,7 +417,7 @@ def test_a_text_that_another_split_knows_as_right_is_no_negative(vlkit, tmp_path
 def test_other_words_for_a_right_text_are_no_negative(vlkit, tmp_path):
     rows = []
     for number in range(60):
-        patterned(tmp_path / f"raw/{number}.png", number)
+        write_patterned_image(tmp_path / f"raw/{number}.png", number)
         text = f"{('crispy', 'crunchy')[number % 2]} tofu {'abcdefghij'[number // 6]}"
         rows.append({"image": f"{number}.png", "caption": text, "group": f"g{number}"})
     write_table(tmp_path / "raw", rows)
@@ -434,11 +436,13 @@ def test_no_other_words_either_way_round():
     rows = rows_of(("Silky Mash", "a", "train"), ("Creamy Mash", "b", "train"), ("Soup", "c", "train"))
     phrasings = {"Creamy Mash": {"silky mash", "velvety mash"}}
     for image, text in (("i0", "Silky Mash"), ("i1", "Creamy Mash")):
-        found = Negatives(rows, phrasings, seed=1)
+        found = NegativeSampler(rows, phrasings, seed=1)
         assert [wrong.text for wrong in found.of("row", image, text, 9)] == ["Soup"]
     siblings = {"Pie (1)": {"pie"}, "Pie (2)": {"pie"}}
     rows = rows_of(("Pie (1)", "a", "train"), ("Pie (2)", "b", "train"))
-    assert [wrong.text for wrong in Negatives(rows, siblings, seed=1).of("row", "i0", "Pie (1)", 9)] == ["Pie (2)"]
+    assert [wrong.text for wrong in NegativeSampler(rows, siblings, seed=1).of("row", "i0", "Pie (1)", 9)] == [
+        "Pie (2)"
+    ]
 
 
 def test_files_of_somebody_else_are_not_replaced(data, vlkit):
@@ -524,7 +528,7 @@ def test_rows_that_augment_did_not_make_stay_whatever_they_are_called(augment, d
 def test_a_phrasing_of_validation_or_test_is_left_out(vlkit, tmp_path):
     rows = []
     for number in range(30):
-        patterned(tmp_path / f"raw/{number}.png", number)
+        write_patterned_image(tmp_path / f"raw/{number}.png", number)
         split = ("train", "train", "test")[number % 3]
         text = f"Pie {number - 2}" if split == "test" else f"Pie {number} (vegan)"
         rows.append({"image": f"{number}.png", "caption": text, "group": f"g{number}", "split": split})
@@ -582,22 +586,22 @@ def encoder(tiny_folder):
     return load(str(tiny_folder("tiny-clip")))
 
 
-def dataset(data, encoder, *, mode="multi-positive", variation=None, wrong=True):
+def dataset(data, encoder, *, mode="multi-positive", augmenter=None, negatives=True):
     frame = read_pairs(data).frame
     negatives = frame[frame["match"] == 0].reset_index(drop=True)
-    train = read_pairs(data).positives().of("train")
+    train = read_pairs(data).positives().split("train")
     wrong = negatives if wrong and len(negatives) else None
     spec = decode.PixelSpec(32)
-    return PairDataset(train, spec, encoder.tokenize, encoder.pad, labels=mode, wrong=wrong, variation=variation)
+    return PairDataset(train, spec, encoder.tokenize, encoder.pad, labels=mode, negatives=wrong, augmenter=variation)
 
 
 @pytest.mark.parametrize("mode", ["eye", "multi-positive", "mask"])
 def test_negatives_join_a_batch_as_columns(augment, data, encoder, mode):
     frame = augment("--negatives-per-positive", 2)
     items = dataset(data, encoder, mode=mode)
-    plain = dataset(data, encoder, mode=mode, wrong=False)
+    plain = dataset(data, encoder, mode=mode, negatives=False)
     rows = list(range(0, 40, 2))
-    batch, without = items[Drawn(0, rows, [0] * 20)], plain[Drawn(0, rows, [0] * 20)]
+    batch, without = items[BatchIndices(0, rows, [0] * 20)], plain[BatchIndices(0, rows, [0] * 20)]
     signs = batch.labels.rows()
     assert torch.equal(signs[:, :20], without.labels.rows())
     width = without.captions.shape[1]
@@ -635,13 +639,13 @@ def test_wrong_texts_enter_both_losses_as_their_formulas_say():
 
 
 def test_mismatched_rows_that_say_no_row_join_every_row_of_their_picture(data, encoder):
-    frame = read_pairs(data).of("train").frame
+    frame = read_pairs(data).split("train").frame
     wrong = frame.iloc[[0]].assign(text="an odd text", text_id="f" * 20, text_group="nobody", match=0, pair_id="e" * 20)
-    train = read_pairs(data).of("train")
-    items = PairDataset(train, decode.PixelSpec(32), encoder.tokenize, encoder.pad, labels="mask", wrong=wrong)
+    train = read_pairs(data).split("train")
+    items = PairDataset(train, decode.PixelSpec(32), encoder.tokenize, encoder.pad, labels="mask", negatives=wrong)
     own = [row for row in range(len(frame)) if frame["image_id"].iloc[row] == frame["image_id"].iloc[0]]
-    assert set(items.wrong_of) == set(own) and len(own) > 1
-    batch = items[Drawn(0, [own[1], own[-1] + 1], [0, 0])]
+    assert set(items.negative_texts) == set(own) and len(own) > 1
+    batch = items[BatchIndices(0, [own[1], own[-1] + 1], [0, 0])]
     assert batch.labels.shape == (2, 3) and (batch.labels.rows()[:, 2] == -1).all()
 
 
@@ -661,9 +665,9 @@ def test_only_negatives_of_what_is_trained_on_are_taken(augment, data):
     assert whole.negatives == ((frame["match"] == 0) & (frame["split"] == "train")).sum()
     some = Rows.of(TrainRetrievalConfig(data=Location(data), limit=20))
     assert len(some.train) == 20
-    assert set(some.wrong["image_id"]) <= set(some.train.frame["image_id"])
+    assert set(some.negatives["image_id"]) <= set(some.train.frame["image_id"])
     assert some.train.frame["unit"].nunique() < 6, "whole units with all their rows, but for the last"
-    assert Rows.of(TrainRetrievalConfig(data=Location(data), negatives=False)).wrong is None
+    assert Rows.of(TrainRetrievalConfig(data=Location(data), negatives=False)).negatives is None
 
 
 def test_varied_pictures_pay_for_processes_however_few_they_are(data, encoder):
@@ -686,8 +690,8 @@ def test_a_run_that_is_older_than_a_setting_goes_on(data, vlkit, tmp_path):
 
 def test_what_training_sees_in_epoch_0_is_what_is_written(augment, data, encoder):
     frame = augment("--pictures", 1)
-    old = dataset(data, encoder, variation=Variation.of(PictureSettings()))
-    batch = old[Drawn(0, list(range(30)), [0] * 30)]
+    old = dataset(data, encoder, augmenter=ImageAugmenter.from_settings(ImageAugmentSettings()))
+    batch = old[BatchIndices(0, list(range(30)), [0] * 30)]
     rows, written = frame.set_index("pair_id"), 0
     for position, pair in enumerate(batch.pair_ids):
         source = rows.loc[pair]
@@ -695,30 +699,30 @@ def test_what_training_sees_in_epoch_0_is_what_is_written(augment, data, encoder
         made = made[made["match"] == 1]
         if len(made):
             written += 1
-            pixels = decode.pixels(data / made["image"].iloc[0], decode.PixelSpec(32))
+            pixels = decode.load_pixels(data / made["image"].iloc[0], decode.PixelSpec(32))
         else:
-            pixels = decode.pixels(Path(source["image"]), decode.PixelSpec(32))
+            pixels = decode.load_pixels(Path(source["image"]), decode.PixelSpec(32))
         assert np.array_equal(batch.images[position].numpy(), pixels)
     assert written > 20
-    assert not torch.equal(old[Drawn(1, list(range(30)), [0] * 30)].images, batch.images)
+    assert not torch.equal(old[BatchIndices(1, list(range(30)), [0] * 30)].images, batch.images)
 
 
 def test_a_picture_that_is_drawn_twice_an_epoch_is_varied_twice(data, encoder):
-    items = dataset(data, encoder, variation=Variation.of(PictureSettings()))
-    batch = items[Drawn(0, [3, 3, 3], [0, 1, 0])]
+    items = dataset(data, encoder, augmenter=ImageAugmenter.from_settings(ImageAugmentSettings()))
+    batch = items[BatchIndices(0, [3, 3, 3], [0, 1, 0])]
     assert torch.equal(batch.images[0], batch.images[2]) and not torch.equal(batch.images[0], batch.images[1])
-    weighted = BatchOrder.of(items.pair_ids, 16, seed=1, weights=[3.0] * len(items))
-    drawn = list(itertools.islice(weighted, weighted.per_epoch))
+    weighted = EpochSampler.from_pair_ids(items.pair_ids, 16, seed=1, weights=[3.0] * len(items))
+    drawn = list(itertools.islice(weighted, weighted.batches_per_epoch))
     seen = {each for some in drawn for each in zip(some.rows, some.copies, strict=True)}
     assert seen == {(row, copy) for row in range(len(items)) for copy in range(3)}
 
 
 def test_varied_batches_are_the_same_on_any_number_of_workers_and_from_any_step(data, encoder):
-    items = dataset(data, encoder, variation=Variation.of(PictureSettings()))
+    items = dataset(data, encoder, augmenter=ImageAugmenter.from_settings(ImageAugmentSettings()))
 
     def taken(first, workers):
-        order = BatchOrder.of(items.pair_ids, 16, seed=1, first=first)
-        return [batch.images for batch in itertools.islice(stream(items, order, workers=workers), 14 - first)]
+        order = EpochSampler.from_pair_ids(items.pair_ids, 16, seed=1, first=first)
+        return [batch.images for batch in itertools.islice(batch_stream(items, order, workers=workers), 14 - first)]
 
     plain = taken(0, 0)
     for first, workers in ((0, 2), (9, 0), (5, 1)):
@@ -739,12 +743,12 @@ def test_a_run_on_augmented_data_repeats_to_the_byte_from_its_snapshot(augment, 
     again = vlkit("train-retrieval", "--config", tmp_path / "first/config.yaml", "--name", "second")
     assert again.code == 0, again.err
     one, other = (tmp_path / name / "model/model.safetensors" for name in ("first", "second"))
-    assert hash_of(one) == hash_of(other)
+    assert file_sha256(one) == file_sha256(other)
     config = ("train-retrieval", "--config", tmp_path / "first/config.yaml")
     assert vlkit(*config, "--name", "no-negatives", "--no-negatives").code == 0
     assert vlkit(*train, "--name", "as-they-are", "--batch-size", 16, "--seed", 3).code == 0
     for name in ("no-negatives", "as-they-are"):
-        assert hash_of(tmp_path / name / "model/model.safetensors") != hash_of(one)
+        assert file_sha256(tmp_path / name / "model/model.safetensors") != file_sha256(one)
 
 
 def test_an_unfinished_run_does_not_go_on_with_another_augmentation(augment, data, vlkit, tmp_path):
@@ -777,7 +781,7 @@ def test_the_same_file_serves_both_commands_and_odd_keys_are_refused(data, vlkit
 def test_oversampled_rows_keep_their_weight(vlkit, tmp_path):
     write_class_folders(tmp_path / "raw", per_class=8)
     for number in range(40):
-        picture(tmp_path / "raw/Leaf___common" / f"{number}.png", (10 * (number % 9), 90, 120), seed=9000 + number)
+        write_image(tmp_path / "raw/Leaf___common" / f"{number}.png", (10 * (number % 9), 90, 120), seed=9000 + number)
     prep = ("prep", "--domain", "agriculture", "--source", tmp_path / "raw", "--out", tmp_path / "out")
     assert vlkit(*prep, "--oversample-below", 12, "--near-duplicates", -1).code == 0
     assert vlkit("augment", "--data", tmp_path / "out").code == 0

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import yaml
-from conftest import write_recipes
+from helpers import write_recipes
 
 from vlkit.config.data import PrepConfig
 from vlkit.config.presets import resolve_train_retrieval

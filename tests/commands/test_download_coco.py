@@ -18,13 +18,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from helpers import ROOT
 
-from vlkit.config.data import SPLITS
+from vlkit.config.data import COCO_SPLITS
 from vlkit.data.coco import archives, http
 from vlkit.data.coco.folder import CocoFolder, chosen
 from vlkit.errors import ArtifactError
 
-ROOT = Path(__file__).parent.parent
 VAL, TRAIN, NOTES = "/zips/val2017.zip", "/zips/train2017.zip", "/annotations/annotations_trainval2017.zip"
 PAGE = b"<html><head><title>Welcome</title><style>p {}</style></head><body><p>Please sign in</p></body></html>"
 
@@ -234,7 +234,7 @@ def test_a_dry_run_needs_no_network_and_writes_nothing(vlkit, tmp_path):
     nowhere = ("--url", "http://127.0.0.1:9", "--root", tmp_path / "d", "--dry-run")
     told = vlkit("download-coco", *nowhere, "--split", "val2017,train2017", "--json").json()
     sizes = {piece["name"]: piece["bytes"] for piece in told["pieces"]}
-    assert sizes["train2017.zip"] == SPLITS["train2017"].archive and len(sizes) == 3
+    assert sizes["train2017.zip"] == COCO_SPLITS["train2017"].archive and len(sizes) == 3
     assert told["bytes_to_fetch"] == sum(sizes.values()) < told["disk"]["needed"]
     outcome = vlkit("download-coco", *nowhere)
     assert outcome.code == 0 and "val2017.zip: 777.8 MB, 5000 pictures" in outcome.out
@@ -555,7 +555,7 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_fetched(get, ser
     outcome = get(code=5)
     assert "needed" in outcome.err and "free" in outcome.err and "--root" in outcome.err
     assert server.gets() == []
-    annotations = sum(split.captions for name, split in SPLITS.items() if name.endswith("2017"))
+    annotations = sum(split.captions for name, split in COCO_SPLITS.items() if name.endswith("2017"))
     assert annotations > 2**20, "of the real COCO; the server's are as much smaller as its archive"
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=int(2.5 * archive)))
     get()
@@ -575,7 +575,7 @@ def test_a_caption_file_of_somebody_else_is_not_overwritten(get, server, tmp_pat
     own.write_bytes(full)
     assert str(own) in get(code=2).err and server.asked == []
     # A whole one is taken for the complete one.
-    monkeypatch.setitem(SPLITS, "val2017", SPLITS["val2017"]._replace(pictures=30))
+    monkeypatch.setitem(COCO_SPLITS, "val2017", COCO_SPLITS["val2017"]._replace(pictures=30))
     get()
     assert server.gets() == [VAL] and own.read_bytes() == full
 

@@ -36,8 +36,8 @@ def test_the_untouched_model_is_paid_once(trained, vlkit, tmp_path, monkeypatch)
     from vlkit.data.images import decode
 
     opened = []
-    real = decode.pixels
-    monkeypatch.setattr(decode, "pixels", lambda path, spec: opened.append(path) or real(path, spec))
+    real = decode.load_pixels
+    monkeypatch.setattr(decode, "load_pixels", lambda path, spec: opened.append(path) or real(path, spec))
     again = results_of(vlkit, "--run", trained, "--out", tmp_path / "b", "--cache", tmp_path / "cache")
     assert len(opened) == 12, "the tuned model's, and no more"
     without = results_of(vlkit, "--run", trained, "--out", tmp_path / "c", "--cache", "off")
@@ -55,7 +55,7 @@ def test_another_picture_under_the_same_name_is_embedded_anew(raw, vlkit, tmp_pa
     train = ("train-retrieval", *model, "--runs-dir", tmp_path, "--name", "r", "--steps", 2, "--batch-size", 8)
     assert vlkit(*train).code == 0
     before = results_of(vlkit, "--run", tmp_path / "r", "--cache", tmp_path / "cache")
-    rows = read_pairs(tmp_path / "data").of("test")
+    rows = read_pairs(tmp_path / "data").split("test")
     for number, path in enumerate(rows.image_paths(rows.unique_images())):
         write_image(path, (number * 20, 0, 0), seed=number)
     after = results_of(vlkit, "--run", tmp_path / "r", "--cache", tmp_path / "cache")
@@ -78,11 +78,11 @@ def test_the_recipes_of_a_run_have_every_number(trained, vlkit, tmp_path):
 
 
 def test_queries_have_the_results_in_them(trained, vlkit, tmp_path):
-    from vlkit.remote import hash_of
+    from vlkit.remote import file_sha256
 
     found = results_of(vlkit, "--run", trained, "--out", tmp_path)
     frame = pd.read_parquet(tmp_path / found["queries"]["file"])
-    assert hash_of(tmp_path / found["queries"]["file"]) == found["queries"]["hash"]
+    assert file_sha256(tmp_path / found["queries"]["file"]) == found["queries"]["hash"]
     for direction in DIRECTIONS:
         rows = frame[frame["direction"] == direction]
         for metric in ("recall@1", "recall@5", "recall@10", "mrr"):
@@ -130,7 +130,10 @@ def test_folds_are_means_over_parts_that_are_ranked_alone(trained):
     whole = rank_task(task, embedded(images, texts)).metrics()
     assert found["metrics"]["text_to_image"]["recall@1"] > whole["text_to_image"]["recall@1"], "smaller galleries"
     assert choose_fold_size(task, None) == 0 and choose_fold_size(task, 7) == 7
-    assert choose_fold_size(task_of_captions(2000, 2), None) == 1000 and choose_fold_size(task_of_captions(2000, 1), None) == 0
+    assert (
+        choose_fold_size(task_of_captions(2000, 2), None) == 1000
+        and choose_fold_size(task_of_captions(2000, 1), None) == 0
+    )
 
 
 def test_one_to_one_cannot_pass_its_ceiling():
@@ -164,10 +167,10 @@ def test_a_corruption_does_what_it_states(shift, tmp_path, tiny):
     noise[:, :60] = 200
     Image.fromarray(noise).save(tmp_path / "a.png")
     spec = tiny("tiny-siglip").pixel_spec
-    from vlkit.data.images.decode import pixels
+    from vlkit.data.images.decode import load_pixels
 
     plain, after = (
-        pixels(tmp_path / "a.png", spec).astype(float),
+        load_pixels(tmp_path / "a.png", spec).astype(float),
         corrupt(tmp_path / "a.png", shift, spec).astype(float),
     )
     assert after.shape == plain.shape and not np.array_equal(plain, after)
@@ -248,7 +251,7 @@ def test_weights_that_are_not_finite_are_no_numbers(trained, vlkit, tmp_path):
 def test_a_picture_that_is_gone_is_named(vlkit, tmp_path):
     write_recipes(tmp_path / "raw", recipes=12)
     vlkit("prep", "--domain", "recipes", "--source", tmp_path / "raw", "--out", tmp_path / "data")
-    pairs = read_pairs(tmp_path / "data").of("test")
+    pairs = read_pairs(tmp_path / "data").split("test")
     gone = pairs.image_paths(pairs.unique_images())[0]
     gone.unlink()
     model = ("--model", "tiny-siglip", "--data", tmp_path / "data", "--out", tmp_path / "out")
@@ -285,7 +288,7 @@ def test_brightness_is_of_what_the_model_sees(vlkit, tmp_path, tiny):
     for number, light in enumerate((10, 120, 250)):
         Image.new("RGB", (50, 50), (light, light, light)).save(tmp_path / f"{number}.png")
     task = task_of_captions(3, 1)
-    task.pictures["image"] = [str(tmp_path / f"{n}.png") for n in range(3)]
+    task.images["image"] = [str(tmp_path / f"{n}.png") for n in range(3)]
     found = embed_task(tiny("tiny-siglip"), task, batch_size=2, precision="fp32")
     assert found.brightness == pytest.approx([10, 120, 250], abs=0.5)
     for number, colour in enumerate([(200, 0, 0), (0, 200, 0), (0, 0, 200)]):

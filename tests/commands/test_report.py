@@ -385,13 +385,13 @@ def test_data_that_has_changed_since_is_said(skin, vlkit, tmp_path):
 
 
 def test_another_order_of_the_queries_is_the_same_comparison(page, skin, vlkit, tmp_path):
-    from vlkit.remote import hash_of
+    from vlkit.remote import file_sha256
 
     shutil.copytree(skin / "runs/two", tmp_path / "two")
     frame = pd.read_parquet(tmp_path / "two/queries.parquet").sample(frac=1, random_state=0)
     frame.to_parquet(tmp_path / "two/queries.parquet", index=False)
     results = json.loads((tmp_path / "two/results.json").read_text())
-    results["queries"]["hash"] = hash_of(tmp_path / "two/queries.parquet")
+    results["queries"]["hash"] = file_sha256(tmp_path / "two/queries.parquet")
     (tmp_path / "two/results.json").write_text(json.dumps(results))
     against = ("report", "--run", skin / "runs/one", "--against", tmp_path / "two", "--out", tmp_path / "page")
     assert vlkit(*against).code == 0

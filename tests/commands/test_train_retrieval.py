@@ -10,11 +10,12 @@ import time
 
 import pytest
 import yaml
+from helpers import final_state
 from safetensors.torch import load_file
 
 from vlkit import checkpoints
 from vlkit.config.evaluation import RANKED
-from vlkit.remote import hash_of
+from vlkit.remote import file_sha256
 from vlkit.training import run_state
 
 
@@ -23,21 +24,8 @@ def train(vlkit, prepared, runs, name, *extra):
     return vlkit(*base, "--steps", 6, "--batch-size", 16, *extra)
 
 
-def final_state(run):
-    """Everything the last step left: weights, moments, the loss scaler, and the losses on the way."""
-    folder = checkpoints.listed(run / "checkpoints")[-1]
-    scaler = checkpoints.verified(folder).state["scaler"]
-    kept = {name: hash_of(folder / name) for name in ("trainable.safetensors", "optimizer.safetensors")}
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return (
-        folder.name,
-        kept | {"scaler": scaler},
-        [(line["step"], line["loss"], line["lr"]) for line in lines if "loss" in line],
-    )
-
-
 def exported(run):
-    return {path.name: hash_of(path) for path in (run / "model").iterdir() if path.suffix == ".safetensors"}
+    return {path.name: file_sha256(path) for path in (run / "model").iterdir() if path.suffix == ".safetensors"}
 
 
 def test_the_run_folder_holds_what_it_should(trained):
@@ -280,7 +268,7 @@ def test_a_hit_is_any_match_in_both_training_and_evaluation(trained, prepared, v
 
     assert vlkit("eval", "--run", trained, "--out", tmp_path).code == 0
     examples = json.loads((tmp_path / "examples_top5.json").read_text())
-    images, texts = read_pairs(prepared).of("test").match_sets()
+    images, texts = read_pairs(prepared).split("test").match_sets()
     for example in examples["text_to_image"]:
         for shown in example["top5"]:
             label = label_matrix([images[shown["image_id"]]], [texts[example["text_id"]]], "multi-positive").item()
@@ -310,13 +298,13 @@ def test_a_damaged_last_checkpoint_costs_only_its_steps(uninterrupted, vlkit, tm
     config = yaml.safe_load((tmp_path / "hurt/config.yaml").read_text()) | {"runs_dir": str(tmp_path), "name": "hurt"}
     (tmp_path / "hurt/config.yaml").write_text(yaml.safe_dump(config))
     (tmp_path / "hurt/finished.json").unlink()
-    newest = checkpoints.listed(tmp_path / "hurt/checkpoints")[-1]
+    newest = checkpoints.list_checkpoints(tmp_path / "hurt/checkpoints")[-1]
     (newest / "state.json").write_text("{}")
     outcome = vlkit("train-retrieval", "--config", tmp_path / "hurt/config.yaml")
     assert outcome.code == 0, outcome.err
     assert newest.name in outcome.err
     assert final_state(tmp_path / "hurt") == final_state(uninterrupted("full"))
-    assert checkpoints.verified(newest).step == 9
+    assert checkpoints.read_verified(newest).step == 9
 
 
 def test_an_evaluation_each_epoch_and_an_early_end(prepared, vlkit, tmp_path):

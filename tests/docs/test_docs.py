@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers import ROOT
 
 from vlkit.config.base import read_yaml
-from vlkit.config.data import AugmentConfig, PictureSettings
+from vlkit.config.data import AugmentConfig, ImageAugmentSettings
 from vlkit.config.presets import (
     SECTIONS,
     domain_preset,
@@ -24,9 +25,8 @@ from vlkit.config.presets import (
     resolve_train_retrieval,
 )
 from vlkit.config.training import TrainRetrievalConfig
-from vlkit.remote import hash_of
+from vlkit.remote import file_sha256
 
-ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 COMMANDS = (
     "quickstart",
@@ -108,7 +108,7 @@ def test_modules_stay_small_and_import_downwards():
             assert ".backward(" not in text, path
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "vlkit/domains").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "vlkit/config/domains").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_domain_loads(path, tmp_path):
     assert domain_preset(path.stem, "prep")
     prepared = resolve_prep({"domain": path.stem})
@@ -123,11 +123,11 @@ def test_every_shipped_domain_loads(path, tmp_path):
 
 def test_the_example_domain_prepares_what_its_comments_say(tmp_path, vlkit):
     import pandas as pd
-    from conftest import patterned
+    from helpers import write_patterned_image
 
     rows = []
     for number in range(30):
-        patterned(tmp_path / f"raw/{number}.png", number)
+        write_patterned_image(tmp_path / f"raw/{number}.png", number)
         species = ("Daisy", "Rose", "Daisy|Rose")[number % 3]
         rows.append(
             (str(number), "" if number % 2 else f"flower number {number}", "", species, f"p{number // 2}", "May")
@@ -185,7 +185,7 @@ def test_the_example_augmentation_says_every_default(tmp_path):
     plain, said = AugmentConfig().to_dict(), yaml.safe_load(settings)
     said = {key: value for key, value in said.items() if plain[key] != []}
     assert read_yaml(path) == {}
-    picture_settings = PictureSettings().to_dict()
+    picture_settings = ImageAugmentSettings().to_dict()
     assert picture_settings.keys() - {"forbid"} <= said.keys()
     assert said == {key: plain[key] for key in said}
     assert resolve_train_retrieval({"data": tmp_path, "augment": str(path)}).augment.to_dict() == picture_settings
@@ -254,5 +254,5 @@ def test_the_lines_of_readme_run_as_they_stand(tmp_path):
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     subprocess.run(["bash", "-euc", by_hand + repeat], cwd=tmp_path, env=env, check=True, capture_output=True)
     first, second = (tmp_path / "runs" / name / "model/model.safetensors" for name in ("first", "second"))
-    assert hash_of(first) == hash_of(second)
+    assert file_sha256(first) == file_sha256(second)
     assert (tmp_path / "runs/first/results.json").is_file()

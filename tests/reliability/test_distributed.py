@@ -12,18 +12,19 @@ import time
 
 import pytest
 import torch
+from helpers import read_metrics, torchrun
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from vlkit.config.training import TrainRetrievalConfig
 from vlkit.data.images.decode import PixelSpec
-from vlkit.data.loading.retrieval_batches import BatchOrder, PairDataset, stream
+from vlkit.data.loading.retrieval_batches import EpochSampler, PairDataset, batch_stream
 from vlkit.data.pairs import read_pairs
 from vlkit.distributed import SINGLE, World, _shares
 from vlkit.models import tuning
 from vlkit.models.dual_encoder import load
-from vlkit.remote import hash_of
+from vlkit.remote import file_sha256
 from vlkit.training.gradient_cache import Contrast
 from vlkit.training.loop import steps
 
@@ -48,7 +49,7 @@ def work(rank, size, folder, task):
     tuning.apply_tuning(encoder, TrainRetrievalConfig(tune=task["tune"], lora_dropout=0.0), seed=0)
     frame = read_pairs(task["data"]).frame
     wrong = frame[(frame["match"] == 0) & (frame["split"] == "train")].reset_index(drop=True)
-    pairs = read_pairs(task["data"]).positives().of("train", limit=task["rows"])
+    pairs = read_pairs(task["data"]).positives().split("train", limit=task["rows"])
     spec = PixelSpec(encoder.pixel_spec.size)
     items = PairDataset(
         pairs,
@@ -56,10 +57,10 @@ def work(rank, size, folder, task):
         encoder.tokenize,
         encoder.pad,
         labels=task["labels"],
-        wrong=wrong if len(wrong) else None,
+        negatives=wrong if len(wrong) else None,
         world=world,
     )
-    order = BatchOrder.of(items.pair_ids, task["batch"], seed=1)
+    order = EpochSampler.from_pair_ids(items.pair_ids, task["batch"], seed=1)
     named = tuning.trainable(encoder)
     optimizer = torch.optim.SGD([{"params": list(named.items()), "peak_lr": 0.01}], lr=0.01)
     grads = {}
@@ -70,7 +71,7 @@ def work(rank, size, folder, task):
 
     optimizer.register_step_pre_hook(keep)
     contrast = Contrast(encoder, task["loss"], task["micro"], world)
-    batches = stream(items, order, workers=0)
+    batches = batch_stream(items, order, workers=0)
     found = steps(batches, contrast, len, optimizer, total=task["steps"], world=world, max_grad_norm=1e9)
     losses = [step.loss for step in found]
     if rank == 0:
@@ -166,18 +167,6 @@ def test_processes_take_the_steps_of_one(size, task, augmented, tiny_folder, tmp
             assert found[1][key].item() == pytest.approx(grads[key].item(), rel=1e-4, abs=1e-7)
 
 
-def torchrun(processes, folder, *flags):
-    """`torchrun -m vlkit train-retrieval`; its output."""
-    program = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
-    words = [*program, "vlkit", "train-retrieval", "--model", "tiny-siglip", "--runs-dir", folder, *flags]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(list(map(str, words)), capture_output=True, text=True, timeout=300, env=environment)
-
-
-def lines_of(run):
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
 @pytest.mark.slow
 def test_torchrun_writes_one_run_that_is_the_run(prepared, vlkit, tmp_path):
     """Losses, validation scores and weights of one process; each line once, said once; the same command repeats it."""
@@ -188,7 +177,7 @@ def test_torchrun_writes_one_run_that_is_the_run(prepared, vlkit, tmp_path):
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["exported_step"] == one.json()["exported_step"]
     assert done.stderr.count("eye labels would make") == 1
-    for mine, its in zip(lines_of(tmp_path / "one"), lines_of(tmp_path / "two"), strict=True):
+    for mine, its in zip(read_metrics(tmp_path / "one"), read_metrics(tmp_path / "two"), strict=True):
         assert mine["step"] == its["step"]
         if "loss" in mine:
             assert its["loss"] == pytest.approx(mine["loss"], rel=1e-4)
@@ -222,7 +211,7 @@ def test_torchrun_stops_together_and_goes_on(prepared, tmp_path):
     _, told = process.communicate(timeout=60)
     assert process.returncode != 0 and "what is done will be saved" in told, told
     saved = json.loads((tmp_path / "s/last.json").read_text())["step"]
-    assert 3 <= saved < 400 and len(lines_of(tmp_path / "s")) == saved
+    assert 3 <= saved < 400 and len(read_metrics(tmp_path / "s")) == saved
     assert not (tmp_path / "s/finished.json").exists()
 
 
@@ -238,5 +227,5 @@ def test_torchrun_goes_on_where_it_stopped(prepared, vlkit, tmp_path):
     done = torchrun(2, tmp_path, "--name", "again", *flags)
     assert done.returncode == 0 and "going on from step 4" in done.stderr
     one, other = (tmp_path / name / "model/model.safetensors" for name in ("whole", "again"))
-    assert hash_of(one) == hash_of(other)
-    assert [line["step"] for line in lines_of(run) if "loss" in line] == [1, 2, 3, 4, 5, 6]
+    assert file_sha256(one) == file_sha256(other)
+    assert [line["step"] for line in read_metrics(run) if "loss" in line] == [1, 2, 3, 4, 5, 6]

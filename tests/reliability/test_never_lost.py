@@ -11,12 +11,11 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
-from helpers import ROOT, final_state
 import torch
 import yaml
+from helpers import ROOT, final_state
 from safetensors.torch import save_file
 
 from vlkit import checkpoints, fault_injection

@@ -1,0 +1,303 @@
+"""What frozen parts have computed once: the same training, whatever was cached before, and no half-written row."""
+
+import dataclasses
+import json
+import multiprocessing
+import os
+
+import numpy as np
+import pytest
+import torch
+from helpers import read_metrics, torchrun
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vlkit.data.loading.retrieval_batches import TokenStore
+from vlkit.errors import ArtifactError, DataError, UsageError
+from vlkit.models.cache.feature_cache import FrozenPrefix, image_keys, text_keys
+from vlkit.models.cache.feature_store import FeatureStore
+
+ROWS = np.arange(60, dtype=np.float32).reshape(10, 2, 3)
+
+
+def opened(folder, **about):
+    return FeatureStore(folder, (2, 3), np.float32, about)
+
+
+def test_rows_come_back_by_key_in_any_order_from_any_process(tmp_path):
+    store, other = opened(tmp_path / "s"), opened(tmp_path / "s")
+    store.append(list("abc"), ROWS[:3])
+    assert other.missing(list("abcd")) == [0, 1, 2, 3]
+    other.append(list("cde"), ROWS[2:5])  # c is there already
+    store.reload()
+    assert store.places == dict(zip("abcde", range(5), strict=True))
+    assert np.array_equal(store.read([4, 0, 2, 0]), ROWS[[4, 0, 2, 0]])
+    again = opened(tmp_path / "s")
+    assert again.places == store.places and np.array_equal(again.read(range(5)), ROWS[:5])
+    assert (tmp_path / "s/rows.bin").stat().st_size == 5 * 24
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 400), st.integers(0, 120))
+def test_what_a_kill_leaves_is_cut_off(index_bytes, row_bytes):
+    """Any prefix of the index's last line, any tail of rows: the blocks before stay, the last one is written anew."""
+    import tempfile
+    from pathlib import Path
+
+    with tempfile.TemporaryDirectory() as folder:
+        store = opened(Path(folder) / "s")
+        store.append(list("abc"), ROWS[:3])
+        index, rows = Path(folder) / "s/index.jsonl", Path(folder) / "s/rows.bin"
+        before = index.read_bytes()
+        store.append(list("defg"), ROWS[3:7])
+        line = index.read_bytes()[len(before) :]
+        torn = line[: min(index_bytes, len(line) - 1)]
+        index.write_bytes(before + torn)
+        rows.write_bytes(rows.read_bytes()[:72] + bytes(range(1, 1 + row_bytes)))
+        again = opened(Path(folder) / "s")
+        assert list(again.places) == list("abc")
+        again.append(list("de"), ROWS[3:5])
+        assert np.array_equal(again.read(range(5)), ROWS[:5])
+        assert [json.loads(each)["keys"] for each in index.read_text().splitlines()] == [list("abc"), list("de")]
+
+
+def test_damage_is_found(tmp_path):
+    store = opened(tmp_path / "s")
+    store.append(list("abc"), ROWS[:3])
+    path = tmp_path / "s/rows.bin"
+    content = bytearray(path.read_bytes())
+    content[30] ^= 1
+    path.write_bytes(content)
+    again = opened(tmp_path / "s")
+    assert np.array_equal(again.read([0, 2]), ROWS[[0, 2]])
+    with pytest.raises(ArtifactError, match="damaged"):
+        again.read([1])
+    path.write_bytes(content[:40])
+    with pytest.raises(ArtifactError, match="damaged"):
+        opened(tmp_path / "s").read([0])
+    (tmp_path / "s/index.jsonl").write_text("{no json\n")
+    with pytest.raises(ArtifactError, match="damaged"):
+        opened(tmp_path / "s")
+
+
+WAYS = {
+    "head": ("--tune", "head"),
+    "last": ("--tune", "last", "--unfreeze-layers", 1),
+    "text": ("--tune", "text"),
+    "image": ("--tune", "image"),
+    "lora": ("--tune", "lora", "--towers", "text", "--lora-dropout", 0.3),
+    "micro": ("--tune", "last", "--unfreeze-layers", 1, "--micro-batch", 5),
+}
+
+
+BOTH = [("tiny-siglip", way) for way in WAYS] + [("tiny-clip", "last"), ("tiny-clip", "image")]
+REST = [("tiny-clip", way) for way in ("head", "text", "lora", "micro")]
+
+
+@pytest.mark.parametrize(("model", "way"), [*BOTH, *(pytest.param(*each, marks=pytest.mark.slow) for each in REST)])
+def test_the_loss_curve_is_that_of_no_cache(model, way, prepared, vlkit, tmp_path):
+    """Losses and validation to 1e-5, weights as near as float32 lets them be; a second run computes nothing."""
+
+    def train(name, *extra):
+        base = ("train-retrieval", "--data", prepared, "--model", model, "--runs-dir", tmp_path, "--name", name)
+        outcome = vlkit(*base, "--steps", 12, "--batch-size", 16, "--lr", 1e-3, "--warmup", 1, *WAYS[way], *extra)
+        assert outcome.code == 0, outcome.err
+        return outcome
+
+    train("plain", "--cache", "off")
+    first, second = train("first", "--cache", tmp_path / "c"), train("second", "--cache", tmp_path / "c")
+    assert "to be computed" in first.err and "; 0 to be computed" in second.err
+    losses = {
+        name: [line["loss"] for line in read_metrics(tmp_path / name) if "loss" in line]
+        for name in ("plain", "first", "second")
+    }
+    assert losses["first"] == pytest.approx(losses["plain"], rel=1e-5) and len(losses["plain"]) == 12
+    assert losses["second"] == losses["first"]
+    scores = [[line["val"] for line in read_metrics(tmp_path / name) if "val" in line] for name in ("plain", "first")]
+    assert scores[0] == scores[1]
+
+
+def test_what_is_frozen_decides_what_is_kept(prepared, vlkit, tmp_path):
+    def kept(*extra):
+        base = ("train-retrieval", "--data", prepared, "--model", "tiny-clip", "--runs-dir", tmp_path, "--name", "x")
+        outcome = vlkit(*base, "--steps", 12, "--batch-size", 16, *extra, "--dry-run", "--json")
+        assert outcome.code == 0, outcome.err
+        return outcome.json()["cache"]
+
+    pictures = {"items": 44, "row": [128], "gb": pytest.approx((44 + 6) * 128 * 4 / 2**30, rel=0.2)}
+    assert kept("--tune", "full") == {}
+    assert kept("--tune", "text")["pictures"] == pictures
+    assert kept("--tune", "head", "--towers", "text").keys() == {"pictures", "texts"}
+    assert kept("--tune", "last", "--unfreeze-layers", 1)["pictures"]["row"] == [17, 128]
+    assert kept("--tune", "text", "--cache", "off") == {}
+    assert "hardly" in kept("--tune", "text", "--steps", 2)["pictures"]
+    assert kept("--tune", "last", "--unfreeze-layers", 2) == {}, "the embeddings alone are not worth it"
+
+
+def test_a_key_that_repeats_in_a_block_shifts_nothing(tmp_path):
+    store = opened(tmp_path / "s")
+    assert store.missing(["a", "a", "b", "a"]) == [0, 2]
+    store.append(["a", "a", "b"], ROWS[[0, 0, 1]])
+    store.append(["c", "c"], ROWS[[2, 2]])
+    for again in (store, opened(tmp_path / "s")):
+        assert np.array_equal(again.read([again.places[key] for key in "abc"]), ROWS[:3])
+
+
+def fill(folder, first):
+    store = opened(folder)
+    for number in range(first, first + 40):
+        store.append([f"k{number}"], np.full((1, 2, 3), number, np.float32))
+
+
+def test_two_processes_fill_one_store_at_once(tmp_path):
+    """Half of their keys are the same; every row is under its key, once."""
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=fill, args=(tmp_path / "s", first)) for first in (0, 20)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    store = opened(tmp_path / "s")
+    assert len(store.places) == 60 and (tmp_path / "s/rows.bin").stat().st_size == 60 * 24
+    for key, place in store.places.items():
+        assert (store.read([place]) == int(key[1:])).all()
+
+
+def test_texts_of_the_same_tokens_are_one_row_and_the_others_stay_theirs(tiny, tmp_path):
+    """Texts that a tokenizer cannot tell apart, among others: every embedding is that of no cache."""
+    encoder = tiny("tiny-clip")
+    encoder.model.requires_grad_(False)
+    texts = [form for word in ("tart", "soup", "pie", "bread") for form in (word, word.upper(), f"a {word}, blue")] * 2
+    tokens = TokenStore(encoder.tokenize(texts)[0], encoder.pad)
+    frozen = FrozenPrefix.of(encoder, "texts", "fp32", max(map(len, tokens.tokens)))
+    features = frozen.features(frozen.store(tmp_path), tokens, text_keys(tokens.tokens))
+    assert len(frozen.store(tmp_path).places) < len(set(texts))
+    with torch.no_grad():
+        wanted = encoder.embed_texts(tokens[range(len(texts))])
+        assert torch.allclose(encoder.embed_texts(features[range(len(texts))]), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["tiny-clip", "tiny-siglip"])
+def test_whatever_changes_the_features_changes_the_folder(name, tiny, tmp_path):
+    """Weights, preprocessing, precision, depth, length, configuration: one by one."""
+
+    def folders(change=lambda encoder: None, precision="fp32", longest=20):
+        encoder = tiny(name)
+        encoder.model.requires_grad_(False)
+        change(encoder)
+        return tuple(
+            FrozenPrefix.of(encoder, kind, precision, longest).folder(tmp_path) for kind in ("pictures", "texts")
+        )
+
+    def weights(encoder):
+        with torch.no_grad():
+            encoder.model.vision_model.encoder.layers[0].mlp.fc1.bias[0] += 1e-3
+            encoder.model.text_model.encoder.layers[0].mlp.fc1.bias[0] += 1e-3
+
+    def heads(encoder):
+        encoder.model.config.vision_config.num_attention_heads = (
+            encoder.model.config.text_config.num_attention_heads
+        ) = 1
+
+    def depth(encoder):
+        for chain in (encoder.image_chain, encoder.text_chain):
+            chain[-1].modules[0].requires_grad_(True)
+
+    def preprocessing(encoder):
+        encoder.pixel_spec = dataclasses.replace(encoder.pixel_spec, mean=(0.1, 0.2, 0.3))
+
+    plain = folders()
+    assert plain == folders()
+    for change in (weights, heads, depth):
+        assert all(one != other for one, other in zip(plain, folders(change), strict=True)), change.__name__
+    assert all(one != other for one, other in zip(plain, folders(precision="bf16"), strict=True))
+    pictures, texts = folders(preprocessing)
+    assert pictures != plain[0] and texts == plain[1]
+    longer = folders(longest=40)
+    assert longer[0] == plain[0] and (longer[1] != plain[1]) == (name == "tiny-clip")
+
+
+def test_a_picture_that_was_changed_is_computed_again(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"x")
+    before = image_keys([path], ["id"])
+    os.utime(path, (1, 1))
+    touched = image_keys([path], ["id"])
+    path.write_bytes(b"xx")
+    os.utime(path, (1, 1))
+    assert len({*before, *touched, *image_keys([path], ["id"])}) == 3
+    with pytest.raises(DataError, match="no such picture"):
+        image_keys([tmp_path / "b.png"], ["id"])
+
+
+def test_frozen_parts_run_without_dropout(tiny, tmp_path):
+    encoder = tiny("tiny-clip")
+    encoder.model.requires_grad_(False)
+    for module in encoder.model.modules():
+        if hasattr(module, "dropout"):
+            module.dropout = 0.5
+    encoder.train()
+    tokens = TokenStore(encoder.tokenize(["red tart", "soup"])[0], encoder.pad)
+    frozen = FrozenPrefix.of(encoder, "texts", "fp32", 8)
+    features = frozen.features(frozen.store(tmp_path), tokens, text_keys(tokens.tokens))
+    encoder.eval()
+    with torch.no_grad():
+        assert torch.allclose(encoder.embed_texts(features[[0, 1]]), encoder.embed_texts(tokens[[0, 1]]), atol=1e-6)
+
+
+def test_numbers_that_16_bits_cannot_hold_are_refused(tiny, tmp_path):
+    encoder = tiny("tiny-clip")
+    encoder.model.requires_grad_(False)
+    with torch.no_grad():
+        encoder.model.text_projection.weight.mul_(1e8)
+    tokens = TokenStore(encoder.tokenize(["red tart", "soup"])[0], encoder.pad)
+    frozen = FrozenPrefix.of(encoder, "texts", "bf16", 8)
+    with pytest.raises(UsageError, match="cannot hold"):
+        frozen.features(frozen.store(tmp_path / "c"), tokens, text_keys(tokens.tokens))
+
+
+@pytest.mark.parametrize(("value", "code"), [("s3://b/x", 2), ("OFF", 2), ("", 2), ("FILE", 2), ("FILE/below", 2)])
+def test_a_cache_that_cannot_be_is_refused_before_anything_else(value, code, prepared, vlkit, tmp_path):
+    (tmp_path / "file").write_text("x")
+    base = ("train-retrieval", "--data", prepared, "--model", "tiny-clip", "--runs-dir", tmp_path / "runs")
+    flags = ("--name", "x", "--tune", "text", "--cache", value.replace("FILE", str(tmp_path / "file")))
+    for more in ((), ("--dry-run",)):
+        outcome = vlkit(*base, *flags, *more)
+        assert outcome.code == code and "--cache" in outcome.err, outcome.err
+    assert not (tmp_path / "runs").exists() or not (tmp_path / "runs/x/checkpoints").exists()
+
+
+def test_a_damaged_cache_that_nobody_asked_for_is_filled_again(prepared, vlkit, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def train(name, *extra):
+        base = ("train-retrieval", "--data", prepared, "--model", "tiny-clip", "--runs-dir", tmp_path, "--name", name)
+        return vlkit(*base, "--steps", 12, "--batch-size", 16, "--tune", "text", *extra)
+
+    assert train("first").code == 0
+    (index,) = (tmp_path / "cache/vlkit/features").glob("pictures-*/index.jsonl")
+    index.write_text('{"kexs": []}\n')
+    again = train("second")
+    assert again.code == 0 and "filled again" in again.err
+    index.write_text('{"kexs": []}\n')
+    asked = train("third", "--cache", tmp_path / "cache/vlkit/features")
+    assert asked.code == 6 and "damaged" in asked.err
+
+
+@pytest.mark.slow
+def test_processes_of_a_torchrun_share_a_cache_that_is_half_full(prepared, vlkit, tmp_path):
+    """One that opens it late finds what the other wrote meanwhile; none misses an item. Losses as of one process."""
+    cache = tmp_path / "c"
+    flags = ("--data", prepared, "--steps", 8, "--batch-size", 20, "--tune", "text", "--eval-every", 4)
+    one = ("train-retrieval", "--model", "tiny-siglip", "--runs-dir", tmp_path, "--name", "one", *flags)
+    assert vlkit(*one, "--cache", "off").code == 0
+    for number in range(3):
+        done = torchrun(2, tmp_path, "--name", f"two-{number}", *flags, "--cache", cache)
+        assert done.returncode == 0, done.stderr
+        found = [
+            [line["loss"] for line in read_metrics(tmp_path / name) if "loss" in line] for name in ("one", "two-0")
+        ]
+        assert found[1] == pytest.approx(found[0], rel=1e-4)
+        (index,) = cache.glob("pictures-*/index.jsonl")
+        index.write_text(index.read_text().split("\n")[0] + "\n")

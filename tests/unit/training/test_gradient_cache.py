@@ -1,0 +1,269 @@
+"""Batches in micro-batches against the same batches at once: loss, gradients, weights, masks."""
+
+import dataclasses
+import itertools
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vlkit.config.training import TrainRetrievalConfig
+from vlkit.data.labels import Labels, label_matrix
+from vlkit.data.loading.retrieval_batches import Batch
+from vlkit.models import tuning
+from vlkit.training.gradient_cache import Contrast, _Pass, cached_gradients
+from vlkit.training.loop import steps
+from vlkit.training.losses import LOSSES
+
+GROUPS = [{"a"}, {"b"}, {"a", "c"}, {"d"}, {"b"}, {"e"}, {"c"}, {"f"}, {"a"}, {"g"}, {"h"}]
+WORDS = ["red tart", "soup", "blue pie", "bread", "soup", "a green cake", "pie", "salad", "red tart", "yellow", "white"]
+
+
+class Logits(torch.nn.Module):
+    """scale * cosine + bias in double precision."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.bias = (torch.nn.Parameter(torch.tensor(v, dtype=torch.float64)) for v in (2.0, -3.0))
+
+    def forward(self, images, texts):
+        return self.scale.exp() * images @ texts.T + self.bias
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    st.lists(st.sets(st.sampled_from("abcd"), min_size=1, max_size=2), min_size=1, max_size=9),
+    st.integers(0, 4),
+    st.sampled_from(["eye", "multi-positive", "mask"]),
+    st.sampled_from(sorted(LOSSES)),
+    st.integers(1, 10),
+)
+def test_blocks_of_rows_give_the_loss_and_its_gradients(groups, more, mode, loss, rows):
+    texts_of = groups + [{chr(ord("a") + n)} for n in range(more)]
+    generator = torch.Generator().manual_seed(len(groups) * 100 + more * 10 + rows)
+    images, texts = (
+        torch.nn.functional.normalize(torch.randn(n, 5, generator=generator, dtype=torch.float64), dim=1)
+        for n in (len(groups), len(texts_of))
+    )
+    logits = Logits()
+    leaves = [images.clone().requires_grad_(), texts.clone().requires_grad_(), logits.scale, logits.bias]
+    whole = LOSSES[loss](logits(leaves[0], leaves[1]), label_matrix(groups, texts_of, mode))
+    expected = torch.autograd.grad(whole, leaves)
+    labels = Labels.from_groups(groups, texts_of, mode)
+    found = cached_gradients(loss, logits, images, texts, [logits.scale, logits.bias], labels, rows=rows)
+    assert found.loss.item() == pytest.approx(whole.item(), rel=1e-10, abs=1e-12)
+    for mine, its in zip([found.images, found.texts, *found.logit_parameters], expected, strict=True):
+        assert torch.allclose(mine, its, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("mode", ["eye", "multi-positive", "mask"])
+def test_rows_of_labels_are_rows_of_the_matrix(mode):
+    texts = [*GROUPS, {"a", "h"}, {"z"}]
+    labels, matrix = Labels.from_groups(GROUPS, texts, mode), label_matrix(GROUPS, texts, mode)
+    for start, stop in itertools.combinations(range(12), 2):
+        assert torch.equal(labels.rows(start, stop), matrix[start:stop])
+
+
+def batch_for(encoder, mode="multi-positive", size=11):
+    """Pictures of noise; repeated captions are encoded once, and two texts are there only to be wrong."""
+    generator = torch.Generator().manual_seed(5)
+    side = encoder.pixel_spec.size
+    unique = list(dict.fromkeys([*WORDS[:size], "a wrong text", "another wrong one"]))
+    columns = [unique.index(word) for word in WORDS[:size]] + [len(unique) - 2, len(unique) - 1]
+    return Batch(
+        images=torch.randint(0, 255, (size, 3, side, side), dtype=torch.uint8, generator=generator),
+        captions=encoder.pad(encoder.tokenize(unique)[0]),
+        texts=len(unique),
+        text_index=torch.tensor(columns),
+        labels=Labels.from_groups(GROUPS[:size], [*GROUPS[:size], {"y"}, {"z"}], mode),
+        pair_ids=[str(n) for n in range(size)],
+    )
+
+
+def gradients(encoder, batch, loss, micro):
+    """Loss and gradients as the loop makes them."""
+    named = tuning.trainable(encoder)
+    optimizer = torch.optim.SGD([{"params": list(named.items()), "peak_lr": 0.0}], lr=0.0)
+    kept = {}
+
+    def keep(optimizer, args, kwargs):
+        kept.update({name: p.grad.clone() for name, p in named.items()})
+
+    optimizer.register_step_pre_hook(keep)
+    step = next(steps([batch], Contrast(encoder, loss, micro), len, optimizer, total=1, max_grad_norm=1e9))
+    return step.loss, kept
+
+
+def apart(one, other):
+    """Norm of the difference over the total norm."""
+    total = torch.sqrt(sum((g.double() ** 2).sum() for g in one.values()))
+    return (torch.sqrt(sum(((one[k].double() - other[k].double()) ** 2).sum() for k in one)) / total).item()
+
+
+@pytest.mark.parametrize("name", ["tiny-siglip", "tiny-clip"])
+@pytest.mark.parametrize("loss", ["sigmoid", "softmax"])
+@pytest.mark.parametrize("mode", ["eye", "multi-positive", "mask"])
+def test_micro_batches_give_the_gradients_of_the_batch(name, loss, mode, tiny):
+    encoder = tiny(name)
+    tuning.apply_tuning(encoder, TrainRetrievalConfig(), seed=0)
+    batch = batch_for(encoder, mode)
+    whole, expected = gradients(encoder, batch, loss, None)
+    assert {"logit_scale"} <= expected.keys()
+    for micro in (1, 3, 7, 10, 11, 50):
+        value, found = gradients(encoder, batch, loss, micro)
+        assert value == pytest.approx(whole, rel=1e-5)
+        assert apart(expected, found) <= 1e-5
+        for key in ("logit_scale", "logit_bias") & expected.keys():
+            # The bias cancels out of a softmax: there its gradient is rounding, some 1e-7.
+            assert found[key].item() == pytest.approx(expected[key].item(), rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["tiny-siglip", pytest.param("tiny-clip", marks=pytest.mark.slow)])
+def test_weights_after_twenty_steps(name, tiny):
+    ends = []
+    for micro in (None, 1, 3, 7):
+        encoder = tiny(name)
+        tuning.apply_tuning(encoder, TrainRetrievalConfig(), seed=0)
+        named = tuning.trainable(encoder)
+        optimizer = torch.optim.SGD([{"params": list(named.items()), "peak_lr": 0.05}], lr=0.05, momentum=0.9)
+        batches = [batch_for(encoder, size=size) for size in (11, 8, 5)]
+        contrast = Contrast(encoder, encoder.family.loss, micro)
+        losses = [s.loss for s in steps(itertools.cycle(batches), contrast, len, optimizer, total=20, accumulate=2)]
+        assert losses[-1] < losses[0]
+        ends.append({key: p.detach().clone() for key, p in named.items()})
+    start = {key: p.detach() for key, p in tiny(name).model.named_parameters()}
+    moved = {key: ends[0][key] - start[key] for key in ends[0]}
+    for end in ends[1:]:
+        assert apart(moved, {key: end[key] - start[key] for key in moved}) <= 1e-4
+
+
+@pytest.mark.parametrize("tune", ["full", "lora"])
+def test_the_second_pass_drops_what_the_first_one_dropped(tune, tiny):
+    """Against a plain batch whose slices are embedded one by one from the same random states."""
+    encoder = tiny("tiny-siglip")
+    tuning.apply_tuning(encoder, dataclasses.replace(TrainRetrievalConfig(), tune=tune, lora_dropout=0.4), seed=0)
+    for key, parameter in encoder.model.named_parameters():
+        if "lora_B" in key:
+            torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(len(key)))
+    if tune == "full":
+        for module in encoder.model.modules():
+            if hasattr(module, "dropout") and isinstance(module.dropout, float):
+                module.dropout = 0.3
+    tuning.train_mode(encoder)
+    batch = batch_for(encoder)
+    torch.manual_seed(9)
+    first = _Pass(encoder.embed_images, batch.images, 4, None)
+    torch.manual_seed(9)
+    assert not torch.equal(first.embedded, _Pass(encoder.embed_images, batch.images, 11, None).embedded), (
+        "no dropout at work"
+    )
+    again = [part.surrogate.item() for part in first.again(first.embedded)]
+    assert sum(again) == pytest.approx(len(first.embedded), rel=1e-6), "unit vectors, times themselves"
+
+    _, found = gradients(encoder, batch, "sigmoid", 4)
+    from vlkit.training.loop import _drawn
+
+    torch.manual_seed(_drawn(0, 0, 0))
+    images = torch.cat([encoder.embed_images(part) for part in batch.images.split(4)])
+    texts = torch.cat([encoder.embed_texts(part) for part in batch.captions.split(4)])[batch.text_index]
+    LOSSES["sigmoid"](encoder.logits(images, texts), batch.labels.rows()).backward()
+    assert apart({key: p.grad for key, p in tuning.trainable(encoder).items()}, found) <= 1e-5
+
+
+@pytest.mark.parametrize(("tune", "frozen"), [("text", "embed_images"), ("image", "embed_texts")])
+def test_a_frozen_tower_is_not_embedded_twice(tune, frozen, tiny, monkeypatch):
+    encoder = tiny("tiny-clip")
+    tuning.apply_tuning(encoder, TrainRetrievalConfig(tune=tune), seed=0)
+    batch = batch_for(encoder)
+    calls, embed = [], getattr(encoder, frozen)
+    monkeypatch.setattr(encoder, frozen, lambda part: calls.append(len(part)) or embed(part))
+    _, found = gradients(encoder, batch, "softmax", 4)
+    # The first slice is looked at once more, to find that it has no gradient.
+    rows = len(batch.images if tune == "text" else batch.captions)
+    assert sum(calls) <= rows + 4
+    assert max(calls) <= 4, "nor more of it at a time than a micro-batch"
+    monkeypatch.undo()
+    assert apart(gradients(encoder, batch, "softmax", None)[1], found) <= 1e-5
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_a_run_in_micro_batches_is_the_run(precision, prepared, vlkit, tmp_path):
+    train = ("train-retrieval", "--data", prepared, "--model", "tiny-siglip", "--runs-dir", tmp_path, "--steps", 5)
+    losses = []
+    for name, flags in (("whole", ()), ("micro", ("--micro-batch", 5)), ("auto", ("--micro-batch", "auto"))):
+        outcome = vlkit(*train, "--name", name, "--batch-size", 24, "--precision", precision, *flags)
+        assert outcome.code == 0, outcome.err
+        lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        losses.append([line["loss"] for line in lines if "loss" in line])
+    tolerance = 1e-4 if precision == "fp32" else 0.02
+    assert losses[1] == pytest.approx(losses[0], rel=tolerance)
+    assert losses[2] == losses[0]
+
+
+def test_memory_that_runs_out_halves_the_micro_batch_and_goes_on(tiny, monkeypatch):
+    encoder = tiny("tiny-siglip")
+    tuning.apply_tuning(encoder, TrainRetrievalConfig(), seed=0)
+    batch = batch_for(encoder)
+    whole, expected = gradients(encoder, batch, "sigmoid", None)
+    embed = encoder.embed_images
+
+    def cramped(pixels):
+        if torch.is_grad_enabled() and len(pixels) > 3:
+            raise torch.OutOfMemoryError("out of memory")
+        return embed(pixels)
+
+    monkeypatch.setattr(encoder, "embed_images", cramped)
+    contrast, named = Contrast(encoder, "sigmoid"), tuning.trainable(encoder)
+    optimizer = torch.optim.SGD([{"params": list(named.items()), "peak_lr": 0.0}], lr=0.0)
+    kept = {}
+    optimizer.register_step_pre_hook(lambda *_: kept.update({name: p.grad.clone() for name, p in named.items()}))
+    step = next(steps([batch], contrast, len, optimizer, total=1, max_grad_norm=1e9, smaller=contrast.halve))
+    assert contrast.micro_batch in (2, 3)
+    assert step.loss == pytest.approx(whole, rel=1e-5)
+    assert apart(expected, kept) <= 1e-5
+    monkeypatch.setattr(encoder, "embed_images", lambda pixels: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
+    with pytest.raises(torch.OutOfMemoryError):
+        next(steps([batch], contrast, len, optimizer, total=1, smaller=contrast.halve))
+
+
+def test_the_first_pass_takes_four_micro_batches_at_a_time_and_the_last_pictures_once():
+    calls, weight = [], torch.ones(3, requires_grad=True)
+    embed = lambda part: calls.append((len(part), torch.is_grad_enabled())) or part * weight  # noqa: E731
+    passed = _Pass(embed, torch.ones(11, 3), 2, None, keep_last=True)
+    assert calls == [(2, False), (8, False), (1, True)]
+    assert len(list(passed.again(torch.ones(11, 3)))) == 6
+    assert calls[3:] == [(2, True)] * 5
+
+
+@pytest.mark.parametrize("size", [0, 4])
+def test_a_share_of_nothing_is_embedded_as_nothing(size):
+    passed = _Pass(lambda part: part, torch.ones(0, 2), size, torch.zeros(0, 3), keep_last=True)
+    assert passed.embedded.shape == (0, 3) and not list(passed.again(torch.zeros(0, 3)))
+
+
+def test_halving_begins_at_what_batches_are(tiny):
+    contrast = Contrast(tiny("tiny-siglip"), "sigmoid", 512)
+    contrast(batch_for(contrast.encoder, size=8))
+    assert contrast.halve() and contrast.micro_batch == 4, "half of 8, not of 512"
+
+
+def test_many_texts_split_a_batch_of_few_pictures_and_the_random_state_goes_on(tiny):
+    encoder = tiny("tiny-clip")
+    tuning.apply_tuning(encoder, TrainRetrievalConfig(), seed=0)
+    batch = batch_for(encoder, size=4)
+    assert len(batch.images) <= 4 < len(batch.captions)
+    parts = Contrast(encoder, "softmax", 4)(batch)
+    assert not isinstance(parts, torch.Tensor)
+    torch.manual_seed(3)
+    first = _Pass(lambda part: part * torch.rand(1).requires_grad_(), torch.ones(6, 2), 2, None)
+    after = torch.get_rng_state()
+    assert len(list(first.again(torch.ones(6, 2)))) == 3
+    assert torch.equal(torch.get_rng_state(), after)
+
+
+@pytest.mark.parametrize("value", ["0", "-3", "many", "1.5", "007", "\u0663"])
+def test_a_micro_batch_that_is_no_number_is_refused(value, prepared, vlkit):
+    outcome = vlkit("train-retrieval", "--data", prepared, "--model", "tiny-siglip", "--micro-batch", value)
+    assert outcome.code == 2 and "--micro-batch" in outcome.err
