@@ -16,12 +16,12 @@ from vlkit.config.fusion import CaptionConfig, TrainFusionConfig
 from vlkit.config.presets import resolve_augment, resolve_prep, resolve_train_fusion, resolve_train_retrieval
 from vlkit.config.search import IndexConfig, SearchConfig, ServeConfig
 from vlkit.config.training import TrainRetrievalConfig
-from vlkit.errors import nearest
+from vlkit.errors import suggest_name
 from vlkit.signals import Terminated, install_sigterm_handler
 
 if TYPE_CHECKING:
-    from vlkit.data.augment.negatives import Embed
-    from vlkit.data.prep.summary import CountTokens
+    from vlkit.data.augment.negatives import EmbedTexts
+    from vlkit.data.prep.summary import TokenCounter
 
 app = typer.Typer(
     help="Adapt vision-language models to a domain, and know whether it helped.",
@@ -73,13 +73,13 @@ def prep(config: PrepConfig, dry_run: bool) -> dict[str, Any]:
     return prepare(config, dry_run=dry_run, tokens_of=_tokens_of)
 
 
-def _tokens_of(model: str) -> CountTokens | None:
+def _tokens_of(model: str) -> TokenCounter | None:
     """How `model` counts tokens, where its tokenizer is on this machine; hub names that never were cost no import."""
-    from vlkit.data.prep.summary import CountTokens
+    from vlkit.data.prep.summary import TokenCounter
     from vlkit.models.at_hand import tokenizer_at_hand
 
     found = tokenizer_at_hand(model)
-    return CountTokens(lambda texts: [len(ids) for ids in found[0](texts)], found[1]) if found else None
+    return TokenCounter(lambda texts: [len(ids) for ids in found[0](texts)], found[1]) if found else None
 
 
 @command(app, "augment", AugmentConfig, resolve=resolve_augment, dry_run=True)
@@ -90,7 +90,7 @@ def augment(config: AugmentConfig, dry_run: bool) -> dict[str, Any]:
     return augment(config, dry_run=dry_run, embed_of=_embed_of)
 
 
-def _embed_of(model: str) -> Embed:
+def _embed_of(model: str) -> EmbedTexts:
     """How a model, or a finished run, embeds texts."""
     from vlkit.models.encode import text_encoder
     from vlkit.models.loading import load_model
@@ -101,10 +101,10 @@ def _embed_of(model: str) -> Embed:
 @command(app, "train-retrieval", TrainRetrievalConfig, resolve=resolve_train_retrieval, dry_run=True)
 def train_retrieval(config: TrainRetrievalConfig, dry_run: bool) -> dict[str, Any]:
     """Adapt CLIP or SigLIP to a prepared folder: fully, its upper layers, or by LoRA."""
-    from vlkit.runs import refuse_busy
+    from vlkit.runs import refuse_locked
 
     if not dry_run and config.replay is None:
-        refuse_busy(config.runs_dir, config.name)
+        refuse_locked(config.runs_dir, config.name)
     from vlkit.training.train_retrieval import train_retrieval
 
     return train_retrieval(config, dry_run=dry_run)
@@ -113,10 +113,10 @@ def train_retrieval(config: TrainRetrievalConfig, dry_run: bool) -> dict[str, An
 @command(app, "train-fusion", TrainFusionConfig, resolve=resolve_train_fusion, dry_run=True)
 def train_fusion(config: TrainFusionConfig, dry_run: bool) -> dict[str, Any]:
     """Teach a frozen language model to describe pictures: train what stands between it and a frozen encoder."""
-    from vlkit.runs import refuse_busy
+    from vlkit.runs import refuse_locked
 
     if not dry_run and config.replay is None:
-        refuse_busy(config.runs_dir, config.name)
+        refuse_locked(config.runs_dir, config.name)
     from vlkit.training.train_fusion import train_fusion
 
     return train_fusion(config, dry_run=dry_run)
@@ -206,7 +206,7 @@ def main() -> None:
         # Typer's own usage errors are told in vlkit's voice, and under --json as its one object.
         if not hasattr(error, "format_message"):
             raise
-        console.json_mode("--json" in sys.argv)
+        console.set_json_mode("--json" in sys.argv)
         console.fail(error.format_message(), _way_out(error), 2)
         status = 2
     sys.exit(status or 0)
@@ -216,5 +216,5 @@ def _way_out(error: Exception) -> str:
     context, known = getattr(error, "ctx", None), [str(each.name) for each in app.registered_commands]
     mistyped = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
     if mistyped and mistyped not in known:
-        return nearest(mistyped, known)
+        return suggest_name(mistyped, known)
     return f"see: {context.command_path if context else 'vlkit'} --help"

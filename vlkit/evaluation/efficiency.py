@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vlkit.evaluation.retrieval.task import Embedded, Task
+from vlkit.evaluation.retrieval.task import Embeddings, RetrievalTask
 from vlkit.models import tuning
 from vlkit.models.device import Precision
 from vlkit.models.dual_encoder import DualEncoder
@@ -28,12 +28,12 @@ def peak_memory_gb() -> dict[str, float | None]:
     return {"process": process, "gpu": torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None}
 
 
-def efficiency(
-    encoder: DualEncoder, embedded: Embedded, task: Task, run: Run | None, precision: Precision
+def measure_efficiency(
+    encoder: DualEncoder, embedded: Embeddings, task: RetrievalTask, run: Run | None, precision: Precision
 ) -> dict[str, Any]:
     """The section of results.json: speeds and latency of this machine, training's time and memory of the run."""
     facts = run.read_json("finished.json") if run else {}
-    median, late = query_latency(encoder, list(task.texts["text"]), precision)
+    median, late = measure_query_latency(encoder, list(task.texts["text"]), precision)
     peak = peak_memory_gb()
     return {
         "images_per_second": embedded.images_per_second,
@@ -47,11 +47,11 @@ def efficiency(
         "train_peak_memory_process_gb": (facts.get("peak_memory_gb") or {}).get("process"),
         "train_peak_memory_gpu_gb": (facts.get("peak_memory_gb") or {}).get("gpu"),
         "trainable_parameters": facts.get("trainable_parameters", 0),
-        "total_parameters": tuning.count(encoder).total,
+        "total_parameters": tuning.count_parameters(encoder).total,
     }
 
 
-def query_latency(encoder: DualEncoder, texts: list[str], precision: Precision) -> tuple[float, float]:
+def measure_query_latency(encoder: DualEncoder, texts: list[str], precision: Precision) -> tuple[float, float]:
     """Seconds to encode one text as a query: the median, and what 95 of 100 stay below."""
     seconds: list[float] = []
     began = time.perf_counter()

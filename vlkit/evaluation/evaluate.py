@@ -23,8 +23,8 @@ from vlkit.models import tuning
 from vlkit.models.device import best_device, best_precision
 from vlkit.models.loading import load_or_create, load_tuned, load_base
 from vlkit.models.preprocessing import with_decode
-from vlkit.remote import Remote, hash_of
-from vlkit.runs import Run, in_zone, mirror_of
+from vlkit.remote import Remote, file_sha256
+from vlkit.runs import Run, zone_path, mirror_location
 from vlkit.storage import Location
 
 
@@ -51,13 +51,13 @@ def _evaluated(config: EvalConfig, world: World) -> dict[str, Any]:
     # What augment has written is no test of anything, also where the training rows are asked for.
     own = pairs.positives()
     own = replace(own, frame=own.frame[own.frame["origin"] != "augmented"].reset_index(drop=True))
-    task = RetrievalTask.from_pairs(own.of(config.split, limit=config.limit, seed=config.seed))
+    task = RetrievalTask.from_pairs(own.split(config.split, limit=config.limit, seed=config.seed))
     if not len(task.pairs):
         raise DataError(
             f"{data}: the {config.split} split has no pairs",
             hint="choose another --split, or prep with a larger --test-share",
         )
-    texts = list(pairs.of("train").frame["text"])
+    texts = list(pairs.split("train").frame["text"])
     if run:
         tuned = load_tuned(run, config.decode)
     else:
@@ -103,7 +103,7 @@ def _write(results: dict[str, Any], evaluation: RetrievalEvaluation, config: Eva
     folder.mkdir(parents=True, exist_ok=True)
     frame = per_query.query_table(evaluation.tuned, evaluation.base, evaluation.task)
     per_query.write_table(folder / f"queries{suffix}.parquet", frame)
-    results["queries"] = {"file": f"queries{suffix}.parquet", "hash": hash_of(folder / f"queries{suffix}.parquet")}
+    results["queries"] = {"file": f"queries{suffix}.parquet", "hash": file_sha256(folder / f"queries{suffix}.parquet")}
     examples = per_query.example_queries(frame, evaluation.task, config.seed)
     target.write_json(f"examples_top5{suffix}.json", examples)
     target.write_json(f"results{suffix}.json", results)
@@ -122,8 +122,8 @@ def _evaluated_to_remote(config: EvalConfig, out: Location, world: World) -> dic
         results = _evaluated(here, world)
         if world.is_main:
             files = {path.name: path for path in sorted(Path(aside).iterdir())}
-            remote = Remote(mirror_of(out, name, kind) if out.is_bucket else out)
-            remote.upload({(in_zone(file) if out.is_bucket else file): path for file, path in files.items()})
+            remote = Remote(mirror_location(out, name, kind) if out.is_bucket else out)
+            remote.upload({(zone_path(file) if out.is_bucket else file): path for file, path in files.items()})
             console.say(f"uploaded to {remote.location}")
         world.barrier()
     refuse_missed(results, demands)
@@ -152,5 +152,5 @@ def _trained_on(run: Run, pairs: Pairs) -> int:
     where = Location(described.get("path", ""))
     if where == pairs.folder.absolute or not (where.is_remote or where.path.is_dir()):
         return 0
-    trained, asked = read_pairs(where).of("train").frame, pairs.of("test").frame
+    trained, asked = read_pairs(where).split("train").frame, pairs.split("test").frame
     return sum(len(set(trained[key]) & set(asked[key])) for key in ("image_id", "text_id"))

@@ -18,7 +18,7 @@ from vlkit.data.images import decode
 from vlkit.errors import ArtifactError, DataError, UsageError
 from vlkit.models.captioner.captioner import Captioner
 from vlkit.models.captioner.save_load import load_captioner
-from vlkit.remote import hash_of
+from vlkit.remote import file_sha256
 from vlkit.runs import Run
 from vlkit.storage import json_text, refuse_unwritable
 
@@ -37,7 +37,7 @@ def caption(config: CaptionConfig) -> dict[str, Any]:
     run, known = Run(config.run), set[str]()
     if config.out is None:
         found = _described(run, pictures, config, lambda lines: None)
-        console.table("captions", ("picture", "caption"), [(each["image"], _shown(each)) for each in found], left=2)
+        console.print_table("captions", ("picture", "caption"), [(each["image"], _shown(each)) for each in found], left=2)
     else:
         refuse_unwritable(config.out.parent, "--out")
         config.out.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ def caption(config: CaptionConfig) -> dict[str, Any]:
         written = sum("caption" in line for line in found)
         more = f", {len(out.known)} were there" if out.known else ""
         more += f", {len(found) - written} pictures cannot be read" if written < len(found) else ""
-        console.result(f"{config.out}: {written} captions written{more}")
+        console.print_result(f"{config.out}: {written} captions written{more}")
     if found and not known and not any("caption" in line for line in found):
         raise DataError(f"none of the {len(found)} pictures can be read: {found[0]['error']}")
     return {"run": str(run.folder), "captions": found, "out": str(config.out) if config.out else None}
@@ -73,7 +73,7 @@ def _described(
 def _asked(run: Run, config: CaptionConfig) -> dict[str, Any]:
     """What decides a caption beside the picture: the weights, by their hash, and how they are asked."""
     weights = run.folder / "fusion" / "fusion.safetensors"
-    known = {"model": hash_of(weights)} if weights.is_file() else {}
+    known = {"model": file_sha256(weights)} if weights.is_file() else {}
     names = ("num_beams", "max_new_tokens", "prompt", "precision")
     # Left out where it is not given: a file may be older than the setting.
     read = {"decode": config.decode} if config.decode else {}
@@ -100,7 +100,7 @@ def described(
         pixels: list[np.ndarray] = []
         for path in paths[start : start + config.batch_size]:
             try:
-                pixels.append(decode.pixels(path, spec))
+                pixels.append(decode.load_pixels(path, spec))
                 lines.append({"image": str(path), "caption": ""})
             except DataError as error:
                 if path in named:

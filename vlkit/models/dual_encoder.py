@@ -21,10 +21,10 @@ import torch.nn.functional as F
 
 from vlkit.config.data import TINY_MODELS
 from vlkit.data.images.decode import PixelSpec
-from vlkit.errors import ArtifactError, NetworkError, UsageError, VlkitError, nearest
+from vlkit.errors import ArtifactError, NetworkError, UsageError, VlkitError, suggest_name
 from vlkit.models import paired_encoder, preprocessing, quantization, stages
 from vlkit.models.device import Precision
-from vlkit.models.fast.layers import quicken
+from vlkit.models.fast.layers import use_fast_layers
 from vlkit.models.stages import PartialForward, Stage, run_stages
 from vlkit.storage import json_text
 
@@ -67,7 +67,7 @@ class DualEncoder(torch.nn.Module):
         self.model, self.tokenizer, self.pixel_spec, self.source = model, tokenizer, pixel_spec, source
         self.peft: Any = None
         self.family = FAMILIES[model.config.model_type]
-        quicken(model)
+        use_fast_layers(model)
         mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (pixel_spec.mean, pixel_spec.std))
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
@@ -94,11 +94,11 @@ class DualEncoder(torch.nn.Module):
         return getattr(config, "projection_dim", None) or config.vision_config.hidden_size
 
     @property
-    def paired(self) -> bool:
+    def is_paired(self) -> bool:
         """The text encoder is one of its own kind, beside another model's vision tower."""
-        return isinstance(self.model, paired_encoder.Pair)
+        return isinstance(self.model, paired_encoder.PairedEncoder)
 
-    def half_config(self, kind: str) -> Any:
+    def tower_config(self, kind: str) -> Any:
         """The configuration of the vision tower, for "pictures", or of the text tower."""
         return self.model.config.vision_config if kind == "pictures" else self.model.config.text_config
 
@@ -106,15 +106,15 @@ class DualEncoder(torch.nn.Module):
     def text_limit(self) -> int:
         """Tokens a text may have, special ones included."""
         config = self.model.config.text_config
-        return paired_encoder.text_limit(config, self.tokenizer) if self.paired else config.max_position_embeddings
+        return paired_encoder.text_limit(config, self.tokenizer) if self.is_paired else config.max_position_embeddings
 
     @property
     def pads_to_max_length(self) -> bool:
         """Every text is padded to the limit, else to the longest of its batch."""
-        return self.family.pad_to_limit and not self.paired
+        return self.family.pad_to_limit and not self.is_paired
 
     @property
-    def pad_token(self) -> int:
+    def pad_id(self) -> int:
         """What texts are padded with."""
         pad = self.tokenizer.pad_token_id
         return int(self.tokenizer.eos_token_id if pad is None else pad)
@@ -132,19 +132,19 @@ class DualEncoder(torch.nn.Module):
     def pad(self, ids: Sequence[Sequence[int]]) -> torch.Tensor:
         """Token ids as one int64 tensor [texts, length]: the limit for SigLIP, the longest of these texts for CLIP."""
         length = self.text_limit if self.pads_to_max_length else max(map(len, ids), default=0)
-        padded = torch.full((len(ids), length), self.pad_token, dtype=torch.long)
+        padded = torch.full((len(ids), length), self.pad_id, dtype=torch.long)
         for row, tokens in enumerate(ids):
             padded[row, : len(tokens)] = torch.tensor(tokens)
         return padded
 
-    def scaled(self, pixels: torch.Tensor) -> torch.Tensor:
+    def normalize_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 [pictures, 3, size, size] -> what the image chain begins with, on the towers' device."""
         # In place: more copies of a batch's pictures would cost more than the arithmetic.
         return (pixels.to(self.device) / 255).sub_(self.mean).div_(self.std)
 
     def pool_positions(self, input_ids: torch.Tensor) -> torch.Tensor:
         """int64 [texts]: where CLIP pools: the first token of the end, which pads, too, in some CLIPs. Elsewhere 0."""
-        if self.paired or self.pads_to_max_length or not len(input_ids):
+        if self.is_paired or self.pads_to_max_length or not len(input_ids):
             return torch.zeros(len(input_ids), dtype=torch.long)
         end = self.model.config.text_config.eos_token_id
         # Configurations older than the token's number say 2: there the end is the highest of all tokens.
@@ -153,7 +153,7 @@ class DualEncoder(torch.nn.Module):
 
     def embed_images(self, pictures: torch.Tensor | PartialForward) -> torch.Tensor:
         """uint8 [pictures, 3, size, size], or what the lower stages made of it -> unit rows [pictures, width]."""
-        begun = pictures if isinstance(pictures, PartialForward) else PartialForward(self.scaled(pictures), 0)
+        begun = pictures if isinstance(pictures, PartialForward) else PartialForward(self.normalize_pixels(pictures), 0)
         return self._embedded(self.image_chain, begun)
 
     def embed_texts(self, texts: torch.Tensor | PartialForward) -> torch.Tensor:
@@ -174,7 +174,7 @@ class DualEncoder(torch.nn.Module):
             return torch.zeros(0, self.width, device=self.device)
         values = begun.values.to(self.device)
         values = values.float() if values.is_floating_point() else values
-        return F.normalize(run_stages(chain, PartialForward(values, begun.depth, begun.ends)).values.float(), dim=-1)
+        return F.normalize(run_stages(chain, PartialForward(values, begun.depth, begun.pool_positions)).values.float(), dim=-1)
 
     def logits(self, images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
         """scale * cosine + bias, float32 [images, texts]. Autocast is off: a bf16 logit at scale 100 errs by 0.1."""
@@ -184,7 +184,7 @@ class DualEncoder(torch.nn.Module):
             return scaled if bias is None else scaled + bias.float()
 
     @torch.no_grad()
-    def clamp_scale(self) -> None:
+    def clamp_logit_scale(self) -> None:
         """After a step: keep CLIP's scale where CLIP was trained to have it."""
         if self.family.max_scale is not None:
             self.model.logit_scale.clamp_(max=math.log(self.family.max_scale))
@@ -195,7 +195,7 @@ class DualEncoder(torch.nn.Module):
 
     def save(self, folder: Path) -> None:
         """Everything that transformers needs to load this again: weights, tokenizer, preprocessing."""
-        if not self.paired:
+        if not self.is_paired:
             self.model.save_pretrained(folder)
             self.save_processors(folder)
             return
@@ -242,11 +242,11 @@ def load(name: str, *, quantized: Precision | None = None) -> DualEncoder:
             raise UsageError(f"{name} is a pair, which --quantize does not take", hint="leave out --quantize")
         return _load_pair(name)
     config = load_config(name)
-    with explained(name):
+    with translate_hub_errors(name):
         model_class = getattr(transformers, FAMILIES[config.model_type].model_class)
-        how = {} if quantized is None else quantization.loading(quantized)
+        how = {} if quantized is None else quantization.loading_options(quantized)
         model, report = model_class.from_pretrained(name, dtype=torch.float32, output_loading_info=True, **how)
-        quantization.settle(model)
+        quantization.keep_weights_unpacked(model)
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
         pixel_spec = preprocessing.read(name, config)
     known, wanted = len(tokenizer), config.text_config.vocab_size
@@ -262,9 +262,9 @@ def load(name: str, *, quantized: Precision | None = None) -> DualEncoder:
 
 
 def _load_pair(name: str) -> DualEncoder:
-    with explained(name):
+    with translate_hub_errors(name):
         model, tokenizer = paired_encoder.load(Path(name))
-        vision = paired_encoder.Halves.of(Path(name)).vision
+        vision = paired_encoder.PairParts.of(Path(name)).vision
         spec = preprocessing.read(vision, model.config)
     return DualEncoder(model, tokenizer, spec, name)
 
@@ -272,8 +272,8 @@ def _load_pair(name: str) -> DualEncoder:
 def load_tokenizer(name: str) -> tuple[Callable[[Sequence[str]], list[list[int]]], int]:
     """How a dual or text encoder cuts texts into tokens, special ones included, none cut off; and how many it takes."""
     transformers = quiet_transformers()
-    config = config_at(name)
-    with explained(name):
+    config = read_config(name)
+    with translate_hub_errors(name):
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, local_files_only=True)
     dual = config.model_type in FAMILIES
     limit = config.text_config.max_position_embeddings if dual else paired_encoder.text_limit(config, tokenizer)
@@ -289,10 +289,10 @@ def load_config(name: str) -> Any:
     """Only the configuration, refused where it is of no family that vlkit knows."""
     transformers = quiet_transformers()
     if (Path(name) / paired_encoder.PAIR).is_file():
-        halves = paired_encoder.Halves.of(Path(name))
-        return paired_encoder.config_of(*map(config_at, (halves.vision, halves.text)), halves.pooling)
+        halves = paired_encoder.PairParts.of(Path(name))
+        return paired_encoder.pair_config(*map(read_config, (halves.vision, halves.text)), halves.pooling)
     refuse_unknown(name, TINY_MODELS, "openai/clip-vit-base-patch32")
-    with explained(name):
+    with translate_hub_errors(name):
         config = transformers.AutoConfig.from_pretrained(name)
     if config.model_type not in FAMILIES:
         raise UsageError(f"{name} is a {config.model_type} model", hint=f"vlkit adapts {' and '.join(FAMILIES)} models")
@@ -308,14 +308,14 @@ def refuse_unknown(name: str, known: Sequence[str], example: str) -> None:
     """
     if not Path(name).exists() and (name.count("/") != 1 or name.startswith((".", "/"))):
         hint = (
-            nearest(name, known) if "/" not in name else f"a folder with config.json, or a hub name such as {example}"
+            suggest_name(name, known) if "/" not in name else f"a folder with config.json, or a hub name such as {example}"
         )
         raise UsageError(f"unknown model {name!r}: no such folder, and not the form of a hub name", hint=hint)
     if Path(name).exists() and not (Path(name) / "config.json").is_file():
         raise UsageError(f"{name} holds no config.json", hint="give a folder that save_pretrained wrote, or a hub name")
 
 
-def load_half_config(name: str) -> Any:
+def pair_part_config(name: str) -> Any:
     """The configuration of a model that one half of a pair is taken from: any that AutoModel opens."""
     if (Path(name) / paired_encoder.PAIR).is_file():
         raise UsageError(f"{name} is a pair already", hint=f"its halves: {name}/vision and {name}/text")
@@ -327,17 +327,17 @@ def load_half_config(name: str) -> Any:
         )
     if not Path(name).exists() and name.startswith((".", "/", "~")):
         raise UsageError(f"no such folder: {name}")
-    return config_at(name)
+    return read_config(name)
 
 
-def config_at(name: str) -> Any:
+def read_config(name: str) -> Any:
     """transformers' configuration at a hub name or folder, of whatever kind."""
     transformers = quiet_transformers()
-    with explained(name):
+    with translate_hub_errors(name):
         return transformers.AutoConfig.from_pretrained(name)
 
 
-def from_config(config: Any) -> DualEncoder:
+def encoder_on_meta(config: Any) -> DualEncoder:
     """The model of a configuration on the meta device: names, shapes and counts without a byte of weights."""
     transformers = quiet_transformers()
     with torch.device("meta"):
@@ -348,18 +348,18 @@ def from_config(config: Any) -> DualEncoder:
     return DualEncoder(model, None, PixelSpec(config.vision_config.image_size), "meta")
 
 
-def _pair_on_meta(config: paired_encoder.PairConfig) -> paired_encoder.Pair:
+def _pair_on_meta(config: paired_encoder.PairConfig) -> paired_encoder.PairedEncoder:
     transformers = quiet_transformers()
     text = transformers.AutoModel.from_config(config.text_config)
     if config.model_type == "siglip":
-        return paired_encoder.Pair(config, transformers.SiglipVisionModel(config.vision_config), None, text)
+        return paired_encoder.PairedEncoder(config, transformers.SiglipVisionModel(config.vision_config), None, text)
     vision = transformers.CLIPVisionModel(config.vision_config)
     projection = torch.nn.Linear(config.vision_config.hidden_size, config.projection_dim, bias=False)
-    return paired_encoder.Pair(config, vision, projection, text)
+    return paired_encoder.PairedEncoder(config, vision, projection, text)
 
 
 @contextmanager
-def explained(name: str) -> Iterator[None]:
+def translate_hub_errors(name: str) -> Iterator[None]:
     """Turns what transformers raises while loading a model into one message of ours."""
     from huggingface_hub import errors as hub
 

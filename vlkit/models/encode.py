@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from vlkit import console, signals
-from vlkit.data.loading.retrieval_batches import Carried, Inputs, Item, TokenStore, loader_workers, unpacked
+from vlkit.data.loading.retrieval_batches import ErrorAsItem, InputStore, TensorLike, TokenStore, loader_workers, reraise_errors
 from vlkit.models.device import Precision, autocast, best_device, best_precision
 from vlkit.models.dual_encoder import DualEncoder
 
@@ -20,12 +20,12 @@ ALL = slice(None)
 @torch.inference_mode()
 def encode_images(
     encoder: DualEncoder,
-    store: Inputs,
+    store: InputStore,
     *,
     batch_size: int,
     precision: Precision,
     part: slice = ALL,
-    watch: Callable[[Item], None] | None = None,
+    watch: Callable[[TensorLike], None] | None = None,
 ) -> torch.Tensor:
     """Embeddings of pictures, all or a part: float32 [pictures, width], in order, on the towers' device.
 
@@ -35,11 +35,11 @@ def encode_images(
     positions = range(len(store))[part]
     order = [positions[start : start + batch_size] for start in range(0, len(positions), batch_size)]
     loader: DataLoader[Any] = DataLoader(
-        Carried(store), sampler=order, batch_size=None, num_workers=loader_workers(store)
+        ErrorAsItem(store), sampler=order, batch_size=None, num_workers=loader_workers(store)
     )
     blocks = [torch.zeros((0, encoder.width), device=encoder.device)]
     with console.progress("encoding pictures", len(positions)) as bar:
-        for number, pixels in enumerate(unpacked(loader), start=1):
+        for number, pixels in enumerate(reraise_errors(loader), start=1):
             signals.raise_if_stopped()
             if watch:
                 watch(pixels)
@@ -68,7 +68,7 @@ def encode_texts(encoder: DualEncoder, texts: Sequence[str], *, batch_size: int,
 
 @torch.inference_mode()
 def encode_captions(
-    encoder: DualEncoder, captions: Inputs, *, batch_size: int, precision: Precision, part: slice = ALL
+    encoder: DualEncoder, captions: InputStore, *, batch_size: int, precision: Precision, part: slice = ALL
 ) -> torch.Tensor:
     """The same of texts that are tokens already, or more than that. Like lengths go together: little is padded."""
     positions = list(range(len(captions))[part])

@@ -1,3 +1,3 @@
 """The former home of `open_trained`, which model cards of older versions import; gone in the next release."""
 
-from vlkit.models.loading import open_trained as open_trained
+from vlkit.models.loading import load_model as open_trained  # noqa: F401

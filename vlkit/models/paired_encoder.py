@@ -48,10 +48,10 @@ class PairConfig:
     model_type: str
     projection_dim: int
     pooling: Pooling = "mean"
-    pad_token: int = 0
+    pad_id: int = 0
 
 
-class Pair(nn.Module):
+class PairedEncoder(nn.Module):
     """The two halves and what joins them."""
 
     base_model_prefix = ""  # PEFT asks for it.
@@ -78,7 +78,7 @@ class Pair(nn.Module):
 
     def text_states(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Padded token ids [texts, length] -> pooled states [texts, hidden size]."""
-        mask = (input_ids != self.config.pad_token).long()
+        mask = (input_ids != self.config.pad_id).long()
         states = self.text_model(input_ids=input_ids, attention_mask=mask).last_hidden_state
         if self.config.pooling == "cls":
             return states[:, 0]
@@ -100,7 +100,7 @@ def text_limit(config: Any, tokenizer: Any) -> int:
     return min(positions, tokenizer.model_max_length if tokenizer is not None else positions)
 
 
-def pooling_of(name: str) -> Pooling:
+def text_pooling(name: str) -> Pooling:
     """How a model of sentence-transformers says that its token states are pooled; mean where nothing is said."""
     from transformers.utils import cached_file
 
@@ -119,7 +119,7 @@ def pooling_of(name: str) -> Pooling:
     return "cls" if "pooling_mode_cls_token" in modes else "mean"
 
 
-def config_of(vision: Any, text: Any, pooling: Pooling = "mean", pad_token: int = 0) -> PairConfig:
+def pair_config(vision: Any, text: Any, pooling: Pooling = "mean", pad_token: int = 0) -> PairConfig:
     """Of the configurations of a dual encoder, whose vision tower is taken, and of a text encoder."""
     if not hasattr(text, "hidden_size") or getattr(text, "is_encoder_decoder", False):
         raise UsageError(
@@ -150,7 +150,7 @@ def write_fresh(folder: Path, vision: str, text: str, config: PairConfig, *, see
     _write_joint(folder, {"vision": vision, "text": text, "pooling": config.pooling}, weights)
 
 
-def save(pair: Pair, folder: Path) -> None:
+def save(pair: PairedEncoder, folder: Path) -> None:
     """Both halves, as transformers saves them, and what joins them."""
     folder = Path(folder)
     pair.text_model.save_pretrained(folder / "text")
@@ -165,7 +165,7 @@ def _write_joint(folder: Path, told: dict[str, str], weights: dict[str, torch.Te
     (folder / PAIR).write_text(json_text({"schema": 1, **told}, indent=2) + "\n", encoding="utf-8")
 
 
-def _vision_alone(pair: Pair) -> Any:
+def _vision_alone(pair: PairedEncoder) -> Any:
     """The vision half as the class that transformers opens it with."""
     if pair.config.model_type == "siglip":
         return pair.vision_model
@@ -180,7 +180,7 @@ def _vision_alone(pair: Pair) -> Any:
 
 
 @dataclass(frozen=True)
-class Halves:
+class PairParts:
     """Where the halves of a pair are: hub names, or whole paths."""
 
     vision: str
@@ -188,7 +188,7 @@ class Halves:
     pooling: Pooling
 
     @classmethod
-    def of(cls, folder: Path) -> Halves:
+    def of(cls, folder: Path) -> PairParts:
         """Read pair.json."""
         try:
             told = json.loads((folder / PAIR).read_text(encoding="utf-8"))
@@ -199,18 +199,18 @@ class Halves:
         return cls(*below, pooling)
 
 
-def load(folder: Path) -> tuple[Pair, Any]:
+def load(folder: Path) -> tuple[PairedEncoder, Any]:
     """The pair of a folder that `save` or `write_fresh` wrote, in float32, in eval mode; and its text's tokenizer."""
     import transformers
 
-    halves = Halves.of(folder)
+    halves = PairParts.of(folder)
     vision, projection, family, width = _vision_half(halves.vision)
     text = transformers.AutoModel.from_pretrained(halves.text, dtype=torch.float32)
     tokenizer = transformers.AutoTokenizer.from_pretrained(halves.text)
     if tokenizer.pad_token_id is None:
         raise UsageError(f"the tokenizer of {halves.text} has no padding token")
     config = PairConfig(vision.config, text.config, family, width, halves.pooling, tokenizer.pad_token_id)
-    pair = Pair(config, vision, projection, text)
+    pair = PairedEncoder(config, vision, projection, text)
     try:
         wrong = pair.load_state_dict(load_file(folder / WEIGHTS), strict=False)
     except (OSError, RuntimeError, SafetensorError) as error:

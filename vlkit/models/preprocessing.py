@@ -23,7 +23,7 @@ class Sees(Protocol):
 M = TypeVar("M", bound=Sees)
 
 
-def decoding(model: M, decode: Decode | None) -> M:
+def with_decode(model: M, decode: Decode | None) -> M:
     """The model, its pictures read in this way from now on; None: as they are now."""
     if decode is not None:
         model.pixel_spec = replace(model.pixel_spec, decode=decode)

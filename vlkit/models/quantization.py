@@ -19,7 +19,7 @@ SPARED = ["visual_projection", "text_projection", "vision_model.head", "text_mod
 BYTES = 0.5 + 4 / 64
 
 
-def loading(precision: Precision, bits: str = "nf4", spared: list[str] | None = SPARED) -> dict[str, Any]:
+def loading_options(precision: Precision, bits: str = "nf4", spared: list[str] | None = SPARED) -> dict[str, Any]:
     """What from_pretrained needs to load a model in 4 bits, or in 8, multiplied in `precision`.
 
     Args:
@@ -45,7 +45,7 @@ def loading(precision: Precision, bits: str = "nf4", spared: list[str] | None = 
     return {"quantization_config": how, "device_map": {"": str(best_device())}}
 
 
-def settle(model: torch.nn.Module) -> None:
+def keep_weights_unpacked(model: torch.nn.Module) -> None:
     """Keep the weights as they are when the model is evaluated.
 
     On CPUs with AVX512-BF16 an evaluation packs them anew, after which training fails, or gets no gradient.
@@ -55,7 +55,7 @@ def settle(model: torch.nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def numbers(parameter: torch.nn.Parameter) -> int:
+def parameter_count(parameter: torch.nn.Parameter) -> int:
     """How many numbers a parameter stands for, however they are packed."""
     state = getattr(parameter, "quant_state", None)
     return parameter.numel() if state is None else state.shape.numel()

@@ -26,7 +26,7 @@ class Stage:
 
     Attributes:
         modules: whose parameters it uses.
-        run: (values [items, ...], ends int64 [items] or None) -> values. `ends` are the positions that texts are
+        run: (values [items, ...], ends int64 [items] or None) -> values. `pool_positions` are the positions that texts are
             pooled at; texts that stand end to end are [1, tokens, ...] and come with their `Packing` instead.
         layers: encoder layers in it.
         width: of what comes out, where an item is one row and no run is needed to know it.
@@ -61,14 +61,14 @@ class PartialForward:
 
     values: torch.Tensor
     depth: int
-    ends: torch.Tensor | None = None
+    pool_positions: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.values)
 
     def __getitem__(self, some: slice) -> PartialForward:
         """Some of the items."""
-        return PartialForward(self.values[some], self.depth, None if self.ends is None else self.ends[some])
+        return PartialForward(self.values[some], self.depth, None if self.pool_positions is None else self.pool_positions[some])
 
 
 def run_stages(chain: Sequence[Stage], halfway: PartialForward, depth: int | None = None) -> PartialForward:
@@ -77,12 +77,12 @@ def run_stages(chain: Sequence[Stage], halfway: PartialForward, depth: int | Non
     packing: Packing | None = None
     for stage in chain[halfway.depth : depth]:
         if stage.packs and packing is None and values.device.type == "cpu":
-            packing = Packing.of(_said(halfway.ends), values.shape[1])
+            packing = Packing.of(_said(halfway.pool_positions), values.shape[1])
             values = values if packing is None else packing.pack(values)
-        values = stage.run(values, halfway.ends if packing is None else packing)
+        values = stage.run(values, halfway.pool_positions if packing is None else packing)
         if stage.width is not None:  # Pooled: a row for every text.
             packing = None
-    return PartialForward(values if packing is None else packing.unpack(values), depth, halfway.ends)
+    return PartialForward(values if packing is None else packing.unpack(values), depth, halfway.pool_positions)
 
 
 def frozen_depth(chain: Sequence[Stage]) -> int:

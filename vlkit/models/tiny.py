@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from vlkit.data.images.decode import PixelSpec
-from vlkit.errors import UsageError, nearest
+from vlkit.errors import UsageError, suggest_name
 from vlkit.models.dual_encoder import DualEncoder, quiet_transformers
 from vlkit.models.paired_encoder import TINY_TEXT
 from vlkit.storage import atomic_folder
@@ -44,7 +44,7 @@ def write_tiny(name: str, texts: Sequence[str], folder: Path, *, seed: int) -> N
     """
     makers = {**MAKERS, TEXT_MODEL: _write_xlmr}
     if name not in makers:
-        raise UsageError(f"unknown tiny model {name!r}", hint=nearest(name, makers))
+        raise UsageError(f"unknown tiny model {name!r}", hint=suggest_name(name, makers))
     quiet_transformers()
     with torch.random.fork_rng(devices=[]), atomic_folder(folder) as aside:
         torch.manual_seed(seed)

@@ -11,7 +11,7 @@ from typing import Any
 
 from vlkit import console
 from vlkit.config.training import TrainRetrievalConfig
-from vlkit.data.loading.retrieval_batches import Inputs, PairDataset
+from vlkit.data.loading.retrieval_batches import InputStore, PairDataset
 from vlkit.distributed import SINGLE, World
 from vlkit.errors import ResourceError, UsageError
 from vlkit.evaluation.retrieval.task import RetrievalTask, pixel_store, token_store
@@ -136,8 +136,8 @@ def _begun(frozen: FrozenPrefix, cache: str) -> bool:
 class Sources:
     """Where a task's inputs come from; None: they are read when they are asked for."""
 
-    pictures: Inputs | None = None
-    captions: Inputs | None = None
+    pictures: InputStore | None = None
+    captions: InputStore | None = None
 
 
 def decoded(task: RetrievalTask | None, encoder: DualEncoder) -> Sources:
@@ -165,9 +165,9 @@ def cached(
     amounts = Amounts(
         pictures=len(dataset.pixels),
         texts=len(dataset.tokens),
-        validation=max(len(validation.pictures), len(validation.texts)) if validation is not None else 0,
+        validation=max(len(validation.images), len(validation.texts)) if validation is not None else 0,
         longest=max(map(len, dataset.tokens.tokens)),
-        varied=dataset.variation is not None,
+        varied=dataset.augmenter is not None,
     )
     # Free disks, and what others have written, change from one look to the next: one process decides.
     found = plans(config, encoder, amounts)
@@ -181,14 +181,14 @@ def cached(
             continue
         setattr(dataset, ATTRIBUTE[kind], frozen.features(store, items, keys, world))
         if validation is not None and (kind == "pictures" or frozen.fits(plain.captions)):
-            keys = keys_of(kind, plain.pictures, list(validation.pictures["image_id"]), plain.captions)
+            keys = keys_of(kind, plain.pictures, list(validation.images["image_id"]), plain.captions)
             items = getattr(plain, ATTRIBUTE[kind])
             setattr(sources, ATTRIBUTE[kind], frozen.features(store, items, keys, world))
     return sources
 
 
 def filled(
-    plan: CachePlan, cache: str, items: Inputs, keys: Sequence[str], world: World = SINGLE
+    plan: CachePlan, cache: str, items: InputStore, keys: Sequence[str], world: World = SINGLE
 ) -> FeatureStore | None:
     """The store of a plan with all the items in it; None where there is none, which is told.
 

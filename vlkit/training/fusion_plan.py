@@ -17,7 +17,7 @@ from vlkit import console
 from vlkit.config.data import TINY_LLM
 from vlkit.config.fusion import TrainFusionConfig
 from vlkit.config.presets import resolve_prep
-from vlkit.data.loading.retrieval_batches import BatchOrder
+from vlkit.data.loading.retrieval_batches import EpochSampler
 from vlkit.data.pairs import TABLE_FILES, Pairs, read_pairs
 from vlkit.data.prep.prepare import prepare
 from vlkit.errors import DataError, ResourceError, UsageError
@@ -29,7 +29,7 @@ from vlkit.models.captioner.tiny_llm import tiny_llm_config
 from vlkit.models.captioner.vision_encoder import VisionEncoder, vision_config, vision_encoder_on_meta
 from vlkit.models.device import best_device, best_precision
 from vlkit.models.quantization import BYTES
-from vlkit.runs import default_name, local_runs
+from vlkit.runs import default_run_name, local_runs_dir
 from vlkit.storage import Location, nearest_existing, format_bytes
 from vlkit.training.fill_cache import CachePlan, planned
 from vlkit.training.plan import whole_path
@@ -65,15 +65,15 @@ class CaptionRows:
         """Read the prepared folder, or prepare a raw COCO one on the way; test rows are not even looked at."""
         assert config.data is not None
         pairs = read_pairs(_prepared(config.data, dry_run=dry_run))
-        told, _ = pairs.positives().worded()
-        train = told.of("train", limit=config.limit, seed=config.seed)
-        val_all = told.of("val", limit=config.limit, seed=config.seed)
+        told, _ = pairs.positives().with_text()
+        train = told.split("train", limit=config.limit, seed=config.seed)
+        val_all = told.split("val", limit=config.limit, seed=config.seed)
         if not len(train):
             raise DataError(f"{pairs.folder}: there are no training pairs")
         if config.patience is not None and not len(val_all):
             raise UsageError("--patience waits for validation, and there are no validation rows")
         val = one_caption_per_image(val_all, config.val_limit, config.seed)
-        _, empty = Pairs(_selecting(pairs), pairs.folder, pairs.described).worded()
+        _, empty = Pairs(_selecting(pairs), pairs.folder, pairs.metadata).with_text()
         _refuse_gone(train, val_all)
         return cls(pairs, train, val, val_all, empty)
 
@@ -95,7 +95,7 @@ def _refuse_gone(*parts: Pairs) -> None:
         DataError: names the first.
     """
     for part in parts:
-        places = part.image_places(part.unique_images())
+        places = part.image_locations(part.unique_images())
         gone = [place for place in places if not place.is_remote and not place.path.is_file()]
         if gone:
             more = f", nor {len(gone) - 1} others" if len(gone) > 1 else ""
@@ -137,7 +137,7 @@ class Parts:
         of_llm = tiny_llm_config() if config.llm == TINY_LLM else llm_config(config.llm)
         language = llm_on_meta(of_llm)
         with torch.device("meta"):
-            fusion = Fusion(shape_of(config, vision.width, vision.patches, language.hidden))
+            fusion = Fusion(shape_of(config, vision.width, vision.patches, language.hidden_size))
         return cls(vision, language, fusion)
 
 
@@ -156,7 +156,7 @@ def complete(config: TrainFusionConfig, rows: CaptionRows, parts: Parts) -> Trai
     if config.batch_size > count and config.was_given("batch_size"):
         raise UsageError(f"--batch-size {config.batch_size} is larger than the {count} training captions")
     batch_size = min(config.batch_size, count)
-    per_epoch = BatchOrder.over(rows.train, batch_size, config.seed, least=1).per_epoch
+    per_epoch = EpochSampler.from_rows(rows.train, batch_size, config.seed, min_rows=1).batches_per_epoch
     by_epochs = config.epochs and max(1, round(config.epochs * per_epoch / config.grad_accum))
     total = int(by_epochs or config.steps or 1200)
     if config.warmup >= total:
@@ -170,7 +170,7 @@ def complete(config: TrainFusionConfig, rows: CaptionRows, parts: Parts) -> Trai
         data=rows.pairs.folder,
         vision=whole_path(config.vision),
         llm=whole_path(config.llm),
-        name=config.name or default_name("train-fusion", config.data),
+        name=config.name or default_run_name("train-fusion", config.data),
         steps=total,
         epochs=None,
         batch_size=batch_size,
@@ -257,7 +257,7 @@ def refuse_what_cannot_fit(config: TrainFusionConfig, parts: Mapping[str, float]
         raise ResourceError(
             f"{told} the most for: {largest}, {format_bytes(parts[largest])}", hint=_smaller(config, largest)
         )
-    folder = local_runs(config.runs_dir) / str(config.name)
+    folder = local_runs_dir(config.runs_dir) / str(config.name)
     disk = 12 / 16 * parts["trained"] * (config.keep + 2)
     free = shutil.disk_usage(nearest_existing(folder)).free
     if disk > free:
@@ -299,7 +299,7 @@ def dry_run_of(config: TrainFusionConfig, rows: CaptionRows, parts: Parts) -> di
     plan = cache_plan(config, parts.vision, rows)
     trained = sum(p.numel() for p in parts.fusion.parameters()) + lora_numbers(config, parts.language)
     total = trained + sum(p.numel() for m in (parts.vision, parts.language) for p in m.parameters())
-    per_epoch = BatchOrder.over(rows.train, config.batch_size, config.seed, least=1).per_epoch
+    per_epoch = EpochSampler.from_rows(rows.train, config.batch_size, config.seed, min_rows=1).batches_per_epoch
     facts = {
         "settings": config.to_dict(),
         "rows": {"train": len(rows.train), "val": len(rows.val_all)},
@@ -311,11 +311,11 @@ def dry_run_of(config: TrainFusionConfig, rows: CaptionRows, parts: Parts) -> di
         "cache": "off" if plan is None else plan.facts(),
         "dry_run": True,
     }
-    console.table("settings", ("", "value"), [(key, str(value)) for key, value in facts["settings"].items()])
-    console.table("memory", ("part", "about"), [(name, format_bytes(value)) for name, value in memory.items()])
-    console.result(f"{trained:,} of {total:,} parameters are trained ({trained / total:.2%})")
-    console.result(f"memory about {format_bytes(sum(memory.values()))}, disk about {facts['disk_gb']:.2f} GB")
+    console.print_table("settings", ("", "value"), [(key, str(value)) for key, value in facts["settings"].items()])
+    console.print_table("memory", ("part", "about"), [(name, format_bytes(value)) for name, value in memory.items()])
+    console.print_result(f"{trained:,} of {total:,} parameters are trained ({trained / total:.2%})")
+    console.print_result(f"memory about {format_bytes(sum(memory.values()))}, disk about {facts['disk_gb']:.2f} GB")
     if plan is not None:
-        console.result(str(plan))
+        console.print_result(str(plan))
     refuse_what_cannot_fit(config, memory)
     return facts

@@ -13,7 +13,7 @@ from vlkit import console
 from vlkit.config.presets import model_preset
 from vlkit.config.training import TrainRetrievalConfig
 from vlkit.data.augment.image_ops import ImageAugmenter
-from vlkit.data.loading.retrieval_batches import BatchOrder, PairDataset
+from vlkit.data.loading.retrieval_batches import EpochSampler, PairDataset
 from vlkit.data.pairs import Pairs, read_pairs
 from vlkit.distributed import SINGLE, World
 from vlkit.errors import DataError, ResourceError, UsageError
@@ -22,7 +22,7 @@ from vlkit.models import dual_encoder as towers_module
 from vlkit.models import loading, quantization, tuning
 from vlkit.models.device import best_device, best_precision
 from vlkit.models.dual_encoder import FAMILIES, DualEncoder
-from vlkit.runs import Run, default_name, local_runs
+from vlkit.runs import Run, default_run_name, local_runs_dir
 from vlkit.storage import nearest_existing, format_bytes
 from vlkit.training.fill_cache import Amounts, plans
 
@@ -43,14 +43,14 @@ class Rows:
     pairs: Pairs
     train: Pairs
     val: Pairs
-    wrong: pd.DataFrame | None = None
+    negatives: pd.DataFrame | None = None
 
     @classmethod
     def of(cls, config: TrainRetrievalConfig) -> Rows:
         """Read the prepared folder; test rows are not even looked at."""
         pairs = read_pairs(config.data)
         matching = pairs.positives()
-        train, val = (matching.of(split, limit=config.limit, seed=config.seed) for split in ("train", "val"))
+        train, val = (matching.split(split, limit=config.limit, seed=config.seed) for split in ("train", "val"))
         if config.patience is not None and not len(val):
             raise UsageError("--patience waits for validation, and there are no validation rows")
         if config.interpolate and not len(val):
@@ -64,14 +64,14 @@ class Rows:
     def facts(self) -> dict[str, Any]:
         """What environment.yaml remembers of the data."""
         path, fingerprint = str(self.pairs.folder.absolute), self.pairs.fingerprint
-        added = self.pairs.described.get("augmentation", {}).get("fingerprint")
+        added = self.pairs.metadata.get("augmentation", {}).get("fingerprint")
         counts = {"train": len(self.train), "val": len(self.val), "negatives": self.negatives}
         return {"path": path, "fingerprint": fingerprint, "augmentation": added, **counts}
 
     @property
     def negatives(self) -> int:
         """How many rows do not match."""
-        return 0 if self.wrong is None else len(self.wrong)
+        return 0 if self.negatives is None else len(self.negatives)
 
 
 def _wrong(pairs: Pairs, train: Pairs) -> pd.DataFrame | None:
@@ -118,7 +118,7 @@ def complete(config: TrainRetrievalConfig, train: Pairs) -> TrainRetrievalConfig
         batch_size = rows
     model = loading.model_config(config.model, config.text_model)
     parameters = tuning.count_parameters(towers_module.encoder_on_meta(model)).total
-    per_epoch = BatchOrder.over(train, batch_size, config.seed).per_epoch
+    per_epoch = EpochSampler.from_rows(train, batch_size, config.seed).batches_per_epoch
     total = config.steps or max(1, round((config.epochs or preset.get("epochs", 1)) * per_epoch / config.grad_accum))
     if config.warmup >= total:
         raise UsageError(
@@ -133,7 +133,7 @@ def complete(config: TrainRetrievalConfig, train: Pairs) -> TrainRetrievalConfig
         # A local folder is remembered by its whole path, so that the run is understood from anywhere.
         model=whole_path(config.model),
         text_model=whole_path(config.text_model) if config.text_model else None,
-        name=config.name or default_name("train-retrieval", config.data),
+        name=config.name or default_run_name("train-retrieval", config.data),
         steps=total,
         epochs=None,
         batch_size=batch_size,
@@ -158,25 +158,25 @@ def dataset_of(rows: Rows, encoder: DualEncoder, config: TrainRetrievalConfig, w
         encoder.tokenize,
         encoder.pad,
         labels=config.labels,
-        wrong=rows.wrong,
-        variation=ImageAugmenter.of(config.augment) if config.augment else None,
+        negatives=rows.negatives,
+        augmenter=ImageAugmenter.from_settings(config.augment) if config.augment else None,
         world=world,
     )
 
 
-def false_negatives(dataset: PairDataset, order: BatchOrder) -> float:
+def false_negatives(dataset: PairDataset, order: EpochSampler) -> float:
     """Texts of a batch, other than its own, that match a row's picture: what `eye` labels would push away from it.
 
     Returns:
         Their mean number over the rows of the first batches.
     """
-    batches = [drawn.rows for drawn, _ in zip(order, range(min(FORECAST_BATCHES, order.per_epoch)), strict=False)]
+    batches = [drawn.rows for drawn, _ in zip(order, range(min(FORECAST_BATCHES, order.batches_per_epoch)), strict=False)]
     return sum(map(dataset.matches_beside_own, batches)) / sum(map(len, batches))
 
 
 def forecast(dataset: PairDataset, config: TrainRetrievalConfig, encoder: DualEncoder) -> list[str]:
     """What the user should hear before the first step."""
-    order = BatchOrder.over(dataset, config.batch_size, config.seed)
+    order = EpochSampler.from_rows(dataset, config.batch_size, config.seed)
     wrong = false_negatives(dataset, order)
     treated = {"eye": "push apart", "mask": "leave alone", "multi-positive": "pull together"}[config.labels]
     told = f"{config.labels} labels {treated} such pairs"
@@ -185,13 +185,13 @@ def forecast(dataset: PairDataset, config: TrainRetrievalConfig, encoder: DualEn
         batch, step = config.batch_size - 1, config.batch_size * config.grad_accum - 1
         lines.append(f"accumulation shares no negatives: a pair is contrasted with {batch} others, not with {step}")
         lines.append(f"--batch-size {step + 1} --micro-batch {batch + 1} contrasts it with {step}, in the same memory")
-    if dataset.wrong_of:
-        texts = sum(map(len, dataset.wrong_of.values())) / len(dataset)
+    if dataset.negative_texts:
+        texts = sum(map(len, dataset.negative_texts.values())) / len(dataset)
         lines.append(
             f"negatives: {texts:.2f} texts a row join its batch only to be told apart; --no-negatives is without"
         )
-    if dataset.variation is not None:
-        written = ", those too that augment wrote" if dataset.written else ""
+    if dataset.augmenter is not None:
+        written = ", those too that augment wrote" if dataset.augmented_image_count else ""
         lines.append(f"pictures are varied anew in every epoch{written}; validation sees them as they are")
     if dataset.truncated:
         lines.append(
@@ -219,13 +219,13 @@ def dry_run_of(config: TrainRetrievalConfig, rows: Rows) -> dict[str, Any]:
         "cache": {plan.frozen.kind: plan.facts() for plan in kept},
         "dry_run": True,
     }
-    console.table("settings", ("", "value"), [(key, str(value)) for key, value in facts["settings"].items()])
+    console.print_table("settings", ("", "value"), [(key, str(value)) for key, value in facts["settings"].items()])
     steps = f"{facts['steps_per_epoch']:.1f} steps an epoch"
-    console.result(f"{len(rows.train)} training and {len(rows.val)} validation pairs, {steps}")
-    console.result(str(counts))
-    console.result(f"memory about {facts['memory_gb']:.2f} GB, disk about {facts['disk_gb']:.2f} GB")
+    console.print_result(f"{len(rows.train)} training and {len(rows.val)} validation pairs, {steps}")
+    console.print_result(str(counts))
+    console.print_result(f"memory about {facts['memory_gb']:.2f} GB, disk about {facts['disk_gb']:.2f} GB")
     for plan in kept:
-        console.result(str(plan))
+        console.print_result(str(plan))
     refuse_small_disk(config, counts, encoder)
     return facts
 
@@ -237,7 +237,7 @@ def refuse_small_disk(config: TrainRetrievalConfig, counts: tuning.Counts, encod
         ResourceError: it does not.
     """
     needed = _estimate(config, counts, encoder, 0.0)["disk_gb"] * 2**30
-    folder = local_runs(config.runs_dir) / str(config.name)
+    folder = local_runs_dir(config.runs_dir) / str(config.name)
     there = sum(path.stat().st_size for path in folder.glob("checkpoints/*/*") if path.is_file())
     free = shutil.disk_usage(nearest_existing(folder)).free
     if needed - there > free:
@@ -248,20 +248,20 @@ def refuse_small_disk(config: TrainRetrievalConfig, counts: tuning.Counts, encod
 
 def _amounts(rows: Rows, encoder: DualEncoder, config: TrainRetrievalConfig) -> Amounts:
     """What a cache would hold. No tokenizer is at hand: texts are taken to be as long as they may be."""
-    texts = set(rows.train.frame["text_id"]) | set(() if rows.wrong is None else rows.wrong["text_id"])
+    texts = set(rows.train.frame["text_id"]) | set(() if rows.negatives is None else rows.negatives["text_id"])
     validation = max(len(set(rows.val.frame["image_id"])), len(set(rows.val.frame["text_id"])))
     pictures = len(set(rows.train.frame["image_id"]))
     return Amounts(pictures, len(texts), validation, encoder.text_limit, config.augment is not None)
 
 
 def _per_epoch(config: TrainRetrievalConfig, train: Pairs) -> int:
-    return BatchOrder.over(train, config.batch_size, config.seed).per_epoch
+    return EpochSampler.from_rows(train, config.batch_size, config.seed).batches_per_epoch
 
 
 def _estimate(
     config: TrainRetrievalConfig, counts: tuning.Counts, encoder: DualEncoder, wrong: float
 ) -> dict[str, float]:
-    """Gigabytes, rough, with `wrong` texts a row beside its own, as if captions used all of the token table.
+    """Gigabytes, rough, with `negatives` texts a row beside its own, as if captions used all of the token table.
 
     Activations: s b h (34 + 5 a s / h) bytes a layer at 16 bit (arXiv 2205.05198, equation 2).
     """

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from vlkit import console
-from vlkit.data.loading.caption_batches import padded
+from vlkit.data.loading.caption_batches import pad_captions
 from vlkit.data.pairs import Pairs
 from vlkit.models.captioner.language_model import LanguageModel, load_llm
 from vlkit.models.captioner.tiny_llm import write_fresh_llm
@@ -57,7 +57,7 @@ def _captions_of(pairs: Pairs) -> list[list[str]]:
 
 def _taught(language: LanguageModel, captions: list[list[str]], prompt: str, seed: int, total: int) -> float:
     """Train it; returns the mean loss of the last tenth."""
-    model, asked = language.model, language.prompt(prompt)
+    model, asked = language.model, language.prompt_ids(prompt)
     model.train()
     tokens = [[language.tokens(text) for text in each] for each in captions]
 
@@ -69,8 +69,8 @@ def _taught(language: LanguageModel, captions: list[list[str]], prompt: str, see
                 said, answer = (tokens[picture][int(rng.integers(len(tokens[picture])))] for _ in range(2))
                 # Its words in any order, some more than once, some not at all: as a picture's tokens may say them.
                 said = rng.choice(said, size=int(rng.integers(*HEARD))).tolist()
-                chats.append([*asked.before, *said, *asked.after, *answer, language.end][: language.window])
-            yield padded(chats, language.pad)
+                chats.append([*asked.prefix, *said, *asked.suffix, *answer, language.eos_id][: language.context_length])
+            yield pad_captions(chats, language.pad_id)
 
     def loss_of(batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         ids, lengths = (each.to(language.embeddings.device) for each in batch)

@@ -14,7 +14,7 @@ from vlkit import console
 from vlkit.config.data import TINY_LLM, TINY_MODELS
 from vlkit.config.fusion import TrainFusionConfig
 from vlkit.data.loading.caption_batches import CaptionBatch
-from vlkit.data.loading.retrieval_batches import BatchOrder, stream
+from vlkit.data.loading.retrieval_batches import EpochSampler, batch_stream
 from vlkit.distributed import SINGLE, World, init_distributed
 from vlkit.errors import ArtifactError
 from vlkit.evaluation.captioning.evaluate_captions import caption_metrics
@@ -158,7 +158,7 @@ class CaptionTraining(Training):
             trainable=trainable,
             counts=Counts(sum(p.numel() for p in trainable.values()), total),
             rates=_rates(trainable, config),
-            order=BatchOrder.over(self.dataset, config.batch_size, config.seed, least=1),
+            order=EpochSampler.from_rows(self.dataset, config.batch_size, config.seed, min_rows=1),
             validates=len(rows.val) > 0,
         )
         self.config: TrainFusionConfig = config
@@ -219,7 +219,7 @@ class CaptionTraining(Training):
 
     def batches(self, first: int) -> Iterator[CaptionBatch]:
         """Captions and their pictures."""
-        return stream(self.dataset, replace(self.order, first=first), workers=self.config.workers)
+        return batch_stream(self.dataset, replace(self.order, first=first), workers=self.config.workers)
 
     def items(self, batch: CaptionBatch) -> int:
         """The captions' words."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from vlkit import checkpoints, console
 from vlkit.config.training import TrainRetrievalConfig
-from vlkit.data.loading.retrieval_batches import Batch, BatchOrder, stream
+from vlkit.data.loading.retrieval_batches import Batch, EpochSampler, batch_stream
 from vlkit.distributed import SINGLE, World, init_distributed
 from vlkit.evaluation.model_card import write_card
 from vlkit.evaluation.retrieval.retention import read_guard_rows
@@ -84,7 +84,7 @@ class RetrievalTraining(Training):
         encoder.to(best_device())
         self.dataset = dataset_of(rows, encoder, config, world)
         # A run that was begun with all of its token table goes on with it.
-        self.table = train_used_rows(encoder, self.dataset.tokens.tokens, checkpoints.names_in(run.checkpoints))
+        self.table = train_used_rows(encoder, self.dataset.tokens.tokens, checkpoints.parameter_names(run.checkpoints))
         trainable = tuning.trainable(encoder)
         self.sweep = Sweep(trainable) if config.interpolate or config.guard else None
         refuse_small_disk(config, tuning.count_parameters(encoder), encoder)
@@ -97,7 +97,7 @@ class RetrievalTraining(Training):
             trainable=trainable,
             counts=counts,
             rates=tuning.learning_rates(trainable, head=config.head_lr, logit=config.logit_lr),
-            order=BatchOrder.over(self.dataset, config.batch_size, config.seed),
+            order=EpochSampler.from_rows(self.dataset, config.batch_size, config.seed),
             validates=self.validation is not None,
         )
         self.config: TrainRetrievalConfig = config
@@ -117,7 +117,7 @@ class RetrievalTraining(Training):
     def batches(self, first: int) -> Iterator[Batch]:
         """Pairs that are contrasted with each other."""
         order = replace(self.order, first=first)
-        return stream(self.dataset, order, workers=self.config.workers)
+        return batch_stream(self.dataset, order, workers=self.config.workers)
 
     def items(self, batch: Batch) -> int:
         """Pairs."""

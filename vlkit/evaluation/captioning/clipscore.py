@@ -19,10 +19,10 @@ import torch
 from vlkit.config.data import Decode
 from vlkit.data.loading.retrieval_batches import PixelStore
 from vlkit.errors import DataError
-from vlkit.evaluation.captioning.score import Captioned, content_of, image_name
+from vlkit.evaluation.captioning.score import CaptionSet, read_json_file, normalize_image_id
 from vlkit.models.device import best_device, best_precision
 from vlkit.models.encode import encode_images, encode_texts
-from vlkit.models.loading import open_trained
+from vlkit.models.loading import load_model
 
 PREFIX, WEIGHT = "A photo depicts ", 2.5
 
@@ -35,7 +35,7 @@ class ClipScores:
     refclipscore: np.ndarray
 
 
-class Judge:
+class ClipScorer:
     """A dual encoder that has seen some pictures, and is asked what it thinks of captions of them."""
 
     def __init__(self, model: str, pictures: Sequence[Path], batch_size: int, decode: Decode | None = None) -> None:
@@ -43,15 +43,15 @@ class Judge:
 
         Args:
             model: hub name, folder or run.
-            decode: see `open_trained`.
+            decode: see `load_model`.
         """
-        self.encoder = open_trained(model, decode).to(best_device()).eval()
+        self.encoder = load_model(model, decode).to(best_device()).eval()
         self.batch_size = batch_size
         self.precision = best_precision(self.encoder.device, sum(p.numel() for p in self.encoder.model.parameters()))
         store = PixelStore(pictures, self.encoder.pixel_spec)
         self.seen = encode_images(self.encoder, store, batch_size=batch_size, precision=self.precision)
 
-    def __call__(self, captioned: Captioned) -> ClipScores:
+    def __call__(self, captioned: CaptionSet) -> ClipScores:
         """Scores of the pictures' captions, which are in the pictures' order."""
         flat = [text for each in captioned.references for text in each]
         owners = torch.tensor([place for place, each in enumerate(captioned.references) for _ in each])
@@ -72,16 +72,16 @@ def _harmonic(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.divide(2 * one * other, total, out=np.zeros_like(total), where=total > 0)
 
 
-def files_of(annotations: Path, folder: Path, images: Sequence[str]) -> list[Path]:
+def coco_image_paths(annotations: Path, folder: Path, images: Sequence[str]) -> list[Path]:
     """Where images lie, by the file names of a COCO annotation file.
 
     Raises:
         DataError: it does not name one of them, or the file is not there.
     """
-    listed = content_of(annotations)
+    listed = read_json_file(annotations)
     rows = listed.get("images") if isinstance(listed, dict) else None
     known = [row for row in rows or [] if isinstance(row, dict) and isinstance(row.get("id"), str | int | float)]
-    names = {image_name(row["id"]): str(row.get("file_name") or "") for row in known}
+    names = {normalize_image_id(row["id"]): str(row.get("file_name") or "") for row in known}
     found = [folder / names.get(image, "") for image in images]
     for image, path in zip(images, found, strict=True):
         if not names.get(image) or not path.is_file():

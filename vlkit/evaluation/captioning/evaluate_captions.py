@@ -12,18 +12,18 @@ from vlkit import console
 from vlkit.config.evaluation import SCHEMA, EvalConfig, suffix_of
 from vlkit.data.pairs import Pairs, data_of, read_pairs
 from vlkit.errors import DataError, UsageError
-from vlkit.evaluation.captioning.clipscore import Judge
-from vlkit.evaluation.captioning.image_reliance import Looking, dataset_for, looked_at, one_caption_each, said
+from vlkit.evaluation.captioning.clipscore import ClipScorer
+from vlkit.evaluation.captioning.image_reliance import ImageReliance, caption_dataset, image_reliance, one_caption_per_image, generate_captions
 from vlkit.evaluation.captioning.score import (
-    Captioned,
+    CaptionSet,
     References,
-    Scored,
-    compared,
+    ScoredCaptions,
+    compare_captions,
     diversity,
-    examples_of,
-    other_captions,
-    show,
-    tell,
+    worst_and_best,
+    read_other_captions,
+    print_captions,
+    print_caption_summary,
 )
 from vlkit.evaluation.efficiency import peak_memory_gb
 from vlkit.evaluation.results import refuse_foreign, refuse_missed
@@ -32,14 +32,14 @@ from vlkit.models.captioner.save_load import load_captioner
 from vlkit.runs import Run
 
 
-def score_said(images: Sequence[str], texts: Sequence[str], references: References) -> dict[str, float]:
+def caption_metrics(images: Sequence[str], texts: Sequence[str], references: References) -> dict[str, float]:
     """BLEU, ROUGE_L, CIDEr and the exact share of some captions, without intervals.
 
     Args:
         images: ids of the pictures that `texts` are of.
     """
-    captioned = Captioned.of(list(images), list(texts), [references.of_image[image] for image in images])
-    scored = Scored.of(captioned)
+    captioned = CaptionSet.from_texts(list(images), list(texts), [references.of_image[image] for image in images])
+    scored = ScoredCaptions.from_captions(captioned)
     return {name: scored.measured.value(name, len(images)) for name in scored.measured.names}
 
 
@@ -58,24 +58,24 @@ def evaluate_captions(config: EvalConfig) -> dict[str, Any]:
     settings = run.config()
     data = config.data or data_of(run)
     pairs = read_pairs(data).positives()
-    asked, empty = pairs.of(config.split).worded()
+    asked, empty = pairs.split(config.split).with_text()
     if empty:
         console.warn(f"{empty} texts of the {config.split} split without a word are left out")
-    pictures = one_caption_each(asked, config.limit, config.seed)
+    pictures = one_caption_per_image(asked, config.limit, config.seed)
     if not len(pictures):
         raise DataError(f"{data}: the {config.split} split has no pairs", hint="choose another --split")
     folder, suffix = _place(config, run, pairs)
     # What is cheap to find missing is looked for before what is dear is computed.
     told = None
     if config.against is not None:
-        told = other_captions(config.against, list(pictures.frame["image_id"]), suffix)
+        told = read_other_captions(config.against, list(pictures.frame["image_id"]), suffix)
     judge = None
     if config.clip_model is not None:
-        judge = Judge(config.clip_model, pictures.image_paths(pictures.frame), config.batch_size, config.decode)
+        judge = ClipScorer(config.clip_model, pictures.image_paths(pictures.frame), config.batch_size, config.decode)
     captioner = load_captioner(run, precision=config.precision, decode=config.decode)
-    made = _described(captioner, pictures, asked, settings, config, judge)
+    made = _generate(captioner, pictures, asked, settings, config, judge)
     captioned = made.captioned
-    against = None if told is None else Captioned.of(captioned.images, told, captioned.references)
+    against = None if told is None else CaptionSet.from_texts(captioned.images, told, captioned.references)
     results = {
         "schema": SCHEMA,
         "task": "captioning",
@@ -96,14 +96,14 @@ def evaluate_captions(config: EvalConfig) -> dict[str, Any]:
     target.write_json(f"results{suffix}.json", results)
     if config.out is None:
         run.mirror(must=True)
-    tell(results, f"{run.folder}, {config.split}", folder / f"results{suffix}.json")
-    show(captioned, config.samples)
+    print_caption_summary(results, f"{run.folder}, {config.split}", folder / f"results{suffix}.json")
+    print_captions(captioned, config.samples)
     refuse_missed(results, config.fail_under)
     return results
 
 
 @dataclass(frozen=True)
-class Described:
+class GeneratedCaptions:
     """Pictures, what a captioner says of them, and how long it took.
 
     Attributes:
@@ -113,12 +113,12 @@ class Described:
         judge: what scores captions by a dual encoder, where one was named.
     """
 
-    captioned: Captioned
+    captioned: CaptionSet
     blank: str
-    looking: Looking
+    looking: ImageReliance
     places: list[str]
     seconds: float
-    judge: Judge | None
+    judge: ClipScorer | None
 
     def coco(self) -> list[dict[str, str]]:
         """As COCO's results files have it."""
@@ -137,39 +137,39 @@ class Described:
         }
 
 
-def _described(
+def _generate(
     captioner: Captioner,
     pictures: Pairs,
     asked: Pairs,
     settings: Mapping[str, Any],
     config: EvalConfig,
-    judge: Judge | None,
-) -> Described:
+    judge: ClipScorer | None,
+) -> GeneratedCaptions:
     """Let it write a caption of every picture, measure whether it looks, and what CLIP thinks of it."""
     assert captioner.vision is not None
-    dataset, _ = dataset_for(pictures, captioner, int(settings["max_length"]))
+    dataset, _ = caption_dataset(pictures, captioner, int(settings["max_length"]))
     blank = captioner.patches(captioner.vision.blank())
     how = {"num_beams": config.num_beams, "max_new_tokens": int(settings["max_new_tokens"])}
     began = time.perf_counter()
     with console.progress("writing captions", len(dataset)) as bar:
-        texts = said(
+        texts = generate_captions(
             captioner, dataset.pixels, dataset.image_of.tolist(), at_once=config.batch_size, watch=bar.update, **how
         )
     seconds = time.perf_counter() - began
-    images, references = list(pictures.frame["image_id"]), References.of(asked)
-    captioned = Captioned.of(images, texts, [references.of_image[image] for image in images])
-    looking = looked_at(captioner, dataset, blank, seed=config.seed, at_once=config.batch_size)
+    images, references = list(pictures.frame["image_id"]), References.from_pairs(asked)
+    captioned = CaptionSet.from_texts(images, texts, [references.of_image[image] for image in images])
+    looking = image_reliance(captioner, dataset, blank, seed=config.seed, at_once=config.batch_size)
     of_nothing = captioner.generate(blank, **how)[0]
-    return Described(captioned, of_nothing, looking, list(pictures.frame["image"]), seconds, judge)
+    return GeneratedCaptions(captioned, of_nothing, looking, list(pictures.frame["image"]), seconds, judge)
 
 
-def _sections(made: Described, against: Captioned | None, config: EvalConfig) -> dict[str, Any]:
+def _sections(made: GeneratedCaptions, against: CaptionSet | None, config: EvalConfig) -> dict[str, Any]:
     """metrics to examples, of results.json. The baseline is the same model in front of a blank picture."""
     captioned = made.captioned
-    nothing = Captioned.of(captioned.images, [made.blank] * len(captioned.images), captioned.references)
+    nothing = CaptionSet.from_texts(captioned.images, [made.blank] * len(captioned.images), captioned.references)
     other = against or nothing
-    scored, beside = Scored.of(captioned, made.judge), Scored.of(other, made.judge)
-    found = compared(scored, beside, draws=config.draws, seed=config.seed)
+    scored, beside = ScoredCaptions.from_captions(captioned, made.judge), ScoredCaptions.from_captions(other, made.judge)
+    found = compare_captions(scored, beside, draws=config.draws, seed=config.seed)
     found["metrics"]["looking"] = made.looking.to_dict()
     return {
         **found,
@@ -177,7 +177,7 @@ def _sections(made: Described, against: Captioned | None, config: EvalConfig) ->
         **({"clip_model": config.clip_model} if config.clip_model else {}),
         "blank_caption": made.blank,
         "diversity": diversity(captioned.tokens),
-        "examples": examples_of(captioned, scored.scores, made.places),
+        "examples": worst_and_best(captioned, scored.scores, made.places),
     }
 
 

@@ -14,7 +14,7 @@ import torch
 
 from vlkit import signals
 from vlkit.data.loading.caption_batches import CaptionBatch, CaptionDataset
-from vlkit.data.loading.retrieval_batches import Inputs
+from vlkit.data.loading.retrieval_batches import InputStore
 from vlkit.data.pairs import Pairs
 from vlkit.distributed import SINGLE, World
 from vlkit.errors import NonFiniteError
@@ -39,8 +39,8 @@ class ImageReliance:
 
 def one_caption_per_image(pairs: Pairs, limit: int | None, seed: int) -> Pairs:
     """The first row of every picture, of at most `limit` pictures, drawn by the seed."""
-    first = Pairs(pairs.unique_images(), pairs.folder, pairs.described)
-    return first.limited(limit, seed)
+    first = Pairs(pairs.unique_images(), pairs.folder, pairs.metadata)
+    return first.subsample(limit, seed)
 
 
 def caption_dataset(
@@ -49,7 +49,7 @@ def caption_dataset(
     """A table's rows as this captioner wants them; and how many captions are cut at `max_length` tokens."""
     assert captioner.vision is not None
     tokens, cut = captioner.language.captions(list(pairs.frame["text"]), max_length)
-    return CaptionDataset(pairs, captioner.vision.pixel_spec, tokens, captioner.language.pad, world), cut
+    return CaptionDataset(pairs, captioner.vision.pixel_spec, tokens, captioner.language.pad_id, world), cut
 
 
 def image_reliance(
@@ -76,7 +76,7 @@ def image_reliance(
     for start in range(0, len(rows), at_once):
         signals.raise_if_stopped()
         some = rows[start : start + at_once]
-        right, shuffled = dataset.of(some), dataset.of(some, other[some].tolist())
+        right, shuffled = dataset.batch_of_rows(some), dataset.batch_of_rows(some, other[some].tolist())
         words += right.words
         for place, (batch, patches) in enumerate(
             ((right, None), (shuffled, None), (right, blank.expand(len(right), -1, -1).to(captioner.device)))
@@ -105,7 +105,7 @@ def sum_caption_losses(captioner: Captioner, batch: CaptionBatch, patches: torch
 
 def generate_captions(
     captioner: Captioner,
-    pictures: Inputs,
+    pictures: InputStore,
     positions: Sequence[int],
     *,
     num_beams: int,

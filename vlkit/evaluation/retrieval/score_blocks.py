@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from vlkit.data.labels import Groups, matching_pairs
-from vlkit.models.fast.linear import product
+from vlkit.models.fast.linear import matmul_t
 
 # Scores held at a time, by device. On a CPU under 32 MB, which glibc keeps: touching fresh memory costs more than the
 # arithmetic.
@@ -32,7 +32,7 @@ class Matches:
     item: np.ndarray
 
     @classmethod
-    def of(cls, query_groups: Sequence[Groups], gallery_groups: Sequence[Groups]) -> Matches:
+    def from_groups(cls, query_groups: Sequence[Groups], gallery_groups: Sequence[Groups]) -> Matches:
         """An item is right for a query where their ids intersect (see `labels.py`)."""
         # Its loop has the more to do for each of the first.
         if len(query_groups) > len(gallery_groups):
@@ -110,7 +110,7 @@ class Blocks:
     def __iter__(self) -> Iterator[Block]:
         for part in self.parts:
             match, rows, items = self._matches(part)
-            scores = product(self._asking(part), self.gallery)
+            scores = matmul_t(self._asking(part), self.gallery)
             rows, items = (torch.from_numpy(places).to(scores.device) for places in (rows, items))
             block = Block(scores, self._spare[: len(scores)], self.query[part], part, rows, items, match)
             yield block
@@ -121,7 +121,7 @@ class Blocks:
         for part in self.parts:
             match, rows, items = self._matches(part)
             some = np.union1d(items, np.arange(min(NARROWEST, len(self.gallery))))
-            scores = product(self._asking(part), self.gallery[torch.from_numpy(some).to(self.gallery.device)])
+            scores = matmul_t(self._asking(part), self.gallery[torch.from_numpy(some).to(self.gallery.device)])
             rows, columns = (torch.from_numpy(at).to(scores.device) for at in (rows, np.searchsorted(some, items)))
             yield match, scores[rows, columns]
 

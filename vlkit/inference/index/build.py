@@ -78,7 +78,7 @@ def index(config: IndexConfig, *, dry_run: bool) -> dict[str, Any]:
     drawn = {part.kind: held_out_queries(part, types[part.kind] != "flat", config, source, parts) for part in parts}
     table = pa.concat_tables([part.table for part, _ in drawn.values()])
     if before is not None and _unchanged(before, table, types, config):
-        console.result(f"{out} is up to date: nothing is new, changed or gone")
+        console.print_result(f"{out} is up to date: nothing is new, changed or gone")
         return {"index": str(out), **before.about}
     searched, nearest = {}, {}
     for kind, (part, queries) in drawn.items():
@@ -131,9 +131,9 @@ def _planned(
     """What --dry-run says."""
     sizes = {kind: index_bytes(len(table), width, types[kind]) for kind, table in tables.items()}
     rows = [[kind, f"{len(table):,}", types[kind], format_bytes(sizes[kind])] for kind, table in tables.items()]
-    console.table(f"{out}: would be", ["", "rows", "type", "on disk"], rows)
+    console.print_table(f"{out}: would be", ["", "rows", "type", "on disk"], rows)
     memory = 2 * sum(len(table) for table in tables.values()) * width * 4
-    console.result(
+    console.print_result(
         f"embeddings need about {format_bytes(memory)} of memory; {_needed(tables, types, width):,} bytes on disk"
     )
     return {
@@ -231,8 +231,8 @@ def _tell(out: Location, about: dict[str, Any]) -> None:
         tried = f"{how['type']}, {parameter} {how[parameter]}" if parameter else how["type"]
         times = f"{how['latency_ms']:.2f}, {how['latency_ms_p95']:.2f}"
         rows.append([kind, f"{how['count']:,}", tried, f"{how['recall@10']:.3f}", times])
-    console.table(f"{out}", ["", "rows", "search", "recall@10", "ms (median, p95)"], rows)
+    console.print_table(f"{out}", ["", "rows", "search", "recall@10", "ms (median, p95)"], rows)
     measured = max(how["queries"] for how in about["searched"].values())
     told = f"recall@10 against exact search, on {measured} held-out queries at most; encoding a text takes"
-    console.result(f"{told} {about['encoding_ms']:.1f} ms ({about['encoding_ms_p95']:.1f})")
+    console.print_result(f"{told} {about['encoding_ms']:.1f} ms ({about['encoding_ms_p95']:.1f})")
     console.hint(f'vlkit search --index {out} "what you look for"; or a page: vlkit serve --index {out}')

@@ -29,13 +29,13 @@ from vlkit.data import labels
 from vlkit.data.captions import clean, text_id
 from vlkit.data.pairs import PAIR_COLUMNS, Pairs, read_pairs
 from vlkit.data.prep import tables
-from vlkit.data.splits import draw
+from vlkit.data.splits import hash_order
 from vlkit.errors import DataError
-from vlkit.models.cache.feature_cache import picture_keys
+from vlkit.models.cache.feature_cache import image_keys
 from vlkit.storage import Location, json_text
 
-Kind = Literal["texts", "images"]
-KINDS: tuple[Kind, ...] = ("texts", "images")
+Modality = Literal["texts", "images"]
+MODALITIES: tuple[Modality, ...] = ("texts", "images")
 SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("id", "kind")),
@@ -50,7 +50,7 @@ LEFT_OUT = {*PAIR_COLUMNS, "image_looks", "weight", "source_pair_id", "group", "
 
 
 @dataclass(frozen=True)
-class Source:
+class DocumentSource:
     """Where entries come from: a prepared folder, or a table of texts.
 
     Attributes:
@@ -67,7 +67,7 @@ class Source:
     texts: Sequence[dict[str, Any]] = ()
 
     @classmethod
-    def read(cls, location: Location, *, limit: int | None, seed: int) -> Source:
+    def read(cls, location: Location, *, limit: int | None, seed: int) -> DocumentSource:
         """Read and validate it.
 
         Args:
@@ -83,7 +83,7 @@ class Source:
             rows = _texts_of_table(location.path, persian=script == "persian")
             if not rows:
                 raise DataError(f"{location} has no texts", hint="a row a text, in a column called text")
-            kept = {row["text_id"] for row in sorted(rows, key=lambda row: draw(seed, row["text_id"]))[:limit]}
+            kept = {row["text_id"] for row in sorted(rows, key=lambda row: hash_order(seed, row["text_id"]))[:limit]}
             rows = [row for row in rows if row["text_id"] in kept]
             content = json_text([[row["text_id"], row["text"]] for row in rows])
             return cls(location, hashlib.sha256(content.encode()).hexdigest()[:20], script, texts=rows)
@@ -92,10 +92,10 @@ class Source:
         own = replace(own, frame=own.frame[own.frame["origin"] != "augmented"].reset_index(drop=True))
         if not len(own):
             raise DataError(f"{location} has no rows to index", hint="see its rejects.csv, and run prep again")
-        script = pairs.described.get("settings", {}).get("script")
-        return cls(location, pairs.fingerprint, script, pairs=own.limited(limit, seed))
+        script = pairs.metadata.get("settings", {}).get("script")
+        return cls(location, pairs.fingerprint, script, pairs=own.subsample(limit, seed))
 
-    def entries(self, kind: Kind) -> pa.Table:
+    def entries(self, kind: Modality) -> pa.Table:
         """All of one kind, each once.
 
         Raises:
@@ -133,7 +133,7 @@ def _has_pictures(path: Path) -> bool:
             return "image" in pq.read_schema(path).names
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{path} cannot be read: {error}") from None
-    first = next((record for _, record in tables.records(path) if isinstance(record, dict)), {})
+    first = next((record for _, record in tables.read_records(path) if isinstance(record, dict)), {})
     return "image" in first
 
 
@@ -145,7 +145,7 @@ def _texts_of_table(path: Path, *, persian: bool) -> list[dict[str, Any]]:
     """
     found: dict[str, dict[str, Any]] = {}
     empty = other = 0
-    for where, record in tables.records(path):
+    for where, record in tables.read_records(path):
         if isinstance(record, tables.BadLine):
             raise DataError(f"{where}: {record.reason}")
         if "text" not in record:
@@ -159,7 +159,7 @@ def _texts_of_table(path: Path, *, persian: bool) -> list[dict[str, Any]]:
         if not text or known in found:
             continue
         group = record.get("text_group")
-        group = [known] if group is None else group if isinstance(group, list) else tables.values(group)
+        group = [known] if group is None else group if isinstance(group, list) else tables.cell_values(group)
         found[known] = {**record, "text": text, "text_id": known, "group": group}
     if empty:
         console.warn(f"{path}: {empty} rows have no text: they are left out")
@@ -177,8 +177,8 @@ def _texts_of(pairs: Pairs) -> pa.Table:
 def _pictures_of(pairs: Pairs) -> pa.Table:
     first = pairs.unique_images()
     groups = _groups(pairs.frame, "image_id", "image_group")
-    keys = picture_keys(pairs.image_paths(first), list(first["image_id"]))
-    places = [str(place.absolute) for place in pairs.image_places(first)]
+    keys = image_keys(pairs.image_paths(first), list(first["image_id"]))
+    places = [str(place.absolute) for place in pairs.image_locations(first)]
     more = zip(first.to_dict("records"), places, keys, strict=True)
     return _table(
         "images", ({**row, "path": place, "key": key, "group": groups[row["image_id"]]} for row, place, key in more)
@@ -193,7 +193,7 @@ def _groups(frame: pd.DataFrame, key: str, column: str) -> dict[str, list[str]]:
     return {item: sorted(groups) for item, groups in found.items()}
 
 
-def _table(kind: Kind, rows: Iterable[dict[str, Any]]) -> pa.Table:
+def _table(kind: Modality, rows: Iterable[dict[str, Any]]) -> pa.Table:
     identity, made = "text_id" if kind == "texts" else "image_id", []
     told = LEFT_OUT | ({"image_key", "width", "height"} if kind == "texts" else set())
     for row in rows:

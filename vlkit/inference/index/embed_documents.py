@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from vlkit import console
 from vlkit.config.search import IndexConfig
-from vlkit.data.loading.retrieval_batches import Inputs, PixelStore, TokenStore
+from vlkit.data.loading.retrieval_batches import InputStore, PixelStore, TokenStore
 from vlkit.data.splits import hash_order
 from vlkit.distributed import SINGLE
 from vlkit.inference.index.documents import MODALITIES, Modality, DocumentSource
@@ -28,7 +28,7 @@ class Part:
     """One kind of what is indexed.
 
     Attributes:
-        rows: float32 unit rows, in the order of `table`.
+        rows: float32 unit rows, in the order of `print_table`.
         embedded: how many of them were not in the index that is updated.
     """
 
@@ -75,7 +75,7 @@ def _encoded(
             told = f"{cut} of {len(places)} texts are longer than the {encoder.text_limit} tokens that the model reads"
             console.warn(f"{told}: what comes after is not found")
         captions = TokenStore(tokens, encoder.pad)
-        kept: Inputs = captions
+        kept: InputStore = captions
         if config.cache != "off":
             longest = max(map(len, tokens))
             kept = Kept(encoder, embedder.precision, longest, config.cache, SINGLE)("texts", captions, text_keys(tokens))
@@ -83,7 +83,7 @@ def _encoded(
     assert source.pairs is not None
     chosen = source.pairs.unique_images().iloc[places]
     pixels = PixelStore(source.pairs.image_paths(chosen), encoder.pixel_spec)
-    pictures: Inputs = pixels
+    pictures: InputStore = pixels
     if config.cache != "off":
         keys = [str(table.column("key")[place]) for place in places]
         pictures = Kept(encoder, embedder.precision, 0, config.cache, SINGLE)("pictures", pixels, keys)

@@ -29,7 +29,7 @@ from vlkit.config.base import read_yaml, yaml_text
 from vlkit.errors import ArtifactError, NetworkError, UsageError
 from vlkit.inference.index.documents import MODALITIES, SCHEMA, Modality
 from vlkit.inference.index.faiss_index import PARAMETERS, Nearest
-from vlkit.remote import MANIFEST, VERSIONS, Remote, hash_of
+from vlkit.remote import MANIFEST, VERSIONS, Remote, file_sha256
 from vlkit.storage import Location, atomic_folder, json_text
 
 VERSION = 1
@@ -107,7 +107,7 @@ def write(location: Location, about: Mapping[str, Any], table: pa.Table, nearest
         return
     with atomic_folder(location.path) as aside:
         files = _written(aside, about, table, nearest)
-        hashes = {name: {"sha256": hash_of(path)} for name, path in files.items()}
+        hashes = {name: {"sha256": file_sha256(path)} for name, path in files.items()}
         (aside / MANIFEST).write_text(json_text({"schema": 1, "files": hashes}, indent=1) + "\n", encoding="utf-8")
 
 
@@ -207,7 +207,7 @@ def _verify(folder: Path) -> None:
         raise ArtifactError(f"{folder / MANIFEST} is not that of an index", hint=AGAIN)
     for name, wanted in hashes.items():
         try:
-            found = hash_of(folder / name)
+            found = file_sha256(folder / name)
         except OSError:
             raise ArtifactError(f"{folder / name} is missing", hint=AGAIN) from None
         if found != wanted:

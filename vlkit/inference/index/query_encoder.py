@@ -17,13 +17,13 @@ from vlkit.data.captions import clean
 from vlkit.data.images import decode
 from vlkit.data.loading.retrieval_batches import TokenStore
 from vlkit.errors import ArtifactError, UsageError
-from vlkit.inference.index.documents import Kind
-from vlkit.models.cache.feature_cache import Kind as TowerKind
+from vlkit.inference.index.documents import Modality
+from vlkit.models.cache.feature_cache import Modality as TowerKind
 from vlkit.models.cache.feature_cache import weights_hash
 from vlkit.models.device import Precision, autocast, best_device, best_precision
 from vlkit.models.dual_encoder import DualEncoder
 from vlkit.models.encode import encode_captions
-from vlkit.models.loading import open_trained, open_tuned, open_untouched
+from vlkit.models.loading import load_model, load_tuned, load_base
 from vlkit.runs import Run
 from vlkit.storage import json_text
 
@@ -36,7 +36,7 @@ PROBES = (
 )
 # Queries that are encoded at once.
 TOGETHER = 64
-TOWERS: dict[Kind, TowerKind] = {"texts": "texts", "images": "pictures"}
+TOWERS: dict[Modality, TowerKind] = {"texts": "texts", "images": "pictures"}
 
 
 def named(config: IndexConfig) -> dict[str, Any]:
@@ -58,28 +58,28 @@ def open_towers(said: dict[str, Any], elsewhere: str | None = None, decode: Deco
 
     Args:
         elsewhere: the run, or the model, where it lies now.
-        decode: see `open_trained`.
+        decode: see `load_model`.
 
     Raises:
         ArtifactError: it is gone, or not trained to its end.
     """
     if said["run"] is None:
         try:
-            return open_trained(elsewhere or said["name"], decode)
+            return load_model(elsewhere or said["name"], decode)
         except UsageError as error:
             hint = "a run's folder, a model's, or a hub name such as openai/clip-vit-base-patch32"
             raise UsageError(error.message, hint=hint) from None
     run = Run(Path(elsewhere or said["run"]))
     if not run.begun:
         if elsewhere is not None:
-            return open_trained(elsewhere, decode)
+            return load_model(elsewhere, decode)
         told = f"the index was made with the run {run.folder}, which is not there"
         raise ArtifactError(told, hint="--model RUN says where it lies now")
-    return open_untouched(run, decode) if said["untouched"] else open_tuned(run, decode)
+    return load_base(run, decode) if said["untouched"] else load_tuned(run, decode)
 
 
 @dataclass
-class Embedder:
+class QueryEncoder:
     """Queries -> unit vectors.
 
     Attributes:
@@ -89,10 +89,10 @@ class Embedder:
     encoder: DualEncoder
     precision: Precision
     persian: bool = False
-    _agreed: set[Kind] = field(default_factory=set)
+    _agreed: set[Modality] = field(default_factory=set)
 
     @classmethod
-    def of(cls, encoder: DualEncoder, precision: Precision | None, *, persian: bool) -> Embedder:
+    def of(cls, encoder: DualEncoder, precision: Precision | None, *, persian: bool) -> QueryEncoder:
         """On the best device, in the precision that it is best at unless told otherwise."""
         encoder.to(best_device()).eval().requires_grad_(False)
         count = sum(p.numel() for p in encoder.model.parameters())
@@ -110,12 +110,12 @@ class Embedder:
         tokens = json_text(self.encoder.tokenize(PROBES)[0])
         return {
             "limit": self.encoder.text_limit,
-            "pad": self.encoder.pad_token,
+            "pad": self.encoder.pad_id,
             "pooling": pooling,
             "tokens": hashlib.sha256(tokens.encode()).hexdigest()[:20],
         }
 
-    def agree(self, about: dict[str, Any], kind: Kind) -> None:
+    def agree(self, about: dict[str, Any], kind: Modality) -> None:
         """Check, once, that queries of this kind are embedded as the index was.
 
         Raises:
@@ -149,11 +149,11 @@ class Embedder:
 
     def pixels(self, file: Path | IO[bytes], most_pixels: int | None = None) -> np.ndarray:
         """A picture as the model sees it, and saw those of the index: see `images.seen`."""
-        return decode.seen(file, self.encoder.pixel_spec, most_pixels)
+        return decode.decode_pixels(file, self.encoder.pixel_spec, most_pixels)
 
     @torch.inference_mode()
     def pictures(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
-        """The same of pictures that `pixels` has made."""
+        """The same of pictures that `load_pixels` has made."""
         made = []
         for start in range(0, len(pixels), TOGETHER):
             with autocast(self.encoder.device, self.precision):

@@ -23,7 +23,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from vlkit import console, signals
-from vlkit.data.loading.retrieval_batches import Carried, Inputs, PixelStore, TokenStore, loader_workers, unpacked
+from vlkit.data.loading.retrieval_batches import ErrorAsItem, InputStore, PixelStore, TokenStore, loader_workers, reraise_errors
 from vlkit.distributed import SINGLE, World
 from vlkit.errors import ArtifactError, DataError, UsageError, VlkitError
 from vlkit.models.cache.feature_store import FeatureStore, folder_of
@@ -54,7 +54,7 @@ class CachedFeatures:
     places: np.ndarray
     pool_positions: np.ndarray | None = None
 
-    small = True
+    in_memory = True
 
     def __len__(self) -> int:
         return len(self.places)
@@ -177,7 +177,7 @@ class FrozenPrefix:
             shutil.rmtree(self.folder(folder_of(cache)))
             return self.store(folder_of(cache))
 
-    def features(self, store: FeatureStore, items: Inputs, keys: Sequence[str], world: World = SINGLE) -> CachedFeatures:
+    def features(self, store: FeatureStore, items: InputStore, keys: Sequence[str], world: World = SINGLE) -> CachedFeatures:
         """The items' features; what is not yet in the store is computed, each process its share."""
         # A share of all: what is missing is another list for every process that looks while others write.
         share = range(len(keys))[world.shard(len(keys))]
@@ -192,7 +192,7 @@ class FrozenPrefix:
         whole = self.kind == "pictures" or len(store.shape) == 1 or self.encoder.pads_to_max_length
         return CachedFeatures(store, self.depth, places, None if whole else self._ends(items))
 
-    def _compute(self, store: FeatureStore, items: Inputs, keys: Sequence[str], mine: Sequence[int]) -> None:
+    def _compute(self, store: FeatureStore, items: InputStore, keys: Sequence[str], mine: Sequence[int]) -> None:
         """Compute the items at the positions `mine`, and keep them. Texts of like lengths go together."""
         if isinstance(items, TokenStore):
             mine = sorted(mine, key=lambda position: len(items.tokens[position]))
@@ -200,10 +200,10 @@ class FrozenPrefix:
         if not blocks:
             return
         loader: DataLoader[Any] = DataLoader(
-            Carried(items), sampler=blocks, batch_size=None, num_workers=loader_workers(items)
+            ErrorAsItem(items), sampler=blocks, batch_size=None, num_workers=loader_workers(items)
         )
         with console.progress(f"caching {self.kind}", len(mine)) as bar:
-            for number, (block, inputs) in enumerate(zip(blocks, unpacked(loader), strict=True), start=1):
+            for number, (block, inputs) in enumerate(zip(blocks, reraise_errors(loader), strict=True), start=1):
                 values = self(inputs).to(TORCH_TYPES[store.dtype.name]).cpu().numpy()
                 if not np.isfinite(values).all():
                     told = f"the frozen part of {self.encoder.source} makes numbers that {store.dtype} cannot hold"
@@ -216,7 +216,7 @@ class FrozenPrefix:
         """No text is longer than what is kept of one."""
         return self.length is None or max(map(len, tokens.tokens), default=0) <= self.length
 
-    def _ends(self, items: Inputs) -> np.ndarray:
+    def _ends(self, items: InputStore) -> np.ndarray:
         positions = range(len(items))
         blocks = [
             self.encoder.pool_positions(items[positions[start : start + 1024]]) for start in range(0, len(items), 1024)
@@ -257,7 +257,7 @@ class Kept:
     cache: str
     world: World
 
-    def __call__(self, kind: Modality, items: Inputs, keys: Sequence[str]) -> Inputs:
+    def __call__(self, kind: Modality, items: InputStore, keys: Sequence[str]) -> InputStore:
         """Features of the items; where a cache that nobody asked for fails, the items as they are.
 
         Under torchrun it fails all: the processes would no longer do the same.

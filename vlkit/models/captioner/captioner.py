@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from vlkit.errors import UsageError
 from vlkit.models.captioner.fusion import Fusion, FusionShape
 from vlkit.models.captioner.language_model import LanguageModel
-from vlkit.models.captioner.vision_encoder import PatchEncoder
+from vlkit.models.captioner.vision_encoder import VisionEncoder
 from vlkit.models.device import Precision, autocast
 from vlkit.models.stages import PartialForward
 
@@ -53,7 +53,7 @@ class Captioner(torch.nn.Module):
 
     def __init__(
         self,
-        vision: PatchEncoder | None,
+        vision: VisionEncoder | None,
         fusion: Fusion,
         language: LanguageModel,
         prompt: str,
@@ -62,15 +62,15 @@ class Captioner(torch.nn.Module):
         super().__init__()
         self.vision, self.fusion, self.language = vision, fusion, language
         self.prompt, self.precision = prompt, precision
-        asked = language.prompt(prompt)
-        self.before, self.after = asked.before, asked.after
+        asked = language.prompt_ids(prompt)
+        self.prefix, self.suffix = asked.prefix, asked.suffix
         # The common mean of all words: what is left of an embedding without it is its own.
         self.register_buffer("mean", _mean(language), persistent=False)
 
     @classmethod
     def fresh(
         cls,
-        vision: PatchEncoder,
+        vision: VisionEncoder,
         language: LanguageModel,
         prompt: str,
         precision: Precision = "fp32",
@@ -86,7 +86,7 @@ class Captioner(torch.nn.Module):
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            fusion = Fusion(FusionShape(vision.width, vision.patches, language.hidden, **shape))
+            fusion = Fusion(FusionShape(vision.width, vision.patches, language.hidden_size, **shape))
         with torch.no_grad():
             # Visual tokens begin at the size of a word's embedding; a norm makes sqrt(hidden) of anything.
             fusion.scale.fill_(_spread(language))
@@ -100,7 +100,7 @@ class Captioner(torch.nn.Module):
     @property
     def overhead(self) -> int:
         """Tokens that every caption has before its first word."""
-        return len(self.before) + self.fusion.shape.tokens + len(self.after)
+        return len(self.prefix) + self.fusion.shape.tokens + len(self.suffix)
 
     def refuse_small_window(self, words: int, hint: str) -> None:
         """Refuse captions of more tokens than the language model's window leaves room for.
@@ -111,9 +111,9 @@ class Captioner(torch.nn.Module):
         Raises:
             UsageError: names the numbers.
         """
-        if self.overhead + words > self.language.window:
+        if self.overhead + words > self.language.context_length:
             told = f"prompt and picture take {self.overhead} tokens, a caption {words}: {self.language.source} reads"
-            raise UsageError(f"{told} {self.language.window}", hint=hint)
+            raise UsageError(f"{told} {self.language.context_length}", hint=hint)
 
     def patches(self, pictures: torch.Tensor | PartialForward) -> torch.Tensor:
         """uint8 [pictures, 3, size, size], or what the cache has of them -> patches [pictures, patches, width]."""
@@ -149,9 +149,9 @@ class Captioner(torch.nn.Module):
 
     def _asked(self, visual: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """before, visual, after as embeddings: [pictures, overhead, hidden], in the language model's own precision."""
-        ids = torch.tensor([self.before + self.after], device=self.device)
+        ids = torch.tensor([self.prefix + self.suffix], device=self.device)
         around = self.language.embed(ids).expand(len(visual), -1, -1)
-        split = len(self.before)
+        split = len(self.prefix)
         return torch.cat([around[:, :split], visual.to(dtype), around[:, split:]], dim=1)
 
     def _alignment(self, visual: torch.Tensor, words: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
@@ -185,8 +185,8 @@ class Captioner(torch.nn.Module):
             num_beams=num_beams,
             do_sample=False,
             use_cache=use_cache,
-            eos_token_id=language.end,
-            pad_token_id=language.pad,
+            eos_token_id=language.eos_id,
+            pad_token_id=language.pad_id,
         )
         was = language.model.generation_config
         language.model.generation_config = how

@@ -20,7 +20,7 @@ from vlkit.config.data import TINY_LLM
 from vlkit.errors import ArtifactError, UsageError
 from vlkit.models import quantization
 from vlkit.models.device import DTYPES, Precision
-from vlkit.models.dual_encoder import config_at, explained, quiet_transformers, refuse_unknown
+from vlkit.models.dual_encoder import read_config, translate_hub_errors, quiet_transformers, refuse_unknown
 from vlkit.models.tuning import train_mode
 
 Quantize = Literal["nf4", "int8", "none"]
@@ -34,15 +34,15 @@ CHANGED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale", "l
 
 
 @dataclass(frozen=True)
-class Prompt:
+class PromptIds:
     """What stands around the visual tokens.
 
     Attributes:
         before, after: token ids; the caption follows `after`.
     """
 
-    before: list[int]
-    after: list[int]
+    prefix: list[int]
+    suffix: list[int]
 
 
 class LanguageModel(torch.nn.Module):
@@ -70,25 +70,25 @@ class LanguageModel(torch.nn.Module):
         return self.model.get_input_embeddings().weight
 
     @property
-    def hidden(self) -> int:
+    def hidden_size(self) -> int:
         """Width of its embeddings."""
         return self.embeddings.shape[1]
 
     @property
-    def window(self) -> int:
+    def context_length(self) -> int:
         """Tokens that it reads at most."""
         return int(getattr(self.model.config, "max_position_embeddings", None) or 2**31)
 
     @property
-    def end(self) -> int:
+    def eos_id(self) -> int:
         """The token that ends a caption."""
         return int(self.tokenizer.eos_token_id)
 
     @property
-    def pad(self) -> int:
+    def pad_id(self) -> int:
         """What short captions are filled up with; nothing looks at it."""
         known = self.tokenizer.pad_token_id
-        return self.end if known is None else int(known)
+        return self.eos_id if known is None else int(known)
 
     @property
     def has_chat(self) -> bool:
@@ -116,7 +116,7 @@ class LanguageModel(torch.nn.Module):
         """Compute activations again in the backward pass: less memory, slower."""
         self.model.gradient_checkpointing_enable({"use_reentrant": False})
 
-    def prompt(self, text: str) -> Prompt:
+    def prompt_ids(self, text: str) -> PromptIds:
         """The prompt in the model's chat template, with a place for the picture before it; without one, as it stands.
 
         Raises:
@@ -124,7 +124,7 @@ class LanguageModel(torch.nn.Module):
         """
         if not self.has_chat:
             first = self.tokenizer.bos_token_id
-            return Prompt([] if first is None else [int(first)], self.tokens(f"{text}\n"))
+            return PromptIds([] if first is None else [int(first)], self.tokens(f"{text}\n"))
         told = [{"role": "user", "content": f"{PICTURE}\n{text}"}]
         if odd := [token for token in self.tokenizer.all_special_tokens if token in text]:
             raise UsageError(f"--prompt has {odd[0]} in it, which is no word to {self.source}", hint="leave it out")
@@ -137,7 +137,7 @@ class LanguageModel(torch.nn.Module):
             raise UsageError(
                 f"the chat template of {self.source} does not keep the user's words", hint="choose another --llm"
             )
-        return Prompt(self.tokens(before), self.tokens(after[0]))
+        return PromptIds(self.tokens(before), self.tokens(after[0]))
 
     def tokens(self, text: str) -> list[int]:
         """Token ids, nothing added."""
@@ -147,7 +147,7 @@ class LanguageModel(torch.nn.Module):
         """Token ids of each caption and its end, at most `limit`; and how many were cut, which then have no end."""
         options = {"add_special_tokens": False, "padding": False, "truncation": False, "verbose": False}
         found = self.tokenizer([text.strip() for text in texts], **options)["input_ids"] if texts else []
-        whole = [[*ids, self.end] for ids in found]
+        whole = [[*ids, self.eos_id] for ids in found]
         return [ids[:limit] for ids in whole], sum(len(ids) > limit for ids in whole)
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
@@ -283,7 +283,7 @@ def refuse_changed_logits(config: Any, name: str) -> None:
             )
 
 
-def llm_config_of(name: str) -> Any:
+def llm_config(name: str) -> Any:
     """transformers' configuration of a language model, refused where it is none.
 
     Raises:
@@ -291,7 +291,7 @@ def llm_config_of(name: str) -> Any:
     """
     transformers = quiet_transformers()
     refuse_unknown(name, (TINY_LLM,), "Qwen/Qwen2.5-1.5B-Instruct")
-    config = config_at(name)
+    config = read_config(name)
     if type(config) not in transformers.AutoModelForCausalLM._model_mapping:
         told = f"{name} is a {config.model_type} model, which writes no text"
         raise UsageError(told, hint="--llm takes a causal language model, such as Qwen/Qwen2.5-1.5B-Instruct")
@@ -309,14 +309,14 @@ def load_llm(name: str, *, quantize: Quantize, precision: Precision) -> Language
         UsageError: no such model, or none that vlkit can use.
         NetworkError, ArtifactError: see `towers.load`.
     """
-    llm_config_of(name)
+    llm_config(name)
     transformers = quiet_transformers()
-    with explained(name):
-        how = {} if quantize == "none" else quantization.loading(precision, quantize, spared=None)
+    with translate_hub_errors(name):
+        how = {} if quantize == "none" else quantization.loading_options(precision, quantize, spared=None)
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             name, dtype=DTYPES[precision], output_loading_info=True, **how
         )
-        quantization.settle(model)
+        quantization.keep_weights_unpacked(model)
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
@@ -326,7 +326,7 @@ def load_llm(name: str, *, quantize: Quantize, precision: Precision) -> Language
     return LanguageModel(model, tokenizer, name)
 
 
-def llm_from_config(config: Any) -> LanguageModel:
+def llm_on_meta(config: Any) -> LanguageModel:
     """The model of a configuration on the meta device: shapes and counts, without a byte of weights."""
     with torch.device("meta"):
         return LanguageModel(quiet_transformers().AutoModelForCausalLM.from_config(config), None, "meta")

@@ -71,7 +71,7 @@ def save_captioner(captioner: Captioner, frozen: dict[str, str], run: Run) -> Pa
         "shape": asdict(fusion.shape),
         "prompt": captioner.prompt,
         # As they were: a chat template may have the date in it.
-        "prompt_ids": {"before": captioner.before, "after": captioner.after},
+        "prompt_ids": {"before": captioner.prefix, "after": captioner.suffix},
         "frozen": frozen,
         "lora": language.peft is not None,
     }
@@ -113,7 +113,7 @@ def load_captioner(
     fusion = _fusion(about, weights, run)
     captioner = Captioner(vision, fusion, language, prompt or about["prompt"], precision)
     if captioner.prompt == about["prompt"]:
-        captioner.before, captioner.after = about["prompt_ids"]["before"], about["prompt_ids"]["after"]
+        captioner.prefix, captioner.suffix = about["prompt_ids"]["before"], about["prompt_ids"]["after"]
     return captioner.to(best_device()).eval()
 
 

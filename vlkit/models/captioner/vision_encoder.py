@@ -16,8 +16,8 @@ import torch
 from vlkit.data.images.decode import RESAMPLING, PixelSpec
 from vlkit.errors import UsageError
 from vlkit.models import loading, paired_encoder, preprocessing, stages
-from vlkit.models.dual_encoder import FAMILIES, config_at, explained, load, quiet_transformers, refuse_unknown
-from vlkit.models.fast.layers import quicken
+from vlkit.models.dual_encoder import FAMILIES, read_config, translate_hub_errors, load, quiet_transformers, refuse_unknown
+from vlkit.models.fast.layers import use_fast_layers
 from vlkit.models.stages import PartialForward, Stage, run_stages
 from vlkit.models.tiny import MAKERS
 from vlkit.runs import Run
@@ -32,7 +32,7 @@ VISION_CLASSES = {
 }
 
 
-class PatchEncoder(torch.nn.Module):
+class VisionEncoder(torch.nn.Module):
     """A vision tower, never trained.
 
     Attributes:
@@ -43,7 +43,7 @@ class PatchEncoder(torch.nn.Module):
 
     def __init__(self, vision: Any, family: str, pixel_spec: PixelSpec, source: str) -> None:
         super().__init__()
-        quicken(vision)
+        use_fast_layers(vision)
         self.vision, self.family, self.pixel_spec, self.source = vision, family, pixel_spec, source
         mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (pixel_spec.mean, pixel_spec.std))
         self.register_buffer("mean", mean, persistent=False)
@@ -70,11 +70,11 @@ class PatchEncoder(torch.nn.Module):
         """Of a picture."""
         return (self.pixel_spec.size // self.vision.config.patch_size) ** 2
 
-    def half_config(self, kind: str) -> Any:
+    def tower_config(self, kind: str) -> Any:
         """The vision tower's configuration, as `Towers` have one for each half."""
         return self.vision.config
 
-    def scaled(self, pixels: torch.Tensor) -> torch.Tensor:
+    def normalize_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 [pictures, 3, size, size] -> normalised, on the tower's device."""
         # In place, as Towers do.
         return (pixels.to(self.device) / 255).sub_(self.mean).div_(self.std)
@@ -82,19 +82,19 @@ class PatchEncoder(torch.nn.Module):
     @torch.no_grad()
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 [pictures, 3, size, size] -> patches [pictures, patches, width]."""
-        return run_stages(self.image_chain, PartialForward(self.scaled(pixels), 0)).values
+        return run_stages(self.image_chain, PartialForward(self.normalize_pixels(pixels), 0)).values
 
     def blank(self) -> torch.Tensor:
         """A picture on which there is nothing, of the colour that becomes zero: uint8 [1, 3, size, size]."""
         size = self.pixel_spec.size
         return (self.mean.cpu() * 255).round().to(torch.uint8).expand(1, 3, size, size).contiguous()
 
-    def train(self, mode: bool = True) -> PatchEncoder:
+    def train(self, mode: bool = True) -> VisionEncoder:
         """It stays in eval mode, whatever is asked for."""
         return super().train(False)
 
 
-def load_vision(name: str, *, keep_in: Path | None = None, texts: tuple[str, ...] = (), seed: int = 0) -> PatchEncoder:
+def load_vision_encoder(name: str, *, keep_in: Path | None = None, texts: tuple[str, ...] = (), seed: int = 0) -> VisionEncoder:
     """A vision tower by hub name, local folder, run, or tiny-siglip and tiny-clip; in float32, on the CPU.
 
     Args:
@@ -107,18 +107,18 @@ def load_vision(name: str, *, keep_in: Path | None = None, texts: tuple[str, ...
         NetworkError, ArtifactError: see `towers.load`.
     """
     if name in MAKERS:
-        encoder = loading.open_model(name, texts, seed=seed, keep_in=keep_in)
+        encoder = loading.load_or_create(name, texts, seed=seed, keep_in=keep_in)
         return _of_towers(encoder, name)
     if Run(Path(name)).begun:
-        encoder = loading.open_tuned(Run(Path(name)))
+        encoder = loading.load_tuned(Run(Path(name)))
         if encoder.peft is not None:
             encoder.model, encoder.peft = encoder.peft.merge_and_unload(), None
         return _of_towers(encoder, name)
     if (Path(name) / paired_encoder.PAIR).is_file():
         return _of_towers(load(name), name)
-    config = vision_config_of(name)
+    config = vision_config(name)
     model_type = config.model_type
-    with explained(name):
+    with translate_hub_errors(name):
         model_class = getattr(quiet_transformers(), VISION_CLASSES[model_type])
         model, report = model_class.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
         spec = _pixel_spec(name, config)
@@ -126,29 +126,29 @@ def load_vision(name: str, *, keep_in: Path | None = None, texts: tuple[str, ...
     if missing:
         raise UsageError(f"{name}: {len(missing)} weights are missing, for example {missing[0]}")
     vision = model if model_type.endswith("_vision_model") else model.vision_model
-    return PatchEncoder(vision, _family(model_type), spec, name)
+    return VisionEncoder(vision, _family(model_type), spec, name)
 
 
-def vision_config_of(name: str) -> Any:
+def vision_config(name: str) -> Any:
     """transformers' configuration of the model that a vision tower is taken from, refused where vlkit knows none."""
     if name in MAKERS:
-        return loading.config_of(name)
+        return loading.model_config(name)
     run = Run(Path(name))
     if run.begun:
         return loading.tuned_config(run)
     if (Path(name) / paired_encoder.PAIR).is_file():
-        return vision_config_of(paired_encoder.Halves.of(Path(name)).vision)
+        return vision_config(paired_encoder.PairParts.of(Path(name)).vision)
     if not run.folder.exists() and run.folder.parent.name == "runs":
         run.config()  # Says that there is none, and which there are.
     refuse_unknown(name, tuple(MAKERS), "google/siglip-base-patch16-224")
-    config = config_at(name)
+    config = read_config(name)
     if config.model_type not in VISION_CLASSES:
         told = f"{name} is a {config.model_type} model, whose vision tower vlkit does not know"
         raise UsageError(told, hint="SigLIP, SigLIP 2 or CLIP; or a finished train-retrieval run")
     return config
 
 
-def vision_from_config(config: Any) -> PatchEncoder:
+def vision_encoder_on_meta(config: Any) -> VisionEncoder:
     """The tower of a configuration on the meta device: shapes and counts, without a byte of weights."""
     model_type = config.model_type
     family, half = _family(model_type), getattr(config, "vision_config", config)
@@ -156,12 +156,12 @@ def vision_from_config(config: Any) -> PatchEncoder:
     with torch.device("meta"):
         vision = getattr(quiet_transformers(), classes[family])(half)
     size = half.image_size if family != "siglip2" else _naflex_size(half.num_patches, half.patch_size)
-    return PatchEncoder(vision, family, PixelSpec(size), "meta")
+    return VisionEncoder(vision, family, PixelSpec(size), "meta")
 
 
-def _of_towers(encoder: Any, source: str) -> PatchEncoder:
+def _of_towers(encoder: Any, source: str) -> VisionEncoder:
     family = "siglip" if encoder.family is FAMILIES["siglip"] else "clip"
-    return PatchEncoder(encoder.model.vision_model, family, encoder.pixel_spec, source)
+    return VisionEncoder(encoder.model.vision_model, family, encoder.pixel_spec, source)
 
 
 def _family(model_type: str) -> str:

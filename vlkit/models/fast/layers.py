@@ -8,7 +8,7 @@
     linear      in float32 by oneDNN, see `products.py`
     the last layer   of a tower that pools one position: only that position is asked, and goes through the MLP
 
-`quicken` puts them into a model in place; parameters, their names and what is saved stay as they are.
+`use_fast_layers` puts them into a model in place; parameters, their names and what is saved stay as they are.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LONGEST = 512
 QUICK = 1.702
 
 
-def quicken(model: nn.Module) -> None:
+def use_fast_layers(model: nn.Module) -> None:
     """Let a CLIP's or SigLIP's towers, or one of them, take the shorter ways."""
     _register()
     for module in list(model.modules()):

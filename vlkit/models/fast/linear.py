@@ -31,7 +31,7 @@ def _callable() -> bool:
     return has and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
-def product(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+def matmul_t(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """left @ right.T + bias, of matrices [rows, inner] and [columns, inner], without a gradient."""
     if left.device.type == "cpu" and left.dtype == torch.float32 and onednn():
         with torch.no_grad():
@@ -60,7 +60,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         ctx.save_for_backward(values, weight)
-        return product(values, weight, bias)
+        return matmul_t(values, weight, bias)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -69,8 +69,8 @@ class _Linear(torch.autograd.Function):
         for_values, for_weight, for_bias = ctx.needs_input_grad
         gradient = gradient.contiguous()
         return (
-            product(gradient, weight.t()) if for_values else None,
-            product(gradient.t(), values.t()) if for_weight else None,
+            matmul_t(gradient, weight.t()) if for_values else None,
+            matmul_t(gradient.t(), values.t()) if for_weight else None,
             gradient.sum(0) if for_bias else None,
         )
 

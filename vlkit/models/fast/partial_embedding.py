@@ -21,7 +21,7 @@ from vlkit.models.dual_encoder import DualEncoder
 SHARE = 0.5
 
 
-class TokenTable(nn.Embedding):
+class PartialEmbedding(nn.Embedding):
     """torch's, with its rows in two places. Its state is that of a whole table.
 
     Attributes:
@@ -66,7 +66,7 @@ class TokenTable(nn.Embedding):
         super()._load_from_state_dict({**state, f"{prefix}used": used}, prefix, *rest)
 
 
-def narrow(encoder: DualEncoder, texts: Iterable[Iterable[int]], whole: Container[str] = ()) -> TokenTable | None:
+def train_used_rows(encoder: DualEncoder, texts: Iterable[Iterable[int]], whole: Container[str] = ()) -> PartialEmbedding | None:
     """Train, of the token table, the rows that these texts use, in place.
 
     Args:
@@ -86,11 +86,11 @@ def narrow(encoder: DualEncoder, texts: Iterable[Iterable[int]], whole: Containe
         return None
     if next(name for name, p in encoder.model.named_parameters() if p is table.weight) in whole:
         return None
-    used = torch.tensor(sorted({encoder.pad_token}.union(*texts)), device=table.weight.device)
+    used = torch.tensor(sorted({encoder.pad_id}.union(*texts)), device=table.weight.device)
     if len(used) > SHARE * table.num_embeddings:
         return None
     table.weight.requires_grad_(False)
-    table.__class__ = TokenTable
+    table.__class__ = PartialEmbedding
     table.used = nn.Parameter(torch.cat([table.weight[used], torch.ones_like(table.weight[:1])]))
     place = torch.full((table.num_embeddings,), len(used), device=used.device)
     place[used] = torch.arange(len(used), device=used.device)
