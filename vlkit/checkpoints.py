@@ -52,9 +52,9 @@ from vlkit.storage import atomic_folder, json_text, format_bytes
 SCHEMA = 1
 MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # AdamW's
 # Bytes, about, of headers, state and manifest.
-BESIDE = 2**15
+OVERHEAD_BYTES = 2**15
 FILES = ("trainable.safetensors", "optimizer.safetensors", "state.json")
-NAME = re.compile(r"step-(\d{6,})")
+FOLDER_NAME = re.compile(r"step-(\d{6,})")
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Checkpoint:
         Raises:
             ArtifactError: other names or shapes than were saved.
         """
-        saved = _loaded(self.folder / "trainable.safetensors")
+        saved = _load_tensors(self.folder / "trainable.safetensors")
         wanted = {name: tuple(p.shape) for name, p in trainable.items()}
         found = {name: tuple(t.shape) for name, t in saved.items()}
         if wanted != found:
@@ -83,15 +83,15 @@ class Checkpoint:
             for name, parameter in trainable.items():
                 parameter.copy_(saved[name])
         if optimizer is not None:
-            _restore_optimizer(optimizer, _loaded(self.folder / "optimizer.safetensors"))
+            _restore_optimizer(optimizer, _load_tensors(self.folder / "optimizer.safetensors"))
 
 
-def name_of(step: int) -> str:
+def folder_name(step: int) -> str:
     """The folder's name of a step's checkpoint."""
     return f"step-{step:06d}"
 
 
-def step_of(path: Path) -> int:
+def step_number(path: Path) -> int:
     """The step that a checkpoint's folder is named after."""
     return int(path.name.removeprefix("step-"))
 
@@ -117,12 +117,12 @@ def save(
         if not torch.isfinite(value).all():
             raise NonFiniteError(f"after step {step}: {name} is not finite; this step is not saved")
     try:
-        return _written(folder, step, tensors, state)
+        return _write(folder, step, tensors, state)
     except (OSError, SafetensorError) as error:
-        if not _of_the_disk(error):
+        if not _is_disk_error(error):
             raise
         needed = sum(value.numel() * value.element_size() for each in tensors.values() for value in each.values())
-        needed += BESIDE
+        needed += OVERHEAD_BYTES
         free = shutil.disk_usage(folder).free
         told = (
             f"{folder}: step {step} could not be saved ({error}): it needs {format_bytes(needed)}, {format_bytes(free)} are free"
@@ -131,17 +131,17 @@ def save(
         raise ResourceError(told, hint=hint) from None
 
 
-def _of_the_disk(error: OSError | SafetensorError) -> bool:
+def _is_disk_error(error: OSError | SafetensorError) -> bool:
     codes = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
     if isinstance(error, OSError):
         return error.errno in codes
     return any(f"os error {code}" in str(error) for code in codes)
 
 
-def _written(
+def _write(
     folder: Path, step: int, tensors: Mapping[str, Mapping[str, torch.Tensor]], state: Mapping[str, Any]
 ) -> Checkpoint:
-    target = folder / name_of(step)
+    target = folder / folder_name(step)
     complete = {"schema": SCHEMA, "step": step, **state}
     with atomic_folder(target) as aside:
         for name, each in tensors.items():
@@ -161,10 +161,10 @@ def newest(folder: Path, *, before: int | None = None) -> Checkpoint | None:
     Raises:
         ArtifactError: there are checkpoints, and none of them is whole.
     """
-    found = [path for path in listed(folder) if before is None or step_of(path) < before]
+    found = [path for path in list_checkpoints(folder) if before is None or step_number(path) < before]
     for path in reversed(found):
         try:
-            return verified(path)
+            return read_verified(path)
         except ArtifactError as error:
             console.warn(f"{error.message}; taking the one before")
     if found:
@@ -174,7 +174,7 @@ def newest(folder: Path, *, before: int | None = None) -> Checkpoint | None:
     return None
 
 
-def verified(path: Path) -> Checkpoint:
+def read_verified(path: Path) -> Checkpoint:
     """Check every file against the manifest, then read the state.
 
     Raises:
@@ -189,41 +189,41 @@ def verified(path: Path) -> Checkpoint:
             and all(_hash(path / name) == hashes[name] for name in FILES)
         )
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        if whole and state["schema"] == SCHEMA and state["step"] == step_of(path):
+        if whole and state["schema"] == SCHEMA and state["step"] == step_number(path):
             return Checkpoint(path, int(state["step"]), state)
     except (OSError, ValueError, KeyError, TypeError):
         pass
     raise ArtifactError(f"the checkpoint {path} is damaged, or of another version of vlkit")
 
 
-def names_in(folder: Path) -> set[str]:
+def parameter_names(folder: Path) -> set[str]:
     """The parameters that the newest readable checkpoint holds, verified or not; none where there is no checkpoint."""
-    for path in reversed(listed(folder)):
+    for path in reversed(list_checkpoints(folder)):
         with suppress(OSError, SafetensorError), safe_open(path / FILES[0], "pt") as file:
             return set(file.keys())
     return set()
 
 
-def listed(folder: Path) -> list[Path]:
+def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints' folders, oldest first, unverified."""
-    return sorted((p for p in folder.glob("step-*") if NAME.fullmatch(p.name)), key=step_of) if folder.is_dir() else []
+    return sorted((p for p in folder.glob("step-*") if FOLDER_NAME.fullmatch(p.name)), key=step_number) if folder.is_dir() else []
 
 
-def forget_after(folder: Path, step: int) -> None:
+def remove_after(folder: Path, step: int) -> None:
     """Remove what stands for later steps, damaged or not: those steps will be taken, and saved, again."""
-    for path in listed(folder):
-        if step_of(path) > step:
+    for path in list_checkpoints(folder):
+        if step_number(path) > step:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def prune(folder: Path, *, keep: int, best: int | None) -> None:
     """Remove all but the newest `keep` checkpoints and the best."""
-    for path in listed(folder)[:-keep]:
-        if best is None or path.name != name_of(best):
+    for path in list_checkpoints(folder)[:-keep]:
+        if best is None or path.name != folder_name(best):
             shutil.rmtree(path)
 
 
-def _loaded(path: Path) -> dict[str, torch.Tensor]:
+def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:

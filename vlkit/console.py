@@ -1,6 +1,6 @@
 """The one console: results on stdout, talk on stderr.
 
-`say`, `warn`, `hint` and `progress` are talk. `result` is what the command was called for: a table or a line on stdout,
+`say`, `warn`, `hint` and `progress` are talk. `print_result` is what the command was called for: a table or a line on stdout,
 or nothing under --json, where stdout holds one JSON object that `flags.py` prints at the end.
 """
 
@@ -20,14 +20,14 @@ PLAIN_LINE_SECONDS = 30.0
 _json_mode = _silent = False
 
 
-def json_mode(on: bool) -> None:
-    """Under --json results are kept off stdout; `json_result` prints the one object there."""
+def set_json_mode(on: bool) -> None:
+    """Under --json results are kept off stdout; `print_json` prints the one object there."""
     global _json_mode
     _json_mode = on
 
 
 @cache
-def talk() -> Console:
+def stderr() -> Console:
     """The console on stderr."""
     from rich.console import Console
 
@@ -44,46 +44,46 @@ def stdout() -> Console:
 
 def say(text: str = "") -> None:
     """One line of talk."""
-    talk().print(text, markup=False)
+    stderr().print(text, markup=False)
 
 
 def warn(text: str) -> None:
     """Something the user should know before it costs them a night."""
-    talk().print("warning:", style="yellow", end=" ")
-    talk().print(text, markup=False)
+    stderr().print("warning:", style="yellow", end=" ")
+    stderr().print(text, markup=False)
 
 
 def hint(text: str) -> None:
     """What to do next."""
-    talk().print("  ->", style="cyan", end=" ")
-    talk().print(text, markup=False)
+    stderr().print("  ->", style="cyan", end=" ")
+    stderr().print(text, markup=False)
 
 
 def silence() -> None:
     """Say nothing from now on but why the command fails: of several processes one talks."""
     global _silent
     _silent = True
-    talk().quiet = stdout().quiet = True
+    stderr().quiet = stdout().quiet = True
 
 
 def fail(message: str, hint_text: str | None, exit_code: int) -> None:
     """Print why the command stops. Under --json the same goes to stdout as its one object."""
-    talk().quiet = False
-    talk().print("error:", style="bold red", end=" ")
-    talk().print(message, markup=False)
+    stderr().quiet = False
+    stderr().print("error:", style="bold red", end=" ")
+    stderr().print(message, markup=False)
     if hint_text:
         hint(hint_text)
     if _json_mode:
-        json_result({"error": {"message": message, "hint": hint_text, "exit_code": exit_code}})
+        print_json({"error": {"message": message, "hint": hint_text, "exit_code": exit_code}})
 
 
-def result(renderable: Any) -> None:
+def print_result(renderable: Any) -> None:
     """Print a table or a line on stdout; under --json on nothing."""
     if not _json_mode:
         stdout().print(renderable, markup=False)
 
 
-def json_result(value: dict[str, Any]) -> None:
+def print_json(value: dict[str, Any]) -> None:
     """The one JSON object of a --json command."""
     if _silent:
         return
@@ -93,7 +93,7 @@ def json_result(value: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> None:
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> None:
     """Print a small table as a result. The first `left` columns are left-aligned, the others hold numbers."""
     from rich import box
     from rich.console import Console
@@ -137,12 +137,12 @@ class Progress:
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Progress]:
     """Show the progress of the block on stderr."""
-    if not talk().is_terminal:
+    if not stderr().is_terminal:
         yield Progress(what, total)
         return
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bar(*columns, TextColumn("{task.fields[figures]}"), console=talk(), transient=True) as bar:
+    with Bar(*columns, TextColumn("{task.fields[figures]}"), console=stderr(), transient=True) as bar:
         yield Progress(what, total, bar)

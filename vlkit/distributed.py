@@ -32,8 +32,8 @@ class World:
 
     rank: int = 0
     size: int = 1
-    wish: bool = False
-    heard: bool = False
+    stop_wanted: bool = False
+    any_stop_wanted: bool = False
 
     @property
     def is_main(self) -> bool:
@@ -71,10 +71,10 @@ class World:
 
         if self.size == 1 or not tensors:
             return
-        wish = tensors[0].new_full((1,), float(self.wish))
+        wish = tensors[0].new_full((1,), float(self.stop_wanted))
         flat = torch.cat([*(tensor.reshape(-1) for tensor in tensors), wish])
         dist.all_reduce(flat)
-        self.heard = bool(flat[-1] > 0)
+        self.any_stop_wanted = bool(flat[-1] > 0)
         start = 0
         for tensor in tensors:
             tensor.copy_(flat[start : start + tensor.numel()].view_as(tensor))
@@ -82,8 +82,8 @@ class World:
 
     def sync_stop(self, wish: bool) -> bool:
         """Whether all stop now: alone, as wished; else when a wish has gone round, which takes a step more."""
-        self.wish = wish
-        return wish if self.size == 1 else self.heard
+        self.stop_wanted = wish
+        return wish if self.size == 1 else self.any_stop_wanted
 
     def broadcast(self, value: Any) -> Any:
         """What process 0 has."""

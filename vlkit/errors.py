@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 # Names that a hint lists.
-MOST_NAMED = 40
+MAX_SUGGESTIONS = 40
 
 
 class VlkitError(Exception):
@@ -26,7 +26,7 @@ class VlkitError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled with its hint: it may be raised in a loader's process."""
-        return _rebuilt, (type(self), self.message, self.hint)
+        return _rebuild, (type(self), self.message, self.hint)
 
 
 class UsageError(VlkitError):
@@ -77,15 +77,15 @@ class QualityError(VlkitError):
     exit_code = 8
 
 
-def _rebuilt(kind: type[VlkitError], message: str, hint: str | None) -> VlkitError:
+def _rebuild(kind: type[VlkitError], message: str, hint: str | None) -> VlkitError:
     return kind(message, hint=hint)
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def suggest_name(word: str, known: Iterable[str]) -> str:
     """A hint for a mistyped name: the known one that looks most like it, or all of them."""
     known = list(known)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     if close:
         return f"did you mean {close[0]!r}?"
-    more = f" and {len(known) - MOST_NAMED} others" if len(known) > MOST_NAMED else ""
-    return f"known: {', '.join(known[:MOST_NAMED])}{more}"
+    more = f" and {len(known) - MAX_SUGGESTIONS} others" if len(known) > MAX_SUGGESTIONS else ""
+    return f"known: {', '.join(known[:MAX_SUGGESTIONS])}{more}"

@@ -102,7 +102,7 @@ def _unseen(data: Path, count: int = 3) -> tuple[str, ...]:
     """Some pictures of the test split."""
     from vlkit.data.pairs import read_pairs
 
-    pairs = read_pairs(data).of("test")
+    pairs = read_pairs(data).split("test")
     paths = pairs.image_paths(pairs.unique_images().drop_duplicates("unit").head(count))
     here = Path.cwd()
     return tuple(str(path.relative_to(here) if path.is_relative_to(here) else path) for path in paths)

@@ -24,12 +24,12 @@ from vlkit.storage import Location, cache_dir, json_text, atomic_file
 MANIFEST, VERSIONS = "MANIFEST.json", ".versions"
 # Where a lake's zone, a whole bucket, keeps tables; pictures lie under images/ beside it.
 ZONE_TABLES = "datasets"
-AT_ONCE = 32
-ATTEMPTS = 5
+FILES_AT_ONCE = 32
+MAX_ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
-class Entry:
+class RemoteFile:
     """A remote file: its size in bytes, and a stamp that changes with its content."""
 
     size: int
@@ -41,25 +41,25 @@ class Remote:
 
     def __init__(self, location: str) -> None:
         self.location = Location(str(location).rstrip("/"))
-        self.fs, self.root = _opened(self.location)
+        self.fs, self.root = _open_filesystem(self.location)
 
-    def listing(self) -> dict[str, Entry]:
+    def listing(self) -> dict[str, RemoteFile]:
         """name -> Entry of every file below, sorted by name.
 
         Raises:
             NetworkError: it cannot be reached.
         """
-        with _told(self.location):
+        with _translate_errors(self.location):
             self.fs.invalidate_cache()
             found = self.fs.find(self.root, detail=True)
         prefix = self.root.rstrip("/") + "/"
         return {
-            path.removeprefix(prefix): Entry(int(info["size"] or 0), _stamp(info))
+            path.removeprefix(prefix): RemoteFile(int(info["size"] or 0), _stamp(info))
             for path, info in sorted(found.items())
             if path.startswith(prefix) and not path.endswith("/") and _stays_inside(path.removeprefix(prefix))
         }
 
-    def fetch(self, entries: Mapping[str, Entry]) -> dict[str, Path]:
+    def fetch(self, entries: Mapping[str, RemoteFile]) -> dict[str, Path]:
         """Local copies of these files, by name; what is in the cache already is not read again.
 
         Raises:
@@ -68,18 +68,18 @@ class Remote:
         places = {name: self._place(name, entry) for name, entry in entries.items()}
         missing = [name for name, place in places.items() if not place.is_file()]
         with console.progress(f"fetching from {self.location}", len(missing)) as bar:
-            for start in range(0, len(missing), AT_ONCE):
-                self._download({name: places[name] for name in missing[start : start + AT_ONCE]}, entries)
-                bar.update(min(start + AT_ONCE, len(missing)))
+            for start in range(0, len(missing), FILES_AT_ONCE):
+                self._download({name: places[name] for name in missing[start : start + FILES_AT_ONCE]}, entries)
+                bar.update(min(start + FILES_AT_ONCE, len(missing)))
         return places
 
-    def _place(self, name: str, entry: Entry) -> Path:
+    def _place(self, name: str, entry: RemoteFile) -> Path:
         key = hashlib.sha256(f"{self.location}/{name}\0{entry.stamp}\0{entry.size}".encode()).hexdigest()
         return cache_dir() / "objects" / key[:2] / f"{key[2:34]}{PurePosixPath(name).suffix[:12]}"
 
-    def _download(self, places: Mapping[str, Path], entries: Mapping[str, Entry]) -> None:
-        with _aside(places) as parts:
-            with _told(self.location):
+    def _download(self, places: Mapping[str, Path], entries: Mapping[str, RemoteFile]) -> None:
+        with _atomic_downloads(places) as parts:
+            with _translate_errors(self.location):
                 self.fs.get([f"{self.root}/{name}" for name in parts], [str(part) for part in parts.values()])
             for name, part in parts.items():
                 if part.stat().st_size != entries[name].size:
@@ -95,11 +95,11 @@ class Remote:
             NetworkError: one cannot be written.
         """
         names = list(files)
-        with _told(self.location), console.progress(f"uploading to {self.location}", len(names)) as bar:
-            for start in range(0, len(names), AT_ONCE):
-                some = names[start : start + AT_ONCE]
+        with _translate_errors(self.location), console.progress(f"uploading to {self.location}", len(names)) as bar:
+            for start in range(0, len(names), FILES_AT_ONCE):
+                some = names[start : start + FILES_AT_ONCE]
                 self.fs.put([str(files[name]) for name in some], [f"{self.root}/{name}" for name in some])
-                bar.update(min(start + AT_ONCE, len(names)))
+                bar.update(min(start + FILES_AT_ONCE, len(names)))
 
     def replace(self, files: Mapping[str, Path], manifest: str) -> None:
         """Put a set of files in the place of an older one; readers of the manifest have the old set until the end.
@@ -109,7 +109,7 @@ class Remote:
         """
         before = self.listing()
         old = self.read_manifest(manifest, before) if manifest in before else {}
-        hashes = {name: hash_of(path) for name, path in files.items()}
+        hashes = {name: file_sha256(path) for name, path in files.items()}
         version = f"{VERSIONS}/{hashlib.sha256(json_text(hashes).encode()).hexdigest()[:20]}"
         self.upload({f"{version}/{name}": path for name, path in files.items()})
         self.upload(files)
@@ -124,10 +124,10 @@ class Remote:
         content = (
             json_text({"schema": 1, "files": {each: {"sha256": hashes[each]} for each in hashes}}, indent=1) + "\n"
         )
-        with _told(self.location):
+        with _translate_errors(self.location):
             self.fs.pipe_file(f"{self.root}/{name}", content.encode())
 
-    def read_manifest(self, name: str, listing: Mapping[str, Entry]) -> dict[str, str]:
+    def read_manifest(self, name: str, listing: Mapping[str, RemoteFile]) -> dict[str, str]:
         """name -> SHA-256 of the files that belong together.
 
         Raises:
@@ -145,11 +145,11 @@ class Remote:
 
     def remove(self, names: Sequence[str]) -> None:
         """Delete files below this folder."""
-        with _told(self.location):
+        with _translate_errors(self.location):
             if names:
                 self.fs.rm([f"{self.root}/{name}" for name in names])
 
-    def mirrored(self, manifest: str) -> Path:
+    def download_verified(self, manifest: str) -> Path:
         """A local folder with the files that `manifest` lists, each verified by its hash, under its plain name.
 
         Raises:
@@ -169,7 +169,7 @@ class Remote:
         key = json_text([self.location, wanted])
         folder = cache_dir() / "folders" / hashlib.sha256(key.encode()).hexdigest()[:32]
         for name, full in names.items():
-            if hash_of(fetched[full]) != wanted[name]:
+            if file_sha256(fetched[full]) != wanted[name]:
                 told = f"{self.location}/{full} is not the file that {manifest} names"
                 raise ArtifactError(told, hint="it is being written, or was half written: write the folder again")
             plain = folder / prefix / name.rpartition("/")[2]
@@ -179,7 +179,7 @@ class Remote:
         return folder
 
 
-def tables_of(location: Location) -> Location:
+def tables_location(location: Location) -> Location:
     """Where a remote prepared folder has its tables: a lake's zone keeps them apart from its pictures."""
     return location / ZONE_TABLES if location.is_bucket else location
 
@@ -194,7 +194,7 @@ def local_folder(location: Location | Path | str) -> Path:
     if not location.is_remote:
         return location.path
     remote = Remote(location)
-    return remote.mirrored(f"{ZONE_TABLES}/{MANIFEST}" if location.is_bucket else MANIFEST)
+    return remote.download_verified(f"{ZONE_TABLES}/{MANIFEST}" if location.is_bucket else MANIFEST)
 
 
 def fetch_by_hash(urls: Mapping[str, str]) -> dict[str, Path]:
@@ -211,23 +211,23 @@ def fetch_by_hash(urls: Mapping[str, str]) -> dict[str, Path]:
     # Copies under several URLs are fetched once.
     missing = list({place: url for url, place in places.items() if not place.is_file()}.values())
     with console.progress("fetching pictures", len(missing)) as bar:
-        for start in range(0, len(missing), AT_ONCE):
-            some = missing[start : start + AT_ONCE]
+        for start in range(0, len(missing), FILES_AT_ONCE):
+            some = missing[start : start + FILES_AT_ONCE]
             location = Location(some[0])
-            opened = [_opened(Location(url)) for url in some]
-            with _aside({url: places[url] for url in some}) as parts:
-                with _told(location):
+            opened = [_open_filesystem(Location(url)) for url in some]
+            with _atomic_downloads({url: places[url] for url in some}) as parts:
+                with _translate_errors(location):
                     opened[0][0].get([path for _, path in opened], [str(part) for part in parts.values()])
                 for url, part in parts.items():
-                    if not hash_of(part).startswith(urls[url]):
+                    if not file_sha256(part).startswith(urls[url]):
                         told = f"{url} is not the picture that prep read"
                         raise DataError(told, hint="it has changed since: run prep again")
-            bar.update(min(start + AT_ONCE, len(missing)))
+            bar.update(min(start + FILES_AT_ONCE, len(missing)))
     return places
 
 
 @contextmanager
-def _aside(places: Mapping[str, Path]) -> Iterator[dict[str, Path]]:
+def _atomic_downloads(places: Mapping[str, Path]) -> Iterator[dict[str, Path]]:
     """Paths to download to; renamed to their places when the block ends well, removed when not."""
     parts = {name: place.with_name(f".{place.name}.{os.getpid()}.part") for name, place in places.items()}
     for part in parts.values():
@@ -255,13 +255,13 @@ def _stays_inside(name: str) -> bool:
     return bool(name) and not any(part in ("", ".", "..") for part in name.split("/"))
 
 
-def hash_of(path: Path) -> str:
+def file_sha256(path: Path) -> str:
     """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _opened(location: Location) -> tuple[Any, str]:
+def _open_filesystem(location: Location) -> tuple[Any, str]:
     """fsspec's filesystem and the path in it."""
     import fsspec
 
@@ -283,7 +283,7 @@ def _s3_options() -> dict[str, Any]:
     options: dict[str, Any] = {
         "use_listings_cache": False,
         "config_kwargs": {
-            "retries": {"max_attempts": ATTEMPTS, "mode": "standard"},
+            "retries": {"max_attempts": MAX_ATTEMPTS, "mode": "standard"},
             "connect_timeout": 5,
             "read_timeout": 20,
         },
@@ -298,7 +298,7 @@ def _s3_options() -> dict[str, Any]:
 
 
 @contextmanager
-def _told(location: Location) -> Iterator[None]:
+def _translate_errors(location: Location) -> Iterator[None]:
     """What the storage's client raises, as one of ours."""
     try:
         yield
@@ -306,14 +306,14 @@ def _told(location: Location) -> Iterator[None]:
         # A local file's error has its name; the client's have none.
         if error.filename is not None or error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
-        _raise_told(location, error)
+        _raise_translated(location, error)
     except Exception as error:
         if type(error).__module__.split(".")[0] not in ("botocore", "aiobotocore", "aiohttp", "s3fs"):
             raise
-        _raise_told(location, error)
+        _raise_translated(location, error)
 
 
-def _raise_told(location: Location, error: Exception) -> NoReturn:
+def _raise_translated(location: Location, error: Exception) -> NoReturn:
     if isinstance(error, FileNotFoundError):
         raise DataError(f"{location}: no such bucket or file: {error}") from None
     if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:

@@ -37,7 +37,7 @@ class RunStatus:
     hint: str | None
     seconds: float
 
-    def facts(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """For --json."""
         return asdict(self)
 
@@ -53,7 +53,7 @@ def record_failure(run: Run) -> Iterator[None]:
         yield
     except Exception as error:
         # One that could not begin is gone.
-        if run.begun:
+        if run.started:
             told = error.message if isinstance(error, VlkitError) else f"{type(error).__name__}: {error}"
             note = {
                 "why": told,
@@ -73,7 +73,7 @@ def run_status(run: Run) -> RunStatus:
         ArtifactError: it is no run folder.
     """
     seconds = max(0.0, time.time() - _last_written(run.folder))
-    if not run.begun:
+    if not run.started:
         if (run.folder / "results.json").is_file():
             return RunStatus("measured", 0, None, None, None, seconds)
         raise ArtifactError(f"{run.folder} is no run folder: it has neither config.yaml nor results.json")

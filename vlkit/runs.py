@@ -29,16 +29,16 @@ from typing import Any
 from vlkit import console
 from vlkit.config.base import Settings, read_yaml, yaml_text
 from vlkit.errors import ArtifactError, NetworkError, UsageError
-from vlkit.remote import MANIFEST, Remote, hash_of
+from vlkit.remote import MANIFEST, Remote, file_sha256
 from vlkit.storage import Location, json_text, write_text
 
 PACKAGES = ("vlkit", "torch", "transformers", "peft", "tokenizers", "numpy", "pandas", "pillow", "simplejpeg")
 
 # What eval writes, of every split and other data.
-MEASURED = ("results", "queries", "examples_top5", "captions")
+RESULT_STEMS = ("results", "queries", "examples_top5", "captions")
 
 # Settings that make no other run: how it is carried out and where it lies, not what comes out.
-PASSING = ("workers", "cache", "keep", "name", "runs_dir", "extend_to", "replay")
+RUNTIME_SETTINGS = ("workers", "cache", "keep", "name", "runs_dir", "extend_to", "replay")
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Run:
     """
 
     folder: Path
-    writes: bool = True
+    is_writer: bool = True
 
     @property
     def name(self) -> str:
@@ -68,7 +68,7 @@ class Run:
         return self.folder / "base"
 
     @property
-    def begun(self) -> bool:
+    def started(self) -> bool:
         """Its settings are written down."""
         return (self.folder / "config.yaml").is_file()
 
@@ -79,9 +79,9 @@ class Run:
 
     def config(self) -> dict[str, Any]:
         """The snapshot of the settings. One that is older than --decode was trained when there was no other way."""
-        if not self.begun:
+        if not self.started:
             what = "is no run folder: it has no config.yaml" if self.folder.exists() else "does not exist"
-            raise ArtifactError(f"the run {self.folder} {what}", hint=_known_runs(self.folder.parent))
+            raise ArtifactError(f"the run {self.folder} {what}", hint=_runs_hint(self.folder.parent))
         settings = _read(self.folder / "config.yaml")
         if not settings.get("data") or not (settings.get("model") or settings.get("llm")):
             raise ArtifactError(f"{self.folder / 'config.yaml'} is damaged: it names no data or no model")
@@ -105,7 +105,7 @@ class Run:
             UsageError: names what differs.
         """
         if any(self.checkpoints.glob("step-*")):
-            self.refuse_other(before or config, data)
+            self.refuse_changes(before or config, data)
             if before is not None:
                 self._reopen(config)
             return
@@ -118,7 +118,7 @@ class Run:
         if not any(self.checkpoints.glob("step-*")):
             shutil.rmtree(self.folder)
 
-    def refuse_other(self, config: Settings, data: dict[str, Any] | None = None) -> None:
+    def refuse_changes(self, config: Settings, data: dict[str, Any] | None = None) -> None:
         """Refuse settings, or data, that are not the run's.
 
         Raises:
@@ -128,7 +128,7 @@ class Run:
         defaults = {name: field.default for name, field in config.fields().items()}
         before, now = {**type(config).plain(defaults), **self.config()}, config.to_dict()
         trained_on = self.environment().get("data", {})
-        keys = {*before, *now}.difference(PASSING)
+        keys = {*before, *now}.difference(RUNTIME_SETTINGS)
         changed = {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
         for name in ("fingerprint", "augmentation") if data is not None else ():
             if trained_on.get(name) != data.get(name):
@@ -145,7 +145,7 @@ class Run:
 
     def log(self, line: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
-        if not self.writes:
+        if not self.is_writer:
             return
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json_text(line) + "\n")
@@ -171,7 +171,7 @@ class Run:
         Args:
             evaluation: that of `step` itself will be made again, too.
         """
-        if not self.writes:
+        if not self.is_writer:
             return
         again = [line for line in self.metrics() if evaluation and line["step"] == step and "val" in line]
         kept = [json_text(line) + "\n" for line in self.metrics() if line["step"] <= step and line not in again]
@@ -179,7 +179,7 @@ class Run:
 
     def write_json(self, name: str, value: dict[str, Any] | list[Any]) -> None:
         """Write best.json, results.json and their like, whole or not at all."""
-        if not self.writes:
+        if not self.is_writer:
             return
         write_text(self.folder / name, json_text(value, indent=2) + "\n")
 
@@ -199,7 +199,7 @@ class Run:
         """Go on with a finished run under other settings. Its results are those of what it was."""
         for name in ("finished.json", "README.md", "report.html"):
             (self.folder / name).unlink(missing_ok=True)
-        for path in (path for kind in MEASURED for path in self.folder.glob(f"{kind}*")):
+        for path in (path for kind in RESULT_STEMS for path in self.folder.glob(f"{kind}*")):
             path.unlink()
         shutil.rmtree(self.folder / "plots", ignore_errors=True)
         write_text(self.folder / "config.yaml", config.to_yaml())
@@ -208,19 +208,19 @@ class Run:
         """The run is done; nothing trains into it again."""
         self.write_json("finished.json", facts)
 
-    def mirror(self, *, must: bool = False) -> None:
+    def mirror(self, *, required: bool = False) -> None:
         """Copy what is new to where a remote --runs-dir points; without one, nothing happens.
 
         Args:
             must: the network's failure is raised; otherwise it is told, and the next call tries again.
         """
-        runs_dir = Location(self.config().get("runs_dir", "")) if self.writes else Location("")
+        runs_dir = Location(self.config().get("runs_dir", "")) if self.is_writer else Location("")
         if not runs_dir.is_remote:
             return
         try:
-            self._mirror(Remote(mirror_of(runs_dir, self.name, str(self.config().get("tune", "run")))))
+            self._mirror(Remote(mirror_location(runs_dir, self.name, str(self.config().get("tune", "run")))))
         except NetworkError as error:
-            if must:
+            if required:
                 hint = f"the run is whole in {self.folder}; vlkit eval --run {self.folder} uploads it again"
                 raise NetworkError(error.message, hint=hint) from None
             console.warn(f"not yet uploaded: {error.message}")
@@ -229,23 +229,23 @@ class Run:
         zone = "/experiments/" in remote.location and remote.location.name.startswith("run_")
         here = {path.relative_to(self.folder).as_posix(): path for path in sorted(self.folder.rglob("*"))}
         here = {name: path for name, path in here.items() if path.is_file() and not _hidden(name)}
-        here = {(in_zone(name) if zone else name): path for name, path in here.items()}
-        hashes = {name: hash_of(path) for name, path in here.items()}
+        here = {(zone_path(name) if zone else name): path for name, path in here.items()}
+        hashes = {name: file_sha256(path) for name, path in here.items()}
         there = remote.listing()
         known = remote.read_manifest(MANIFEST, there) if MANIFEST in there else {}
         remote.upload(
             {name: path for name, path in here.items() if known.get(name) != hashes[name] or name not in there}
         )
         remote.write_manifest(MANIFEST, hashes)
-        passing = ("checkpoints/", "plots/", "report.html", "stopped.json", *MEASURED)
+        passing = ("checkpoints/", "plots/", "report.html", "stopped.json", *RESULT_STEMS)
         remote.remove([name for name in there if name.startswith(passing) and name not in here])
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Keep a second process out for as long as the block runs. The lock dies with the process that holds it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / ".lock").open("a+", encoding="utf-8") as file:
-            if not _taken(file):
+            if not _try_lock(file):
                 file.seek(0)
                 raise UsageError(
                     f"{self.folder} is in use by {file.read().strip() or 'another process'}",
@@ -261,7 +261,7 @@ class Run:
                 _locks.remove(file)
 
 
-def _taken(file: Any) -> bool:
+def _try_lock(file: Any) -> bool:
     """Take the lock; `vlkit runs`, which looks whether it is held, holds it for an instant itself."""
     for _ in range(5):
         try:
@@ -280,7 +280,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ArtifactError(f"damaged: {error.message}", hint="bring back the file from a copy of the run") from None
 
 
-def _let_go() -> None:
+def _release_locks() -> None:
     """In a process that this one forked, such as a loader's: it outlives a kill for a while, and must hold no lock."""
     for file in _locks:
         os.close(file.fileno())
@@ -288,15 +288,15 @@ def _let_go() -> None:
 
 
 _locks: list[Any] = []
-os.register_at_fork(after_in_child=_let_go)
+os.register_at_fork(after_in_child=_release_locks)
 
 
-def local_runs(runs_dir: Location) -> Path:
+def local_runs_dir(runs_dir: Location) -> Path:
     """Where runs are written: a remote --runs-dir gets copies of what is under runs/."""
     return Path("runs") if runs_dir.is_remote else runs_dir.path
 
 
-def open_run(runs_dir: Location, name: str, *, extending: bool = False) -> Run:
+def resolve_run(runs_dir: Location, name: str, *, extending: bool = False) -> Run:
     """The run folder to train into: a new one, or one that was begun and not finished.
 
     Args:
@@ -305,41 +305,41 @@ def open_run(runs_dir: Location, name: str, *, extending: bool = False) -> Run:
     Raises:
         UsageError: the name is taken by a finished run or by something that is no run.
     """
-    run = Run(local_runs(Location(runs_dir)) / name)
+    run = Run(local_runs_dir(Location(runs_dir)) / name)
     if run.folder.exists() and not run.folder.is_dir():
         raise UsageError(f"{run.folder} is a file", hint="choose another --name")
     held = (
         {path.name for path in run.folder.iterdir() if not path.name.startswith(".")} if run.folder.exists() else set()
     )
-    if not run.begun and held - {"environment.yaml"}:
+    if not run.started and held - {"environment.yaml"}:
         raise UsageError(f"{run.folder} exists and is no run", hint="choose another --name")
-    if extending and not run.begun:
-        raise UsageError(f"--extend-to: there is no run {run.folder}", hint=_known_runs(run.folder.parent))
+    if extending and not run.started:
+        raise UsageError(f"--extend-to: there is no run {run.folder}", hint=_runs_hint(run.folder.parent))
     if run.finished and not extending:
         hint = f"another --name, --extend-to STEPS to go on with it, or measure it: vlkit eval --run {run.folder}"
         raise UsageError(f"the run {run.folder} is finished", hint=hint)
     return run
 
 
-def refuse_busy(runs_dir: Location, name: str | None) -> None:
-    """Refuse a run that another process works on, before anything else is loaded; `locked` decides for good.
+def refuse_locked(runs_dir: Location, name: str | None) -> None:
+    """Refuse a run that another process works on, before anything else is loaded; `lock` decides for good.
 
     Raises:
         UsageError: names the owner.
     """
-    run = Run(local_runs(Location(runs_dir)) / (name or ""))
+    run = Run(local_runs_dir(Location(runs_dir)) / (name or ""))
     # Of the processes of a torchrun one locks.
     if name and (run.folder / ".lock").is_file() and os.environ.get("RANK", "0") == "0":
-        with run.locked():
+        with run.lock():
             pass
 
 
-def default_name(command: str, data: Location) -> str:
+def default_run_name(command: str, data: Location) -> str:
     """A name for a run that was given none: date, time, command and data."""
     return f"{datetime.now():%Y%m%d-%H%M%S}-{command}-{data.name}"
 
 
-def mirror_of(runs_dir: Location, name: str, kind: str) -> Location:
+def mirror_location(runs_dir: Location, name: str, kind: str) -> Location:
     """Where a run's copy lies: in a lake's zone, a whole bucket, under experiments/ by its kind."""
     return runs_dir / "experiments" / kind / f"run_{name}" if runs_dir.is_bucket else runs_dir / name
 
@@ -348,7 +348,7 @@ def _hidden(name: str) -> bool:
     return any(part.startswith(".") for part in name.split("/"))
 
 
-def in_zone(name: str) -> str:
+def zone_path(name: str) -> str:
     """A run's file under the names of the lake's zones."""
     folders = {"metrics.jsonl": "logs", "environment.yaml": "logs", "finished.json": "logs"}
     measured = ("results", "queries", "report", "plots/")
@@ -356,7 +356,7 @@ def in_zone(name: str) -> str:
     return f"{kind}/{name}" if kind else name
 
 
-def _known_runs(runs_dir: Path) -> str:
+def _runs_hint(runs_dir: Path) -> str:
     if not any(runs_dir.glob("*/config.yaml")):
         runs_dir = Path("runs")
     known = sorted(path.parent.name for path in runs_dir.glob("*/config.yaml"))

@@ -152,11 +152,11 @@ def atomic_update(path: Path, without: Collection[str]) -> Iterator[Path]:
         return [name for name in names if os.path.samefile(folder, path) and name in without]
 
     with atomic_folder(path) as aside:
-        shutil.copytree(path, aside, symlinks=True, ignore=left_out, copy_function=_linked, dirs_exist_ok=True)
+        shutil.copytree(path, aside, symlinks=True, ignore=left_out, copy_function=_link_or_copy, dirs_exist_ok=True)
         yield aside
 
 
-def _linked(source: str, target: str) -> None:
+def _link_or_copy(source: str, target: str) -> None:
     """A second name for a file; a copy where the system gives none."""
     try:
         os.link(source, target)
@@ -168,11 +168,11 @@ def _remove_abandoned(parent: Path, owner: str) -> None:
     """Remove what killed processes of this machine left aside."""
     for left in parent.glob(f"{glob.escape(owner)}*.part"):
         process = left.name.removeprefix(owner).split(".")[0]
-        if process.isdigit() and not _alive(int(process)):
+        if process.isdigit() and not _is_alive(int(process)):
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _alive(process: int) -> bool:
+def _is_alive(process: int) -> bool:
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -225,14 +225,14 @@ def _umask() -> int:
 
 def json_text(value: Any, *, indent: int | None = None) -> str:
     """JSON that any reader takes: numbers that are not finite become null, paths become strings."""
-    return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, indent=indent, default=str)
+    return json.dumps(_replace_non_finite(value), ensure_ascii=False, allow_nan=False, indent=indent, default=str)
 
 
-def _finite(value: Any) -> Any:
+def _replace_non_finite(value: Any) -> Any:
     if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): _replace_non_finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [_replace_non_finite(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

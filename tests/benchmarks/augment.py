@@ -76,7 +76,7 @@ def operations(repeats: int = 20) -> dict[str, dict[str, float]]:
     found = {}
     for name, pillow in pillows.items():
         variation = ImageAugmenter.from_settings(ImageAugmentSettings(**{**dict.fromkeys(IMAGE_OPERATIONS, 0.0), name: 1.0}))
-        amount = variation.chosen(0, "a")[name]
+        amount = variation.chosen_operations(0, "a")[name]
         mine, its = (
             min(_seconds(work) for _ in range(repeats)) * 1000
             for work in (lambda v=variation: v.apply(pixels, 0, "a"), lambda p=pillow, a=amount: p(a))

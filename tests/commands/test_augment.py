@@ -207,7 +207,7 @@ def test_neighbours_are_a_full_sort():
     vectors[20:110] = vectors[20]
     near = NearestTexts(vectors)
     for position in (0, 25, 149):
-        found = np.concatenate(list(near.of(position)))
+        found = np.concatenate(list(near.blocks(position)))
         assert sorted([position, *found]) == list(range(150))
         scores = vectors[found] @ vectors[position]
         assert np.allclose(scores, np.sort(scores)[::-1], atol=1e-4)
@@ -227,24 +227,24 @@ def test_hard_negatives_go_on_beyond_the_first_neighbours():
     vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
     rows = rows_of(*((f"text {n}", "ab"[n // 200], "train") for n in range(400)))
     found = NegativeSampler(rows, {}, seed=1, embed=lambda texts: vectors)
-    assert [wrong.text for wrong in found.of("row", "i0", "text 0", 3)] == ["text 200", "text 201", "text 202"]
-    assert [wrong.text for wrong in found.of("row", "i399", "text 399", 2)] == ["text 199", "text 198"]
+    assert [wrong.text for wrong in found.choose("row", "i0", "text 0", 3)] == ["text 200", "text 201", "text 202"]
+    assert [wrong.text for wrong in found.choose("row", "i399", "text 399", 2)] == ["text 199", "text 198"]
 
 
 def test_texts_that_differ_in_case_alone_match_alike():
     rows = rows_of(("Soup one", "A", "train"), ("Tart", "A", "train"), ("tart", "B", "train"), ("pie", "C", "train"))
     found = NegativeSampler(rows, {}, seed=1)
-    assert [wrong.text for wrong in found.of("row", "i0", "Soup one", 9)] == ["pie"]
-    assert [wrong.text for wrong in found.of("row", "i3", "pie", 9)].count("pie") == 0
+    assert [wrong.text for wrong in found.choose("row", "i0", "Soup one", 9)] == ["pie"]
+    assert [wrong.text for wrong in found.choose("row", "i3", "pie", 9)].count("pie") == 0
     assert found.short == 2
 
 
 def test_the_one_text_that_does_not_match_is_found_and_another_seed_draws_others():
     rows = rows_of(*((f"text {n}", "a", "train") for n in range(300)), ("odd", "b", "train"))
-    assert [wrong.text for wrong in NegativeSampler(rows, {}, seed=1).of("row", "i0", "text 0", 5)] == ["odd"]
+    assert [wrong.text for wrong in NegativeSampler(rows, {}, seed=1).choose("row", "i0", "text 0", 5)] == ["odd"]
     many = rows_of(*((f"text {n}", f"g{n}", "train") for n in range(300)))
     draws = [
-        [wrong.text for wrong in NegativeSampler(many, {}, seed=seed).of("r", "i0", "text 0", 5)] for seed in (1, 1, 2)
+        [wrong.text for wrong in NegativeSampler(many, {}, seed=seed).choose("r", "i0", "text 0", 5)] for seed in (1, 1, 2)
     ]
     assert draws[0] == draws[1] != draws[2]
 
@@ -437,10 +437,10 @@ def test_no_other_words_either_way_round():
     phrasings = {"Creamy Mash": {"silky mash", "velvety mash"}}
     for image, text in (("i0", "Silky Mash"), ("i1", "Creamy Mash")):
         found = NegativeSampler(rows, phrasings, seed=1)
-        assert [wrong.text for wrong in found.of("row", image, text, 9)] == ["Soup"]
+        assert [wrong.text for wrong in found.choose("row", image, text, 9)] == ["Soup"]
     siblings = {"Pie (1)": {"pie"}, "Pie (2)": {"pie"}}
     rows = rows_of(("Pie (1)", "a", "train"), ("Pie (2)", "b", "train"))
-    assert [wrong.text for wrong in NegativeSampler(rows, siblings, seed=1).of("row", "i0", "Pie (1)", 9)] == [
+    assert [wrong.text for wrong in NegativeSampler(rows, siblings, seed=1).choose("row", "i0", "Pie (1)", 9)] == [
         "Pie (2)"
     ]
 

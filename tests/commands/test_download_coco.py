@@ -22,7 +22,7 @@ from helpers import ROOT
 
 from vlkit.config.data import COCO_SPLITS
 from vlkit.data.coco import archives, http
-from vlkit.data.coco.folder import CocoFolder, chosen
+from vlkit.data.coco.folder import CocoFolder, choose_names
 from vlkit.errors import ArtifactError
 
 VAL, TRAIN, NOTES = "/zips/val2017.zip", "/zips/train2017.zip", "/annotations/annotations_trainval2017.zip"
@@ -415,7 +415,7 @@ def test_entries_that_share_their_bytes_or_lie_about_their_size_are_refused(tmp_
     # Says 5 bytes, holds 10.
     struct.pack_into("<I", content, second + 24, 5)
     path.write_bytes(bytes(content))
-    with pytest.raises(archives.Damaged):
+    with pytest.raises(archives.DamagedArchive):
         archives.unpack(path, targets)
     assert not (tmp_path / "two.jpg").exists() and not list(tmp_path.glob(".*.part"))
 
@@ -468,11 +468,11 @@ def test_a_subset_grows_and_prep_takes_it(get, server, vlkit, scenes, tmp_path):
 
 def test_the_seed_draws_the_subset():
     names = [f"{number:012d}.jpg" for number in range(200)]
-    drawn = chosen(names, 40, 42)
+    drawn = choose_names(names, 40, 42)
     assert len(drawn) == 40 == len(set(drawn)) and drawn == sorted(drawn)
-    assert drawn == chosen(names, 40, 42) != chosen(names, 40, 43)
-    assert set(chosen(names, 10, 42)) < set(drawn) and chosen(names, 500, 42) == names
-    assert set(chosen(names[::-1], 40, 42)) == set(drawn)
+    assert drawn == choose_names(names, 40, 42) != choose_names(names, 40, 43)
+    assert set(choose_names(names, 10, 42)) < set(drawn) and choose_names(names, 500, 42) == names
+    assert set(choose_names(names[::-1], 40, 42)) == set(drawn)
 
 
 def test_several_pictures_come_at_once(get, server):
@@ -621,7 +621,7 @@ def wait_for(what):
 def test_killed_on_the_way_it_goes_on_without_fetching_twice(number, code, get, server, tmp_path, scenes):
     server.faults[VAL] = [("trickle", 2000, 0.03)]
     process = started(server, tmp_path)
-    part = http.part_of(tmp_path / "d/coco/archives/val2017.zip")
+    part = http.part_path(tmp_path / "d/coco/archives/val2017.zip")
     wait_for(lambda: part.exists() and part.stat().st_size > 10000)
     process.send_signal(number)
     _, err = process.communicate(timeout=20)

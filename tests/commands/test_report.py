@@ -406,9 +406,9 @@ def test_a_look_at_a_run_beside_its_trainer(skin, tmp_path):
     shutil.copytree(skin / "runs/one", tmp_path / "run")
     run = Run(tmp_path / "run")
     (run.folder / "finished.json").unlink()
-    with run.locked():
+    with run.lock():
         assert run_status(run).state == "running"
-        with pytest.raises(UsageError, match="in use by"), Run(run.folder).locked():
+        with pytest.raises(UsageError, match="in use by"), Run(run.folder).lock():
             pass
     assert run_status(run).state == "interrupted"
     for code, state in ((75, "stopped"), (4, "failed")):
@@ -417,7 +417,7 @@ def test_a_look_at_a_run_beside_its_trainer(skin, tmp_path):
     with (run.folder / ".lock").open("rb") as looking:
         fcntl.flock(looking, fcntl.LOCK_SH)
         threading.Timer(0.05, lambda: fcntl.flock(looking, fcntl.LOCK_UN)).start()
-        with run.locked():
+        with run.lock():
             pass
 
 

@@ -195,7 +195,7 @@ def test_a_name_that_is_taken(trained, prepared, vlkit, tmp_path):
 def test_two_processes_on_one_run(prepared, vlkit, tmp_path):
     from vlkit.runs import Run
 
-    with Run(tmp_path / "busy").locked():
+    with Run(tmp_path / "busy").lock():
         outcome = train(vlkit, prepared, tmp_path, "busy")
     assert outcome.code == 2
     assert "in use by process" in outcome.err

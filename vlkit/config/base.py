@@ -15,13 +15,13 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
-from vlkit.errors import UsageError, nearest
+from vlkit.errors import UsageError, suggest_name
 from vlkit.storage import Location
 
 # Marks a field is annotated with: an argument without a flag's name; a flag that is given once for each of its texts.
 POSITIONAL, REPEATED = "positional", "repeated"
 
-WORDS = {
+TYPE_WORDS = {
     int: "a whole number",
     float: "a number",
     bool: "true or false",
@@ -70,23 +70,23 @@ class Field:
         if self.choices:
             if value not in self.choices:
                 told = f"{where}: {self.flag} {value!r} is none of {', '.join(self.choices)}"
-                raise UsageError(told, hint=nearest(str(value), self.choices))
+                raise UsageError(told, hint=suggest_name(str(value), self.choices))
             return value
         try:
-            return _converted(self.kind, [value] if self.repeated and isinstance(value, str) else value)
+            return _convert(self.kind, [value] if self.repeated and isinstance(value, str) else value)
         except (TypeError, ValueError):
-            wanted = WORDS.get(self.kind) or ("two numbers" if float in get_args(self.kind) else "a list of texts")
+            wanted = TYPE_WORDS.get(self.kind) or ("two numbers" if float in get_args(self.kind) else "a list of texts")
             raise UsageError(f"{where}: {self.flag} {value!r} is not {wanted}") from None
 
 
-def _converted(kind: Any, value: Any) -> Any:
+def _convert(kind: Any, value: Any) -> Any:
     if get_origin(kind) is tuple:
         parts = [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else list(value)
         inner, *more = get_args(kind)
         nothing = isinstance(value, dict) or any(part is None or isinstance(part, bool | dict | list) for part in parts)
         if nothing or (more == [inner] and len(parts) != 2):
             raise ValueError(value)
-        return tuple(str(part) if inner is str else _converted(inner, part) for part in parts)
+        return tuple(str(part) if inner is str else _convert(inner, part) for part in parts)
     if isinstance(kind, type) and issubclass(kind, Settings):
         return value if isinstance(value, kind) else kind.from_layers(value)
     if kind is bool:
@@ -118,7 +118,7 @@ class Settings:
         """Refuse a key that is not a setting of this command."""
         for key in values:
             if str(key) not in cls.fields():
-                raise UsageError(f"{where}: unknown key {str(key)!r}", hint=nearest(str(key), cls.fields()))
+                raise UsageError(f"{where}: unknown key {str(key)!r}", hint=suggest_name(str(key), cls.fields()))
 
     @classmethod
     def from_layers(cls, *layers: Mapping[str, Any], where: str = "settings") -> Self:

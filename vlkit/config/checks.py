@@ -8,23 +8,23 @@ from __future__ import annotations
 from typing import Any
 
 from vlkit.config.base import Settings
-from vlkit.errors import UsageError, nearest
+from vlkit.errors import UsageError, suggest_name
 
-CACHES = ("off", "auto")
+CACHE_MODES = ("off", "auto")
 
 
 def _values(config: Settings, names: tuple[str, ...]) -> list[tuple[str, Any]]:
     return [(name, getattr(config, name)) for name in names if getattr(config, name) is not None]
 
 
-def at_least(config: Settings, low: float, *names: str) -> None:
+def require_at_least(config: Settings, low: float, *names: str) -> None:
     """Refuse a number below `low`."""
     for name, value in _values(config, names):
         if not value >= low:
             raise UsageError(f"{config.fields()[name].flag} {value} must be at least {low}")
 
 
-def ordered_within(config: Settings, low: float, high: float, name: str) -> None:
+def require_range(config: Settings, low: float, high: float, name: str) -> None:
     """Refuse a range that falls, or leaves its bounds."""
     start, end = getattr(config, name)
     if not low <= start <= end <= high:
@@ -32,28 +32,28 @@ def ordered_within(config: Settings, low: float, high: float, name: str) -> None
         raise UsageError(told)
 
 
-def only(config: Settings, name: str, known: tuple[str, ...]) -> None:
+def require_known(config: Settings, name: str, known: tuple[str, ...]) -> None:
     """Refuse a name in a list of them that is not known."""
     for value in getattr(config, name):
         if value not in known:
             told = f"{config.fields()[name].flag}: unknown {value!r}"
-            raise UsageError(told, hint=nearest(value, known))
+            raise UsageError(told, hint=suggest_name(value, known))
 
 
-def cache_place(cache: str) -> None:
+def require_cache(cache: str) -> None:
     """Refuse a --cache that is none of off, auto, or a folder here."""
-    if not cache.strip() or "://" in cache or (cache not in CACHES and cache.lower() in CACHES):
+    if not cache.strip() or "://" in cache or (cache not in CACHE_MODES and cache.lower() in CACHE_MODES):
         raise UsageError(f"--cache {cache!r} is none of off, auto, or a folder on this machine")
 
 
-def above(config: Settings, low: float, *names: str) -> None:
+def require_above(config: Settings, low: float, *names: str) -> None:
     """Refuse a number that is not above `low`."""
     for name, value in _values(config, names):
         if not value > low:
             raise UsageError(f"{config.fields()[name].flag} {value} must be above {low}")
 
 
-def between(config: Settings, low: float, high: float, *names: str) -> None:
+def require_between(config: Settings, low: float, high: float, *names: str) -> None:
     """Refuse a number outside of `low` to `high`."""
     for name, value in _values(config, names):
         if not low <= value <= high:

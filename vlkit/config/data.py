@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
 from vlkit.config.base import POSITIONAL, REPEATED, Settings
-from vlkit.config.checks import above, at_least, between, only, ordered_within
+from vlkit.config.checks import require_above, require_at_least, require_between, require_known, require_range
 from vlkit.errors import UsageError
 from vlkit.storage import Location
 
@@ -21,7 +21,7 @@ TEXT_RULES = (
     *("title-case", "lower-case", "upper-case"),
 )
 # Operations on pictures whose amount has a range, and what that must lie within; and those that have none.
-RANGES = {
+IMAGE_OPERATION_RANGES = {
     "rotate": (-180.0, 180.0),
     "crop": (0.05, 1.0),
     "brightness": (0.0, 10.0),
@@ -31,14 +31,14 @@ RANGES = {
     "blur": (0.0, 100.0),
     "noise": (0.0, 255.0),
 }
-OPERATIONS = ("flip_horizontal", "flip_vertical", "turn", *RANGES)
+IMAGE_OPERATIONS = ("flip_horizontal", "flip_vertical", "turn", *IMAGE_OPERATION_RANGES)
 RAW = Location("raw")
 # How a model's pictures are made of their files; `data/images.py` says what each is worth.
 Decode = Literal["exact", "fast", "reduced"]
 COCO_URL = "http://images.cocodataset.org"
 
 
-class Split(NamedTuple):
+class CocoSplit(NamedTuple):
     """What COCO has published of one split; sizes in bytes.
 
     Attributes:
@@ -52,14 +52,14 @@ class Split(NamedTuple):
     instances: int
 
 
-SPLITS = {
-    "val2017": Split(5_000, 815_585_330, 3_900_000, 20_000_000),
-    "train2017": Split(118_287, 19_336_861_798, 91_900_000, 449_000_000),
-    "val2014": Split(40_504, 6_645_013_297, 32_500_000, 161_000_000),
-    "train2014": Split(82_783, 13_510_573_713, 66_800_000, 333_000_000),
+COCO_SPLITS = {
+    "val2017": CocoSplit(5_000, 815_585_330, 3_900_000, 20_000_000),
+    "train2017": CocoSplit(118_287, 19_336_861_798, 91_900_000, 449_000_000),
+    "val2014": CocoSplit(40_504, 6_645_013_297, 32_500_000, 161_000_000),
+    "train2014": CocoSplit(82_783, 13_510_573_713, 66_800_000, 333_000_000),
 }
 # One archive a year, for both splits.
-ANNOTATIONS = {"2017": 252_907_541, "2014": 252_872_794}
+COCO_ANNOTATION_BYTES = {"2017": 252_907_541, "2014": 252_872_794}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +71,8 @@ class QuickstartConfig(Settings):
     seed: Annotated[int, "decides split, initial weights and order"] = 42
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "steps")
-        at_least(self, 0, "seed")
+        require_at_least(self, 1, "steps")
+        require_at_least(self, 0, "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ class SampleConfig(Settings):
     seed: Annotated[int, "same seed, same bytes"] = 42
 
     def __post_init__(self) -> None:
-        at_least(self, 0, "seed")
+        require_at_least(self, 0, "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ class DownloadCocoConfig(Settings):
     """`vlkit download-coco`."""
 
     root: Annotated[Path, "folder that coco/ is made in"] = Path("data")
-    split: Annotated[tuple[str, ...], f"what to fetch, of {', '.join(SPLITS)}"] = ("val2017",)
+    split: Annotated[tuple[str, ...], f"what to fetch, of {', '.join(COCO_SPLITS)}"] = ("val2017",)
     instances: Annotated[bool, "the objects' annotations too: instances_<split>.json"] = False
     limit: Annotated[
         int | None, "only this many pictures of each split, fetched singly; the annotations still come whole"
@@ -109,13 +109,13 @@ class DownloadCocoConfig(Settings):
     url: Annotated[str, "server, or a mirror of it"] = COCO_URL
 
     def __post_init__(self) -> None:
-        only(self, "split", tuple(SPLITS))
+        require_known(self, "split", tuple(COCO_SPLITS))
         if not self.split:
-            raise UsageError("--split is empty", hint=f"known: {', '.join(SPLITS)}")
-        at_least(self, 1, "limit")
-        at_least(self, 0, "seed", "retries")
-        between(self, 1, 64, "workers")
-        above(self, 0, "timeout")
+            raise UsageError("--split is empty", hint=f"known: {', '.join(COCO_SPLITS)}")
+        require_at_least(self, 1, "limit")
+        require_at_least(self, 0, "seed", "retries")
+        require_between(self, 1, 64, "workers")
+        require_above(self, 0, "timeout")
         if not self.url.lower().startswith(("http://", "https://")) or len(self.url.split("://", 1)[1]) == 0:
             raise UsageError(f"--url {self.url!r} is not http:// or https://", hint=f"COCO's own is {COCO_URL}")
         if self.from_archive is not None and self.was_given("url"):
@@ -182,10 +182,10 @@ class PrepConfig(Settings):
     seed: Annotated[int, "decides the split"] = 42
 
     def __post_init__(self) -> None:
-        between(self, 0.0, 0.9, "test_share", "val_share")
-        at_least(self, 0, "seed")
-        between(self, -1, 64, "near_duplicates")
-        at_least(self, 1, "limit", "min_words", "max_words", "min_side", "oversample_below", "workers")
+        require_between(self, 0.0, 0.9, "test_share", "val_share")
+        require_at_least(self, 0, "seed")
+        require_between(self, -1, 64, "near_duplicates")
+        require_at_least(self, 1, "limit", "min_words", "max_words", "min_side", "oversample_below", "workers")
         for template in self.templates:
             if not re.search(r"\{\w+\}", template):
                 told = f"the template {template!r} would caption every class alike: it has no {{class_name}}"
@@ -226,7 +226,7 @@ class AugmentRows(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureSettings(Settings):
+class ImageAugmentSettings(Settings):
     """How pictures are varied, written (augment) or during training (train-retrieval --augment).
 
     Each operation has a probability, and most a range that its amount is drawn from.
@@ -256,31 +256,31 @@ class PictureSettings(Settings):
     seed: Annotated[int, "decides every variation and every choice"] = 42
 
     def __post_init__(self) -> None:
-        between(self, 0.0, 1.0, *OPERATIONS)
-        at_least(self, 0, "seed")
-        at_least(self, 16, "max_side")
-        for name, (low, high) in RANGES.items():
-            ordered_within(self, low, high, f"{name}_range")
-        only(self, "forbid", OPERATIONS)
+        require_between(self, 0.0, 1.0, *IMAGE_OPERATIONS)
+        require_at_least(self, 0, "seed")
+        require_at_least(self, 16, "max_side")
+        for name, (low, high) in IMAGE_OPERATION_RANGES.items():
+            require_range(self, low, high, f"{name}_range")
+        require_known(self, "forbid", IMAGE_OPERATIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
-class AugmentConfig(PictureSettings, AugmentRows):
+class AugmentConfig(ImageAugmentSettings, AugmentRows):
     """`vlkit augment`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, 0, "pictures", "texts", "negatives_per_positive")
-        at_least(self, 1, "workers")
-        between(self, 1, 100, "preview")
-        only(self, "text_rules", TEXT_RULES)
+        require_at_least(self, 0, "pictures", "texts", "negatives_per_positive")
+        require_at_least(self, 1, "workers")
+        require_between(self, 1, 100, "preview")
+        require_known(self, "text_rules", TEXT_RULES)
         if self.hard in TINY_MODELS:
             told = f"--hard {self.hard}: an untrained model does not know what is near"
             raise UsageError(told, hint="a run that trained it does: --hard runs/NAME")
-        parsed_synonyms(self.synonyms)
+        parse_synonyms(self.synonyms)
 
 
-def parsed_synonyms(lines: tuple[str, ...]) -> dict[str, list[str]]:
+def parse_synonyms(lines: tuple[str, ...]) -> dict[str, list[str]]:
     """`crispy = crunchy, crackling` -> {"crispy": ["crunchy", "crackling"]}, in lower case on the left.
 
     Raises:

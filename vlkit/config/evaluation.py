@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from vlkit.config.base import REPEATED, Settings
-from vlkit.config.checks import at_least, cache_place, only
+from vlkit.config.checks import require_at_least, require_cache, require_known
 from vlkit.config.data import Decode
-from vlkit.errors import UsageError, nearest
+from vlkit.errors import UsageError, suggest_name
 from vlkit.storage import Location
 
 # Of results.json: counts up when a section changes its meaning.
@@ -86,11 +86,11 @@ class EvalConfig(Settings):
     seed: Annotated[int, "of the draws and of --limit"] = 42
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "limit", "batch_size", "num_beams")
-        at_least(self, 0, "fold_size", "samples")
-        at_least(self, 1000, "draws")
-        cache_place(self.cache)
-        only(self, "shift", SHIFTS)
+        require_at_least(self, 1, "limit", "batch_size", "num_beams")
+        require_at_least(self, 0, "fold_size", "samples")
+        require_at_least(self, 1000, "draws")
+        require_cache(self.cache)
+        require_known(self, "shift", SHIFTS)
         if (self.captions is None) != (self.references is None):
             raise UsageError("--captions and --references belong together: what was said, and what people say")
         if self.captions is not None:
@@ -143,9 +143,9 @@ def demanded(lines: tuple[str, ...]) -> list[tuple[str, str, float]]:
         name, _, number = line.partition("=")
         group, _, metric = name.strip().partition(".")
         if group not in MEASURES:
-            raise UsageError(f"--fail-under {line}: unknown {group!r}", hint=nearest(group, MEASURES))
+            raise UsageError(f"--fail-under {line}: unknown {group!r}", hint=suggest_name(group, MEASURES))
         if metric not in MEASURES[group]:
-            raise UsageError(f"--fail-under {line}: unknown {metric!r}", hint=nearest(metric, MEASURES[group]))
+            raise UsageError(f"--fail-under {line}: unknown {metric!r}", hint=suggest_name(metric, MEASURES[group]))
         try:
             least = float(number)
         except ValueError:
@@ -170,7 +170,7 @@ class ReportConfig(Settings):
     queries: Annotated[int, "queries in each gallery"] = 4
 
     def __post_init__(self) -> None:
-        at_least(self, 0, "queries")
+        require_at_least(self, 0, "queries")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,7 +51,7 @@ def command(
         def run(**flags: Any) -> None:
             config_file, as_json = flags.pop("config"), flags.pop("json")
             extra = {"dry_run": flags.pop("dry_run")} if dry_run else {}
-            console.json_mode(as_json)
+            console.set_json_mode(as_json)
 
             def work() -> dict[str, Any] | None:
                 given = _given(config_class, config_file, flags)
@@ -60,7 +60,7 @@ def command(
 
             outcome = guarded(work)
             if as_json:
-                console.json_result(outcome or {})
+                console.print_json(outcome or {})
 
         parameters = [_parameter(field) for field in config_class.fields().values()] + _shared(dry_run)
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -207,4 +207,4 @@ def _bug(error: BaseException) -> None:
 
 def _show_traceback_if_wanted() -> None:
     if os.environ.get("VLKIT_DEBUG"):
-        console.talk().print_exception()
+        console.stderr().print_exception()

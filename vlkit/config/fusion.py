@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from vlkit.config.base import POSITIONAL, REPEATED, Settings
-from vlkit.config.checks import above, at_least, between, cache_place
+from vlkit.config.checks import require_above, require_at_least, require_between, require_cache
 from vlkit.config.data import TINY_LLM, Decode
 from vlkit.config.training import TrainingConfig
 from vlkit.errors import UsageError
@@ -71,15 +71,15 @@ class TrainFusionConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(
+        require_at_least(
             self, 1, "batch_size", "queries", "llm_lora", "num_beams", "max_new_tokens", "val_limit", "teach_steps"
         )
-        at_least(self, 2, "max_length")
-        at_least(self, 0, "alpha_align", "samples")
-        between(self, 1, 4, "fusion_layers")
-        between(self, 0.0, 0.99, "lora_dropout")
-        above(self, 0, "adapter_lr", "fusion_lr", "lora_alpha")
-        cache_place(self.cache)
+        require_at_least(self, 2, "max_length")
+        require_at_least(self, 0, "alpha_align", "samples")
+        require_between(self, 1, 4, "fusion_layers")
+        require_between(self, 0.0, 0.99, "lora_dropout")
+        require_above(self, 0, "adapter_lr", "fusion_lr", "lora_alpha")
+        require_cache(self.cache)
         if not self.prompt.strip():
             raise UsageError("--prompt is empty: say what the model is asked")
         self._refuse_idle("--fusion mlp", self.fusion == "mlp", "queries", "fusion_layers")
@@ -109,6 +109,6 @@ class CaptionConfig(Settings):
     limit: Annotated[int | None, "only the first of the pictures"] = None
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "num_beams", "max_new_tokens", "batch_size", "limit")
+        require_at_least(self, 1, "num_beams", "max_new_tokens", "batch_size", "limit")
         if self.prompt is not None and not self.prompt.strip():
             raise UsageError("--prompt is empty: say what the model is asked")

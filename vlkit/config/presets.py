@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vlkit.config.base import Settings, read_yaml
-from vlkit.config.data import TINY_LLM, TINY_MODELS, AugmentConfig, PictureSettings, PrepConfig
+from vlkit.config.data import TINY_LLM, TINY_MODELS, AugmentConfig, ImageAugmentSettings, PrepConfig
 from vlkit.config.fusion import TrainFusionConfig
 from vlkit.config.training import TrainRetrievalConfig
 from vlkit.errors import UsageError
@@ -45,9 +45,9 @@ def domain_preset(domain: str, command: str) -> dict[str, Any]:
     shipped = {path.stem: path for path in (Path(__file__).parent / "domains").glob("*.yaml")}
     path = Path(domain) if domain.endswith((".yaml", ".yml")) else shipped.get(domain)
     if path is None:
-        from vlkit.errors import nearest
+        from vlkit.errors import suggest_name
 
-        raise UsageError(f"unknown domain {domain!r}", hint=nearest(domain, sorted(shipped)))
+        raise UsageError(f"unknown domain {domain!r}", hint=suggest_name(domain, sorted(shipped)))
     sections = read_yaml(path)
     for section, config in SECTIONS.items():
         config.check_keys(sections.get(section) or {}, f"{path}, section {section}")
@@ -72,11 +72,11 @@ def resolve_prep(given: Mapping[str, Any]) -> PrepConfig:
 def resolve_augment(given: Mapping[str, Any]) -> AugmentConfig:
     """AugmentConfig over the preset of the data's domain."""
     data = Location(given["data"] if given.get("data") else only_prepared_folder())
-    layers = _allowed(_domain_of_data(data), given)
+    layers = _augment_layers(_domain_of(data), given)
     return AugmentConfig.from_layers(*layers, {**given, "data": data})
 
 
-def _allowed(domain: str | None, given: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+def _augment_layers(domain: str | None, given: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
     """The layers under what the user gave; operations that the domain forbids get probability 0.
 
     Raises:
@@ -93,18 +93,18 @@ def _allowed(domain: str | None, given: Mapping[str, Any]) -> tuple[Mapping[str,
     return preset, dict.fromkeys(set(forbidden) & fields.keys(), 0.0)
 
 
-def _picture_settings(value: Any, domain: str | None, seed: Any) -> PictureSettings | None:
+def _image_augment_settings(value: Any, domain: str | None, seed: Any) -> ImageAugmentSettings | None:
     """--augment FILE, or the mapping of a snapshot, over the domain's preset. The run's seed, unless it has its own."""
-    if value is None or isinstance(value, PictureSettings):
+    if value is None or isinstance(value, ImageAugmentSettings):
         return value
     where = "augment" if isinstance(value, Mapping) else str(value)
     given = dict(value) if isinstance(value, Mapping) else read_yaml(Path(value))
     AugmentConfig.check_keys(given, where)
-    fields = PictureSettings.fields()
+    fields = ImageAugmentSettings.fields()
     given = {key: fields[key].read(each, where) for key, each in given.items() if key in fields and each is not None}
-    layers = [{key: each for key, each in layer.items() if key in fields} for layer in _allowed(domain, given)]
+    layers = [{key: each for key, each in layer.items() if key in fields} for layer in _augment_layers(domain, given)]
     seeded = {} if seed is None else {"seed": seed}
-    return PictureSettings.from_layers(*layers, seeded, given, where=where)
+    return ImageAugmentSettings.from_layers(*layers, seeded, given, where=where)
 
 
 def resolve_train_retrieval(given: Mapping[str, Any]) -> TrainRetrievalConfig:
@@ -115,10 +115,10 @@ def resolve_train_retrieval(given: Mapping[str, Any]) -> TrainRetrievalConfig:
     given = dict(given)
     data = Location(given["data"] if given.get("data") else only_prepared_folder())
     given["data"] = data
-    domain = _domain_of_data(data)
+    domain = _domain_of(data)
     preset = domain_preset(domain, "train-retrieval") if domain else {}
-    given["augment"] = _picture_settings(given.get("augment"), domain, given.get("seed"))
-    begun = given.get("model") or (given.get("init_from") and _model_of(Path(str(given["init_from"]))))
+    given["augment"] = _image_augment_settings(given.get("augment"), domain, given.get("seed"))
+    begun = given.get("model") or (given.get("init_from") and _base_model_name(Path(str(given["init_from"]))))
     model = str(begun or preset.get("model") or TrainRetrievalConfig.model)
     if preset.get("model", model) != model:
         preset = {}
@@ -145,13 +145,13 @@ def resolve_train_fusion(given: Mapping[str, Any]) -> TrainFusionConfig:
     return TrainFusionConfig.from_layers(preset, given)
 
 
-def _model_of(run: Path) -> str | None:
+def _base_model_name(run: Path) -> str | None:
     """The model that a run was begun with, for its presets; None where the folder says none."""
     snapshot = run / "config.yaml"
     return read_yaml(snapshot).get("model") if snapshot.is_file() else None
 
 
-def _domain_of_data(data: Location) -> str | None:
+def _domain_of(data: Location) -> str | None:
     """The domain that a prepared folder was made with, if it is still to be found."""
     from vlkit.remote import ZONE_TABLES, local_folder
 

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from vlkit.config.base import POSITIONAL, REPEATED, Settings
-from vlkit.config.checks import at_least, between, cache_place
+from vlkit.config.checks import require_at_least, require_between, require_cache
 from vlkit.config.data import TINY_MODELS, Decode
 from vlkit.errors import UsageError
 from vlkit.storage import Location
 
 INDEXES = Path("indexes")
-Of = Literal["texts", "images", "both"]
+Contents = Literal["texts", "images", "both"]
 IndexType = Literal["flat", "hnsw", "ivf-pq"]
 # Hits that may be asked for at once.
-MOST_HITS = 1000
+MAX_HITS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class IndexConfig(Settings):
     out: Annotated[
         Location | None, "folder of the index (default: indexes/ and the name of run or model); s3:// too"
     ] = None
-    of: Annotated[Of, "what is found: the docstore's texts, the pictures, or both, each in an index of its own"] = (
+    of: Annotated[Contents, "what is found: the docstore's texts, the pictures, or both, each in an index of its own"] = (
         "both"
     )
     type: Annotated[
@@ -58,11 +58,11 @@ class IndexConfig(Settings):
     seed: Annotated[int, "of --limit, and of the queries"] = 42
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "batch_size", "limit")
-        at_least(self, 20, "queries")
-        at_least(self, 0, "seed")
-        between(self, 0.01, 1.0, "target_recall")
-        cache_place(self.cache)
+        require_at_least(self, 1, "batch_size", "limit")
+        require_at_least(self, 20, "queries")
+        require_at_least(self, 0, "seed")
+        require_between(self, 0.01, 1.0, "target_recall")
+        require_cache(self.cache)
         if (self.run is None) == (self.model is None):
             raise UsageError("index embeds with a run's model or another: give --run RUN or --model M")
         if self.model in TINY_MODELS:
@@ -82,7 +82,7 @@ class SearchConfig(Settings):
     queries: Annotated[Path | None, "file with a query a line"] = None
     like: Annotated[str | None, "search by what the index holds: the id of a text or picture"] = None
     k: Annotated[int, "hits of each kind"] = 5
-    of: Annotated[Of, "what to find"] = "both"
+    of: Annotated[Contents, "what to find"] = "both"
     filter: Annotated[
         tuple[str, ...],
         "only what has this value: class=rust, group=..., or a column of the data; the same name again: this value too",
@@ -91,9 +91,9 @@ class SearchConfig(Settings):
     model: Annotated[str | None, "the index's run or model, where it lies elsewhere now"] = None
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "k")
-        if self.k > MOST_HITS:
-            raise UsageError(f"-k {self.k}: at most {MOST_HITS} hits can be asked for")
+        require_at_least(self, 1, "k")
+        if self.k > MAX_HITS:
+            raise UsageError(f"-k {self.k}: at most {MAX_HITS} hits can be asked for")
         if not (self.texts or self.image or self.queries or self.like):
             raise UsageError(
                 "search needs something to search for", hint='vlkit search "a tart with plums", or --image FILE'
@@ -117,7 +117,7 @@ class ServeConfig(Settings):
     ] = ()
 
     def __post_init__(self) -> None:
-        between(self, 0, 65535, "port")
-        between(self, 0.001, 1000, "max_upload")
+        require_between(self, 0, 65535, "port")
+        require_between(self, 0.001, 1000, "max_upload")
         if self.model and len(self.model) != max(1, len(self.index)):
             raise UsageError(f"--model is given {len(self.model)} times, --index {len(self.index)} times")

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from vlkit.config.base import Settings
-from vlkit.config.checks import above, at_least, between, cache_place
-from vlkit.config.data import Decode, PictureSettings
+from vlkit.config.checks import require_above, require_at_least, require_between, require_cache
+from vlkit.config.data import Decode, ImageAugmentSettings
 from vlkit.errors import UsageError
 from vlkit.storage import Location
 
@@ -82,10 +82,10 @@ class TrainingConfig(Settings):
     deterministic: Annotated[bool, "torch's deterministic algorithms only"] = False
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "steps", "grad_accum", "save_every", "keep", "limit", "max_bad_steps", "extend_to", "replay")
-        at_least(self, 1, "patience")
-        at_least(self, 0, "eval_every", "workers", "weight_decay", "warmup", "seed")
-        above(self, 0, "epochs", "lr", "max_grad_norm")
+        require_at_least(self, 1, "steps", "grad_accum", "save_every", "keep", "limit", "max_bad_steps", "extend_to", "replay")
+        require_at_least(self, 1, "patience")
+        require_at_least(self, 0, "eval_every", "workers", "weight_decay", "warmup", "seed")
+        require_above(self, 0, "epochs", "lr", "max_grad_norm")
         if self.micro_batch not in (None, "auto") and not re.fullmatch("[1-9][0-9]*", self.micro_batch):
             raise UsageError(f"--micro-batch {self.micro_batch} is neither a number from 1 on nor auto")
         if list(self.legs) != sorted({*self.legs}) or (self.steps and any(leg >= self.steps for leg in self.legs)):
@@ -149,13 +149,13 @@ class TrainRetrievalConfig(TrainingConfig):
         False
     )
     augment: Annotated[
-        PictureSettings | None, "vary pictures anew in every epoch, with the settings of an augmentation YAML"
+        ImageAugmentSettings | None, "vary pictures anew in every epoch, with the settings of an augmentation YAML"
     ] = None
     negatives: Annotated[bool, "contrast pictures with the wrong texts that augment chose for them, too"] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, 1, "unfreeze_layers", "lora_rank")
+        require_at_least(self, 1, "unfreeze_layers", "lora_rank")
         if self.batch_size is not None and self.batch_size < 2:
             raise UsageError(
                 f"--batch-size {self.batch_size}: a batch of one contrasts a pair with nothing",
@@ -165,7 +165,7 @@ class TrainRetrievalConfig(TrainingConfig):
             raise UsageError(f"--tune {self.tune} --towers {self.towers}: these are two different towers")
         if self.merge and self.tune != "lora":
             raise UsageError(f"--merge merges a LoRA; with --tune {self.tune} there is none")
-        cache_place(self.cache)
+        require_cache(self.cache)
         if self.init_from and self.text_model:
             raise UsageError("--init-from takes its text encoder from the run: leave out --text-model")
         if self.quantize and self.tune != "lora":
@@ -176,8 +176,8 @@ class TrainRetrievalConfig(TrainingConfig):
             raise UsageError(told, hint="leave out --merge; adapter/ opens on the base in 4 bits")
         if self.quantize and self.text_model:
             raise UsageError("--quantize with --text-model: a pair is trained in full precision")
-        above(self, 0, "head_lr", "logit_lr")
-        between(self, 0.0, 0.99, "lora_dropout")
+        require_above(self, 0, "head_lr", "logit_lr")
+        require_between(self, 0.0, 0.99, "lora_dropout")
         unknown = set(self.lora_targets) - {"q", "k", "v", "out"}
         if unknown or not self.lora_targets:
             raise UsageError(f"--lora-targets {','.join(self.lora_targets)}: choose from q, k, v, out")

@@ -18,7 +18,7 @@ from vlkit.config.base import read_yaml
 from vlkit.config.data import PrepConfig
 from vlkit.data import captions, labels, splits
 from vlkit.data.labels import Groups
-from vlkit.errors import DataError, nearest
+from vlkit.errors import DataError, suggest_name
 from vlkit.remote import ZONE_TABLES, fetch_by_hash, local_folder
 from vlkit.runs import Run
 from vlkit.storage import Location
@@ -41,15 +41,15 @@ PAIR_COLUMNS = (
     "match",
 )
 # Columns that prep fills; a source's own of the same name are kept as source_<name>.
-RESERVED = (*PAIR_COLUMNS, "image_key", "width", "height", "image_looks", "weight", "source_pair_id")
-NEEDED = ("image", "image_id", "text", "text_id", "image_group", "text_group", "unit", "split")
+RESERVED_COLUMNS = (*PAIR_COLUMNS, "image_key", "width", "height", "image_looks", "weight", "source_pair_id")
+REQUIRED_COLUMNS = ("image", "image_id", "text", "text_id", "image_group", "text_group", "unit", "split")
 # What augment adds to a prepared folder: pictures, a view of the training rows, a sheet to look at.
-AUGMENTED = "augmented_images"
-WITH_NEGATIVES = "train_pairs_augmented_with_negatives.csv"
-PREVIEW = "augment_preview.png"
+AUGMENTED_FOLDER = "augmented_images"
+NEGATIVES_VIEW = "train_pairs_augmented_with_negatives.csv"
+PREVIEW_FILE = "augment_preview.png"
 # Pictures that vlkit put into a prepared folder: named by their content.
-COPY = re.compile(r"(?:augmented_)?images/[0-9a-f]{20}\.?\w*")
-FILES = ("pairs.parquet", "pairs.csv", "pairs.jsonl")
+COPIED_IMAGE = re.compile(r"(?:augmented_)?images/[0-9a-f]{20}\.?\w*")
+TABLE_FILES = ("pairs.parquet", "pairs.csv", "pairs.jsonl")
 
 
 @dataclass(frozen=True)
@@ -63,27 +63,27 @@ class Pairs:
 
     frame: pd.DataFrame
     folder: Location
-    described: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
         """data.yaml's fingerprint, or one computed from the rows where there is none."""
-        return self.described.get("fingerprint") or fingerprint(self.frame)
+        return self.metadata.get("fingerprint") or fingerprint(self.frame)
 
-    def of(self, split: str, *, limit: int | None = None, seed: int = 42) -> Pairs:
-        """The rows of one split; with `limit`, that many: see `limited`."""
-        rows = self.frame[self.frame["split"] == split].reset_index(drop=True)
-        return Pairs(rows, self.folder, self.described).limited(limit, seed)
+    def split(self, name: str, *, limit: int | None = None, seed: int = 42) -> Pairs:
+        """The rows of one split; with `limit`, that many: see `subsample_units`."""
+        rows = self.frame[self.frame["split"] == name].reset_index(drop=True)
+        return Pairs(rows, self.folder, self.metadata).subsample(limit, seed)
 
-    def limited(self, limit: int | None, seed: int) -> Pairs:
+    def subsample(self, limit: int | None, seed: int) -> Pairs:
         """At most `limit` rows: units drawn by the seed, the last one cut."""
         rows = self.frame
         if limit is None or len(rows) <= limit:
             return self
-        kept = splits.limited(rows.groupby("unit").size().to_dict(), limit, seed)
+        kept = splits.subsample_units(rows.groupby("unit").size().to_dict(), limit, seed)
         place = rows["unit"].map({unit: position for position, unit in enumerate(kept)})
         rows = rows.loc[place.dropna().sort_values(kind="stable").index[:limit].sort_values()]
-        return Pairs(rows.reset_index(drop=True), self.folder, self.described)
+        return Pairs(rows.reset_index(drop=True), self.folder, self.metadata)
 
     @property
     def weights(self) -> list[float] | None:
@@ -92,13 +92,13 @@ class Pairs:
 
     def positives(self) -> Pairs:
         """Without the rows of mismatched pairs."""
-        return Pairs(self.frame[self.frame["match"] == 1].reset_index(drop=True), self.folder, self.described)
+        return Pairs(self.frame[self.frame["match"] == 1].reset_index(drop=True), self.folder, self.metadata)
 
-    def worded(self) -> tuple[Pairs, int]:
+    def with_text(self) -> tuple[Pairs, int]:
         """Without the rows whose text has no word in it; and how many these were."""
         there = self.frame["text"].str.strip() != ""
         rows = self.frame[there].reset_index(drop=True)
-        return Pairs(rows, self.folder, self.described), int((~there).sum())
+        return Pairs(rows, self.folder, self.metadata), int((~there).sum())
 
     def unique_images(self) -> pd.DataFrame:
         """The first row of every picture."""
@@ -112,15 +112,15 @@ class Pairs:
         """image id -> set and text id -> set; they intersect where the two match (see `labels.py`)."""
         return labels.match_sets(self.frame)
 
-    def image_places(self, rows: pd.DataFrame) -> list[Location]:
+    def image_locations(self, rows: pd.DataFrame) -> list[Location]:
         """Where the pictures of these rows lie: paths, or URLs."""
         places = [Location(image) for image in rows["image"]]
         return [place if place.is_remote or place.startswith("/") else self.folder / place for place in places]
 
     def image_paths(self, rows: pd.DataFrame) -> list[Path]:
         """The same as local files; remote ones are fetched first, each once."""
-        places = self.image_places(rows)
-        hashed = self.described.get("image_ids", "bytes") == "bytes"
+        places = self.image_locations(rows)
+        hashed = self.metadata.get("image_ids", "bytes") == "bytes"
         remote = {p: i if hashed else "" for p, i in zip(places, rows["image_id"], strict=True) if p.is_remote}
         fetched = fetch_by_hash(remote) if remote else {}
         return [fetched[place] if place.is_remote else place.path for place in places]
@@ -140,7 +140,7 @@ def read_pairs(path: Location | Path | str) -> Pairs:
     location = Location(path)
     path = local_folder(location)
     places = (path, path / ZONE_TABLES)
-    table = next((p / name for p in places for name in FILES if (p / name).is_file()), None) if path.is_dir() else path
+    table = next((p / name for p in places for name in TABLE_FILES if (p / name).is_file()), None) if path.is_dir() else path
     if not path.exists():
         raise DataError(
             f"no such prepared folder: {path}",
@@ -148,7 +148,7 @@ def read_pairs(path: Location | Path | str) -> Pairs:
         )
     if table is None:
         raise DataError(
-            f"{location} holds no {' or '.join(FILES)}",
+            f"{location} holds no {' or '.join(TABLE_FILES)}",
             hint="a raw folder is turned into a prepared one by vlkit prep",
         )
     readers = {
@@ -162,9 +162,9 @@ def read_pairs(path: Location | Path | str) -> Pairs:
         frame = readers[table.suffix](table)
     except (ValueError, OSError) as error:
         raise DataError(f"{table} cannot be read: {error}", hint="run prep again") from None
-    described = _described(table.parent / "data.yaml")
+    described = _read_metadata(table.parent / "data.yaml")
     folder = location if path.is_dir() else Location(table.parent)
-    pairs = Pairs(validated(frame, str(table)), folder, described)
+    pairs = Pairs(validate_rows(frame, str(table)), folder, described)
     splits.refuse_leaks(
         pairs.frame, str(table), near=described.get("settings", {}).get("near_duplicates", PrepConfig.near_duplicates)
     )
@@ -178,7 +178,7 @@ def data_of(run: Run) -> Location:
     return named if there else Location(run.environment().get("data", {}).get("path", named))
 
 
-def _described(path: Path) -> dict[str, Any]:
+def _read_metadata(path: Path) -> dict[str, Any]:
     """The content of data.yaml, empty where there is none; refused where its sections are none."""
     described = read_yaml(path) if path.is_file() else {}
     for section in ("settings", "augmentation"):
@@ -196,11 +196,11 @@ def _read_csv(path: Path) -> pd.DataFrame:
     if "match" in frame:
         frame["match"] = [int(value) if value in ("0", "1") else value for value in frame["match"]]
     for column in {"image_group", "text_group"} & set(frame):
-        frame[column] = [_listed(value) for value in frame[column]]
+        frame[column] = [_parse_group_cell(value) for value in frame[column]]
     return frame
 
 
-def _listed(cell: str) -> str | list[str]:
+def _parse_group_cell(cell: str) -> str | list[str]:
     """A CSV cell that holds a JSON list is one; any other text, also one that begins with a bracket, is itself."""
     try:
         value = json.loads(cell) if cell.startswith("[") else cell
@@ -209,12 +209,12 @@ def _listed(cell: str) -> str | list[str]:
     return value
 
 
-def validated(frame: pd.DataFrame, where: str) -> pd.DataFrame:
+def validate_rows(frame: pd.DataFrame, where: str) -> pd.DataFrame:
     """The table with every column in place and in order, or a DataError that says what is wrong with it."""
-    for column in NEEDED:
+    for column in REQUIRED_COLUMNS:
         if column not in frame:
             raise DataError(
-                f"{where}: no column {column!r}", hint=nearest(column, [str(name) for name in frame.columns])
+                f"{where}: no column {column!r}", hint=suggest_name(column, [str(name) for name in frame.columns])
             )
     if not len(frame):
         raise DataError(f"{where} has no rows")
@@ -328,4 +328,4 @@ def make_frame(columns: Mapping[str, list[Any]]) -> pd.DataFrame:
     frame["text_id"] = [captions.text_id(text) for text in columns["text"]]
     if "text_group" not in frame:
         frame["text_group"] = frame["image_group"]
-    return validated(frame, "the prepared rows")
+    return validate_rows(frame, "the prepared rows")

@@ -110,7 +110,7 @@ def _write(results: dict[str, Any], evaluation: RetrievalEvaluation, config: Eva
     if run and config.out is None:
         if suffix == "":
             write_card(run)
-        run.mirror(must=True)
+        run.mirror(required=True)
     summary.print_summary(results, folder / f"results{suffix}.json")
 
 

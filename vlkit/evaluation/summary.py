@@ -7,24 +7,24 @@ from typing import Any
 
 from vlkit import console
 from vlkit.config.evaluation import CLASSIFIED, DIRECTIONS
-from vlkit.evaluation.comparison import leaves_out_zero
-from vlkit.evaluation.retrieval.retention import retention_told
+from vlkit.evaluation.comparison import excludes_zero
+from vlkit.evaluation.retrieval.retention import retention_sentence
 
 RETRIEVAL = ("recall@1", "recall@5", "recall@10", "mrr", "median_rank")
 SHOWN = {**dict.fromkeys(DIRECTIONS, RETRIEVAL), "classification": CLASSIFIED}
 MOST_GAPS = 6
 
 
-def tell(results: dict[str, Any], path: Path) -> None:
+def print_summary(results: dict[str, Any], path: Path) -> None:
     """Everything worth a look before the report."""
     for group, names in SHOWN.items():
         if group in results["metrics"]:
             _table(results, group, names)
     for group, sentence in results["verdict"].items():
-        console.result(f"{arrow(group)}: {sentence}")
+        console.print_result(f"{format_direction(group)}: {sentence}")
     for line in (*_one_to_one(results), *_gaps(results), *_shifts(results), *_retention(results)):
-        console.result(line)
-    console.result(_cost(results["efficiency"]))
+        console.print_result(line)
+    console.print_result(_cost(results["efficiency"]))
     console.hint(f"all numbers: {path}")
 
 
@@ -32,15 +32,15 @@ def _table(results: dict[str, Any], group: str, names: tuple[str, ...]) -> None:
     tuned, base = results["metrics"][group], results["baseline"].get(group)
     rows = []
     for metric in names:
-        row = [label(metric)]
+        row = [metric_label(metric)]
         if base:
-            row.append(cell(metric, base[metric], results["baseline_intervals"][group][metric]))
-        row.append(cell(metric, tuned[metric], results["intervals"][group][metric]))
+            row.append(format_with_interval(metric, base[metric], results["baseline_intervals"][group][metric]))
+        row.append(format_with_interval(metric, tuned[metric], results["intervals"][group][metric]))
         if base:
             change = results["difference"][group][metric]
-            row.append(cell(metric, change["value"], (change["low"], change["high"]), sign="+"))
+            row.append(format_with_interval(metric, change["value"], (change["low"], change["high"]), sign="+"))
         rows.append(row)
-    console.table(_title(group, tuned), ("", "untouched", "tuned", "difference") if base else ("", "value"), rows)
+    console.print_table(_title(group, tuned), ("", "untouched", "tuned", "difference") if base else ("", "value"), rows)
 
 
 def _title(group: str, tuned: dict[str, Any]) -> str:
@@ -48,7 +48,7 @@ def _title(group: str, tuned: dict[str, Any]) -> str:
         of = tuned["choices_of_10"]
         few = f"; top1 of 10: of {of} here, by luck {1 / of:.2f}" if 0 < of < 10 else ""
         return f"classes by their names: {tuned['pictures']} pictures, {tuned['classes']} classes{few}"
-    return f"{arrow(group)}: {tuned['queries']} queries, {tuned['gallery']} in the gallery"
+    return f"{format_direction(group)}: {tuned['queries']} queries, {tuned['gallery']} in the gallery"
 
 
 def _one_to_one(results: dict[str, Any]) -> list[str]:
@@ -58,7 +58,7 @@ def _one_to_one(results: dict[str, Any]) -> list[str]:
         ours, theirs = results["metrics"][direction]["recall@1"], of["recall@1"]
         if abs(ours - theirs) >= 0.01:
             ceiling = found["ceiling"][direction]
-            told = f"{arrow(direction)}: one-to-one scoring would say recall@1 {theirs:.3f}, not {ours:.3f}"
+            told = f"{format_direction(direction)}: one-to-one scoring would say recall@1 {theirs:.3f}, not {ours:.3f}"
             drawn = "" if found["rows"] == found["of"] else f", on {found['rows']} rows drawn of {found['of']}"
             lines.append(told + drawn + (f" (it cannot pass {ceiling:.3f})" if ceiling < 1 else ""))
     return lines
@@ -71,9 +71,9 @@ def _gaps(results: dict[str, Any]) -> list[str]:
         for which, directions in labels.items():
             for direction, of in directions.items():
                 gap = of["gap"]
-                if gap and leaves_out_zero(gap) and gap["value"] < 0:
-                    told = cell("recall@1", gap["value"], (gap["low"], gap["high"]), sign="+")
-                    line = f"weaker, {arrow(direction)}: {name} {which}: recall@1 {told} against the rest"
+                if gap and excludes_zero(gap) and gap["value"] < 0:
+                    told = format_with_interval("recall@1", gap["value"], (gap["low"], gap["high"]), sign="+")
+                    line = f"weaker, {format_direction(direction)}: {name} {which}: recall@1 {told} against the rest"
                     found.append((gap["value"], f"{line} ({of['queries']} queries)"))
     return [line for _, line in sorted(found)[:MOST_GAPS]]
 
@@ -83,9 +83,9 @@ def _shifts(results: dict[str, Any]) -> list[str]:
     for shift, found in results["shifts"].items():
         for direction in DIRECTIONS:
             of = found[direction]
-            told = f"{arrow(direction)} under {shift} ({found['stated']}): recall@1 {of['recall@1']:.3f}"
+            told = f"{format_direction(direction)} under {shift} ({found['stated']}): recall@1 {of['recall@1']:.3f}"
             change = of["change"]
-            told += f", {cell('recall@1', change['value'], (change['low'], change['high']), sign='+')}"
+            told += f", {format_with_interval('recall@1', change['value'], (change['low'], change['high']), sign='+')}"
             if "baseline" in of:
                 told += f"; untouched {of['baseline']:.3f}, {of['baseline_change']['value']:+.3f}"
             lines.append(told)
@@ -96,9 +96,9 @@ def _retention(results: dict[str, Any]) -> list[str]:
     found = results["retention"]
     if not found:
         return []
-    lines = [f"guard, {arrow(group)}: {sentence}" for group, sentence in found["verdict"].items()]
+    lines = [f"guard, {format_direction(group)}: {sentence}" for group, sentence in found["verdict"].items()]
     if found["retained"] is not None:
-        lines.append(retention_told(found["retained"], "the guard set"))
+        lines.append(retention_sentence(found["retained"], "the guard set"))
     return lines
 
 
@@ -109,23 +109,23 @@ def _cost(of: dict[str, Any]) -> str:
     return f"{speeds}, {latency}, {of['peak_memory_process_gb']:.2f} GB{gpu}"
 
 
-def arrow(group: str) -> str:
+def format_direction(group: str) -> str:
     """text_to_image -> text -> image."""
     return group.replace("_to_", " -> ")
 
 
-def label(metric: str) -> str:
+def metric_label(metric: str) -> str:
     """A metric's name for people."""
     return metric.replace("_", " ")
 
 
-def number(metric: str, value: float | None, *, sign: str = "") -> str:
+def format_metric(metric: str, value: float | None, *, sign: str = "") -> str:
     """Ranks with one decimal, shares with three; what is not known as a dash."""
     known = value is not None and value == value
     return f"{value:{sign}.1f}" if known and metric.endswith("rank") else f"{value:{sign}.3f}" if known else "-"
 
 
-def cell(metric: str, value: float | None, interval: tuple[float, float] | list[float], *, sign: str = "") -> str:
+def format_with_interval(metric: str, value: float | None, interval: tuple[float, float] | list[float], *, sign: str = "") -> str:
     """A number with its interval."""
-    low, high = (number(metric, end, sign=sign) for end in interval)
-    return f"{number(metric, value, sign=sign)} [{low}, {high}]"
+    low, high = (format_metric(metric, end, sign=sign) for end in interval)
+    return f"{format_metric(metric, value, sign=sign)} [{low}, {high}]"

@@ -139,4 +139,4 @@ def load_model(name: str, decode: Decode | None = None) -> DualEncoder:
     run = Run(Path(name))
     if not run.folder.exists() and run.folder.parent.name == "runs":
         run.config()  # Says that there is none, and which there are.
-    return load_tuned(run, decode) if run.begun else with_decode(dual_encoder.load(name), decode)
+    return load_tuned(run, decode) if run.started else with_decode(dual_encoder.load(name), decode)

@@ -35,7 +35,7 @@ def listed(config: RunsConfig) -> dict[str, Any]:
         rows = [[*row[:-1], facts["captions"], row[-1]] for row, facts in zip(rows, found, strict=True)]
     columns = ("run", "state", "model", "data", "text -> image recall@1", "image -> text recall@1")
     columns += (*(("captions",) if writes else ()), "age")
-    console.table(f"runs in {folder}", columns, rows)
+    console.print_table(f"runs in {folder}", columns, rows)
     for facts in found:
         if facts["state"] in ("failed", "interrupted", "stopped", "damaged"):
             console.say(f"{facts['name']}: {facts['why']}")
@@ -57,7 +57,7 @@ def _facts(path: Path) -> dict[str, Any]:
     run = Run(path)
     try:
         found = run_status(run)
-        settings = run.config() if run.begun and found.state != "damaged" else {}
+        settings = run.config() if run.started and found.state != "damaged" else {}
         results = run.read_json("results.json")
         best = run.read_json("best.json")
         results = checked(results, path / "results.json")
@@ -68,7 +68,7 @@ def _facts(path: Path) -> dict[str, Any]:
     model = settings.get("model") or settings.get("llm") or results.get("model")
     return {
         "name": path.name,
-        **found.facts(),
+        **found.to_dict(),
         "model": None if model is None else Path(str(model)).name if str(model).startswith("/") else str(model),
         "data": None if data is None else str(data).rstrip("/").rpartition("/")[2],
         "metrics": results.get("metrics") or {},

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vlkit.config.evaluation import DIRECTIONS, SCHEMA
 from vlkit.data.pairs import Pairs, read_pairs
 from vlkit.errors import ArtifactError, VlkitError
-from vlkit.remote import hash_of
+from vlkit.remote import file_sha256
 from vlkit.run_status import RunStatus, run_status
 from vlkit.runs import Run
 from vlkit.storage import Location
@@ -53,13 +53,13 @@ class LoadedRun:
             ArtifactError: it is neither, or its results are damaged or of another schema.
         """
         run = Run(folder)
-        if not run.begun and not (folder / "results.json").is_file():
+        if not run.started and not (folder / "results.json").is_file():
             run.config()  # Says that there is none, and which there are.
         found = run_status(run)
         if found.state == "damaged":
             raise ArtifactError(str(found.why), hint=found.hint)
         results = checked(run.read_json("results.json"), folder / "results.json")
-        begun = run.begun
+        begun = run.started
         return cls(
             run,
             found,
@@ -81,7 +81,7 @@ class LoadedRun:
         if not told:
             return None
         path = self.run.folder / str(told.get("file"))
-        if not path.is_file() or hash_of(path) != told.get("hash"):
+        if not path.is_file() or file_sha256(path) != told.get("hash"):
             self.notes.append(f"{path.name} is not the one that results.json speaks of: evaluate again for galleries")
             return None
         import pandas as pd

@@ -74,9 +74,9 @@ def report(config: ReportConfig) -> dict[str, Any]:
     write_text(folder / "report.html", html)
     for note in dict.fromkeys(run.notes):
         console.warn(note)
-    if run.run.begun and config.out is None and run.standing.state != "running":
-        run.run.mirror(must=True)
-    console.result(f"{folder / 'report.html'}: {format_bytes(len(html.encode()))}, opens from disk")
+    if run.run.started and config.out is None and run.standing.state != "running":
+        run.run.mirror(required=True)
+    console.print_result(f"{folder / 'report.html'}: {format_bytes(len(html.encode()))}, opens from disk")
     if not run.results and run.standing.state == "finished":
         console.hint(f"it was not measured yet: vlkit eval --run {quote(str(config.run))}")
     names = sorted(f"plots/{plot.name}.png" for of in plots.values() for plot in of)
@@ -134,7 +134,7 @@ def rendered(page: Page, queries: int) -> str:
         results=run.results or dict.fromkeys(OPTIONAL),
         galleries=shown,
         sayings=list(sayings(run)),
-        described=run.pairs.described if run.pairs else {},
+        described=run.pairs.metadata if run.pairs else {},
         confused=_confused(run.results),
         shown_metrics=_shown_metrics(run.results),
         compared_metrics=groups_of(run),

@@ -11,7 +11,7 @@ from vlkit.config.training import TrainingConfig
 from vlkit.distributed import World
 from vlkit.errors import ArtifactError, UsageError, VlkitError
 from vlkit.run_status import record_failure
-from vlkit.runs import Run, local_runs, open_run
+from vlkit.runs import Run, local_runs_dir, resolve_run
 
 C = TypeVar("C", bound=TrainingConfig)
 M = TypeVar("M")
@@ -40,9 +40,9 @@ def begun(config: C, facts: dict[str, Any], world: World, work: Callable[[C, Run
     config = world.broadcast(config)
     if not world.is_main:
         config = world.broadcast(config)
-        return work(config, Run(local_runs(config.runs_dir) / str(config.name), writes=False))
-    run = open_run(config.runs_dir, str(config.name), extending=config.extend_to is not None)
-    with run.locked():
+        return work(config, Run(local_runs_dir(config.runs_dir) / str(config.name), is_writer=False))
+    run = resolve_run(config.runs_dir, str(config.name), extending=config.extend_to is not None)
+    with run.lock():
         config, before = extended(config, run)
         run.begin(config, facts, before)
         config = world.broadcast(config)
@@ -60,7 +60,7 @@ def opened(run: Run, world: World, make: Callable[[], M]) -> M:
             world.barrier()
         return model
     except VlkitError:
-        if world.is_main and run.writes:
+        if world.is_main and run.is_writer:
             run.discard()
         raise
 
@@ -73,7 +73,7 @@ def replayed_run(config: C) -> tuple[C, Run]:
     """
     if config.name is None:
         raise UsageError("--replay needs to know the run", hint="--config runs/NAME/config.yaml, or --name NAME")
-    run = Run(local_runs(config.runs_dir) / config.name, writes=False)
+    run = Run(local_runs_dir(config.runs_dir) / config.name, is_writer=False)
     return type(config).from_layers(run.config()), run
 
 

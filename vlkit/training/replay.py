@@ -36,12 +36,12 @@ def replayed(training: Training, step: int) -> dict[str, Any]:
     recorded = next((line for line in training.run.metrics() if line["step"] == step and "loss" in line), {})
     facts = {"step": step, "pair_ids": list(chain(*training.window)), "loss": taken.loss, "grad_norm": taken.grad_norm}
     facts |= {"recorded": {name: recorded.get(name) for name in ("loss", "grad_norm")}, "skipped": taken.skipped}
-    console.table(
+    console.print_table(
         f"step {step}",
         ("", "again", "recorded"),
         [(name, f"{facts[name]!r}", f"{facts['recorded'][name]!r}") for name in ("loss", "grad_norm")],
     )
-    console.result(f"pairs: {', '.join(facts['pair_ids'])}")
+    console.print_result(f"pairs: {', '.join(facts['pair_ids'])}")
     if facts["recorded"]["loss"] not in (None, facts["loss"]):
         console.warn("this is not what was recorded: other data, another model, machine or number of threads")
     return facts

@@ -21,7 +21,7 @@ import torch
 
 from vlkit import checkpoints, console
 from vlkit.config.training import TrainingConfig
-from vlkit.data.loading.retrieval_batches import BatchOrder
+from vlkit.data.loading.retrieval_batches import EpochSampler
 from vlkit.distributed import World
 from vlkit.errors import ArtifactError, NonFiniteError, Stopped
 from vlkit.evaluation.efficiency import peak_memory_gb
@@ -55,7 +55,7 @@ class Training(ABC):
         trainable: Mapping[str, torch.nn.Parameter],
         counts: Counts,
         rates: Mapping[str, float],
-        order: BatchOrder,
+        order: EpochSampler,
         validates: bool,
     ) -> None:
         """Set up the optimizer.
@@ -173,7 +173,7 @@ class Training(ABC):
 
     def _epoch_ends(self, step: int) -> bool:
         """Whether an epoch's last batch was in this step."""
-        before, after = ((number * self.config.grad_accum) // self.order.per_epoch for number in (step - 1, step))
+        before, after = ((number * self.config.grad_accum) // self.order.batches_per_epoch for number in (step - 1, step))
         return after > before
 
     def steps_from(self, start: int, asked: StopRequest, max_bad_steps: int | None = None) -> Iterator[Step]:
@@ -210,7 +210,7 @@ class Training(ABC):
         done = checkpoint.step if checkpoint else 0
         self.world.barrier()
         if self.world.is_main:
-            checkpoints.forget_after(self.run.checkpoints, done)
+            checkpoints.remove_after(self.run.checkpoints, done)
         self.evaluation_due = bool(checkpoint and checkpoint.state.get("evaluation_due"))
         saved = self.run.read_json("last.json").get("step", 0)
         if checkpoint is None and (saved or self.run.last_step() > self._first_save()):
@@ -275,7 +275,7 @@ class Training(ABC):
         """Write the checkpoint of this step, if it is not yet there, and the pointers to it."""
         if not self.world.is_main:
             return
-        name = checkpoints.name_of(step)
+        name = checkpoints.folder_name(step)
         if not (self.run.checkpoints / name).is_dir():
             state = {
                 "scaler": self.scaler.state_dict(),
@@ -291,16 +291,16 @@ class Training(ABC):
 
     def _point_at(self, step: int) -> None:
         """Write where the newest checkpoint is, and the best."""
-        self.run.write_json("last.json", {"step": step, "checkpoint": f"checkpoints/{checkpoints.name_of(step)}"})
+        self.run.write_json("last.json", {"step": step, "checkpoint": f"checkpoints/{checkpoints.folder_name(step)}"})
         if self.best:
-            best = checkpoints.name_of(self.best["step"])
+            best = checkpoints.folder_name(self.best["step"])
             self.run.write_json("best.json", {"checkpoint": f"checkpoints/{best}", **self.best})
 
     def _finish(self, taken: int) -> dict[str, Any]:
         """Export the best of the steps `taken` (the last where there is no validation); mark the run as finished."""
         step = self.best.get("step", taken)
         self.world.barrier()
-        checkpoints.verified(self.run.checkpoints / checkpoints.name_of(step)).restore(self.trainable)
+        checkpoints.read_verified(self.run.checkpoints / checkpoints.folder_name(step)).restore(self.trainable)
         exported, more = self.export()
         if not self.world.is_main:
             return {}
@@ -315,7 +315,7 @@ class Training(ABC):
         }
         self.run.finish(facts)
         self.describe()
-        self.run.mirror(must=True)
+        self.run.mirror(required=True)
         chosen = f"step {step}, the best on validation" if self.best else "the last step: there is no validation split"
         console.say(f"{taken} steps in {facts['train_seconds']:.0f} s; {exported} holds {chosen}")
         console.hint(f"vlkit eval --run {quote(str(self.run.folder))}")

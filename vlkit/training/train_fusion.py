@@ -90,7 +90,7 @@ def _training(config: TrainFusionConfig, run: Run, rows: CaptionRows, parts: Par
 def _opened(config: TrainFusionConfig, run: Run, rows: CaptionRows) -> tuple[Captioner, dict[str, str]]:
     """The captioner as it is before the first step, and what tells its frozen parts from others."""
     settings = config.to_dict()
-    if config.llm == TINY_LLM and run.writes and not (run.base / "llm").is_dir():
+    if config.llm == TINY_LLM and run.is_writer and not (run.base / "llm").is_dir():
         folder, total = run.base / "llm", config.teach_steps
         write_tiny_llm(rows.train, config.prompt, folder, seed=config.seed, total=total)
     vision = load_run_vision(run, settings, tuple(rows.train.frame["text"]))

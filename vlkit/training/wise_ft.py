@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from vlkit import console
-from vlkit.evaluation.retrieval.retention import Metrics, retained
+from vlkit.evaluation.retrieval.retention import Metrics, retained_share
 from vlkit.evaluation.retrieval.task import DIRECTIONS
 
 STRENGTHS = tuple(number / 10 for number in range(11))
@@ -36,7 +36,7 @@ class Point:
     strength: float
     val: Metrics | None
     guard: Metrics | None = None
-    retained: float | None = None
+    retained_share: float | None = None
 
 
 class Sweep:
@@ -67,7 +67,7 @@ class Sweep:
         self.move(tuned, 1.0)
         before = found[0].guard
         return [
-            Point(p.strength, p.val, p.guard, retained(p.guard, before) if p.guard and before else None) for p in found
+            Point(p.strength, p.val, p.guard, retained_share(p.guard, before) if p.guard and before else None) for p in found
         ]
 
     @torch.no_grad()
@@ -104,7 +104,7 @@ def tell(points: list[Point], chosen: float) -> None:
             row.append("" if point.retained is None else f"{point.retained:.0%}")
         rows.append(row)
     kept = "; * is what is kept" if validated else ""
-    console.table(f"between the untouched (0) and the tuned weights (1){kept}", columns, rows)
+    console.print_table(f"between the untouched (0) and the tuned weights (1){kept}", columns, rows)
     queries = min(int(each["queries"]) for each in points[0].val.values()) if points[0].val else 0
     if 0 < queries < FEW:
         console.say(f"validation has {queries} queries: neighbouring strengths may differ by luck alone")

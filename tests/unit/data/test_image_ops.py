@@ -37,7 +37,7 @@ def apart(one: np.ndarray, other: Image.Image | np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("name", IMAGE_OPERATION_RANGES)
 def test_amounts_fill_their_range_and_never_leave_it(name):
     low, high = getattr(ImageAugmentSettings(), f"{name}_range")
-    amounts = [only(name).chosen(0, sample)[name] for sample in SAMPLES]
+    amounts = [only(name).chosen_operations(0, sample)[name] for sample in SAMPLES]
     assert low <= min(amounts) < low + 0.02 * (high - low)
     assert high - 0.02 * (high - low) < max(amounts) <= high
     assert np.mean(amounts) == pytest.approx((low + high) / 2, abs=0.05 * (high - low))
@@ -46,7 +46,7 @@ def test_amounts_fill_their_range_and_never_leave_it(name):
 @pytest.mark.parametrize("name", IMAGE_OPERATIONS)
 def test_an_operation_is_applied_as_often_as_it_should(name):
     often = ImageAugmenter.from_settings(ImageAugmentSettings(**{**OFF, name: 0.3}))
-    share = np.mean([bool(often.chosen(0, sample)) for sample in SAMPLES])
+    share = np.mean([bool(often.chosen_operations(0, sample)) for sample in SAMPLES])
     assert share == pytest.approx(0.3, abs=5 * np.sqrt(0.3 * 0.7 / len(SAMPLES)))
 
 
@@ -55,9 +55,9 @@ def test_switching_one_off_leaves_the_others_as_they_were(name):
     settings = ImageAugmentSettings(**dict.fromkeys(IMAGE_OPERATIONS, 0.6))
     less = ImageAugmenter.from_settings(dataclasses.replace(settings, **{name: 0.0}))
     for sample in SAMPLES[:50]:
-        chosen = ImageAugmenter.from_settings(settings).chosen(3, sample)
+        chosen = ImageAugmenter.from_settings(settings).chosen_operations(3, sample)
         chosen.pop(name, None)
-        assert less.chosen(3, sample) == chosen
+        assert less.chosen_operations(3, sample) == chosen
 
 
 @pytest.mark.parametrize("name", IMAGE_OPERATIONS)
@@ -160,7 +160,7 @@ def test_opencv_keeps_to_one_thread(photo):
 def test_what_is_forbidden_never_happens():
     settings = ImageAugmentSettings(**dict.fromkeys(IMAGE_OPERATIONS, 1.0), forbid=("saturation", "flip_vertical"))
     for sample in SAMPLES[:50]:
-        assert set(IMAGE_OPERATIONS) - ImageAugmenter.from_settings(settings).chosen(0, sample).keys() == {
+        assert set(IMAGE_OPERATIONS) - ImageAugmenter.from_settings(settings).chosen_operations(0, sample).keys() == {
             "saturation",
             "flip_vertical",
         }

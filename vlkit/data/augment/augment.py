@@ -19,12 +19,12 @@ from vlkit.config.base import yaml_text
 from vlkit.config.data import AugmentConfig
 from vlkit.data import captions, pairs, splits
 from vlkit.data.augment.image_ops import ImageAugmenter
-from vlkit.data.augment.negatives import Embed, NegativeSampler
-from vlkit.data.augment.render import Job, Rendered, encoded, render
-from vlkit.data.augment.text_variants import Phrasings
+from vlkit.data.augment.negatives import EmbedTexts, NegativeSampler
+from vlkit.data.augment.render import RenderJob, WrittenImage, encode_image, render_images
+from vlkit.data.augment.text_variants import TextVariants
 from vlkit.data.pairs import AUGMENTED_FOLDER, COPIED_IMAGE, NEGATIVES_VIEW, Pairs, read_pairs
 from vlkit.errors import DataError, ResourceError, UsageError
-from vlkit.remote import MANIFEST, ZONE_TABLES, Remote, local_folder, tables_of
+from vlkit.remote import MANIFEST, ZONE_TABLES, Remote, local_folder, tables_location
 from vlkit.storage import Location, atomic_update, refuse_unwritable
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ TRIED = 12  # pictures that are drawn to forecast the size of all
 
 
 def augment(
-    config: AugmentConfig, *, dry_run: bool = False, embed_of: Callable[[str], Embed] | None = None
+    config: AugmentConfig, *, dry_run: bool = False, embed_of: Callable[[str], EmbedTexts] | None = None
 ) -> dict[str, Any]:
     """Run `vlkit augment`.
 
@@ -68,7 +68,7 @@ def augment(
     return _tell(counts, work, config, disk_gb)
 
 
-def _embed(config: AugmentConfig, embed_of: Callable[[str], Embed] | None) -> Embed | None:
+def _embed(config: AugmentConfig, embed_of: Callable[[str], EmbedTexts] | None) -> EmbedTexts | None:
     if config.hard is None or config.negatives_per_positive == 0:
         return None
     assert embed_of is not None, "--hard needs a model"
@@ -88,7 +88,7 @@ class Augmentation:
         self.config = config
         self.prepared = _read(config.data)
         self.old = _without_earlier(self.prepared)
-        self.group = pairs.group_name(self.old, self.prepared.described.get("settings", {}).get("group_column"))
+        self.group = pairs.group_name(self.old, self.prepared.metadata.get("settings", {}).get("group_column"))
         self.matching = self.old[self.old["match"] == 1]
         self.training = self.matching[self.matching["split"] == "train"].reset_index(drop=True)
         if not len(self.training):
@@ -96,27 +96,27 @@ class Augmentation:
                 f"{config.data} has no training rows", hint="prep with smaller --test-share and --val-share"
             )
         held_out = self.old.loc[self.old["split"] != "train", "text"]
-        self.variation, self.phrasings = ImageAugmenter.of(config), Phrasings(self.matching, config, held_out)
+        self.augmenter, self.phrasings = ImageAugmenter.from_settings(config), TextVariants(self.matching, config, held_out)
         self.short = self.asked = 0
 
     def paths(self, rows: pd.DataFrame) -> list[Path]:
         """Where the pictures of these rows lie."""
-        return Pairs(rows, self.prepared.folder, self.prepared.described).image_paths(rows)
+        return Pairs(rows, self.prepared.folder, self.prepared.metadata).image_paths(rows)
 
     def wanted(self) -> list[tuple[str, int]]:
         """The pictures to draw, (image id, epoch): epoch 0, 1, ... of each, but for those that leave it as it is."""
         epochs = range(self.config.pictures)
         ids = self.training["image_id"].unique().tolist()
-        return [(image_id, epoch) for image_id in ids for epoch in epochs if self.variation.chosen(epoch, image_id)]
+        return [(image_id, epoch) for image_id in ids for epoch in epochs if self.augmenter.chosen_operations(epoch, image_id)]
 
-    def jobs(self, wanted: Sequence[tuple[str, int]]) -> list[Job]:
+    def jobs(self, wanted: Sequence[tuple[str, int]]) -> list[RenderJob]:
         """The same with the files to draw from; remote ones are fetched."""
         needed = self.training.drop_duplicates("image_id")
         needed = needed[needed["image_id"].isin({image_id for image_id, _ in wanted})]
         path_of = dict(zip(needed["image_id"], self.paths(needed), strict=True))
-        return [Job(path_of[image_id], image_id, epoch) for image_id, epoch in wanted]
+        return [RenderJob(path_of[image_id], image_id, epoch) for image_id, epoch in wanted]
 
-    def new_rows(self, drawn: Mapping[tuple[str, int], Rendered], embed: Embed | None) -> dict[str, pd.DataFrame]:
+    def new_rows(self, drawn: Mapping[tuple[str, int], WrittenImage], embed: EmbedTexts | None) -> dict[str, pd.DataFrame]:
         """The new rows by kind, in the order of NEW.
 
         Args:
@@ -130,12 +130,12 @@ class Augmentation:
         found.append(_unseen(self._negative_rows(positives, embed), taken))
         return dict(zip(NEW, found, strict=True))
 
-    def counts(self, wanted: Sequence[tuple[str, int]], embed: Embed | None) -> dict[str, int]:
+    def counts(self, wanted: Sequence[tuple[str, int]], embed: EmbedTexts | None) -> dict[str, int]:
         """How many rows of each kind there would be, without drawing a picture: as if no two came out the same."""
-        drawn = {each: Rendered(name="", image_id="-".join(map(str, each)), width=0, height=0) for each in wanted}
+        drawn = {each: WrittenImage(name="", image_id="-".join(map(str, each)), width=0, height=0) for each in wanted}
         return {kind: len(rows) for kind, rows in self.new_rows(drawn, embed).items()}
 
-    def _picture_rows(self, drawn: Mapping[tuple[str, int], Rendered]) -> pd.DataFrame:
+    def _picture_rows(self, drawn: Mapping[tuple[str, int], WrittenImage]) -> pd.DataFrame:
         """Every training row with each variant of its picture."""
         chosen = [
             (row, drawn[image_id, epoch])
@@ -157,14 +157,14 @@ class Augmentation:
         changed = {"text": texts, "text_id": [captions.text_id(text) for text in texts]}
         return self._made([row for row, _ in chosen], "augmented", changed)
 
-    def negatives(self, positives: pd.DataFrame, embed: Embed | None) -> NegativeSampler:
+    def negatives(self, positives: pd.DataFrame, embed: EmbedTexts | None) -> NegativeSampler:
         """What chooses wrong texts for the pictures of these training rows."""
         import pandas as pd
 
         rows = pd.concat([self.matching[self.matching["split"] != "train"], positives], ignore_index=True)
         return NegativeSampler(rows, self.phrasings.folded, self.config.seed, embed)
 
-    def _negative_rows(self, positives: pd.DataFrame, embed: Embed | None) -> pd.DataFrame:
+    def _negative_rows(self, positives: pd.DataFrame, embed: EmbedTexts | None) -> pd.DataFrame:
         """Every positive row's picture with texts that do not match it."""
         count, negatives = self.config.negatives_per_positive, self.negatives(positives, embed)
         text_of = dict(zip(self.training["pair_id"], self.training["text_id"], strict=True))
@@ -173,7 +173,7 @@ class Augmentation:
         chosen = [
             (row, wrong)
             for row, (pair, image_id, source) in enumerate(asked)
-            for wrong in negatives.of(pair, image_id, text_of[source], count)
+            for wrong in negatives.choose(pair, image_id, text_of[source], count)
         ]
         self.short, self.asked = negatives.short, len(positives)
         first = self.training.drop_duplicates("text_id")
@@ -225,7 +225,7 @@ def _read(data: Location) -> Pairs:
     refuse_unwritable(data.path.resolve().parent, "--data")
     found = read_pairs(data)
     names = [path.relative_to(data.path).as_posix() for path in sorted((data.path / AUGMENTED_FOLDER).rglob("*"))]
-    if (data.path / NEGATIVES_VIEW).exists() and not found.described.get("augmentation"):
+    if (data.path / NEGATIVES_VIEW).exists() and not found.metadata.get("augmentation"):
         names.append(NEGATIVES_VIEW)
     return _refuse_foreign(found, data, names)
 
@@ -241,7 +241,7 @@ def _refuse_foreign(found: Pairs, data: Location, names: list[str]) -> Pairs:
 def _without_earlier(prepared: Pairs) -> pd.DataFrame:
     """The rows of a prepared folder but for those that an earlier augmentation added."""
     frame = prepared.frame
-    if prepared.described.get("augmentation"):
+    if prepared.metadata.get("augmentation"):
         added = frame["origin"].isin(["augmented", "negative"]) & frame["source_pair_id"].notna()
         frame = frame[~added].drop(columns="source_pair_id")
     return frame.reset_index(drop=True)
@@ -257,7 +257,7 @@ def _forecast(wanted: Sequence[tuple[str, int]], work: Augmentation) -> float:
     tried = sorted(wanted, key=lambda each: splits.hash_order(config.seed, f"{each[0]} {each[1]}"))[:TRIED]
     if not tried:
         return 0.0
-    sizes = [len(encoded(job, work.variation, config.format)[0]) for job in work.jobs(tried)]
+    sizes = [len(encode_image(job, work.augmenter, config.format)[0]) for job in work.jobs(tried)]
     needed = len(wanted) * sum(sizes) / len(sizes)
     where = Path(tempfile.gettempdir()) if config.data.is_remote else config.data.path
     free = shutil.disk_usage(where).free
@@ -270,17 +270,17 @@ def _forecast(wanted: Sequence[tuple[str, int]], work: Augmentation) -> float:
 
 
 def _write(
-    folder: Path, drawings: Path, work: Augmentation, wanted: Sequence[tuple[str, int]], embed: Embed | None
+    folder: Path, drawings: Path, work: Augmentation, wanted: Sequence[tuple[str, int]], embed: EmbedTexts | None
 ) -> dict[str, int]:
     """The new tables into `folder`, the pictures into `drawings`. Returns the number of rows of each kind."""
     import pandas as pd
 
     config, jobs = work.config, work.jobs(wanted)
-    drawn: dict[tuple[str, int], Rendered] = {}
+    drawn: dict[tuple[str, int], WrittenImage] = {}
     if jobs:
         drawings.mkdir()
     with console.progress("drawing pictures", len(jobs)) as bar:
-        for job, written in render(jobs, work.variation, drawings, form=config.format, workers=config.workers):
+        for job, written in render_images(jobs, work.augmenter, drawings, form=config.format, workers=config.workers):
             drawn[job.image_id, job.epoch] = written
             bar.update(len(drawn))
     rows = work.new_rows(drawn, embed)
@@ -290,7 +290,7 @@ def _write(
     splits.refuse_leaks(frame, str(config.data))
     frame.to_parquet(folder / "pairs.parquet", index=False)
     counts = {kind: len(each) for kind, each in rows.items()}
-    described = {key: value for key, value in work.prepared.described.items() if key != "augmentation"}
+    described = {key: value for key, value in work.prepared.metadata.items() if key != "augmentation"}
     if added:
         pairs.view(frame[frame["split"] == "train"], work.group, label=True).to_csv(
             folder / NEGATIVES_VIEW, index=False
@@ -307,7 +307,7 @@ def _write(
     return counts
 
 
-def _write_remote(work: Augmentation, wanted: Sequence[tuple[str, int]], embed: Embed | None) -> dict[str, int]:
+def _write_remote(work: Augmentation, wanted: Sequence[tuple[str, int]], embed: EmbedTexts | None) -> dict[str, int]:
     """The same for a folder behind a URL: readers have the old rows and pictures until the new manifest stands."""
     config = work.config
     with tempfile.TemporaryDirectory() as aside:
@@ -321,7 +321,7 @@ def _write_remote(work: Augmentation, wanted: Sequence[tuple[str, int]], embed: 
         new = {f"{AUGMENTED_FOLDER}/{path.name}": path for path in sorted(drawings.glob("*"))}
         pictures = Remote(config.data)
         pictures.upload(new)
-        Remote(tables_of(config.data)).replace(files, MANIFEST)
+        Remote(tables_location(config.data)).replace(files, MANIFEST)
         there = pictures.listing()
         stale = [name for name in there if name.startswith(f"{AUGMENTED_FOLDER}/") and name not in new]
         pictures.remove([name for name in stale if COPIED_IMAGE.fullmatch(name)])
@@ -333,7 +333,7 @@ def _tell(
 ) -> dict[str, Any]:
     """Say what was added and what was left out. Returns the same for --json."""
     kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items())
-    console.result(f"{len(work.training)} training rows {'would get' if dry_run else 'and'} {kinds}: {config.data}")
+    console.print_result(f"{len(work.training)} training rows {'would get' if dry_run else 'and'} {kinds}: {config.data}")
     for reason, count in work.phrasings.dropped.items():
         console.say(f"{count} phrasings left out: {reason}")
     if config.texts and config.text_rules and not counts["augmented texts"]:

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vlkit.config.data import OPERATIONS, RANGES, PictureSettings
+from vlkit.config.data import IMAGE_OPERATIONS, IMAGE_OPERATION_RANGES, ImageAugmentSettings
 from vlkit.data.images import decode
-from vlkit.data.splits import generator
+from vlkit.data.splits import seeded_rng
 
 if TYPE_CHECKING:
     from PIL import Image
 
 # (uint8 [height, width, 3], amount, two further numbers in [0, 1)) -> uint8 [height, width, 3]
 Operation = Callable[[np.ndarray, float, np.ndarray], np.ndarray]
-DRAWS = 4  # numbers of an operation: whether, how much, and two further
+NUMBERS_PER_OPERATION = 4  # numbers of an operation: whether, how much, and two further
 
 
 def _flip_horizontal(pixels: np.ndarray, amount: float, more: np.ndarray) -> np.ndarray:
@@ -33,7 +33,7 @@ def _flip_vertical(pixels: np.ndarray, amount: float, more: np.ndarray) -> np.nd
     return _cv2().flip(pixels, 0)
 
 
-def _turn(pixels: np.ndarray, amount: float, more: np.ndarray) -> np.ndarray:
+def _rotate_90(pixels: np.ndarray, amount: float, more: np.ndarray) -> np.ndarray:
     """By 90, 180 or 270 degrees."""
     cv2 = _cv2()
     ways = (cv2.ROTATE_90_CLOCKWISE, cv2.ROTATE_180, cv2.ROTATE_90_COUNTERCLOCKWISE)
@@ -89,10 +89,10 @@ def _noise(pixels: np.ndarray, amount: float, more: np.ndarray) -> np.ndarray:
 
 
 # In the order of OPERATIONS: form first, then light and colour, then what a camera adds.
-_APPLY: dict[str, Operation] = {
+_OPERATION_FUNCTIONS: dict[str, Operation] = {
     "flip_horizontal": _flip_horizontal,
     "flip_vertical": _flip_vertical,
-    "turn": _turn,
+    "turn": _rotate_90,
     "rotate": _rotate,
     "crop": _crop,
     "brightness": _brightness,
@@ -105,7 +105,7 @@ _APPLY: dict[str, Operation] = {
 
 
 @dataclass(frozen=True)
-class Variation:
+class ImageAugmenter:
     """The operations under their settings.
 
     Attributes:
@@ -121,17 +121,17 @@ class Variation:
     max_side: int
 
     @classmethod
-    def of(cls, settings: PictureSettings) -> Variation:
+    def from_settings(cls, settings: ImageAugmentSettings) -> ImageAugmenter:
         """From the settings of augment, or of train-retrieval --augment."""
-        probability = {name: 0.0 if name in settings.forbid else getattr(settings, name) for name in OPERATIONS}
-        ranges = {name: getattr(settings, f"{name}_range") for name in RANGES}
+        probability = {name: 0.0 if name in settings.forbid else getattr(settings, name) for name in IMAGE_OPERATIONS}
+        ranges = {name: getattr(settings, f"{name}_range") for name in IMAGE_OPERATION_RANGES}
         return cls(probability, ranges, settings.seed, settings.max_side)
 
-    def chosen(self, epoch: int, sample: str) -> dict[str, float]:
+    def chosen_operations(self, epoch: int, sample: str) -> dict[str, float]:
         """operation -> amount, of those that this epoch applies to this sample."""
         return {name: amount for name, amount, _ in self._drawn(epoch, sample)}
 
-    def picture(self, path: Path, epoch: int, sample: str) -> Image.Image:
+    def load_image(self, path: Path, epoch: int, sample: str) -> Image.Image:
         """The picture, RGB, as this epoch sees this sample.
 
         Raises:
@@ -139,17 +139,17 @@ class Variation:
         """
         from PIL import Image
 
-        return Image.fromarray(self.apply(np.asarray(decode.upright(path, at_most=self.max_side)), epoch, sample))
+        return Image.fromarray(self.apply(np.asarray(decode.load_rgb(path, at_most=self.max_side)), epoch, sample))
 
     def apply(self, pixels: np.ndarray, epoch: int, sample: str) -> np.ndarray:
         """uint8 [height, width, 3] varied; a quarter turn swaps the sides, all else keeps them."""
         for name, amount, more in self._drawn(epoch, sample):
-            pixels = _APPLY[name](pixels, amount, more)
+            pixels = _OPERATION_FUNCTIONS[name](pixels, amount, more)
         return pixels
 
     def _drawn(self, epoch: int, sample: str) -> Iterator[tuple[str, float, np.ndarray]]:
-        draws = generator(f"{self.seed}\0{epoch}\0{sample}").random((len(OPERATIONS), DRAWS))
-        for name, (whether, how_much, *_), more in zip(OPERATIONS, draws.tolist(), draws[:, 2:], strict=True):
+        draws = seeded_rng(f"{self.seed}\0{epoch}\0{sample}").random((len(IMAGE_OPERATIONS), NUMBERS_PER_OPERATION))
+        for name, (whether, how_much, *_), more in zip(IMAGE_OPERATIONS, draws.tolist(), draws[:, 2:], strict=True):
             if whether < self.probability[name]:
                 low, high = self.ranges.get(name, (0.0, 0.0))
                 yield name, low + (high - low) * how_much, more

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlkit import console
 from vlkit.data.augment.contact_sheet import Cell, write_contact_sheet
-from vlkit.data.augment.negatives import Embed, NegativeSampler
+from vlkit.data.augment.negatives import EmbedTexts, NegativeSampler
 from vlkit.data.images import decode
 from vlkit.data.pairs import PREVIEW_FILE
 from vlkit.data.splits import hash_order
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 AT_LEAST = 3  # variants of a picture, so that ranges can be judged
 
 
-def write_preview(work: Augmentation, embed: Embed | None, *, dry_run: bool = False) -> dict[str, Any]:
+def write_preview(work: Augmentation, embed: EmbedTexts | None, *, dry_run: bool = False) -> dict[str, Any]:
     """Write augment_preview.png: a row for each of --preview pictures, a cell for each row of its first text.
 
     Where fewer variants of a picture are wanted than tell what the ranges do, later epochs stand beside them. It goes
@@ -33,28 +33,28 @@ def write_preview(work: Augmentation, embed: Embed | None, *, dry_run: bool = Fa
     chosen = unique.loc[order[: config.preview]].reset_index(drop=True)
     result = {"data": str(config.data), "preview": str(path), "pictures": len(chosen), "dry_run": dry_run}
     if dry_run:
-        console.result(f"{path} would show {len(chosen)} pictures with their variants")
+        console.print_result(f"{path} would show {len(chosen)} pictures with their variants")
         return result
     negatives = work.negatives(work.training, embed)
     named = zip(chosen.to_dict("records"), work.paths(chosen), strict=True)
     with atomic_file(path) as aside:
         write_contact_sheet(aside, [list(_cells(row, place, work, negatives)) for row, place in named])
-    console.result(f"{path}: {len(chosen)} training pictures with their variants and negatives")
+    console.print_result(f"{path}: {len(chosen)} training pictures with their variants and negatives")
     return result
 
 
 def _cells(row: dict[str, Any], path: Path, work: Augmentation, negatives: NegativeSampler) -> Iterator[Cell]:
     config, image_id, text_id = work.config, row["image_id"], row["text_id"]
-    original = decode.upright(path, at_most=config.max_side)
+    original = decode.load_rgb(path, at_most=config.max_side)
     yield Cell(original, row["text"], "the original")
     for epoch in range(max(AT_LEAST, config.pictures)) if config.pictures else ():
         applied = ", ".join(
             f"{name.replace('_', ' ')} {amount:.2g}".removesuffix(" 0")
-            for name, amount in work.variation.chosen(epoch, image_id).items()
+            for name, amount in work.augmenter.chosen_operations(epoch, image_id).items()
         )
         seen = "" if epoch < config.pictures else f"(epoch {epoch}) "
-        yield Cell(work.variation.picture(path, epoch, image_id), row["text"], seen + (applied or "as it is"))
+        yield Cell(work.augmenter.load_image(path, epoch, image_id), row["text"], seen + (applied or "as it is"))
     for variant in work.phrasings.of_pair(row["pair_id"], text_id):
         yield Cell(original, variant, work.phrasings.of_text[text_id][variant])
-    for wrong in negatives.of(row["pair_id"], image_id, text_id, config.negatives_per_positive):
+    for wrong in negatives.choose(row["pair_id"], image_id, text_id, config.negatives_per_positive):
         yield Cell(original, wrong.text, "a negative")

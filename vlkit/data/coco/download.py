@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vlkit import console
-from vlkit.config.data import SPLITS, DownloadCocoConfig
+from vlkit.config.data import COCO_SPLITS, DownloadCocoConfig
 from vlkit.data.coco import archives, http
 from vlkit.data.coco.folder import CocoFolder
 from vlkit.data.coco.plan import (
@@ -65,7 +65,7 @@ class _Work:
 
     def __init__(self, config: DownloadCocoConfig, folder: CocoFolder) -> None:
         self.config, self.folder = config, folder
-        self.patience = http.Patience(config.retries, config.timeout)
+        self.patience = http.RetryPolicy(config.retries, config.timeout)
         self.received = 0
         # Bytes of the archives, for the bar.
         self.sizes: dict[str, int] = {}
@@ -87,7 +87,7 @@ class _Work:
             for split, found in told.items()
         ]
         title = str(self.folder.path)
-        console.table(title, ["split", "pictures", "captions", "size", "new", "here already"], rows)
+        console.print_table(title, ["split", "pictures", "captions", "size", "new", "here already"], rows)
         _refuse_missing(self.folder, missing, offline=config.from_archive is not None)
         console.hint(
             f"vlkit prep --domain coco --source {self.folder.path} --out {self.folder.path / 'prepared'}, "
@@ -113,7 +113,7 @@ class _Work:
             return
         self._unpack(archive, targets)
         # The other split of the year came along if it was there; nobody asked for it.
-        other = {self.folder.complete(split) for split in SPLITS if split not in self.config.split}
+        other = {self.folder.complete(split) for split in COCO_SPLITS if split not in self.config.split}
         for member, place in targets.items():
             if not place.exists() and place not in other:
                 told = f"{archive_place(self.config, self.folder, archive)} holds no {member}"
@@ -155,7 +155,7 @@ class _Work:
                 with console.progress(f"unpacking {archive}", len(targets)) as bar:
                     archives.unpack(place, targets, bar.update)
                 return
-            except archives.Damaged as error:
+            except archives.DamagedArchive as error:
                 if self.config.from_archive is not None:
                     raise ArtifactError(error.message, hint="another copy of it; or let it be fetched") from None
                 place.unlink()

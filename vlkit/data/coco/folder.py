@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vlkit.config.data import SPLITS
+from vlkit.config.data import COCO_SPLITS
 from vlkit.errors import ArtifactError, UsageError
 from vlkit.storage import atomic_file
 
@@ -69,7 +69,7 @@ class CocoFolder:
 
     def wanted(self, split: str, limit: int | None, seed: int) -> list[str]:
         """Names of the split's pictures, or of `limit` of them."""
-        return chosen([image["file_name"] for image in self.content(split)["images"]], limit, seed)
+        return choose_names([image["file_name"] for image in self.content(split)["images"]], limit, seed)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -102,7 +102,7 @@ class CocoFolder:
         found = self.captions(split)
         if self.complete(split).exists() or not found.exists():
             return
-        if len(read_captions(found)["images"]) != SPLITS[split].pictures:
+        if len(read_captions(found)["images"]) != COCO_SPLITS[split].pictures:
             told = f"{found} was not made by download-coco, and has not all pictures of {split}"
             raise UsageError(told, hint="move it away, or choose another --root")
         self.complete(split).parent.mkdir(parents=True, exist_ok=True)
@@ -182,7 +182,7 @@ def read_captions(path: Path) -> dict[str, Any]:
     return content
 
 
-def chosen(names: Sequence[str], limit: int | None, seed: int) -> list[str]:
+def choose_names(names: Sequence[str], limit: int | None, seed: int) -> list[str]:
     """`limit` of the names, drawn by the seed, in their order here; a larger limit has those of a smaller one."""
     if limit is None or limit >= len(names):
         return list(names)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vlkit import console
-from vlkit.config.data import ANNOTATIONS, SPLITS, DownloadCocoConfig
+from vlkit.config.data import COCO_ANNOTATION_BYTES, COCO_SPLITS, DownloadCocoConfig
 from vlkit.data.coco.folder import CocoFolder
-from vlkit.data.coco.http import Patience, fetched_so_far, size_at
+from vlkit.data.coco.http import RetryPolicy, fetched_so_far, size_at
 from vlkit.errors import DataError, ResourceError
 from vlkit.storage import nearest_existing, format_bytes
 
@@ -57,7 +57,7 @@ def annotation_targets(config: DownloadCocoConfig, folder: CocoFolder, archive: 
 
     The captions of the year's other split come along: fetching the archive again for them would take longer.
     """
-    year = [split for split in SPLITS if annotations_archive(split) == archive]
+    year = [split for split in COCO_SPLITS if annotations_archive(split) == archive]
     asked = [split for split in year if split in config.split]
     found = {}
     if config.instances:
@@ -88,12 +88,12 @@ def pieces(config: DownloadCocoConfig, folder: CocoFolder) -> list[Piece]:
     for name in dict.fromkeys(annotations_archive(split) for split in config.split):
         targets = annotation_targets(config, folder, name)
         if targets:
-            sizes = {f"captions_{split}.json": known.captions for split, known in SPLITS.items()}
-            sizes |= {f"instances_{split}.json": known.instances for split, known in SPLITS.items()}
+            sizes = {f"captions_{split}.json": known.captions for split, known in COCO_SPLITS.items()}
+            sizes |= {f"instances_{split}.json": known.instances for split, known in COCO_SPLITS.items()}
             kept = sum(sizes[place.name] for place in targets.values())
-            found.append(_archive(config, folder, name, 0, ANNOTATIONS[name[-8:-4]], kept))
+            found.append(_archive(config, folder, name, 0, COCO_ANNOTATION_BYTES[name[-8:-4]], kept))
     for split in dict.fromkeys(config.split):
-        known = SPLITS[split]
+        known = COCO_SPLITS[split]
         lacking = min(config.limit or known.pictures, known.pictures)
         total = known.pictures
         if folder.complete(split).exists():
@@ -117,7 +117,7 @@ def _archive(config: DownloadCocoConfig, folder: CocoFolder, name: str, pictures
     return Piece(name, pictures, size, fetched_so_far(place), kept, archive_url(config, name))
 
 
-def refreshed(found: Sequence[Piece], patience: Patience) -> list[Piece]:
+def refreshed(found: Sequence[Piece], patience: RetryPolicy) -> list[Piece]:
     """The same with the sizes that the server gives now."""
     now = []
     for piece in found:
@@ -169,10 +169,10 @@ def told_lines(config: DownloadCocoConfig, found: Sequence[Piece]) -> list[str]:
 def tell_dry_run(config: DownloadCocoConfig, found: Sequence[Piece]) -> dict[str, Any]:
     """Say what would be done; what --json prints of it."""
     if not found:
-        console.result(f"{config.root / 'coco'}: everything is here; nothing would be fetched")
+        console.print_result(f"{config.root / 'coco'}: everything is here; nothing would be fetched")
     else:
         for line in told_lines(config, found):
-            console.result(line)
+            console.print_result(line)
     needed, free = room(config, found)
     to_fetch = [piece for piece in found if piece.here < piece.size]
     return {

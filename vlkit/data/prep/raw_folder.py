@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 from vlkit.config.data import PrepConfig
 from vlkit.data import captions
 from vlkit.data.prep import tables
-from vlkit.data.prep.source_folder import Source
-from vlkit.errors import DataError, UsageError, nearest
+from vlkit.data.prep.source_folder import SourceFolder
+from vlkit.errors import DataError, UsageError, suggest_name
 from vlkit.storage import Location
 
 
@@ -52,7 +52,7 @@ class Reject(NamedTuple):
     detail: str = ""
 
 
-class Item(NamedTuple):
+class RawImage(NamedTuple):
     """A picture with what its source says of it, before it has become rows."""
 
     image: str
@@ -77,14 +77,14 @@ class RawFolder:
             # --source names the table itself.
             self.table, location = location.name, location.parent
         without = [config.out] if config.out is not None else []
-        self.source = Source(location, without)
+        self.source = SourceFolder(location, without)
         prepared = (
             {"pairs.parquet", "data.yaml"} <= set(os.listdir(self.source.root)) if self.source.remote is None else False
         )
         if prepared:
             told = f"{location} is a prepared folder already"
             raise DataError(told, hint=f"use it: vlkit train-retrieval --data {location}")
-        self.pictures = Source(config.image_root, without, "--image-root") if config.image_root else self.source
+        self.pictures = SourceFolder(config.image_root, without, "--image-root") if config.image_root else self.source
 
     def check_templates(self, known: Collection[str]) -> None:
         """Refuse a template that names what no row has.
@@ -96,9 +96,9 @@ class RawFolder:
             for name in captions.template_fields(template):
                 if name not in {*known, *self.class_fields}:
                     told = f"the template {template!r} names {{{name}}}, which no row has"
-                    raise UsageError(told, hint=nearest(name, sorted({*known, *self.class_fields})))
+                    raise UsageError(told, hint=suggest_name(name, sorted({*known, *self.class_fields})))
 
-    def rows_of(self, item: Item) -> Iterator[RawRow | Reject]:
+    def rows_of(self, item: RawImage) -> Iterator[RawRow | Reject]:
         """An item's rows: its own texts, and the templates' where it has none of its own (or for all, if asked)."""
         own = list(dict.fromkeys(text for text in map(self._cleaned, item.texts) if text))
         groups = item.groups or item.classes or (item.image,)
@@ -115,13 +115,13 @@ class RawFolder:
             classes = (*of, *(c for c in item.classes if c not in of)) if set(of) <= set(item.classes) else item.classes
             yield RawRow(item.image, text, of, item.unit, classes, item.where, item.split, item.extra)
 
-    def _from_templates(self, item: Item, groups: tuple[str, ...]) -> list[tuple[str, tuple[str, ...]]]:
+    def _from_templates(self, item: RawImage, groups: tuple[str, ...]) -> list[tuple[str, tuple[str, ...]]]:
         made = []
         for class_name in item.classes:
             words = captions.readable_class(class_name)
             named = {column: words for column in self.class_fields}
             for template in self.config.templates:
-                text = captions.from_template(template, {**item.fields, **named})
+                text = captions.fill_template(template, {**item.fields, **named})
                 if text:
                     made.append((text, groups if item.groups else (class_name,)))
         return made
@@ -157,7 +157,7 @@ class RawFolder:
             return
         for name in self.pictures.pictures:
             if name not in named and PurePosixPath(name).suffix:
-                yield Reject(name, name, mask_of(name, self.pictures) or reason)
+                yield Reject(name, name, mask_reason(name, self.pictures) or reason)
 
     @property
     def _wide(self) -> bool:
@@ -189,7 +189,7 @@ MASK_ENDS = ("mask", "masks", "seg", "segmentation", "superpixels", "groundtruth
 MASKED_FOLDERS = ("image", "images", "img", "imgs", "original", "originals", "orig")
 
 
-def mask_of(name: str, source: Source) -> str | None:
+def mask_reason(name: str, source: SourceFolder) -> str | None:
     """Why a picture is taken for a mask, else None: there is the picture that it masks.
 
     That lies beside it under the name without its end (`7_mask.png` by `7.png`), or above or beside a folder of masks
@@ -211,6 +211,6 @@ def mask_of(name: str, source: Source) -> str | None:
     return None
 
 
-def reject_of(error: DataError, where: str, item: str) -> Reject:
+def reject_from_error(error: DataError, where: str, item: str) -> Reject:
     """A DataError about one file as a reject."""
     return Reject(where, item, error.message, error.hint or "")

@@ -16,9 +16,9 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from vlkit import console
-from vlkit.data.images.decode import SUFFIXES
+from vlkit.data.images.decode import IMAGE_SUFFIXES
 from vlkit.errors import DataError
-from vlkit.remote import Entry, Remote
+from vlkit.remote import RemoteFile, Remote
 from vlkit.storage import Location
 
 LEADS_OUT = "the path leads out of the source"
@@ -27,7 +27,7 @@ PREPARED = "a prepared folder, not part of the raw one"
 JUNK = frozenset(["__MACOSX", "Thumbs.db", "desktop.ini"])
 
 
-class Source:
+class SourceFolder:
     """A raw folder.
 
     Args:
@@ -68,7 +68,7 @@ class Source:
         return self.location.path
 
     @cached_property
-    def files(self) -> dict[str, Entry]:
+    def files(self) -> dict[str, RemoteFile]:
         """name -> size and stamp of every file, sorted by name; hidden ones are left out."""
         if self.remote is None:
             return dict(sorted(self._walk(self.root, "")))
@@ -86,7 +86,7 @@ class Source:
         self.refused |= dict.fromkeys(inner, PREPARED)
         return {name: found[name] for name in found if not name.startswith(tuple(f"{folder}/" for folder in inner))}
 
-    def _walk(self, folder: Path, prefix: str) -> Iterator[tuple[str, Entry]]:
+    def _walk(self, folder: Path, prefix: str) -> Iterator[tuple[str, RemoteFile]]:
         try:
             entries = list(os.scandir(folder))
         except OSError as error:
@@ -107,7 +107,7 @@ class Source:
                     yield from self._walk(Path(entry.path), name + "/")
             else:
                 stat = entry.stat()
-                yield name, Entry(stat.st_size, str(stat.st_mtime_ns))
+                yield name, RemoteFile(stat.st_size, str(stat.st_mtime_ns))
 
     def _not_read(self, entry: os.DirEntry[str]) -> str | None:
         """Why an entry of a folder is passed over."""
@@ -129,7 +129,7 @@ class Source:
     @cached_property
     def pictures(self) -> list[str]:
         """Names that may be pictures: by their suffix, or without one."""
-        return [name for name in self.files if PurePosixPath(name).suffix.lower() in {*SUFFIXES, ""}]
+        return [name for name in self.files if PurePosixPath(name).suffix.lower() in {*IMAGE_SUFFIXES, ""}]
 
     @cached_property
     def folders(self) -> dict[str, list[str]]:
@@ -270,7 +270,7 @@ def _folded(name: str) -> str:
 
 def _without_suffix(name: str) -> str:
     path = PurePosixPath(_folded(name))
-    return str(path.with_suffix("")) if path.suffix in SUFFIXES else str(path)
+    return str(path.with_suffix("")) if path.suffix in IMAGE_SUFFIXES else str(path)
 
 
 def _last_part(name: str) -> str:

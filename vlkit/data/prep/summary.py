@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vlkit import console
 from vlkit.config.data import PrepConfig
 from vlkit.data import labels, pairs, splits
-from vlkit.data.prep.collect import Gathered
+from vlkit.data.prep.collect import CollectedRows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,7 +23,7 @@ KNOWN_LIMITS = {"siglip": 64, "clip": 77}
 
 
 @dataclass(frozen=True)
-class CountTokens:
+class TokenCounter:
     """Counts tokens as a model does: texts -> how many each has, and how many the model takes."""
 
     count: Callable[[Sequence[str]], list[int]]
@@ -31,7 +31,7 @@ class CountTokens:
 
 
 def describe(
-    frame: pd.DataFrame, gathered: Gathered, config: PrepConfig, count_tokens: CountTokens | None
+    frame: pd.DataFrame, gathered: CollectedRows, config: PrepConfig, count_tokens: TokenCounter | None
 ) -> dict[str, Any]:
     """The content of data.yaml."""
     counts = {split: _counts(frame[frame["split"] == split], gathered) for split in splits.SPLITS}
@@ -64,7 +64,7 @@ def describe(
     }
 
 
-def _counts(frame: pd.DataFrame, gathered: Gathered) -> dict[str, int]:
+def _counts(frame: pd.DataFrame, gathered: CollectedRows) -> dict[str, int]:
     pictures = set(frame["image_id"])
     return {
         "pairs": len(frame),
@@ -75,7 +75,7 @@ def _counts(frame: pd.DataFrame, gathered: Gathered) -> dict[str, int]:
     }
 
 
-def class_sizes(frame: pd.DataFrame, gathered: Gathered) -> dict[str, dict[str, int]]:
+def class_sizes(frame: pd.DataFrame, gathered: CollectedRows) -> dict[str, dict[str, int]]:
     """class -> split -> pictures. A picture with several classes counts for each of them."""
     sizes: dict[str, Counter[str]] = {}
     first = frame.drop_duplicates("image_id")
@@ -101,7 +101,7 @@ def _false_negatives(frame: pd.DataFrame, seed: int) -> dict[str, float]:
         rows[rows["image_id"].isin(drawn["image_id"]) | rows["text_id"].isin(drawn["text_id"])]
     )
     extra = sum(
-        labels.matches_beside_own([images[i] for i in batch["image_id"]], [texts[t] for t in batch["text_id"]])
+        labels.count_false_negatives([images[i] for i in batch["image_id"]], [texts[t] for t in batch["text_id"]])
         for batch in batches
     )
     return {"batch_size": size, "a_row": round(extra / (size * len(batches)), 2)}
@@ -112,7 +112,7 @@ def _ceiling(test: pd.DataFrame) -> float | None:
     return round(test["text_id"].nunique() / len(test), 3) if len(test) else None
 
 
-def _copies(frame: pd.DataFrame, gathered: Gathered) -> dict[str, int]:
+def _copies(frame: pd.DataFrame, gathered: CollectedRows) -> dict[str, int]:
     ids = Counter(each.image_id for each in gathered.checked.values())
     clusters = Counter(gathered.cluster.values())
     groups: dict[str, frozenset[str]] = {}
@@ -129,7 +129,7 @@ def _copies(frame: pd.DataFrame, gathered: Gathered) -> dict[str, int]:
     }
 
 
-def _tokens(frame: pd.DataFrame, config: PrepConfig, count: CountTokens | None) -> dict[str, Any]:
+def _tokens(frame: pd.DataFrame, config: PrepConfig, count: TokenCounter | None) -> dict[str, Any]:
     """Texts longer than the model takes: counted by its tokenizer, else by words, which is a lower bound."""
     texts = list(frame.drop_duplicates("text_id")["text"])
     if count is not None:
@@ -146,14 +146,14 @@ def _tokens(frame: pd.DataFrame, config: PrepConfig, count: CountTokens | None) 
     return {"model": config.model, "limit": limit, "over": over, "texts": len(texts), "counted_by": "words"}
 
 
-def _warnings(frame: pd.DataFrame, gathered: Gathered, config: PrepConfig, facts: dict[str, Any]) -> list[str]:
+def _warnings(frame: pd.DataFrame, gathered: CollectedRows, config: PrepConfig, facts: dict[str, Any]) -> list[str]:
     found = [*gathered.notes]
     for split, of_split in facts["splits"].items():
         units = of_split["units"]
         if not units:
             found.append(f"the {split} split is empty: there are too few units, or classes, to share")
         elif split == "test" and units < FEW_TEST_UNITS:
-            found.append(f"the test split has {counted(units, 'unit')}: expect wide intervals")
+            found.append(f"the test split has {pluralize(units, 'unit')}: expect wide intervals")
     found += _about_classes(facts, config)
     found += _about_copies(gathered, facts["copies"], config)
     if config.split_by == "seed" and len(gathered.source_splits) > 1:
@@ -172,12 +172,12 @@ def _warnings(frame: pd.DataFrame, gathered: Gathered, config: PrepConfig, facts
     if gathered.rejects:
         were = "was" if len(gathered.rejects) == 1 else "were"
         found.append(
-            f"{counted(len(gathered.rejects), 'row or file', 'rows or files')} {were} left out: see rejects.csv"
+            f"{pluralize(len(gathered.rejects), 'row or file', 'rows or files')} {were} left out: see rejects.csv"
         )
     return found
 
 
-def counted(number: int, one: str, several: str | None = None) -> str:
+def pluralize(number: int, one: str, several: str | None = None) -> str:
     """`1 row`, `2 rows`."""
     return f"{number} {one if number == 1 else several or one + 's'}"
 
@@ -190,8 +190,8 @@ def _about_classes(facts: dict[str, Any], config: PrepConfig) -> list[str]:
     if missing:
         size, name = missing[0]
         does = "does" if len(missing) == 1 else "do"
-        what = f"{counted(len(missing), 'class', 'classes')} {does} not stand in every split"
-        found.append(f"{what}, such as {name} of {counted(size, 'picture')}: too few pictures, or units")
+        what = f"{pluralize(len(missing), 'class', 'classes')} {does} not stand in every split"
+        found.append(f"{what}, such as {name} of {pluralize(size, 'picture')}: too few pictures, or units")
     if len(sizes) == 1:
         found.append(f"there is one class, {next(iter(sizes))}: is {config.source} laid out as you think?")
     spelt: dict[str, list[str]] = {}
@@ -202,7 +202,7 @@ def _about_classes(facts: dict[str, Any], config: PrepConfig) -> list[str]:
     return found
 
 
-def _about_copies(gathered: Gathered, copies: dict[str, int], config: PrepConfig) -> list[str]:
+def _about_copies(gathered: CollectedRows, copies: dict[str, int], config: PrepConfig) -> list[str]:
     found = []
     if number := copies["under_several_classes"]:
         what = {"keep": "all of them count", "drop": "left out", "first": "the first by name or row counts"}
@@ -232,12 +232,12 @@ def _shared_texts(frame: pd.DataFrame) -> int:
     return len(in_split["train"] & in_split["test"])
 
 
-def tell(described: dict[str, Any], config: PrepConfig, dry_run: bool) -> None:
+def print_summary(described: dict[str, Any], config: PrepConfig, dry_run: bool) -> None:
     """Print the summary: what there is, what to expect, what was left out."""
     columns = ("pairs", "pictures", "texts", "units", "classes")
     rows = [(split, *(str(described["splits"][split][column]) for column in columns)) for split in splits.SPLITS]
     rows.append(("all", *(str(described["counts"][column]) for column in columns)))
-    console.table(f"{config.out}{' (dry run: nothing written)' if dry_run else ''}", ("split", *columns), rows)
+    console.print_table(f"{config.out}{' (dry run: nothing written)' if dry_run else ''}", ("split", *columns), rows)
     _tell_classes(described["classes"])
     texts, pictures = described["texts_a_picture"], described["pictures_a_text"]
     console.say(
@@ -254,7 +254,7 @@ def tell(described: dict[str, Any], config: PrepConfig, dry_run: bool) -> None:
         )
     copies = described["copies"]
     if copies["identical"] or copies["near_identical"]:
-        told = f"{copies['identical']} identical and {counted(copies['near_identical'], 'near-identical picture')}"
+        told = f"{copies['identical']} identical and {pluralize(copies['near_identical'], 'near-identical picture')}"
         console.say(f"{told}: each stays in one split with its like")
     for warning in described["warnings"]:
         console.warn(warning)
@@ -278,9 +278,9 @@ def _tell_classes(sizes: dict[str, dict[str, int]]) -> None:
         else (name[:40], *(str(sizes[name][s]) for s in splits.SPLITS))
         for name in shown
     ]
-    console.table("pictures a class", ("class", *splits.SPLITS), rows)
+    console.print_table("pictures a class", ("class", *splits.SPLITS), rows)
 
 
 def _tell_settings(settings: dict[str, Any]) -> None:
     shown = [(name, str(value)) for name, value in settings.items() if value not in (None, [], False)]
-    console.table("settings", ("", "value"), shown)
+    console.print_table("settings", ("", "value"), shown)

@@ -14,10 +14,10 @@ from vlkit import console
 from vlkit.config.data import PrepConfig
 from vlkit.data import captions
 from vlkit.data.prep import tables
-from vlkit.data.prep.raw_folder import Item, RawFolder, RawRow, Reject, reject_of
-from vlkit.data.prep.source_folder import Source
-from vlkit.data.splits import named_split
-from vlkit.errors import DataError, nearest
+from vlkit.data.prep.raw_folder import RawImage, RawFolder, RawRow, Reject, reject_from_error
+from vlkit.data.prep.source_folder import SourceFolder
+from vlkit.data.splits import split_from_name
+from vlkit.errors import DataError, suggest_name
 
 # Where no flag or preset names a column, the first of these that the table has.
 IMAGE_COLUMNS = (
@@ -111,7 +111,7 @@ def _found(raw: RawFolder, column: str, records: Sequence[Any]) -> int:
     """How many of these records name a picture in this column that is there."""
     found = 0
     for record in records[:TRIED]:
-        for name in tables.values(record.get(column))[:1]:
+        for name in tables.cell_values(record.get(column))[:1]:
             with contextlib.suppress(DataError):
                 raw.locate(name)
                 found += 1
@@ -119,10 +119,10 @@ def _found(raw: RawFolder, column: str, records: Sequence[Any]) -> int:
 
 
 def _no_column(where: str, column: str, names: Sequence[str]) -> DataError:
-    return DataError(f"{where}: no column {column!r}; it has {', '.join(names)}", hint=nearest(column, names))
+    return DataError(f"{where}: no column {column!r}; it has {', '.join(names)}", hint=suggest_name(column, names))
 
 
-def find_tables(source: Source) -> list[str]:
+def find_tables(source: SourceFolder) -> list[str]:
     """Tables at the top of a source or under documents/."""
     return [
         name
@@ -135,7 +135,7 @@ def find_tables(source: Source) -> list[str]:
 def names_pictures(raw: RawFolder, name: str) -> bool:
     """A table with a column of pictures, by its first records."""
     try:
-        peeked = list(itertools.islice(tables.records(raw.source.path(name), name), TRIED))
+        peeked = list(itertools.islice(tables.read_records(raw.source.path(name), name), TRIED))
     except DataError:
         # It is meant to be a table; what is wrong with it is told when it is read.
         return PurePosixPath(name).suffix.lower() != ".json"
@@ -165,7 +165,7 @@ def _the_table(raw: RawFolder) -> str:
 def table(raw: RawFolder) -> Iterator[RawRow | Reject]:
     """The rows of the one table."""
     name = _the_table(raw)
-    records = tables.records(raw.source.path(name), name)
+    records = tables.read_records(raw.source.path(name), name)
     peeked = list(itertools.islice(records, PEEKED))
     good = [record for _, record in peeked if isinstance(record, dict)]
     names = list(dict.fromkeys(column for record in good for column in record if isinstance(column, str)))
@@ -207,34 +207,34 @@ def _configured(config: PrepConfig) -> list[str]:
 def _rows_of(
     raw: RawFolder, columns: Columns, record: tables.Record, where: str, folder: str, named: set[str]
 ) -> Iterator[RawRow | Reject]:
-    texts = [text for column in columns.texts for text in tables.values(record.get(column))]
+    texts = [text for column in columns.texts for text in tables.cell_values(record.get(column))]
     classes = _classes(columns.labels, record)
     groups = _cleaned(record.get(columns.group)) if columns.group else ()
-    images = [image.strip() for image in dict.fromkeys(tables.values(record.get(columns.image)))]
+    images = [image.strip() for image in dict.fromkeys(tables.cell_values(record.get(columns.image)))]
     missing = [
         reason
         for reason, there in (
             (f"no {columns.group}", groups or not columns.group),
             (_no_words(columns), texts or classes),
             (f"no picture in {columns.image}", images),
-            (f"a list that cannot be read in {', '.join(columns.labels)}", not any(map(tables.broken_list, classes))),
+            (f"a list that cannot be read in {', '.join(columns.labels)}", not any(map(tables.is_unreadable_list, classes))),
         )
         if not there
     ]
-    fields = {key: text for key in record if (text := captions.clean(" ".join(tables.values(record[key]))))}
+    fields = {key: text for key in record if (text := captions.clean(" ".join(tables.cell_values(record[key]))))}
     units = _cleaned(record.get(columns.unit)) if columns.unit else groups
-    split = named_split(str(record[columns.split])) if columns.split and record.get(columns.split) else None
+    split = split_from_name(str(record[columns.split])) if columns.split and record.get(columns.split) else None
     extra = {column: _plain(record[column]) for column in record if column not in columns.used} or None
     for image in images:
         try:
             found = raw.locate(image, folder)
         except DataError as error:
-            yield reject_of(error, where, image)
+            yield reject_from_error(error, where, image)
             continue
         named.add(found)
         if not missing:
             unit = units[0] if units else found
-            yield from raw.rows_of(Item(found, texts, where, unit, groups, classes, split, fields, extra))
+            yield from raw.rows_of(RawImage(found, texts, where, unit, groups, classes, split, fields, extra))
     if missing:
         yield Reject(where, groups[0] if groups else images[0] if images else where, "; ".join(missing))
 
@@ -246,7 +246,7 @@ def _no_words(columns: Columns) -> str:
 
 
 def _cleaned(cell: Any) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(text for value in tables.values(cell) if (text := captions.clean(value))))
+    return tuple(dict.fromkeys(text for value in tables.cell_values(cell) if (text := captions.clean(value))))
 
 
 def _classes(columns: Sequence[str], record: tables.Record) -> tuple[str, ...]:
@@ -257,7 +257,7 @@ def _classes(columns: Sequence[str], record: tables.Record) -> tuple[str, ...]:
         )
     found = []
     for column in columns:
-        for value in tables.values(record.get(column)):
+        for value in tables.cell_values(record.get(column)):
             for mark in SEPARATORS[1:]:
                 value = value.replace(mark, SEPARATORS[0])
             found += [captions.clean(part) for part in value.split(SEPARATORS[0])]

@@ -43,6 +43,6 @@ def sample(config: SampleConfig) -> dict[str, Any]:
     counts = WRITERS[config.layout](out, config.seed)
     if config.ugly:
         counts |= add_ugly(config.layout, out)
-    console.result(f"{out}: {', '.join(f'{count} {what}' for what, count in counts.items())}")
+    console.print_result(f"{out}: {', '.join(f'{count} {what}' for what, count in counts.items())}")
     console.hint(f"vlkit prep --domain {config.layout} --source {out}")
     return {"out": str(out), **counts}

@@ -95,7 +95,7 @@ def evaluate_captions(config: EvalConfig) -> dict[str, Any]:
     target.write_json(f"captions{suffix}.json", made.coco())
     target.write_json(f"results{suffix}.json", results)
     if config.out is None:
-        run.mirror(must=True)
+        run.mirror(required=True)
     print_caption_summary(results, f"{run.folder}, {config.split}", folder / f"results{suffix}.json")
     print_captions(captioned, config.samples)
     refuse_missed(results, config.fail_under)

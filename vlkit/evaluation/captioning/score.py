@@ -20,13 +20,13 @@ from vlkit.config.evaluation import CAPTIONED, SCHEMA, EvalConfig
 from vlkit.errors import DataError, UsageError
 from vlkit.evaluation.captioning.metrics import CaptionScores
 from vlkit.evaluation.captioning.ptb_tokens import coco_tokens
-from vlkit.evaluation.comparison import Measured, compare
+from vlkit.evaluation.comparison import PerQueryMetrics, compare
 from vlkit.evaluation.results import refuse_foreign, refuse_missed
 from vlkit.storage import json_text, write_text
 
 if TYPE_CHECKING:
     from vlkit.data.pairs import Pairs
-    from vlkit.evaluation.captioning.clipscore import Judge
+    from vlkit.evaluation.captioning.clipscore import ClipScorer
 
 NAMES = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE_L", "CIDEr", "word for word", "CLIPScore", "RefCLIPScore")
 SHOWN = dict(zip(CAPTIONED, NAMES, strict=True))
@@ -40,7 +40,7 @@ class References:
     of_image: Mapping[str, list[str]]
 
     @classmethod
-    def of(cls, pairs: Pairs) -> References:
+    def from_pairs(cls, pairs: Pairs) -> References:
         """Every matching text of a table, by its picture."""
         found: dict[str, list[str]] = defaultdict(list)
         for image, text in zip(pairs.frame["image_id"], pairs.frame["text"], strict=True):
@@ -49,7 +49,7 @@ class References:
 
 
 @dataclass(frozen=True)
-class Captioned:
+class CaptionSet:
     """Captions to be scored, an image each.
 
     Attributes:
@@ -65,7 +65,7 @@ class Captioned:
     reference_tokens: list[list[list[str]]]
 
     @classmethod
-    def of(cls, images: list[str], captions: list[str], references: list[list[str]]) -> Captioned:
+    def from_texts(cls, images: list[str], captions: list[str], references: list[list[str]]) -> CaptionSet:
         """Cut everything into COCO's tokens."""
         flat = iter(coco_tokens([text for each in references for text in each]))
         return cls(
@@ -73,16 +73,16 @@ class Captioned:
         )
 
     @classmethod
-    def read(cls, captions: Path, references: Path) -> Captioned:
+    def read(cls, captions: Path, references: Path) -> CaptionSet:
         """Of a COCO results file and a COCO annotation file.
 
         Raises:
             DataError: a file is none, an image has two captions, or no reference.
         """
         told: dict[str, list[str]] = defaultdict(list)
-        for image, text in captions_of_file(references):
+        for image, text in read_captions(references):
             told[image].append(text)
-        made = captions_of_file(captions)
+        made = read_captions(captions)
         twice = [image for image, count in Counter(image for image, _ in made).items() if count > 1]
         if twice:
             hint = "one an image is scored; or are --captions and --references the wrong way round?"
@@ -95,7 +95,7 @@ class Captioned:
             console.warn(f"{len(told) - len(made)} of {len(told)} images of {references} have no caption: left out")
         if len(made) == 1:
             console.warn("of one image CIDEr is always 0: it weighs words by how few of the images have them")
-        found = cls.of([image for image, _ in made], [text for _, text in made], [told[image] for image, _ in made])
+        found = cls.from_texts([image for image, _ in made], [text for _, text in made], [told[image] for image, _ in made])
         if empty := sum(not each for each in found.tokens):
             console.warn(f"{empty} of {len(made)} captions have no words: they score 0")
         return found
@@ -107,17 +107,17 @@ class Captioned:
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredCaptions:
     """Captions and everything that is measured of them."""
 
-    captioned: Captioned
+    captioned: CaptionSet
     scores: CaptionScores
-    measured: Measured
+    measured: PerQueryMetrics
 
     @classmethod
-    def of(cls, captioned: Captioned, judge: Judge | None = None) -> Scored:
+    def from_captions(cls, captioned: CaptionSet, judge: ClipScorer | None = None) -> ScoredCaptions:
         """Score captions on COCO's tokens; with a `judge`, what a dual encoder thinks of them, too."""
-        scores = CaptionScores.of(captioned.tokens, captioned.reference_tokens)
+        scores = CaptionScores.from_tokens(captioned.tokens, captioned.reference_tokens)
         measured = scores.measured()
         more = {"exact": captioned.exact()}
         if judge is not None:
@@ -126,10 +126,10 @@ class Scored:
         return cls(captioned, scores, replace(measured, means={**measured.means, **more}))
 
 
-def compared(scored: Scored, beside: Scored | None, *, draws: int, seed: int) -> dict[str, dict[str, Any]]:
+def compare_captions(scored: ScoredCaptions, beside: ScoredCaptions | None, *, draws: int, seed: int) -> dict[str, dict[str, Any]]:
     """metrics, intervals and, beside others, baseline and paired difference, as results.json has them."""
 
-    def only(of: Measured, wanted: Callable[[str], bool]) -> Measured:
+    def only(of: PerQueryMetrics, wanted: Callable[[str], bool]) -> PerQueryMetrics:
         return replace(of, means={name: values for name, values in of.means.items() if wanted(name)})
 
     images = scored.captioned.images
@@ -144,7 +144,7 @@ def compared(scored: Scored, beside: Scored | None, *, draws: int, seed: int) ->
         found = compare(both, base, images, draws=draws, seed=seed)
         alone = only(scored.measured, lambda name: name not in known)
         # What is measured of one only is compared with nothing.
-        rest = compare(Measured(alone.means), None, images, draws=draws, seed=seed)
+        rest = compare(PerQueryMetrics(alone.means), None, images, draws=draws, seed=seed)
         found = {part: values | rest[part] for part, values in found.items()}
     found["metrics"]["images"] = len(images)
     return {part: {"captions": values} for part, values in found.items() if values}
@@ -161,40 +161,40 @@ def score_captions(config: EvalConfig) -> dict[str, Any]:
         if config.out.is_remote:
             raise UsageError(f"--out {config.out}: captions are scored into a folder on this machine")
         refuse_foreign(config.out.path, None)
-    captioned = Captioned.read(config.captions, config.references)
-    told = None if config.against is None else other_captions(config.against, captioned.images)
-    judge: Judge | None = None
+    captioned = CaptionSet.read(config.captions, config.references)
+    told = None if config.against is None else read_other_captions(config.against, captioned.images)
+    judge: ClipScorer | None = None
     if config.clip_model is not None:
-        from vlkit.evaluation.captioning.clipscore import Judge, files_of
+        from vlkit.evaluation.captioning.clipscore import ClipScorer, coco_image_paths
 
         assert config.images is not None
-        paths = files_of(config.references, config.images, captioned.images)
-        judge = Judge(config.clip_model, paths, config.batch_size, config.decode)
-    scored = Scored.of(captioned, judge)
-    other = None if told is None else Captioned.of(captioned.images, told, captioned.references)
-    against = None if other is None else Scored.of(other, judge)
+        paths = coco_image_paths(config.references, config.images, captioned.images)
+        judge = ClipScorer(config.clip_model, paths, config.batch_size, config.decode)
+    scored = ScoredCaptions.from_captions(captioned, judge)
+    other = None if told is None else CaptionSet.from_texts(captioned.images, told, captioned.references)
+    against = None if other is None else ScoredCaptions.from_captions(other, judge)
     results = {
         "schema": SCHEMA,
         "task": "captioning",
         "model": config.captions.stem,
         "data": {"path": str(config.references), "captions": str(config.captions)},
-        **compared(scored, against, draws=config.draws, seed=config.seed),
+        **compare_captions(scored, against, draws=config.draws, seed=config.seed),
         **({"compared_with": str(config.against)} if against else {}),
         **({"clip_model": config.clip_model} if config.clip_model else {}),
         "diversity": diversity(captioned.tokens),
-        "examples": examples_of(captioned, scored.scores),
+        "examples": worst_and_best(captioned, scored.scores),
     }
     written = None
     if config.out is not None:
         written = config.out.path / "results.json"
         write_text(written, json_text(results, indent=2) + "\n")
-    tell(results, str(config.captions), written)
-    show(captioned, config.samples)
+    print_caption_summary(results, str(config.captions), written)
+    print_captions(captioned, config.samples)
     refuse_missed(results, config.fail_under)
     return results
 
 
-def other_captions(against: Path, images: Sequence[str], suffix: str = "") -> list[str]:
+def read_other_captions(against: Path, images: Sequence[str], suffix: str = "") -> list[str]:
     """The captions of another run, or of a COCO results file, of the same images.
 
     Args:
@@ -207,12 +207,12 @@ def other_captions(against: Path, images: Sequence[str], suffix: str = "") -> li
     hint = f"measure it on the same data, split and limit first: vlkit eval --run {against}"
     if against.is_dir() and not path.is_file():
         raise DataError(f"no such file: {path}", hint=hint)
-    texts = dict(captions_of_file(path))
-    missing = [image for image in images if image_name(image) not in texts]
+    texts = dict(read_captions(path))
+    missing = [image for image in images if normalize_image_id(image) not in texts]
     if missing:
         told = f"{path} has no caption of {len(missing)} of the images, the first is {missing[0]}"
         raise DataError(told, hint=hint if against.is_dir() else "are they of the same images?")
-    return [texts[image_name(image)] for image in images]
+    return [texts[normalize_image_id(image)] for image in images]
 
 
 def diversity(captions: Sequence[Sequence[str]]) -> dict[str, float]:
@@ -232,8 +232,8 @@ def diversity(captions: Sequence[Sequence[str]]) -> dict[str, float]:
     }
 
 
-def examples_of(
-    captioned: Captioned, scores: CaptionScores, places: Sequence[str] = ()
+def worst_and_best(
+    captioned: CaptionSet, scores: CaptionScores, places: Sequence[str] = ()
 ) -> dict[str, list[dict[str, Any]]]:
     """The captions of the lowest and the highest CIDEr.
 
@@ -261,13 +261,13 @@ def examples_of(
     return {"worst": shown(order[:worst]), "best": shown(order[::-1][:best])}
 
 
-def captions_of_file(path: Path) -> list[tuple[str, str]]:
+def read_captions(path: Path) -> list[tuple[str, str]]:
     """(image, caption) of a list of {image_id, caption}, as JSON or JSON lines, or of the annotations of a COCO file.
 
     Raises:
         DataError: it is neither.
     """
-    content = content_of(path)
+    content = read_json_file(path)
     rows = content.get("annotations", [content]) if isinstance(content, dict) else content
     if not isinstance(rows, list) or not rows:
         raise DataError(f"{path} holds no captions", hint="a list of {image_id, caption}, or a COCO annotation file")
@@ -279,7 +279,7 @@ def captions_of_file(path: Path) -> list[tuple[str, str]]:
         if not isinstance(text, str) or not isinstance(image, str | int | float):
             raise DataError(f"{path}: entry {number} has no image_id or no caption")
         # Half of an emoji is no letter.
-        found.append((image_name(image), text.encode("utf-8", "replace").decode("utf-8")))
+        found.append((normalize_image_id(image), text.encode("utf-8", "replace").decode("utf-8")))
     return found
 
 
@@ -289,13 +289,13 @@ def _named(row: Mapping[str, Any]) -> Any:
     return Path(row["image"]).stem if by_file else row.get("image_id")
 
 
-def image_name(image: str | int | float) -> str:
+def normalize_image_id(image: str | int | float) -> str:
     """An image's id as text: 7, "7", 7.0 and "000000000007" are one image."""
     whole = isinstance(image, float) and image.is_integer()
     return str(int(image)) if whole or str(image).isdecimal() else str(image)
 
 
-def content_of(path: Path) -> Any:
+def read_json_file(path: Path) -> Any:
     """What a JSON file, or one of JSON lines, holds.
 
     Raises:
@@ -314,7 +314,7 @@ def content_of(path: Path) -> Any:
         raise DataError(f"{path} is no JSON: {error}", hint="JSON lines are read from a .jsonl") from None
 
 
-def tell(results: Mapping[str, Any], title: str, written: Path | None) -> None:
+def print_caption_summary(results: Mapping[str, Any], title: str, written: Path | None) -> None:
     """The table that people read.
 
     Args:
@@ -330,24 +330,24 @@ def tell(results: Mapping[str, Any], title: str, written: Path | None) -> None:
             row += _difference(difference.get(name))
         rows.append(row)
     beside = (f"more than {results['compared_with']}", "95 %", "p") if difference else ()
-    console.table(f"{title}: {metrics['images']} images", ("", "value", "95 %", *beside), rows)
+    console.print_table(f"{title}: {metrics['images']} images", ("", "value", "95 %", *beside), rows)
     if looking := results["metrics"].get("looking"):
         shuffled = "-" if looking["shuffled"] is None else f"{looking['shuffled']:.3f}"
         told = f"loss {looking['right']:.3f} nats a token; with a shuffled picture {shuffled}, with a blank one"
-        console.result(f"{told} {looking['blank']:.3f}")
+        console.print_result(f"{told} {looking['blank']:.3f}")
     spread = results["diversity"]
     words = f"{spread['mean_length']:.1f} words on average, {spread['vocabulary']} different ones"
-    console.result(f"{spread['distinct_captions']:.1%} of the captions are distinct; {words}")
+    console.print_result(f"{spread['distinct_captions']:.1%} of the captions are distinct; {words}")
     if written is not None:
         console.hint(f"all numbers, the worst and the best captions: {written}")
 
 
-def show(captioned: Captioned, count: int) -> None:
+def print_captions(captioned: CaptionSet, count: int) -> None:
     """A few captions beside what a person says, to be read."""
     rows = zip(captioned.images, captioned.captions, captioned.references, strict=True)
     shown = [(image, text, told[0]) for (image, text, told), _ in zip(rows, range(count), strict=False)]
     if shown:
-        console.table("captions", ("image", "caption", "a person"), shown, left=3)
+        console.print_table("captions", ("image", "caption", "a person"), shown, left=3)
 
 
 def _difference(found: Mapping[str, float] | None) -> list[str]:

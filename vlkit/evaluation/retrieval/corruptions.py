@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vlkit.config.data import OPERATIONS
-from vlkit.data.augment.image_ops import Variation
+from vlkit.config.data import IMAGE_OPERATIONS
+from vlkit.data.augment.image_ops import ImageAugmenter
 from vlkit.data.images import decode
 from vlkit.data.images.decode import PixelSpec
 from vlkit.data.loading.retrieval_batches import PixelStore
@@ -19,7 +19,7 @@ MAX_SIDE = 640
 # Counts up when a corruption is made in another way: what is kept of it is then of no use.
 VERSION = 1
 LIGHT_LEFT, BLUR, QUALITY, DEGREES = 0.35, 0.015, 10, 15.0
-STATED = {
+CORRUPTIONS = {
     "low-light": f"{LIGHT_LEFT:.0%} of the light",
     "blur": f"Gaussian blur, its radius {BLUR:.1%} of the longer side",
     "jpeg": f"saved as JPEG of quality {QUALITY}",
@@ -29,17 +29,17 @@ OPERATION = {"low-light": "low_light", "blur": "blur", "rotate": "rotate"}
 
 
 @dataclass
-class ShiftedPixels(PixelStore):
+class CorruptedPixels(PixelStore):
     """Pictures under a corruption, as a model wants them."""
 
     shift: str = field(kw_only=True)
 
     def pixels(self, path: Path) -> np.ndarray:
         """uint8 [3, size, size]."""
-        return shifted(path, self.shift, self.spec)
+        return corrupt(path, self.shift, self.spec)
 
 
-def shifted(path: Path, shift: str, spec: PixelSpec) -> np.ndarray:
+def corrupt(path: Path, shift: str, spec: PixelSpec) -> np.ndarray:
     """A picture under a corruption: uint8 [3, size, size].
 
     Args:
@@ -47,7 +47,7 @@ def shifted(path: Path, shift: str, spec: PixelSpec) -> np.ndarray:
     """
     from PIL import Image
 
-    picture = decode.upright(path, at_most=MAX_SIDE)
+    picture = decode.load_rgb(path, at_most=MAX_SIDE)
     if shift == "jpeg":
         packed = io.BytesIO()
         picture.save(packed, "JPEG", quality=QUALITY)
@@ -55,7 +55,7 @@ def shifted(path: Path, shift: str, spec: PixelSpec) -> np.ndarray:
     else:
         amount = {"low-light": LIGHT_LEFT, "blur": BLUR * max(picture.size), "rotate": DEGREES}[shift]
         name = OPERATION[shift]
-        probability = {each: float(each == name) for each in OPERATIONS}
-        always = Variation(probability, {name: (amount, amount)}, seed=0, max_side=MAX_SIDE)
+        probability = {each: float(each == name) for each in IMAGE_OPERATIONS}
+        always = ImageAugmenter(probability, {name: (amount, amount)}, seed=0, max_side=MAX_SIDE)
         picture = Image.fromarray(always.apply(np.asarray(picture), 0, ""))
-    return decode.fitted(picture, spec)
+    return decode.resize_to_spec(picture, spec)

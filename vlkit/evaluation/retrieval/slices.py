@@ -16,12 +16,12 @@ import pandas as pd
 
 from vlkit import console
 from vlkit.config.evaluation import RARE
-from vlkit.data.pairs import RESERVED, Pairs
-from vlkit.errors import UsageError, nearest
-from vlkit.evaluation.comparison import Measured, difference
-from vlkit.evaluation.retrieval.classification import Classes, classes_by
-from vlkit.evaluation.retrieval.task import DIRECTIONS, Embedded, Scores, Task
-from vlkit.evaluation.statistics import gap, interval, resample, swapped
+from vlkit.data.pairs import RESERVED_COLUMNS, Pairs
+from vlkit.errors import UsageError, suggest_name
+from vlkit.evaluation.comparison import PerQueryMetrics, difference
+from vlkit.evaluation.retrieval.classification import Classes, classes_by_id
+from vlkit.evaluation.retrieval.task import DIRECTIONS, Embeddings, RetrievalScores, RetrievalTask
+from vlkit.evaluation.statistics import gap, interval, resample, permutation_test
 
 # Of 255: what is darker on the whole was taken in low light.
 LOW_LIGHT = 64.0
@@ -47,8 +47,8 @@ class Slicing:
     of: Sequence[str | None]
 
 
-def slicings(
-    task: Task, embedded: Embedded, pairs: Pairs, classes: Classes | None, size: int, columns: Sequence[str]
+def make_slicings(
+    task: RetrievalTask, embedded: Embeddings, pairs: Pairs, classes: Classes | None, size: int, columns: Sequence[str]
 ) -> list[Slicing]:
     """Every way that cuts these queries into two slices at least.
 
@@ -65,8 +65,8 @@ def slicings(
         Slicing("script", "text_to_image", [script(text) for text in task.texts["text"]]),
         Slicing("light", "image_to_text", [_light(value) for value in embedded.brightness]),
     ]
-    if {"width", "height"} <= set(task.pictures):
-        sides = task.pictures[["width", "height"]].astype(float).min(axis=1)
+    if {"width", "height"} <= set(task.images):
+        sides = task.images[["width", "height"]].astype(float).min(axis=1)
         labels = [None if np.isnan(s) else f"below {size} pixels" if s < size else f"{size} and more" for s in sides]
         found.append(Slicing("shorter side", "image_to_text", labels))
     if classes is not None:
@@ -76,8 +76,8 @@ def slicings(
         if column not in task.pairs.frame and column in USUAL:
             continue  # It is among them anyway.
         if column not in task.pairs.frame:
-            named = [str(name) for name in task.pairs.frame.columns if name not in RESERVED]
-            raise UsageError(f"--slice-by {column}: the table has no such column", hint=nearest(column, named))
+            named = [str(name) for name in task.pairs.frame.columns if name not in RESERVED_COLUMNS]
+            raise UsageError(f"--slice-by {column}: the table has no such column", hint=suggest_name(column, named))
         cut = _cut(task.pairs.frame[column], column)
         name = f"{column} (column)" if column in USUAL else column
         found += _by_key(task, name, lambda kind, cut=cut: _one_value(task.pairs.frame[f"{kind}_id"], cut))  # type: ignore[misc]
@@ -90,12 +90,12 @@ def _several(each: Slicing) -> bool:
     return len({label for label in each.of if label is not None}) > 1
 
 
-def _by_key(task: Task, name: str, of: Callable[[str], dict[str, str | None]]) -> list[Slicing]:
+def _by_key(task: RetrievalTask, name: str, of: Callable[[str], dict[str, str | None]]) -> list[Slicing]:
     """A slicing for each direction, by the ids of texts and of pictures."""
     texts, pictures = of("text"), of("image")
     return [
         Slicing(name, "text_to_image", [texts.get(key) for key in task.texts["text_id"]]),
-        Slicing(name, "image_to_text", [pictures.get(key) for key in task.pictures["image_id"]]),
+        Slicing(name, "image_to_text", [pictures.get(key) for key in task.images["image_id"]]),
     ]
 
 
@@ -116,10 +116,10 @@ def _light(value: float) -> str | None:
     return None if np.isnan(value) else "low light" if value < LOW_LIGHT else "normal"
 
 
-def _class_sizes(task: Task, kind: str, counts: dict[str, int]) -> dict[str, str | None]:
+def _class_sizes(task: RetrievalTask, kind: str, counts: dict[str, int]) -> dict[str, str | None]:
     """id -> rare or common, by the rarest of its classes."""
     found = {}
-    for key, names in classes_by(task.pairs.frame, kind, counts).items():
+    for key, names in classes_by_id(task.pairs.frame, kind, counts).items():
         least = min((counts[name] for name in names if name in counts), default=None)
         rare = f"rare (below {RARE} training pictures)"
         found[key] = None if least is None else rare if least < RARE else "common"
@@ -164,8 +164,8 @@ def _one_value(keys: pd.Series[str], values: pd.Series[Any]) -> dict[str, str | 
     return found
 
 
-def sliced(
-    cuts: Sequence[Slicing], tuned: Scores, base: Scores | None, task: Task, *, draws: int, seed: int
+def compare_slices(
+    cuts: Sequence[Slicing], tuned: RetrievalScores, base: RetrievalScores | None, task: RetrievalTask, *, draws: int, seed: int
 ) -> dict[str, Any]:
     """slicing -> slice -> direction -> recall@1 with its interval, the gap to the rest, and the same of the base.
 
@@ -175,9 +175,9 @@ def sliced(
     for direction in DIRECTIONS:
         asked = tuned.ranks[direction].query
         units = task.queries(direction)["unit"].to_numpy()[asked]
-        hits = {"tuned": Measured.of(tuned.ranks[direction]).means[METRIC]}
+        hits = {"tuned": PerQueryMetrics.of(tuned.ranks[direction]).means[METRIC]}
         if base is not None:
-            hits["base"] = Measured.of(base.ranks[direction]).means[METRIC]
+            hits["base"] = PerQueryMetrics.of(base.ranks[direction]).means[METRIC]
         sides: dict[tuple[str, str], dict[str, np.ndarray]] = {}
         for cut in (each for each in cuts if each.direction == direction):
             labels = np.array([cut.of[query] for query in asked], dtype=object)
@@ -215,7 +215,7 @@ def _cell(
     if ("base", "in") in means:
         (now, drawn), (before, drawn_before) = own["tuned", "in"], own["base", "in"]
         between = drawn - drawn_before
-        by_luck = swapped(now, before, units.tolist(), draws=len(drawn), seed=seed).p_value
+        by_luck = permutation_test(now, before, units.tolist(), draws=len(drawn), seed=seed).p_value
         apart = means["tuned", "in"] - means["base", "in"]
         cell["difference"] = difference(apart, between, by_luck, units=counts["in"], bounds=(-1, 1))
     return cell

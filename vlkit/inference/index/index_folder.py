@@ -132,7 +132,7 @@ def open_index(location: Location) -> Index:
             try:
                 if location.is_remote:
                     # A whole bucket is no zone here: its manifest lies in it.
-                    found = _opened(location, Remote(location).mirrored(MANIFEST))
+                    found = _opened(location, Remote(location).download_verified(MANIFEST))
                 else:
                     _verify(location.path)
                     found = _opened(location, location.path)

@@ -70,7 +70,7 @@ def open_towers(said: dict[str, Any], elsewhere: str | None = None, decode: Deco
             hint = "a run's folder, a model's, or a hub name such as openai/clip-vit-base-patch32"
             raise UsageError(error.message, hint=hint) from None
     run = Run(Path(elsewhere or said["run"]))
-    if not run.begun:
+    if not run.started:
         if elsewhere is not None:
             return load_model(elsewhere, decode)
         told = f"the index was made with the run {run.folder}, which is not there"

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from vlkit.data.captions import readable_class
-from vlkit.errors import UsageError, nearest
-from vlkit.inference.index.documents import Kind
+from vlkit.errors import UsageError, suggest_name
+from vlkit.inference.index.documents import Modality
 from vlkit.inference.index.index_folder import Index
 
 # Columns of the docstore; any other name is one of the source's further columns.
@@ -34,7 +34,7 @@ def parsed(lines: Sequence[str]) -> dict[str, frozenset[str]]:
     return {name: frozenset(values) for name, values in found.items()}
 
 
-def allowed(index: Index, kind: Kind, filters: Filters) -> np.ndarray:
+def allowed(index: Index, kind: Modality, filters: Filters) -> np.ndarray:
     """bool [rows]: which have one of the values of every name."""
     mask = np.ones(len(index.nearest[kind]), bool)
     for name, values in filters.items():
@@ -54,14 +54,14 @@ def refuse_unknown(index: Index, filters: Filters) -> None:
             further = {key for kind in index.nearest for each in _metadata(index, kind) for key in each}
             told = f"nothing in {index.name} has a {name}"
             others = [each for each in (*OWN, *sorted(further)) if each != name]
-            raise UsageError(told, hint=nearest(name, others))
+            raise UsageError(told, hint=suggest_name(name, others))
         if values.isdisjoint(known):
             value = sorted(values)[0]
             told = f"nothing in {index.name} has {name}={value}"
-            raise UsageError(told, hint=nearest(value, sorted(known)[:5000]))
+            raise UsageError(told, hint=suggest_name(value, sorted(known)[:5000]))
 
 
-def _values(index: Index, kind: Kind, name: str) -> list[list[str]]:
+def _values(index: Index, kind: Modality, name: str) -> list[list[str]]:
     """Of every row the values that it has under a name."""
     if name == "group":
         return index.column(kind, name).to_pylist()
@@ -80,7 +80,7 @@ def _names(class_name: str) -> list[str]:
     return list(dict.fromkeys([class_name, *parts, *map(readable_class, parts)]))
 
 
-def _metadata(index: Index, kind: Kind) -> list[dict[str, Any]]:
+def _metadata(index: Index, kind: Modality) -> list[dict[str, Any]]:
     return [json.loads(each or "{}") for each in index.column(kind, "metadata").to_pylist()]
 
 

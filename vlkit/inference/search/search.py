@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from vlkit import console
-from vlkit.config.search import INDEXES, Of, SearchConfig
+from vlkit.config.search import INDEXES, Contents, SearchConfig
 from vlkit.data.captions import clean
 from vlkit.errors import DataError, UsageError
-from vlkit.inference.index.documents import Kind
+from vlkit.inference.index.documents import Modality
 from vlkit.inference.index.index_folder import ABOUT, Index, open_index
-from vlkit.inference.index.query_encoder import Embedder, decode_of, open_towers
+from vlkit.inference.index.query_encoder import QueryEncoder, decode_of, open_towers
 from vlkit.inference.search import filters as filtering
 from vlkit.storage import Location
 
@@ -27,7 +27,7 @@ SHOWN_TEXT, SHOWN_PLACE = 90, 60
 
 
 @dataclass(frozen=True)
-class Ask:
+class Query:
     """A query: a text, a picture, or an entry of the index, and what is wanted of the answer.
 
     Attributes:
@@ -39,9 +39,9 @@ class Ask:
 
     text: str | None = None
     pixels: np.ndarray | None = None
-    like: tuple[Kind, int] | None = None
+    like: tuple[Modality, int] | None = None
     k: int = 5
-    of: Of = "both"
+    of: Contents = "both"
     filters: tuple[str, ...] = ()
 
     @property
@@ -59,7 +59,7 @@ class Hit:
         score: cosine, -1 to 1.
     """
 
-    kind: Kind
+    kind: Modality
     place: int
     score: float
     entry: dict[str, Any]
@@ -71,10 +71,10 @@ class Hit:
 
 
 @dataclass
-class Answer:
+class SearchResult:
     """What was found, best first; and what the asker should know."""
 
-    hits: dict[Kind, list[Hit]]
+    hits: dict[Modality, list[Hit]]
     notes: list[str] = field(default_factory=list)
 
     def facts(self) -> dict[str, Any]:
@@ -85,9 +85,9 @@ class Answer:
 class Searcher:
     """An opened index and its model."""
 
-    def __init__(self, index: Index, embedder: Embedder) -> None:
+    def __init__(self, index: Index, embedder: QueryEncoder) -> None:
         self.index, self.embedder = index, embedder
-        self._masks: dict[tuple[Kind, tuple[str, ...]], np.ndarray] = {}
+        self._masks: dict[tuple[Modality, tuple[str, ...]], np.ndarray] = {}
 
     @classmethod
     def open(cls, location: Location, model: str | None = None) -> Searcher:
@@ -101,7 +101,7 @@ class Searcher:
         """
         index = open_index(location)
         encoder = open_towers(index.about["model"], model, decode_of(index.about))
-        return cls(index, Embedder.of(encoder, None, persian=index.about["data"].get("script") == "persian"))
+        return cls(index, QueryEncoder.of(encoder, None, persian=index.about["data"].get("script") == "persian"))
 
     def check(self, filters: Sequence[str]) -> None:
         """Refuse a filter that nothing passes.
@@ -113,7 +113,7 @@ class Searcher:
         if lines and not any(self._mask(kind, lines).any() for kind in self.index.nearest):
             filtering.refuse_unknown(self.index, filtering.parsed(lines))
 
-    def locate(self, key: str) -> tuple[Kind, int]:
+    def locate(self, key: str) -> tuple[Modality, int]:
         """An entry by its id.
 
         Raises:
@@ -124,13 +124,13 @@ class Searcher:
                 return kind, places[key]
         raise UsageError(f"{self.index.location} holds nothing with the id {key!r}", hint="search --json shows ids")
 
-    def answer(self, asks: Sequence[Ask]) -> list[Answer]:
+    def answer(self, asks: Sequence[Query]) -> list[SearchResult]:
         """Answer queries; all texts are encoded together, and all pictures.
 
         Raises:
             ArtifactError: the model is not the one that made the index.
         """
-        answers = [Answer({kind: [] for kind in self._kinds(ask.of)}) for ask in asks]
+        answers = [SearchResult({kind: [] for kind in self._kinds(ask.of)}) for ask in asks]
         queries = self._embedded(asks, answers)
         together: dict[tuple[Any, ...], list[int]] = defaultdict(list)
         for number, ask in enumerate(asks):
@@ -142,13 +142,13 @@ class Searcher:
                     answers[number].hits[kind] = hits
         return answers
 
-    def _kinds(self, of: Of) -> list[Kind]:
+    def _kinds(self, of: Contents) -> list[Modality]:
         kinds = [kind for kind in self.index.nearest if of in (kind, "both")]
         if not kinds:
             raise UsageError(f"{self.index.location} holds no {of}", hint="vlkit index --of both")
         return kinds
 
-    def _embedded(self, asks: Sequence[Ask], answers: Sequence[Answer]) -> np.ndarray:
+    def _embedded(self, asks: Sequence[Query], answers: Sequence[SearchResult]) -> np.ndarray:
         """float32 unit rows [queries, width]."""
         rows = np.zeros((len(asks), self.index.about["width"]), np.float32)
         texts = [number for number, ask in enumerate(asks) if ask.text is not None]
@@ -171,7 +171,7 @@ class Searcher:
                 rows[number] = self.index.nearest[kind].rows(np.array([place]))[0]
         return rows
 
-    def _found(self, kind: Kind, ask: Ask, queries: np.ndarray, answers: Sequence[Answer]) -> list[list[Hit]]:
+    def _found(self, kind: Modality, ask: Query, queries: np.ndarray, answers: Sequence[SearchResult]) -> list[list[Hit]]:
         """The hits of one kind for queries that want the same."""
         mask = self._mask(kind, ask.filters) if ask.filters else None
         itself = ask.like is not None and ask.like[0] == kind
@@ -190,7 +190,7 @@ class Searcher:
             found.append([Hit(kind, *row) for row in rows])
         return found
 
-    def _mask(self, kind: Kind, lines: tuple[str, ...]) -> np.ndarray:
+    def _mask(self, kind: Modality, lines: tuple[str, ...]) -> np.ndarray:
         key = kind, tuple(sorted(lines))
         if key not in self._masks:
             if len(self._masks) >= KEPT_MASKS:
@@ -225,15 +225,15 @@ def search(config: SearchConfig) -> dict[str, Any]:
     searcher = Searcher.open(location, config.model)
     searcher.check(config.filter)
     wanted: dict[str, Any] = {"k": config.k, "of": config.of, "filters": config.filter}
-    asked: list[tuple[dict[str, str], Ask]] = []
+    asked: list[tuple[dict[str, str], Query]] = []
     for text in texts:
         if not searcher.embedder.clean(text):
             raise UsageError(f"the query {text!r} is empty")
-        asked.append(({"text": text}, Ask(text=text, **wanted)))
+        asked.append(({"text": text}, Query(text=text, **wanted)))
     for name in config.image:
-        asked.append(({"image": name}, Ask(pixels=_picture(Path(name), searcher.embedder), **wanted)))
+        asked.append(({"image": name}, Query(pixels=_picture(Path(name), searcher.embedder), **wanted)))
     if config.like is not None:
-        asked.append(({"like": config.like}, Ask(like=searcher.locate(config.like), **wanted)))
+        asked.append(({"like": config.like}, Query(like=searcher.locate(config.like), **wanted)))
     answers = searcher.answer([ask for _, ask in asked])
     for (query, _), answer in zip(asked, answers, strict=True):
         _tell(query, answer)
@@ -251,14 +251,14 @@ def _lines(path: Path) -> list[str]:
     return [line for line in found if clean(line)]
 
 
-def _picture(path: Path, embedder: Embedder) -> np.ndarray:
+def _picture(path: Path, embedder: QueryEncoder) -> np.ndarray:
     try:
         return embedder.pixels(path)
     except DataError as error:
         raise DataError(f"--image {path}: {error.message}") from None
 
 
-def _tell(query: dict[str, str], answer: Answer) -> None:
+def _tell(query: dict[str, str], answer: SearchResult) -> None:
     """Tables for people."""
     (what, said), *_ = query.items()
     title = f"“{_cut(said, SHOWN_TEXT)}”" if what == "text" else said
@@ -272,7 +272,7 @@ def _tell(query: dict[str, str], answer: Answer) -> None:
             text = _cut(hit.entry["text"], SHOWN_TEXT if kind == "texts" else SHOWN_PLACE)
             told = [text] if kind == "texts" else [_place(hit.entry["path"]), text]
             rows.append([*told, *([hit.entry["class"] or ""] if with_class else []), f"{hit.score:.3f}"])
-        console.table(
+        console.print_table(
             f"{title}: {kind}",
             [*columns, *(["class"] if with_class else []), "cosine"],
             rows or [["(none)"] + [""] * (len(columns) + with_class)],

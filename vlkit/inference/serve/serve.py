@@ -47,7 +47,7 @@ def serve(config: ServeConfig) -> dict[str, Any]:
     )
     port = listening.getsockname()[1]
     address = f"http://{f'[{config.host}]' if ':' in config.host else config.host}:{port}"
-    console.result(f"{address} searches {' and '.join(str(place) for place in places)}; the API: {address}/docs")
+    console.print_result(f"{address} searches {' and '.join(str(place) for place in places)}; the API: {address}/docs")
     if not local:
         console.warn(f"whoever reaches {config.host} can search, and see every picture of the index")
     console.hint("Ctrl-C ends it")

@@ -109,7 +109,7 @@ def load_vision_encoder(name: str, *, keep_in: Path | None = None, texts: tuple[
     if name in MAKERS:
         encoder = loading.load_or_create(name, texts, seed=seed, keep_in=keep_in)
         return _of_towers(encoder, name)
-    if Run(Path(name)).begun:
+    if Run(Path(name)).started:
         encoder = loading.load_tuned(Run(Path(name)))
         if encoder.peft is not None:
             encoder.model, encoder.peft = encoder.peft.merge_and_unload(), None
@@ -134,7 +134,7 @@ def vision_config(name: str) -> Any:
     if name in MAKERS:
         return loading.model_config(name)
     run = Run(Path(name))
-    if run.begun:
+    if run.started:
         return loading.tuned_config(run)
     if (Path(name) / paired_encoder.PAIR).is_file():
         return vision_config(paired_encoder.PairParts.of(Path(name)).vision)
