@@ -47,7 +47,7 @@ def prepared(folder: Path) -> Path:
 
 def work_for(folder: Path, data: Path, seed: int, options: argparse.Namespace) -> tuple[peers.Work, Any]:
     """A seed's initial model and batches, and the table of the training rows."""
-    from vlkit.data.loading.retrieval_batches import EpochSampler
+    from vlkit.data.loading.epoch_sampler import EpochSampler
     from vlkit.data.pairs import read_pairs
 
     pairs = read_pairs(data).split("train").positives()

@@ -67,7 +67,7 @@ def ours(texts: Any, images: Any, right: Any, **how: Any) -> list[float]:
 
 def whole(texts: Any, images: Any, right: Any) -> list[float]:
     """vlkit: average precision and the first five as well."""
-    return ours(texts, images, right, keep=5, every=True)
+    return ours(texts, images, right, keep=5, all_matches=True)
 
 
 def clip_benchmark(texts: Any, images: Any, right: Any) -> list[float]:

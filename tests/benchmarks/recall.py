@@ -22,8 +22,9 @@ import measuring
 import numpy as np
 
 from vlkit.data.pairs import read_pairs
-from vlkit.evaluation.retrieval.task import DIRECTIONS, RetrievalTask, score_task
+from vlkit.evaluation.retrieval.task import RetrievalTask, score_task
 from vlkit.evaluation.statistics import count_changed_units, interval, p_value, resample
+from vlkit.metrics import DIRECTIONS
 from vlkit.models.loading import load_model
 
 # Name -> flags of augment (None: the plain folder), flags of train-retrieval. {plain}: the plain run of the same seed.

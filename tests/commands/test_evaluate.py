@@ -13,13 +13,14 @@ from helpers import write_image, write_recipes
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from vlkit.config.evaluation import CLASSIFIED, DIRECTIONS, RANKED
+from vlkit.config.evaluation import CLASSIFIED, RANKED
 from vlkit.data.pairs import read_pairs
 from vlkit.distributed import SINGLE
 from vlkit.evaluation.retrieval.corruptions import CORRUPTIONS, corrupt
 from vlkit.evaluation.retrieval.one_to_one import choose_fold_size, fold_metrics, one_to_one_metrics
 from vlkit.evaluation.retrieval.retention import retention_sentence
 from vlkit.evaluation.retrieval.task import Embeddings, RetrievalTask, embed_task, rank_task
+from vlkit.metrics import DIRECTIONS
 
 
 def results_of(vlkit, *flags):

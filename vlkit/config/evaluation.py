@@ -14,7 +14,8 @@ from vlkit.storage import Location
 
 # Of results.json: counts up when a section changes its meaning.
 SCHEMA = 1
-DIRECTIONS = ("text_to_image", "image_to_text")
+from vlkit.metrics import DIRECTIONS
+
 # What eval measures, by the groups of results.json.
 RANKED = (
     "recall@1",

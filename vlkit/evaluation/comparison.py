@@ -5,23 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from vlkit.evaluation.statistics import (
     Statistic,
+    count_changed_units,
     interval,
-    median_of,
+    minimum_detectable_difference,
     p_value,
+    permutation_test,
     resample,
-    smallest_shown,
-    swapped,
-    units_that_differ,
 )
-
-if TYPE_CHECKING:
-    from vlkit.evaluation.retrieval.ranking import Ranks
 
 # Of few pictures a class, a draw misses some and repeats others: these numbers then lie beside what they are drawn
 # from, and their draws are moved back to it.
@@ -30,7 +26,7 @@ PARTS = ("metrics", "intervals", "units", "baseline", "baseline_intervals", "dif
 
 
 @dataclass(frozen=True)
-class Measured:
+class PerQueryMetrics:
     """What a model did, query by query.
 
     Attributes:
@@ -44,15 +40,6 @@ class Measured:
     others: Mapping[str, Statistic] = field(default_factory=dict)
     told_by: Mapping[str, np.ndarray] = field(default_factory=dict)
     counted: Mapping[str, np.ndarray] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, ranks: Ranks) -> Measured:
-        """A direction of retrieval."""
-        from vlkit.evaluation.retrieval.ranking import metric_values
-
-        values = metric_values(ranks)
-        ranked = values.pop("median_rank")
-        return cls(values, {"median_rank": median_of(ranked)}, {"median_rank": ranked})
 
     @property
     def names(self) -> list[str]:
@@ -74,7 +61,7 @@ class Measured:
 
 
 def compare(
-    tuned: Measured, base: Measured | None, units: Sequence[str], *, draws: int, seed: int
+    tuned: PerQueryMetrics, base: PerQueryMetrics | None, units: Sequence[str], *, draws: int, seed: int
 ) -> dict[str, dict[str, Any]]:
     """Values and intervals of both, and the paired difference.
 
@@ -116,14 +103,16 @@ def compare(
             between = drawn["tuned", metric] - drawn["base", metric]
             needed = None
             if metric in tuned.means:
-                by_luck, needed = swapped(tuned.means[metric], base.means[metric], units, draws=draws, seed=seed)
+                by_luck, needed = permutation_test(
+                    tuned.means[metric], base.means[metric], units, draws=draws, seed=seed
+                )
             else:
-                changed = units_that_differ(tuned.told_by[metric], base.told_by[metric], units)
+                changed = count_changed_units(tuned.told_by[metric], base.told_by[metric], units)
                 by_luck = p_value(between, changed)
             value = found["metrics"][metric] - found["baseline"][metric]
             found["difference"][metric] = difference(value, between, by_luck, units=count, bounds=apart)
             if bounds:
-                found["smallest_difference"][metric] = smallest_shown(between, count, needed)
+                found["smallest_difference"][metric] = minimum_detectable_difference(between, count, needed)
     return found
 
 
@@ -152,14 +141,14 @@ def difference(
     return {"value": value, "low": low, "high": high, "p_value": by_luck}
 
 
-def leaves_out_zero(difference: Mapping[str, float]) -> bool:
+def excludes_zero(difference: Mapping[str, float]) -> bool:
     """Its interval lies on one side of 0."""
     return difference["low"] > 0 or difference["high"] < 0
 
 
-def judged(difference: Mapping[str, float]) -> str:
+def verdict_label(difference: Mapping[str, float]) -> str:
     """better, worse or no difference: it is one where the interval and the p-value agree."""
-    if not (difference["p_value"] < 0.05 and leaves_out_zero(difference)):
+    if not (difference["p_value"] < 0.05 and excludes_zero(difference)):
         return "no difference"
     return "better" if difference["low"] > 0 else "worse"
 
@@ -171,14 +160,14 @@ def verdict(difference: Mapping[str, float], units: int, smallest: float, metric
         smallest: about the smallest difference that the units could have shown; NaN: they could show none.
     """
     told = f"{metric} {difference['value']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]"
-    told += f", p {p_told(difference['p_value'])}, over {units} unit{'' if units == 1 else 's'}"
-    found = judged(difference)
+    told += f", p {format_p(difference['p_value'])}, over {units} unit{'' if units == 1 else 's'}"
+    found = verdict_label(difference)
     if found == "no difference":
         taken = f"it would have taken about {smallest:.3f}" if smallest == smallest else "so few can show none"
         return f"no difference that this test set can show: {told}; {taken}"
     return f"{found}: {told}"
 
 
-def p_told(value: float | None) -> str:
+def format_p(value: float | None) -> str:
     """A p-value as people write it."""
     return "-" if value is None or value != value else "< 0.001" if value < 0.001 else f"{value:.3f}"

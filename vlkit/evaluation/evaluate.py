@@ -21,10 +21,10 @@ from vlkit.evaluation.retrieval.evaluate_retrieval import RetrievalEvaluation
 from vlkit.evaluation.retrieval.task import RetrievalTask
 from vlkit.models import tuning
 from vlkit.models.device import best_device, best_precision
-from vlkit.models.loading import load_or_create, load_tuned, load_base
+from vlkit.models.loading import load_base, load_or_create, load_tuned
 from vlkit.models.preprocessing import with_decode
 from vlkit.remote import Remote, file_sha256
-from vlkit.runs import Run, zone_path, mirror_location
+from vlkit.runs import Run, mirror_location, zone_path
 from vlkit.storage import Location
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from vlkit.config.base import yaml_text
-from vlkit.evaluation.retrieval.retention import retention_told
-from vlkit.evaluation.retrieval.task import DIRECTIONS
-from vlkit.evaluation.summary import arrow, cell
+from vlkit.evaluation.retrieval.retention import retention_sentence
+from vlkit.evaluation.summary import format_direction, format_with_interval
+from vlkit.metrics import DIRECTIONS
 from vlkit.models.quantization import SPARED
 from vlkit.runs import Run
 from vlkit.storage import write_text
@@ -146,14 +146,21 @@ def _results(results: dict[str, Any]) -> str:
     lines += ["| | metric | untouched | tuned | difference |", "|---|---|---|---|---|"]
     for direction in (group for group in SHOWN if group in results["metrics"]):
         for name in SHOWN[direction]:
-            tuned = cell(name, results["metrics"][direction][name], results["intervals"][direction][name])
+            tuned = format_with_interval(
+                name, results["metrics"][direction][name], results["intervals"][direction][name]
+            )
             before = change = ""
             if baseline:
-                before = cell(name, baseline[direction][name], results["baseline_intervals"][direction][name])
+                before = format_with_interval(
+                    name, baseline[direction][name], results["baseline_intervals"][direction][name]
+                )
                 apart = results["difference"][direction][name]
-                change = cell(name, apart["value"], (apart["low"], apart["high"]), sign="+")
-            lines.append(f"| {arrow(direction)} | {name} | {before} | {tuned} | {change} |")
-    lines += ["", *(f"- {arrow(direction)}: {told}" for direction, told in results.get("verdict", {}).items())]
+                change = format_with_interval(name, apart["value"], (apart["low"], apart["high"]), sign="+")
+            lines.append(f"| {format_direction(direction)} | {name} | {before} | {tuned} | {change} |")
+    lines += [
+        "",
+        *(f"- {format_direction(direction)}: {told}" for direction, told in results.get("verdict", {}).items()),
+    ]
     return "\n".join(lines)
 
 
@@ -185,7 +192,7 @@ def _limits(run: Run, results: dict[str, Any]) -> str:
     if (kept := results.get("retention") or {}).get("retained") is not None:
         share, guard = kept["retained"], kept["data"]["path"]
     if share is not None:
-        told = retention_told(share, f"`{Path(str(guard)).name}`")
+        told = retention_sentence(share, f"`{Path(str(guard)).name}`")
         forgotten = told[0].upper() + told[1:] + "."
     lines = [f"- It was tuned for one domain. {forgotten}"]
     if results.get("metrics"):

@@ -21,7 +21,7 @@ def refuse_foreign(out: Path, run: Run | None) -> None:
         UsageError: names the folder.
     """
     refuse_unwritable(out, "--out")
-    if Run(out).begun and not (run and out.resolve() == run.folder.resolve()):
+    if Run(out).started and not (run and out.resolve() == run.folder.resolve()):
         raise UsageError(f"--out {out} is a run's folder: its results would no longer be its own", hint="give another")
 
 

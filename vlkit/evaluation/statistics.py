@@ -35,7 +35,7 @@ def resample(
 
     Args:
         means: name -> float64 [queries], of which the mean is taken; where it is NaN, the query is not asked.
-        others: name -> what else is made of the queries, such as `median_of`.
+        others: name -> what else is made of the queries, such as `weighted_median`.
         units: the unit of each query.
 
     Returns:
@@ -68,7 +68,7 @@ def _draw(generator: np.random.Generator, draws: int, units: int) -> np.ndarray:
     return np.bincount(picked.ravel(), minlength=draws * units).reshape(draws, units).astype(np.float64)
 
 
-def median_of(values: np.ndarray) -> Statistic:
+def weighted_median(values: np.ndarray) -> Statistic:
     """np.median of the values, each repeated by its weight in the draw."""
     order = np.argsort(values, kind="stable")
     ascending = values[order]
@@ -117,13 +117,13 @@ def gap(value: float, inside: tuple[float, float], rest: float, outside: tuple[f
     return {"value": value - rest, "low": max(-1.0, low), "high": min(1.0, high)}
 
 
-def units_that_differ(one: np.ndarray, other: np.ndarray, units: Sequence[str]) -> int:
+def count_changed_units(one: np.ndarray, other: np.ndarray, units: Sequence[str]) -> int:
     """How many units have a query whose values are not the same in both, [queries, ...] each."""
     apart = (one != other).reshape(len(one), -1).any(axis=1)
     return len(set(np.asarray(units, dtype=str)[apart]))
 
 
-class Swapped(NamedTuple):
+class PermutationTest(NamedTuple):
     """What the paired permutation test says.
 
     Attributes:
@@ -136,7 +136,9 @@ class Swapped(NamedTuple):
     needed: float
 
 
-def swapped(one: np.ndarray, other: np.ndarray, units: Sequence[str], *, draws: int, seed: int) -> Swapped:
+def permutation_test(
+    one: np.ndarray, other: np.ndarray, units: Sequence[str], *, draws: int, seed: int
+) -> PermutationTest:
     """Two-sided probability of such a difference of means between equal models: the paired permutation test.
 
     Were the models equal, each unit's two results might as well have changed places. So they do, at random, and the
@@ -150,7 +152,7 @@ def swapped(one: np.ndarray, other: np.ndarray, units: Sequence[str], *, draws: 
     asked = ~np.isnan(one - other)
     names, unit_of = np.unique(np.asarray(units, dtype=str)[asked], return_inverse=True)
     if not len(names):
-        return Swapped(math.nan, math.nan)
+        return PermutationTest(math.nan, math.nan)
     apart = np.bincount(unit_of, weights=(one - other)[asked], minlength=len(names))
     changed, generator = apart[apart != 0], np.random.default_rng(seed)
     by_luck = np.concatenate(
@@ -163,7 +165,7 @@ def swapped(one: np.ndarray, other: np.ndarray, units: Sequence[str], *, draws: 
     p_value = (int((by_luck >= abs(apart.sum()) * (1 - 1e-9)).sum()) + 1) / (draws + 1)
     a_unit = float(np.abs(changed).mean()) if len(changed) else 1.0
     needed = max(_beyond(by_luck.round(9), a_unit), LEAST_UNITS * a_unit) / int(asked.sum())
-    return Swapped(p_value, needed if len(names) >= LEAST_UNITS else math.nan)
+    return PermutationTest(p_value, needed if len(names) >= LEAST_UNITS else math.nan)
 
 
 def _beyond(by_luck: np.ndarray, step: float) -> float:
@@ -188,14 +190,14 @@ def p_value(differences: np.ndarray, changed: int) -> float:
     return float(min(1.0, max(2 * (tail + 1) / (len(known) + 1), 2.0 * 0.5**changed)))
 
 
-def smallest_shown(drawn: np.ndarray, units: int, needed: float | None = None) -> float:
+def minimum_detectable_difference(drawn: np.ndarray, units: int, needed: float | None = None) -> float:
     """About the smallest difference that these units could have shown, had it been there; NaN: none at all.
 
     A difference is called one where its interval leaves out 0, beyond 1.96 standard deviations of its draws, and where
     a test of the units agrees.
 
     Args:
-        needed: by that test (see `Swapped`); None: it is a number that has none.
+        needed: by that test (see `PermutationTest`); None: it is a number that has none.
     """
     known = drawn[~np.isnan(drawn)]
     if not len(known) or units < LEAST_UNITS:

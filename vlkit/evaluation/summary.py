@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from vlkit import console
-from vlkit.config.evaluation import CLASSIFIED, DIRECTIONS
+from vlkit.config.evaluation import CLASSIFIED
 from vlkit.evaluation.comparison import excludes_zero
 from vlkit.evaluation.retrieval.retention import retention_sentence
+from vlkit.metrics import DIRECTIONS
 
 RETRIEVAL = ("recall@1", "recall@5", "recall@10", "mrr", "median_rank")
 SHOWN = {**dict.fromkeys(DIRECTIONS, RETRIEVAL), "classification": CLASSIFIED}
@@ -125,7 +126,9 @@ def format_metric(metric: str, value: float | None, *, sign: str = "") -> str:
     return f"{value:{sign}.1f}" if known and metric.endswith("rank") else f"{value:{sign}.3f}" if known else "-"
 
 
-def format_with_interval(metric: str, value: float | None, interval: tuple[float, float] | list[float], *, sign: str = "") -> str:
+def format_with_interval(
+    metric: str, value: float | None, interval: tuple[float, float] | list[float], *, sign: str = ""
+) -> str:
     """A number with its interval."""
     low, high = (format_metric(metric, end, sign=sign) for end in interval)
     return f"{format_metric(metric, value, sign=sign)} [{low}, {high}]"

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlkit.config.evaluation import DIRECTIONS
-from vlkit.evaluation.comparison import leaves_out_zero
-from vlkit.evaluation.summary import arrow, label
-from vlkit.report.load_run import Collected
-from vlkit.report.svg import BASE, COLOURS, FAINT, INK, LINES, MARKERS, NAMES, THIRD, TUNED, Plot, beside, plot
+from vlkit.evaluation.comparison import excludes_zero
+from vlkit.evaluation.summary import format_direction, metric_label
+from vlkit.metrics import DIRECTIONS
+from vlkit.report.load_run import LoadedRun
+from vlkit.report.svg import BASE, COLOURS, FAINT, INK, LINES, MARKERS, NAMES, THIRD, TUNED, Plot, legend_below, plot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,7 +51,7 @@ def _series(lines: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, 
 def _curve(name: str, title: str, steps: np.ndarray, values: np.ndarray, scale: str) -> Plot:
     def draw(axes: Axes) -> None:
         axes.plot(steps, values, color=TUNED, linewidth=1.2)
-        axes.set(xlabel="step", ylabel=label(name), title=title)
+        axes.set(xlabel="step", ylabel=metric_label(name), title=title)
         if scale == "log" and (values > 0).all():
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")
@@ -75,7 +75,7 @@ def _looking(found: Sequence[tuple[int, Mapping[str, Any]]]) -> Plot:
         for (name, values), (colour, line, marker) in zip(curves.items(), WAYS, strict=False):
             axes.plot(steps, values, line, color=colour, marker=marker, markersize=4, label=name)
         axes.set(xlabel="step", ylabel="nats a token", title=title, ylim=(0, None))
-        beside(axes)
+        legend_below(axes)
 
     told = "; ".join(f"{name}: first {v[0]:.3f}, last {v[-1]:.3f}" for name, v in curves.items())
     return plot("looking", title, f"{title}, over {len(steps)} evaluations: {told}", draw)
@@ -87,11 +87,11 @@ def _validation(found: Sequence[tuple[int, Mapping[str, Any]]]) -> Plot:
 
     def draw(axes: Axes) -> None:
         for (direction, values), (colour, line, marker) in zip(curves.items(), WAYS, strict=False):
-            axes.plot(steps, values, line, color=colour, marker=marker, markersize=4, label=arrow(direction))
+            axes.plot(steps, values, line, color=colour, marker=marker, markersize=4, label=format_direction(direction))
         axes.set(xlabel="step", ylabel="recall@1", title="recall@1 on validation", ylim=(0, None))
-        beside(axes)
+        legend_below(axes)
 
-    told = "; ".join(f"{arrow(d)}: first {v[0]:.3f}, last {v[-1]:.3f}, best {max(v):.3f}" for d, v in curves.items())
+    told = "; ".join(f"{format_direction(d)}: first {v[0]:.3f}, last {v[-1]:.3f}, best {max(v):.3f}" for d, v in curves.items())
     return plot(
         "validation", "recall@1 on validation", f"recall@1 on validation over {len(steps)} evaluations: {told}", draw
     )
@@ -117,20 +117,20 @@ def _bars(group: str, names: Sequence[str], models: Mapping[str, tuple[Mapping[s
             around = np.nan_to_num(np.abs(ends - at[:, None])).T
             style = {"color": COLOURS[who], "fmt": MARKERS[who], "markersize": 5, "capsize": 2.5}
             axes.errorbar(at, np.array(known) + shift, xerr=around, label=NAMES[who], **style)
-        axes.set_yticks(range(len(names)), [label(name) for name in names])
+        axes.set_yticks(range(len(names)), [metric_label(name) for name in names])
         axes.invert_yaxis()
-        axes.set(xlim=(-0.02, 1.02), title=f"{arrow(group)}, 95 % intervals")
+        axes.set(xlim=(-0.02, 1.02), title=f"{format_direction(group)}, 95 % intervals")
         axes.grid(axis="y", visible=False)
         if len(models) > 1:
-            beside(axes)
+            legend_below(axes)
 
     told = "; ".join(
-        f"{NAMES[who]} {label(name)} {values[name]:.3f}"
+        f"{NAMES[who]} {metric_label(name)} {values[name]:.3f}"
         for who, (values, _) in models.items()
         for name in names
         if values.get(name) is not None
     )
-    title = f"{arrow(group)}: every metric"
+    title = f"{format_direction(group)}: every metric"
     return plot(f"metrics-{group}", title, f"{title} with its interval. {told}", draw, height=0.6 + 0.36 * len(names))
 
 
@@ -147,16 +147,16 @@ def _recall_at_k(direction: str, models: Mapping[str, Mapping[str, Any]]) -> Plo
             style = {"color": COLOURS[who], "marker": MARKERS[who], "markersize": 3.5, "label": NAMES[who]}
             axes.plot(curve["k"], curve["recall"], LINES[who], **style)
         axes.set(xscale="log", xlabel="k", ylabel="recall@k", ylim=(0, 1.02))
-        axes.set_title(f"{arrow(direction)}: recall against k")
+        axes.set_title(f"{format_direction(direction)}: recall against k")
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter("")
-        beside(axes)
+        legend_below(axes)
 
     told = "; ".join(
         f"{NAMES[who]}: " + ", ".join(f"{r:.2f} at {k}" for k, r in list(zip(of["k"], of["recall"], strict=True))[::6])
         for who, of in models.items()
     )
-    return plot(f"recall-{direction}", f"{arrow(direction)}: recall against k", f"recall against k. {told}", draw)
+    return plot(f"recall-{direction}", f"{format_direction(direction)}: recall against k", f"recall against k. {told}", draw)
 
 
 def _histogram(direction: str, models: Mapping[str, Mapping[str, Any]]) -> Plot:
@@ -171,14 +171,14 @@ def _histogram(direction: str, models: Mapping[str, Mapping[str, Any]]) -> Plot:
         of = next(iter(models.values()))["ranks"]
         named = [f"{a}" if a == b else f"{a}-{b}" for a, b in zip(of["from"], of["to"], strict=True)]
         axes.set_xticks(range(len(named)), named, rotation=45, ha="right")
-        axes.set(xlabel="rank of the first right item", ylabel="queries", title=f"{arrow(direction)}: ranks")
-        beside(axes)
+        axes.set(xlabel="rank of the first right item", ylabel="queries", title=f"{format_direction(direction)}: ranks")
+        legend_below(axes)
 
     told = "; ".join(
         f"{NAMES[who]}: {of['ranks']['queries'][0]:g} of {sum(of['ranks']['queries']):g} queries have it first"
         for who, of in models.items()
     )
-    return plot(f"ranks-{direction}", f"{arrow(direction)}: where the first right item stood", told, draw)
+    return plot(f"ranks-{direction}", f"{format_direction(direction)}: where the first right item stood", told, draw)
 
 
 def confusion(results: Mapping[str, Any]) -> Iterator[Plot]:
@@ -239,30 +239,30 @@ def gaps(results: Mapping[str, Any]) -> Iterator[Plot]:
 def _gaps(direction: str, cells: Sequence[tuple[str, Mapping[str, float]]], more: int) -> Plot:
     def draw(axes: Axes) -> None:
         for place, (_, gap) in enumerate(cells):
-            sure = leaves_out_zero(gap)
+            sure = excludes_zero(gap)
             around = [[gap["value"] - gap["low"]], [gap["high"] - gap["value"]]]
             look = {"color": TUNED, "markerfacecolor": TUNED if sure else "none", "markersize": 5, "capsize": 2.5}
             axes.errorbar([gap["value"]], [place], xerr=np.abs(around), fmt="o", **look)
         axes.axvline(0, color=INK, linewidth=0.8)
         axes.set_yticks(range(len(cells)), [name if len(name) <= 44 else name[:42] + "\u2026" for name, _ in cells])
         axes.invert_yaxis()
-        axes.set(title=f"{arrow(direction)}: recall@1 less the rest's")
+        axes.set(title=f"{format_direction(direction)}: recall@1 less the rest's")
         axes.set_xlabel("filled: the interval leaves out 0" + (f"; {more} more in the table" if more > 0 else ""))
 
     told = "; ".join(f"{name} {gap['value']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}]" for name, gap in cells)
     height = 0.9 + 0.3 * len(cells)
     return plot(
-        f"slices-{direction}", f"{arrow(direction)}: slices against the rest", told, draw, width=6.4, height=height
+        f"slices-{direction}", f"{format_direction(direction)}: slices against the rest", told, draw, width=6.4, height=height
     )
 
 
-def data(collected: Collected) -> Iterator[Plot]:
+def data(collected: LoadedRun) -> Iterator[Plot]:
     """Class sizes, picture sizes, caption lengths."""
     pairs = collected.pairs
     if pairs is None:
         return
     frame = pairs.frame
-    classes = pairs.described.get("classes") or {}
+    classes = pairs.metadata.get("classes") or {}
     if classes:
         yield _class_sizes(classes)
     pictures = frame.drop_duplicates("image_id")
@@ -289,7 +289,7 @@ def _class_sizes(classes: Mapping[str, Mapping[str, int]]) -> Plot:
         axes.set_yticks(range(len(shown)), [name if len(name) <= 30 else name[:28] + "\u2026" for name, _ in shown])
         axes.invert_yaxis()
         axes.set(xlabel="pictures", title="classes by size")
-        beside(axes)
+        legend_below(axes)
 
     told = "; ".join(f"{name} {sum(of.values())}" for name, of in shown[:12])
     more = f"; and {len(ordered) - 12} more" if len(ordered) > 12 else ""
@@ -312,7 +312,7 @@ def _hist(name: str, title: str, values: np.ndarray, unit: str, what: str) -> Pl
     return plot(name, title, f"{title}: {low:.0f} to {high:.0f} {unit}, half of them below {median:.0f}", draw)
 
 
-def overlaid(runs: Sequence[Collected]) -> Iterator[Plot]:
+def overlay(runs: Sequence[LoadedRun]) -> Iterator[Plot]:
     """Loss and validation recall of several runs in one figure each."""
     for name, title, of in (
         ("loss", "training loss", lambda run: _series(run.lines, "loss")),
@@ -324,7 +324,7 @@ def overlaid(runs: Sequence[Collected]) -> Iterator[Plot]:
             yield _overlaid(name, title, series)
 
 
-def _mean_recall(run: Collected) -> tuple[np.ndarray, np.ndarray]:
+def _mean_recall(run: LoadedRun) -> tuple[np.ndarray, np.ndarray]:
     found = [(line["step"], line["val"]) for line in run.lines if "val" in line]
     return np.array([s for s, _ in found]), np.array(
         [np.mean([v[d]["recall@1"] for d in DIRECTIONS]) for _, v in found]
@@ -339,7 +339,7 @@ def _overlaid(name: str, title: str, series: Sequence[tuple[str, np.ndarray, np.
             # What begins with _ would be left out of the legend.
             axes.plot(steps, values, line, color=colour, label=f" {run}", linewidth=1.2, **marks)
         axes.set(xlabel="step", title=title)
-        beside(axes)
+        legend_below(axes)
 
     told = "; ".join(f"{run}: last {values[-1]:.4g}" for run, _, values in series)
     return plot(f"against-{name}", f"{title}, beside each other", told, draw)

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from vlkit.config.evaluation import DIRECTIONS
 from vlkit.data.images import decode
 from vlkit.data.pairs import Pairs
-from vlkit.data.splits import draw
+from vlkit.data.splits import hash_order
 from vlkit.errors import VlkitError
-from vlkit.evaluation.summary import arrow
-from vlkit.report.load_run import Collected
+from vlkit.evaluation.summary import format_direction
+from vlkit.metrics import DIRECTIONS
+from vlkit.report.load_run import LoadedRun
 
 SIDE, QUALITY = 160, 80
 
@@ -42,7 +42,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Answer:
+class RankedItems:
     """What a model ranks first for a query, and where its first right item stands."""
 
     who: str
@@ -51,11 +51,11 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Asked:
+class QueryExample:
     """A query with both models' answers."""
 
     query: Item
-    answers: list[Answer]
+    answers: list[RankedItems]
 
 
 @dataclass(frozen=True)
@@ -64,24 +64,24 @@ class Gallery:
 
     title: str
     direction: str
-    asked: list[Asked]
+    asked: list[QueryExample]
 
 
-def galleries(collected: Collected, count: int) -> Iterator[Gallery]:
+def galleries(collected: LoadedRun, count: int) -> Iterator[Gallery]:
     """The galleries of a run, `count` queries each."""
     queries, pairs = collected.queries, collected.pairs
     if queries is None or pairs is None:
         return
-    shelf = Shelf(pairs)
+    shelf = ItemLookup(pairs)
     for direction in DIRECTIONS:
         rows = queries[queries["direction"] == direction].reset_index(drop=True)
         for title, chosen in _chosen(rows, count):
-            yield Gallery(title, arrow(direction), [shelf.asked(row, direction) for _, row in chosen.iterrows()])
+            yield Gallery(title, format_direction(direction), [shelf.asked(row, direction) for _, row in chosen.iterrows()])
 
 
 def _chosen(rows: pd.DataFrame, count: int) -> Iterator[tuple[str, pd.DataFrame]]:
     """The kinds, with their rows; equals in an order that is drawn, one of a unit."""
-    order = np.argsort([draw(0, str(key)) for key in rows["query_id"]])
+    order = np.argsort([hash_order(0, str(key)) for key in rows["query_id"]])
     rows = rows.iloc[order]
 
     def first(kept: pd.DataFrame, key: Callable[[pd.DataFrame], Any]) -> pd.DataFrame:
@@ -96,7 +96,7 @@ def _chosen(rows: pd.DataFrame, count: int) -> Iterator[tuple[str, pd.DataFrame]
         yield "most regressed", first(worse, lambda r: r["mrr"] - r["baseline_mrr"])
 
 
-class Shelf:
+class ItemLookup:
     """The pictures and texts of a prepared folder, by their ids."""
 
     def __init__(self, pairs: Pairs) -> None:
@@ -109,11 +109,11 @@ class Shelf:
         self.text = dict(zip(frame["text_id"], frame["text"], strict=True))
         self.thumbnail = cache(self._thumbnail)
 
-    def asked(self, row: pd.Series[Any], direction: str) -> Asked:
+    def asked(self, row: pd.Series[Any], direction: str) -> QueryExample:
         """A row of queries.parquet, as the page shows it."""
         kind, other = ("text", "image") if direction == "text_to_image" else ("image", "text")
         answers = [
-            Answer(
+            RankedItems(
                 who,
                 float(row[f"{prefix}rank"]),
                 [
@@ -124,7 +124,7 @@ class Shelf:
             for prefix, who in (("baseline_", "untouched"), ("", "tuned"))
             if f"{prefix}rank" in row
         ]
-        return Asked(self.item(kind, row["query_id"], None), answers)
+        return QueryExample(self.item(kind, row["query_id"], None), answers)
 
     def item(self, kind: str, key: str, hit: bool | None) -> Item:
         """One picture or text."""
@@ -149,6 +149,6 @@ def thumbnail(path: Path) -> str:
     Raises:
         DataError: the file is gone or does not decode.
     """
-    picture, packed = decode.upright(path, at_most=SIDE), io.BytesIO()
+    picture, packed = decode.load_rgb(path, max_side=SIDE), io.BytesIO()
     picture.save(packed, "JPEG", quality=QUALITY)
     return "data:image/jpeg;base64," + base64.b64encode(packed.getvalue()).decode()

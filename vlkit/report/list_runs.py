@@ -7,9 +7,10 @@ from shlex import quote
 from typing import Any
 
 from vlkit import console
-from vlkit.config.evaluation import DIRECTIONS, RunsConfig
+from vlkit.config.evaluation import RunsConfig
 from vlkit.errors import ArtifactError, UsageError
 from vlkit.evaluation.summary import format_with_interval
+from vlkit.metrics import DIRECTIONS
 from vlkit.report.load_run import checked
 from vlkit.run_status import RunStatus, run_status
 from vlkit.runs import Run

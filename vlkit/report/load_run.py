@@ -7,9 +7,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlkit.config.evaluation import DIRECTIONS, SCHEMA
+from vlkit.config.evaluation import SCHEMA
 from vlkit.data.pairs import Pairs, read_pairs
 from vlkit.errors import ArtifactError, VlkitError
+from vlkit.metrics import DIRECTIONS
 from vlkit.remote import file_sha256
 from vlkit.run_status import RunStatus, run_status
 from vlkit.runs import Run

@@ -13,14 +13,14 @@ from vlkit.config.evaluation import RARE, ReportConfig
 from vlkit.errors import UsageError
 from vlkit.evaluation.comparison import format_p
 from vlkit.evaluation.retrieval.retention import retention_sentence
-from vlkit.evaluation.summary import format_direction, format_with_interval, metric_label, format_metric
+from vlkit.evaluation.summary import format_direction, format_metric, format_with_interval, metric_label
 from vlkit.report import charts
 from vlkit.report.compare import Comparison, compared, groups_of
 from vlkit.report.galleries import galleries
 from vlkit.report.load_run import OPTIONAL, LoadedRun
 from vlkit.report.sayings import sayings
 from vlkit.report.svg import Plot
-from vlkit.storage import refuse_unwritable, format_bytes, write_text
+from vlkit.storage import format_bytes, refuse_unwritable, write_text
 
 HERE = Path(__file__).parent / "templates"
 # What a cost is called, where it stands in results.json, and its unit.

@@ -11,17 +11,18 @@ from typing import Any
 
 from vlkit import console
 from vlkit.config.training import TrainRetrievalConfig
-from vlkit.data.loading.retrieval_batches import InputStore, PairDataset
+from vlkit.data.loading.retrieval_batches import PairDataset
+from vlkit.data.loading.stores import InputStore
 from vlkit.distributed import SINGLE, World
 from vlkit.errors import ResourceError, UsageError
 from vlkit.evaluation.retrieval.task import RetrievalTask, pixel_store, token_store
 from vlkit.models.cache.feature_cache import FrozenPrefix, Modality, keys_of
 from vlkit.models.cache.feature_store import FeatureStore, folder_of
 from vlkit.models.dual_encoder import DualEncoder
-from vlkit.storage import nearest_existing, refuse_unwritable, format_bytes
+from vlkit.storage import format_bytes, nearest_existing, refuse_unwritable
 
 # What the two kinds are called in batches.
-ATTRIBUTE: dict[Modality, str] = {"pictures": "pictures", "texts": "captions"}
+ATTRIBUTE: dict[Modality, str] = {"pictures": "images", "texts": "texts"}
 # Below this many encodings of an item, on average, a cache that nobody asked for is not worth filling.
 LEAST_PASSES = 1.5
 # And it takes no more of the free disk than this.
@@ -136,8 +137,8 @@ def _begun(frozen: FrozenPrefix, cache: str) -> bool:
 class Sources:
     """Where a task's inputs come from; None: they are read when they are asked for."""
 
-    pictures: InputStore | None = None
-    captions: InputStore | None = None
+    images: InputStore | None = None
+    texts: InputStore | None = None
 
 
 def decoded(task: RetrievalTask | None, encoder: DualEncoder) -> Sources:
@@ -161,7 +162,7 @@ def cached(
         ResourceError: a cache that was asked for does not fit on its disk.
     """
     plain = decoded(validation, encoder)
-    sources = Sources(plain.pictures, plain.captions)
+    sources = Sources(plain.images, plain.texts)
     amounts = Amounts(
         pictures=len(dataset.pixels),
         texts=len(dataset.tokens),
@@ -180,8 +181,8 @@ def cached(
         if store is None:
             continue
         setattr(dataset, ATTRIBUTE[kind], frozen.features(store, items, keys, world))
-        if validation is not None and (kind == "pictures" or frozen.fits(plain.captions)):
-            keys = keys_of(kind, plain.pictures, list(validation.images["image_id"]), plain.captions)
+        if validation is not None and (kind == "pictures" or frozen.fits(plain.texts)):
+            keys = keys_of(kind, plain.images, list(validation.images["image_id"]), plain.texts)
             items = getattr(plain, ATTRIBUTE[kind])
             setattr(sources, ATTRIBUTE[kind], frozen.features(store, items, keys, world))
     return sources

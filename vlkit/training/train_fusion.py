@@ -14,11 +14,11 @@ from vlkit import console
 from vlkit.config.data import TINY_LLM, TINY_MODELS
 from vlkit.config.fusion import TrainFusionConfig
 from vlkit.data.loading.caption_batches import CaptionBatch
-from vlkit.data.loading.retrieval_batches import EpochSampler, batch_stream
+from vlkit.data.loading.epoch_sampler import EpochSampler, batch_stream
 from vlkit.distributed import SINGLE, World, init_distributed
 from vlkit.errors import ArtifactError
 from vlkit.evaluation.captioning.evaluate_captions import caption_metrics
-from vlkit.evaluation.captioning.image_reliance import caption_dataset, image_reliance, generate_captions
+from vlkit.evaluation.captioning.image_reliance import caption_dataset, generate_captions, image_reliance
 from vlkit.evaluation.captioning.score import References
 from vlkit.evaluation.fusion_card import write_fusion_card
 from vlkit.models.cache.feature_cache import image_keys
@@ -178,7 +178,7 @@ class CaptionTraining(Training):
         if store is None:
             return
         for dataset in (self.dataset, self.looked):
-            dataset.pictures = plan.frozen.features(store, dataset.pixels, self._keys(dataset), self.world)
+            dataset.images = plan.frozen.features(store, dataset.pixels, self._keys(dataset), self.world)
         self.captioner.vision = None
         del plan, vision
         gc.collect()
@@ -219,7 +219,7 @@ class CaptionTraining(Training):
 
     def batches(self, first: int) -> Iterator[CaptionBatch]:
         """Captions and their pictures."""
-        return batch_stream(self.dataset, replace(self.order, first=first), workers=self.config.workers)
+        return batch_stream(self.dataset, replace(self.order, first_batch=first), workers=self.config.workers)
 
     def items(self, batch: CaptionBatch) -> int:
         """The captions' words."""
@@ -242,7 +242,7 @@ class CaptionTraining(Training):
         if not self.world.is_main or not places:
             return []
         pictures = self.looked.image_of[places].tolist()
-        texts = generate_captions(self.captioner, self.looked.pictures, pictures, num_beams=1, max_new_tokens=config.max_new_tokens)
+        texts = generate_captions(self.captioner, self.looked.images, pictures, num_beams=1, max_new_tokens=config.max_new_tokens)
         return [
             {"image": str(frame["image"].iloc[row]), "caption": text, "reference": str(frame["text"].iloc[row])}
             for row, text in zip(places, texts, strict=True)
@@ -272,7 +272,7 @@ class CaptionTraining(Training):
         with console.progress("writing captions", len(self.looked)) as bar:
             texts = generate_captions(
                 self.captioner,
-                self.looked.pictures,
+                self.looked.images,
                 self.looked.image_of.tolist(),
                 num_beams=config.num_beams,
                 max_new_tokens=config.max_new_tokens,

@@ -9,7 +9,8 @@ from typing import Any
 
 from vlkit import checkpoints, console
 from vlkit.config.training import TrainRetrievalConfig
-from vlkit.data.loading.retrieval_batches import Batch, EpochSampler, batch_stream
+from vlkit.data.loading.epoch_sampler import EpochSampler, batch_stream
+from vlkit.data.loading.retrieval_batches import Batch
 from vlkit.distributed import SINGLE, World, init_distributed
 from vlkit.evaluation.model_card import write_card
 from vlkit.evaluation.retrieval.retention import read_guard_rows
@@ -116,7 +117,7 @@ class RetrievalTraining(Training):
 
     def batches(self, first: int) -> Iterator[Batch]:
         """Pairs that are contrasted with each other."""
-        order = replace(self.order, first=first)
+        order = replace(self.order, first_batch=first)
         return batch_stream(self.dataset, order, workers=self.config.workers)
 
     def items(self, batch: Batch) -> int:
@@ -139,8 +140,8 @@ class RetrievalTraining(Training):
             task,
             batch_size=min(config.batch_size, self.at_once or EVALUATED_AT_ONCE),
             precision=config.precision,
-            pictures=sources.pictures,
-            captions=sources.captions,
+            image_inputs=sources.images,
+            text_inputs=sources.texts,
             world=self.world,
         ).metrics()
 

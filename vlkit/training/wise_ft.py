@@ -15,7 +15,7 @@ import torch
 
 from vlkit import console
 from vlkit.evaluation.retrieval.retention import Metrics, retained_share
-from vlkit.evaluation.retrieval.task import DIRECTIONS
+from vlkit.metrics import DIRECTIONS
 
 STRENGTHS = tuple(number / 10 for number in range(11))
 # The first matrix of an adapter is random from the start: without the second one it adds nothing.
@@ -36,7 +36,7 @@ class Point:
     strength: float
     val: Metrics | None
     guard: Metrics | None = None
-    retained_share: float | None = None
+    retained: float | None = None
 
 
 class Sweep:

@@ -177,7 +177,7 @@ def test_eval_says_the_same_as_counting_by_hand(leaves):
     both = [[f"a photo of leaf {p.split()[-2]} spot", p] for p in prompts]
     flat = encode_texts(encoder, [text for pair in both for text in pair], batch_size=8, precision="fp32")
     means = torch.nn.functional.normalize(flat.view(len(names), 2, -1).mean(1), dim=1)
-    from vlkit.data.loading.retrieval_batches import PixelStore
+    from vlkit.data.loading.stores import PixelStore
 
     store = PixelStore(pairs.image_paths(frame), encoder.pixel_spec)
     with torch.no_grad():

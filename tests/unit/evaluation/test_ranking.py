@@ -139,7 +139,7 @@ def test_precision_is_an_expectation_over_ties(data):
     gallery = data.draw(st.integers(1, 6))
     scores = data.draw(st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=gallery, max_size=gallery))
     right = data.draw(st.sets(st.integers(0, gallery - 1), min_size=1))
-    values = metric_values(rank_scores([scores], [right], every=True))
+    values = metric_values(rank_scores([scores], [right], all_matches=True))
     for metric, expected in brute_precision(scores, right).items():
         assert values[metric][0] == pytest.approx(expected), metric
 
@@ -153,7 +153,7 @@ def test_average_precision_is_scikit_learns(seed, queries, gallery, groups):
     generator = torch.Generator().manual_seed(seed)
     q, g = torch.randn(queries, 8, generator=generator), torch.randn(gallery, 8, generator=generator)
     asked, there = [str(n % groups) for n in range(queries)], [str(n % groups) for n in range(gallery)]
-    ranks = rank(q, g, asked, there, every=True)
+    ranks = rank(q, g, asked, there, all_matches=True)
     values, scores = metric_values(ranks), (q @ g.T).numpy()
     for place, query in enumerate(ranks.query):
         truth = np.array([group == asked[query] for group in there])
@@ -166,7 +166,7 @@ def test_five_captions_cap_the_fraction_at_a_fifth():
     """The same name elsewhere: any hit is 1 here, the fraction found is 1 of 5."""
     images = torch.eye(4)
     texts = images.repeat_interleave(5, 0)
-    ranks = rank(images, texts, list("abcd"), [name for name in "abcd" for _ in range(5)], every=True)
+    ranks = rank(images, texts, list("abcd"), [name for name in "abcd" for _ in range(5)], all_matches=True)
     values = metric_values(ranks)
     assert (values["recall@1"].mean(), values["fraction_recall@1"].mean()) == (1, pytest.approx(0.2))
     assert values["fraction_recall@5"].mean() == values["map"].mean() == pytest.approx(1)
@@ -182,8 +182,8 @@ def test_shares_of_several_processes_are_the_whole():
     torch.manual_seed(0)
     q, g = torch.randn(33, 8), torch.randn(20, 8)
     groups = [str(n % 5) for n in range(33)]
-    whole = rank(q, g, groups, groups[:20], every=True)
-    halves = [rank(q, g, groups, groups[:20], every=True, world=Half(r, 2)) for r in (0, 1)]
+    whole = rank(q, g, groups, groups[:20], all_matches=True)
+    halves = [rank(q, g, groups, groups[:20], all_matches=True, world=Half(r, 2)) for r in (0, 1)]
     for name in ("better", "tied_wrong", "tied_right", "top", "precision"):
         assert np.array_equal(getattr(whole, name), np.concatenate([getattr(half, name) for half in halves])), name
 
@@ -205,13 +205,13 @@ def drawn(seed):
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**31), st.booleans(), st.sampled_from([1, 40, 333, 2**22]))
-def test_both_directions_of_one_product_are_each_alone(seed, every, scores):
+def test_both_directions_of_one_product_are_each_alone(seed, all_matches, scores):
     """Ties, items without a match, and whatever the block size: also of what comes first."""
     q, g, asking, there = drawn(seed)
-    alone = rank(q, g, asking, there, every=every), rank(g, q, there, asking, every=every)
+    alone = rank(q, g, asking, there, all_matches=all_matches), rank(g, q, there, asking, all_matches=all_matches)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(score_blocks.BLOCK_SCORES, "cpu", scores)
-        for ranks, expected in zip(rank_both(q, g, asking, there, every=every), alone, strict=True):
+        for ranks, expected in zip(rank_both(q, g, asking, there, all_matches=all_matches), alone, strict=True):
             asserted_equal(ranks, expected)
 
 
@@ -224,14 +224,14 @@ def test_what_comes_first_is_a_stable_sort(seed):
         assert ranks.top.tolist() == order.tolist()
 
 
-@pytest.mark.parametrize("every", [False, True])
+@pytest.mark.parametrize("all_matches", [False, True])
 @pytest.mark.parametrize("rounds_anew", [False, True])
-def test_a_product_that_rounds_otherwise_changes_nothing(monkeypatch, every, rounds_anew):
+def test_a_product_that_rounds_otherwise_changes_nothing(monkeypatch, all_matches, rounds_anew):
     """What is guessed from a smaller product is off by a rounding; or every product is, each time."""
     torch.manual_seed(0)
     q, g = torch.randn(90, 16), torch.randn(30, 16)
     asking, there = [str(n % 30) for n in range(90)], [str(n) for n in range(30)]
-    alone = rank(q, g, asking, there, every=every), rank(g, q, there, asking, every=every)
+    alone = rank(q, g, asking, there, all_matches=all_matches), rank(g, q, there, asking, all_matches=all_matches)
     plain, calls = score_blocks.product, []
 
     def product(queries, gallery):
@@ -241,7 +241,7 @@ def test_a_product_that_rounds_otherwise_changes_nothing(monkeypatch, every, rou
 
     monkeypatch.setitem(score_blocks.BLOCK_SCORES, "cpu", 900)
     monkeypatch.setattr(score_blocks, "product", product)
-    for ranks, expected in zip(rank_both(q, g, asking, there, every=every), alone, strict=True):
+    for ranks, expected in zip(rank_both(q, g, asking, there, all_matches=all_matches), alone, strict=True):
         asserted_equal(ranks, expected)
     assert len(calls) > 6
 
@@ -252,8 +252,8 @@ def test_the_product_is_the_product():
     torch.testing.assert_close(score_blocks.product(q, g), q @ g.T)
 
 
-@pytest.mark.parametrize("every", [False, True])
-def test_both_directions_in_two_processes(every):
+@pytest.mark.parametrize("all_matches", [False, True])
+def test_both_directions_in_two_processes(all_matches):
     """Two threads that tell each other what processes would."""
 
     class Beside(World):
@@ -270,7 +270,7 @@ def test_both_directions_in_two_processes(every):
     found = {}
 
     def of(number):
-        found[number] = rank_both(q, g, asking, there, every=every, world=Beside(number, 2))
+        found[number] = rank_both(q, g, asking, there, all_matches=all_matches, world=Beside(number, 2))
 
     threads = [threading.Thread(target=of, args=(number,)) for number in (0, 1)]
     for thread in threads:
@@ -278,5 +278,5 @@ def test_both_directions_in_two_processes(every):
     for thread in threads:
         thread.join()
     for number in (0, 1):
-        for ranks, expected in zip(found[number], rank_both(q, g, asking, there, every=every), strict=True):
+        for ranks, expected in zip(found[number], rank_both(q, g, asking, there, all_matches=all_matches), strict=True):
             asserted_equal(ranks, expected)

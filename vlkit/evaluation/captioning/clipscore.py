@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from vlkit.config.data import Decode
-from vlkit.data.loading.retrieval_batches import PixelStore
+from vlkit.data.loading.stores import PixelStore
 from vlkit.errors import DataError
-from vlkit.evaluation.captioning.score import CaptionSet, read_json_file, normalize_image_id
+from vlkit.evaluation.captioning.score import CaptionSet, normalize_image_id, read_json_file
 from vlkit.models.device import best_device, best_precision
 from vlkit.models.encode import encode_images, encode_texts
 from vlkit.models.loading import load_model
@@ -85,8 +85,6 @@ def coco_image_paths(annotations: Path, folder: Path, images: Sequence[str]) -> 
     found = [folder / names.get(image, "") for image in images]
     for image, path in zip(images, found, strict=True):
         if not names.get(image) or not path.is_file():
-            told = (
-                f"{annotations} names no file of image {image}" if not names.get(image) else f"no such picture: {path}"
-            )
+            told = f"{annotations} names no file of image {image}" if not names.get(image) else f"no such image: {path}"
             raise DataError(told, hint="--images is the folder of the pictures that --references names")
     return found

@@ -13,17 +13,23 @@ from vlkit.config.evaluation import SCHEMA, EvalConfig, suffix_of
 from vlkit.data.pairs import Pairs, data_of, read_pairs
 from vlkit.errors import DataError, UsageError
 from vlkit.evaluation.captioning.clipscore import ClipScorer
-from vlkit.evaluation.captioning.image_reliance import ImageReliance, caption_dataset, image_reliance, one_caption_per_image, generate_captions
+from vlkit.evaluation.captioning.image_reliance import (
+    ImageReliance,
+    caption_dataset,
+    generate_captions,
+    image_reliance,
+    one_caption_per_image,
+)
 from vlkit.evaluation.captioning.score import (
     CaptionSet,
     References,
     ScoredCaptions,
     compare_captions,
     diversity,
-    worst_and_best,
-    read_other_captions,
-    print_captions,
     print_caption_summary,
+    print_captions,
+    read_other_captions,
+    worst_and_best,
 )
 from vlkit.evaluation.efficiency import peak_memory_gb
 from vlkit.evaluation.results import refuse_foreign, refuse_missed
@@ -168,7 +174,10 @@ def _sections(made: GeneratedCaptions, against: CaptionSet | None, config: EvalC
     captioned = made.captioned
     nothing = CaptionSet.from_texts(captioned.images, [made.blank] * len(captioned.images), captioned.references)
     other = against or nothing
-    scored, beside = ScoredCaptions.from_captions(captioned, made.judge), ScoredCaptions.from_captions(other, made.judge)
+    scored, beside = (
+        ScoredCaptions.from_captions(captioned, made.judge),
+        ScoredCaptions.from_captions(other, made.judge),
+    )
     found = compare_captions(scored, beside, draws=config.draws, seed=config.seed)
     found["metrics"]["looking"] = made.looking.to_dict()
     return {

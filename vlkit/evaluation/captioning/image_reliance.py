@@ -14,7 +14,7 @@ import torch
 
 from vlkit import signals
 from vlkit.data.loading.caption_batches import CaptionBatch, CaptionDataset
-from vlkit.data.loading.retrieval_batches import InputStore
+from vlkit.data.loading.stores import InputStore
 from vlkit.data.pairs import Pairs
 from vlkit.distributed import SINGLE, World
 from vlkit.errors import NonFiniteError

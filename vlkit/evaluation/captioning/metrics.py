@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-from vlkit.evaluation.comparison import Measured
+from vlkit.evaluation.comparison import PerQueryMetrics
 from vlkit.evaluation.statistics import Statistic
 
 Tokens = Sequence[str]
@@ -49,7 +49,7 @@ class CaptionScores:
     cider: np.ndarray
 
     @classmethod
-    def of(cls, candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> CaptionScores:
+    def from_tokens(cls, candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> CaptionScores:
         """Score captions.
 
         Args:
@@ -87,7 +87,7 @@ class CaptionScores:
         found = means * np.where(ratio < 1, np.exp(1 - 1 / ratio), 1.0)[:, None]
         return found[0] if drawn is None else found
 
-    def measured(self) -> Measured:
+    def measured(self) -> PerQueryMetrics:
         """By the names of results.json, for intervals and comparisons."""
 
         def bleu(order: int) -> Statistic:
@@ -96,7 +96,7 @@ class CaptionScores:
         counts = np.column_stack([self.correct, self.guessed, self.length, self.reference_length])
         names = [f"bleu_{order}" for order in range(1, ORDERS + 1)]
         others = {name: bleu(order) for order, name in enumerate(names)}
-        return Measured({"rouge_l": self.rouge_l, "cider": self.cider}, others, dict.fromkeys(names, counts))
+        return PerQueryMetrics({"rouge_l": self.rouge_l, "cider": self.cider}, others, dict.fromkeys(names, counts))
 
 
 def _closest(length: int, lengths: Sequence[int]) -> int:

@@ -95,7 +95,9 @@ class CaptionSet:
             console.warn(f"{len(told) - len(made)} of {len(told)} images of {references} have no caption: left out")
         if len(made) == 1:
             console.warn("of one image CIDEr is always 0: it weighs words by how few of the images have them")
-        found = cls.from_texts([image for image, _ in made], [text for _, text in made], [told[image] for image, _ in made])
+        found = cls.from_texts(
+            [image for image, _ in made], [text for _, text in made], [told[image] for image, _ in made]
+        )
         if empty := sum(not each for each in found.tokens):
             console.warn(f"{empty} of {len(made)} captions have no words: they score 0")
         return found
@@ -126,7 +128,9 @@ class ScoredCaptions:
         return cls(captioned, scores, replace(measured, means={**measured.means, **more}))
 
 
-def compare_captions(scored: ScoredCaptions, beside: ScoredCaptions | None, *, draws: int, seed: int) -> dict[str, dict[str, Any]]:
+def compare_captions(
+    scored: ScoredCaptions, beside: ScoredCaptions | None, *, draws: int, seed: int
+) -> dict[str, dict[str, Any]]:
     """metrics, intervals and, beside others, baseline and paired difference, as results.json has them."""
 
     def only(of: PerQueryMetrics, wanted: Callable[[str], bool]) -> PerQueryMetrics:

@@ -18,7 +18,7 @@ EXACT = 2**24
 
 
 @dataclass(frozen=True)
-class Places:
+class MatchPositions:
     """Where the right items of some queries stand; every right item of every query is an entry.
 
     Attributes:
@@ -37,7 +37,9 @@ class Places:
     queries: int
 
     @classmethod
-    def of(cls, scores: torch.Tensor, rows: torch.Tensor, items: torch.Tensor, mask: torch.Tensor) -> Places:
+    def from_scores(
+        cls, scores: torch.Tensor, rows: torch.Tensor, items: torch.Tensor, mask: torch.Tensor
+    ) -> MatchPositions:
         """The places of the entries (rows, items) of a block of scores [queries, items]; `rows` ascend.
 
         Args:
@@ -46,10 +48,10 @@ class Places:
         right = scores[rows, items]
         few = int(rows.bincount().max()) <= COUNTED
         above, tied = _one_by_one(scores, rows, right, mask) if few else _searched(scores, rows, right)
-        return cls.among(*(part.cpu().numpy() for part in (rows, right, above, tied)))
+        return cls.from_counts(*(part.cpu().numpy() for part in (rows, right, above, tied)))
 
     @classmethod
-    def among(cls, query: np.ndarray, values: np.ndarray, above: np.ndarray, tied: np.ndarray) -> Places:
+    def from_counts(cls, query: np.ndarray, values: np.ndarray, above: np.ndarray, tied: np.ndarray) -> MatchPositions:
         """The places of entries with these scores, of queries 0, 1, 2, ...; what stands among all items is known."""
         order = np.lexsort((-values, query))
         starts = _starts(query)[query]
@@ -100,7 +102,7 @@ def _starts(query: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(np.bincount(query))[:-1]])
 
 
-def counted(
+def count_compared(
     compare: Callable[..., torch.Tensor],
     scores: torch.Tensor,
     against: torch.Tensor,
@@ -149,8 +151,8 @@ def _one_by_one(
     for number in range(int(within.max()) + 1):
         chosen = torch.nonzero(within == number)[:, 0]
         compared = scores if len(chosen) == len(scores) else scores[rows[chosen]]
-        above[chosen] = counted(torch.gt, compared, right[chosen], mask)
-        tied[chosen] = counted(torch.eq, compared, right[chosen], mask)
+        above[chosen] = count_compared(torch.gt, compared, right[chosen], mask)
+        tied[chosen] = count_compared(torch.eq, compared, right[chosen], mask)
     return above, tied
 
 

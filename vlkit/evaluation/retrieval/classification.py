@@ -19,10 +19,10 @@ from vlkit import console
 from vlkit.data import captions
 from vlkit.data.labels import as_set
 from vlkit.data.pairs import Pairs
-from vlkit.data.splits import generator
+from vlkit.data.splits import seeded_rng
 from vlkit.errors import UsageError
-from vlkit.evaluation.comparison import Measured
-from vlkit.evaluation.retrieval.task import Embedded, Scores, Task
+from vlkit.evaluation.comparison import PerQueryMetrics
+from vlkit.evaluation.retrieval.task import Embeddings, RetrievalScores, RetrievalTask
 
 DEFAULT_TEMPLATES = ("a photo of {class_name}",)
 # Names under which a template finds the class.
@@ -50,7 +50,7 @@ class Classes:
     prompts: list[list[str]]
 
     @classmethod
-    def among(cls, pairs: Pairs, task: Task, templates: Sequence[str] = ()) -> Classes | None:
+    def from_pairs(cls, pairs: Pairs, task: RetrievalTask, templates: Sequence[str] = ()) -> Classes | None:
         """The classes of a prepared folder, as its rows name them; None where it has fewer than two.
 
         Args:
@@ -60,15 +60,15 @@ class Classes:
         names = sorted({str(name) for name in pairs.frame["class_name"].dropna()})
         if len(names) < 2:
             return None
-        asked = classes_by(task.pairs.frame, "image", names)
-        of = np.array([[name in asked[key] for name in names] for key in task.pictures["image_id"]])
+        asked = classes_by_id(task.pairs.frame, "image", names)
+        of = np.array([[name in asked[key] for name in names] for key in task.images["image_id"]])
         if not of.any():
             return None
-        train = pairs.of("train")
-        own = classes_by(train.frame[train.frame["origin"] != "augmented"], "image", names).values()
+        train = pairs.split("train")
+        own = classes_by_id(train.frame[train.frame["origin"] != "augmented"], "image", names).values()
         counts = [sum(name in found for found in own) for name in names]
-        fields = {*CLASS_FIELDS, *(pairs.described.get("settings", {}).get("label_column") or ())}
-        filled = templates or _templates(pairs.described, fields)
+        fields = {*CLASS_FIELDS, *(pairs.metadata.get("settings", {}).get("label_column") or ())}
+        filled = templates or _templates(pairs.metadata, fields)
         prompts = [[_filled(template, name, fields) for template in filled] for name in names]
         return cls(names, of, np.array(counts, np.int64), prompts)
 
@@ -82,7 +82,7 @@ class Classes:
         return list(dict.fromkeys(text for texts in self.prompts for text in texts))
 
 
-def classes_by(frame: pd.DataFrame, kind: str, names: Iterable[str]) -> dict[str, set[str]]:
+def classes_by_id(frame: pd.DataFrame, kind: str, names: Iterable[str]) -> dict[str, set[str]]:
     """id -> classes, of every picture (kind image) or text: those that its rows name, and those among its groups."""
     known, found = set(names), dict[str, set[str]]()
     columns = (frame[column] for column in (f"{kind}_id", f"{kind}_group", "class_name"))
@@ -100,14 +100,14 @@ def _templates(described: Mapping[str, Any], fields: Collection[str]) -> Sequenc
 
 def _filled(template: str, name: str, fields: Collection[str]) -> str:
     words = captions.readable_class(name)
-    text = captions.from_template(template, dict.fromkeys(fields, words))
+    text = captions.fill_template(template, dict.fromkeys(fields, words))
     if not captions.template_fields(template) or not text:
         raise UsageError(f"--templates: {template!r} does not name the class, and it alone, as {{class_name}}")
     return text
 
 
 @dataclass(frozen=True)
-class Classified:
+class ClassScores:
     """A model's scores of every class for every picture.
 
     Attributes:
@@ -121,7 +121,9 @@ class Classified:
     ten: np.ndarray
 
     @classmethod
-    def of(cls, classes: Classes, embedded: Embedded, prompts: Mapping[str, torch.Tensor], tens: Tens) -> Classified:
+    def from_embeddings(
+        cls, classes: Classes, embedded: Embeddings, prompts: Mapping[str, torch.Tensor], tens: TenChoices
+    ) -> ClassScores:
         """From embeddings: one product for the classes, one for the descriptions."""
         scores = embedded.images @ classes.embeddings(prompts).T
         return cls(scores.cpu().numpy(), classes.of, tens.won(embedded))
@@ -141,7 +143,7 @@ class Classified:
         """float64 [classes, classes]: pictures of the row's class that were taken for the column's."""
         return self.truth[self.single].astype(np.float64).T @ self.predicted[self.single]
 
-    def measured(self) -> Measured:
+    def measured(self) -> PerQueryMetrics:
         """accuracy, top1_of_10 and macro precision, recall, F1 and average precision.
 
         Accuracy counts a picture as right where the class is any of its own. The macro numbers are means over the
@@ -158,7 +160,7 @@ class Classified:
         told |= {"average_precision_macro": self.scores.argsort(axis=0).argsort(axis=0)}
         others = {**precise, "average_precision_macro": partial(_average_precision, self.scores, self.truth)}
         counted = dict.fromkeys(precise, self.single) | {"average_precision_macro": known}
-        return Measured({"accuracy": accuracy, "top1_of_10": self.ten}, others, told, counted)
+        return PerQueryMetrics({"accuracy": accuracy, "top1_of_10": self.ten}, others, told, counted)
 
     def per_class(self) -> dict[str, np.ndarray]:
         """precision, recall, f1, average_precision: float64 [classes]; NaN for a class that no picture has."""
@@ -222,7 +224,7 @@ def _average_precisions(scores: np.ndarray, truth: np.ndarray, weights: np.ndarr
 
 
 @dataclass(frozen=True)
-class Tens:
+class TenChoices:
     """For every picture its own description and those of other classes, drawn by the seed.
 
     Attributes:
@@ -232,19 +234,19 @@ class Tens:
     texts: np.ndarray
 
     @classmethod
-    def drawn(cls, task: Task, classes: Classes, seed: int) -> Tens:
+    def draw(cls, task: RetrievalTask, classes: Classes, seed: int) -> TenChoices:
         """One text of each of nine other classes, or of as many as there are. A picture's draw is its own."""
         image_groups, text_groups = task.groups()
-        of_text = classes_by(task.pairs.frame, "text", classes.names)
+        of_text = classes_by_id(task.pairs.frame, "text", classes.names)
         by_class: dict[str, list[int]] = {}
         for text, text_id in enumerate(task.texts["text_id"]):
             for name in of_text[text_id]:
                 by_class.setdefault(name, []).append(text)
         own = task.pairs.frame.groupby("image_id")["text_id"].agg(list)
         place = {text_id: number for number, text_id in enumerate(task.texts["text_id"])}
-        rows = np.full((len(task.pictures), 1 + min(OTHERS, max(0, len(by_class) - 1))), -1, np.int64)
-        for row, image_id in enumerate(task.pictures["image_id"]):
-            draws = generator(f"{seed}\0ten\0{image_id}")
+        rows = np.full((len(task.images), 1 + min(OTHERS, max(0, len(by_class) - 1))), -1, np.int64)
+        for row, image_id in enumerate(task.images["image_id"]):
+            draws = seeded_rng(f"{seed}\0ten\0{image_id}")
             chosen = [place[own[image_id][int(draws.integers(len(own[image_id])))]]]
             has = {classes.names[number] for number in np.flatnonzero(classes.of[row])}
             for name in draws.permutation(sorted(by_class.keys() - has)).tolist():
@@ -261,7 +263,7 @@ class Tens:
                 rows[row, : len(chosen)] = chosen
         return cls(rows)
 
-    def won(self, embedded: Embedded) -> np.ndarray:
+    def won(self, embedded: Embeddings) -> np.ndarray:
         """float64 [pictures]: probability that the right description scores highest, ties broken at random."""
         found = np.full(len(self.texts), np.nan)
         for start in range(0, len(self.texts), BLOCK):
@@ -275,7 +277,7 @@ class Tens:
 
 
 def class_table(
-    classes: Classes, models: Mapping[str, Classified], scores: Mapping[str, Scores]
+    classes: Classes, models: Mapping[str, ClassScores], scores: Mapping[str, RetrievalScores]
 ) -> dict[str, dict[str, Any]]:
     """class -> training and test pictures and, of each model, precision, recall, f1, average_precision and recall@1.
 
@@ -299,7 +301,7 @@ def class_table(
     return table
 
 
-def tell_few(classes: Classes) -> None:
+def warn_of_single_images(classes: Classes) -> None:
     """Say which classes of the test have a single picture."""
     alone = [name[:40] for name, count in zip(classes.names, classes.of.sum(axis=0), strict=True) if count == 1]
     if alone:

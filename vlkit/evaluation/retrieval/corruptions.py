@@ -11,8 +11,8 @@ import numpy as np
 from vlkit.config.data import IMAGE_OPERATIONS
 from vlkit.data.augment.image_ops import ImageAugmenter
 from vlkit.data.images import decode
-from vlkit.data.images.decode import PixelSpec
-from vlkit.data.loading.retrieval_batches import PixelStore
+from vlkit.data.images.spec import PixelSpec
+from vlkit.data.loading.stores import PixelStore
 
 # Longer pictures are brought to this many pixels first, so that a corruption means the same for all.
 MAX_SIDE = 640
@@ -32,11 +32,11 @@ OPERATION = {"low-light": "low_light", "blur": "blur", "rotate": "rotate"}
 class CorruptedPixels(PixelStore):
     """Pictures under a corruption, as a model wants them."""
 
-    shift: str = field(kw_only=True)
+    corruption: str = field(kw_only=True)
 
-    def pixels(self, path: Path) -> np.ndarray:
+    def load_pixels(self, path: Path) -> np.ndarray:
         """uint8 [3, size, size]."""
-        return corrupt(path, self.shift, self.spec)
+        return corrupt(path, self.corruption, self.spec)
 
 
 def corrupt(path: Path, shift: str, spec: PixelSpec) -> np.ndarray:
@@ -47,7 +47,7 @@ def corrupt(path: Path, shift: str, spec: PixelSpec) -> np.ndarray:
     """
     from PIL import Image
 
-    picture = decode.load_rgb(path, at_most=MAX_SIDE)
+    picture = decode.load_rgb(path, max_side=MAX_SIDE)
     if shift == "jpeg":
         packed = io.BytesIO()
         picture.save(packed, "JPEG", quality=QUALITY)

@@ -13,15 +13,22 @@ from vlkit import console
 from vlkit.config.evaluation import EvalConfig
 from vlkit.data.pairs import Pairs
 from vlkit.distributed import World
-from vlkit.evaluation.comparison import PARTS, Measured, compare, judged, verdict
+from vlkit.evaluation.comparison import PARTS, PerQueryMetrics, compare, verdict, verdict_label
 from vlkit.evaluation.retrieval import per_query
-from vlkit.evaluation.retrieval.classification import Classes, Classified, Tens, class_table, tell_few
-from vlkit.evaluation.retrieval.corruptions import STATED
-from vlkit.evaluation.retrieval.one_to_one import fold_size, folds, one_to_one
-from vlkit.evaluation.retrieval.retention import guard_rows, retained
-from vlkit.evaluation.retrieval.slices import sliced, slicings
-from vlkit.evaluation.retrieval.task import DIRECTIONS, Embedded, Scores, Task, ranked
-from vlkit.evaluation.retrieval.untouched import embedded_once
+from vlkit.evaluation.retrieval.classification import (
+    Classes,
+    ClassScores,
+    TenChoices,
+    class_table,
+    warn_of_single_images,
+)
+from vlkit.evaluation.retrieval.corruptions import CORRUPTIONS
+from vlkit.evaluation.retrieval.one_to_one import choose_fold_size, fold_metrics, one_to_one_metrics
+from vlkit.evaluation.retrieval.ranking import per_query_metrics
+from vlkit.evaluation.retrieval.retention import read_guard_rows, retained_share
+from vlkit.evaluation.retrieval.slices import compare_slices, make_slicings
+from vlkit.evaluation.retrieval.task import Embeddings, RetrievalScores, RetrievalTask, embed_cached, rank_task
+from vlkit.metrics import DIRECTIONS
 from vlkit.models.device import Precision
 from vlkit.models.dual_encoder import DualEncoder
 from vlkit.models.encode import encode_texts
@@ -33,7 +40,7 @@ SHOWN = 5
 
 
 @dataclass(frozen=True)
-class Seen:
+class ModelEmbeddings:
     """All that a model makes of the rows.
 
     Attributes:
@@ -43,15 +50,15 @@ class Seen:
         size: pixels of a side of what it sees.
     """
 
-    own: Embedded
+    own: Embeddings
     prompts: dict[str, torch.Tensor]
-    shifted: dict[str, Embedded]
-    guard: Embedded | None
+    shifted: dict[str, Embeddings]
+    guard: Embeddings | None
     size: int
 
 
 @dataclass
-class Evaluation:
+class RetrievalEvaluation:
     """What is asked, and how.
 
     Attributes:
@@ -62,23 +69,23 @@ class Evaluation:
 
     config: EvalConfig
     pairs: Pairs
-    task: Task
+    task: RetrievalTask
     precision: Precision
     world: World
-    tuned: Scores = field(init=False)
-    base: Scores | None = field(init=False, default=None)
+    tuned: RetrievalScores = field(init=False)
+    base: RetrievalScores | None = field(init=False, default=None)
 
     @cached_property
     def classes(self) -> Classes | None:
         """The classes of the rows, where they have any."""
-        return Classes.among(self.pairs, self.task, self.config.templates)
+        return Classes.from_pairs(self.pairs, self.task, self.config.templates)
 
     @cached_property
-    def guard(self) -> Task | None:
+    def guard(self) -> RetrievalTask | None:
         """The guard set's rows."""
-        return Task.of(guard_rows(self.config.guard)) if self.config.guard else None
+        return RetrievalTask.from_pairs(read_guard_rows(self.config.guard)) if self.config.guard else None
 
-    def seen(self, encoder: DualEncoder, *, cache: str) -> Seen:
+    def seen(self, encoder: DualEncoder, *, cache: str) -> ModelEmbeddings:
         """Embed all that is asked for with one model.
 
         Args:
@@ -86,46 +93,46 @@ class Evaluation:
         """
         how: dict[str, Any] = {"batch_size": self.config.batch_size, "precision": self.precision}
         kept = {**how, "cache": cache, "world": self.world}
-        own = embedded_once(encoder, self.task, **kept)
+        own = embed_cached(encoder, self.task, **kept)
         named = self.classes.texts() if self.classes else []
         prompts = dict(zip(named, encode_texts(encoder, named, **how), strict=True)) if named else {}
         shifted = {
-            shift: embedded_once(encoder, self.task, shift=shift, texts=own.texts, **kept)
+            shift: embed_cached(encoder, self.task, corruption=shift, texts=own.texts, **kept)
             for shift in self.config.shift
         }
-        guard = embedded_once(encoder, self.guard, **kept) if self.guard else None
-        return Seen(own, prompts, shifted, guard, encoder.pixel_spec.size)
+        guard = embed_cached(encoder, self.guard, **kept) if self.guard else None
+        return ModelEmbeddings(own, prompts, shifted, guard, encoder.pixel_spec.size)
 
-    def compared(self, tuned: Seen, base: Seen | None) -> dict[str, Any]:
+    def compared(self, tuned: ModelEmbeddings, base: ModelEmbeddings | None) -> dict[str, Any]:
         """The sections of results.json that say how the models did."""
         config, task = self.config, self.task
-        self.tuned = ranked(task, tuned.own, keep=SHOWN, every=True, world=self.world)
-        self.base = ranked(task, base.own, keep=SHOWN, every=True, world=self.world) if base else None
+        self.tuned = rank_task(task, tuned.own, keep=SHOWN, all_matches=True, world=self.world)
+        self.base = rank_task(task, base.own, keep=SHOWN, all_matches=True, world=self.world) if base else None
         found = self._both_ways(task, self.tuned, self.base)
         if self.classes is not None:
             self._classification(found, tuned, base)
         elif config.templates:
             console.warn("--templates: these rows have no classes to tell apart")
         models = {"tuned": tuned.own} | ({"base": base.own} if base else {})
-        cuts = slicings(task, tuned.own, self.pairs, self.classes, tuned.size, config.slice_by)
+        cuts = make_slicings(task, tuned.own, self.pairs, self.classes, tuned.size, config.slice_by)
         return {
             **found,
-            "one_to_one": one_to_one(task, models, config, self.world),
-            "folds": folds(task, models, fold_size(task, config.fold_size), self.world),
+            "one_to_one": one_to_one_metrics(task, models, config, self.world),
+            "folds": fold_metrics(task, models, choose_fold_size(task, config.fold_size), self.world),
             "curves": self._curves(),
-            "slices": sliced(cuts, self.tuned, self.base, task, draws=config.draws, seed=config.seed),
+            "slices": compare_slices(cuts, self.tuned, self.base, task, draws=config.draws, seed=config.seed),
             "shifts": {shift: self._shift(shift, tuned, base) for shift in config.shift},
             "retention": self._retention(tuned, base),
         }
 
-    def _both_ways(self, task: Task, tuned: Scores, base: Scores | None) -> dict[str, Any]:
+    def _both_ways(self, task: RetrievalTask, tuned: RetrievalScores, base: RetrievalScores | None) -> dict[str, Any]:
         """metrics to verdict of both directions."""
         found: dict[str, Any] = {part: {} for part in (*PARTS, "judged", "verdict")}
         for direction in DIRECTIONS:
             ranks = tuned.ranks[direction]
             units = task.queries(direction)["unit"].to_numpy()[ranks.query]
-            before = Measured.of(base.ranks[direction]) if base else None
-            self._compare(found, direction, Measured.of(ranks), before, units, HITS)
+            before = per_query_metrics(base.ranks[direction]) if base else None
+            self._compare(found, direction, per_query_metrics(ranks), before, units, HITS)
             for part in ("metrics", "baseline") if before else ("metrics",):
                 found[part][direction] |= {"queries": len(ranks), "gallery": ranks.gallery}
         return found
@@ -134,8 +141,8 @@ class Evaluation:
         self,
         found: dict[str, Any],
         group: str,
-        tuned: Measured,
-        base: Measured | None,
+        tuned: PerQueryMetrics,
+        base: PerQueryMetrics | None,
         units: np.ndarray,
         metric: str,
     ) -> None:
@@ -147,19 +154,19 @@ class Evaluation:
         if base is not None:
             smallest, between = compared["smallest_difference"][metric], compared["difference"][metric]
             found["verdict"][group] = verdict(between, compared["units"][metric], smallest, metric)
-            found["judged"][group] = judged(between)
+            found["judged"][group] = verdict_label(between)
 
-    def _classification(self, found: dict[str, Any], tuned: Seen, base: Seen | None) -> None:
+    def _classification(self, found: dict[str, Any], tuned: ModelEmbeddings, base: ModelEmbeddings | None) -> None:
         """Add the group classification, the table of the classes and the confusion matrix."""
         classes = self.classes
         assert classes is not None
-        tell_few(classes)
-        tens = Tens.drawn(self.task, classes, self.config.seed)
-        models = {"tuned": Classified.of(classes, tuned.own, tuned.prompts, tens)}
+        warn_of_single_images(classes)
+        tens = TenChoices.draw(self.task, classes, self.config.seed)
+        models = {"tuned": ClassScores.from_embeddings(classes, tuned.own, tuned.prompts, tens)}
         if base is not None:
-            models["base"] = Classified.of(classes, base.own, base.prompts, tens)
+            models["base"] = ClassScores.from_embeddings(classes, base.own, base.prompts, tens)
         before = models["base"].measured() if "base" in models else None
-        units = self.task.pictures["unit"].to_numpy()
+        units = self.task.images["unit"].to_numpy()
         self._compare(found, "classification", models["tuned"].measured(), before, units, "accuracy")
         found["metrics"]["classification"] |= {
             "pictures": int(classes.of.any(axis=1).sum()),
@@ -180,19 +187,19 @@ class Evaluation:
         models = {"tuned": self.tuned} | ({"base": self.base} if self.base else {})
         return {
             direction: {
-                who: {**per_query.curve(scores, direction), "ranks": per_query.histogram(scores, direction)}
+                who: {**per_query.recall_curve(scores, direction), "ranks": per_query.rank_histogram(scores, direction)}
                 for who, scores in models.items()
             }
             for direction in DIRECTIONS
         }
 
-    def _shift(self, shift: str, tuned: Seen, base: Seen | None) -> dict[str, Any]:
+    def _shift(self, shift: str, tuned: ModelEmbeddings, base: ModelEmbeddings | None) -> dict[str, Any]:
         """recall@1 under a corruption, what it costs each model, and what is left between them."""
-        under = {"tuned": ranked(self.task, tuned.shifted[shift], world=self.world)}
+        under = {"tuned": rank_task(self.task, tuned.shifted[shift], world=self.world)}
         plain = {"tuned": self.tuned}
         if base is not None and self.base is not None:
-            under["base"], plain["base"] = ranked(self.task, base.shifted[shift], world=self.world), self.base
-        found: dict[str, Any] = {"stated": STATED[shift]}
+            under["base"], plain["base"] = rank_task(self.task, base.shifted[shift], world=self.world), self.base
+        found: dict[str, Any] = {"stated": CORRUPTIONS[shift]}
         for direction in DIRECTIONS:
             units = self.task.queries(direction)["unit"].to_numpy()[self.tuned.ranks[direction].query]
             how: dict[str, Any] = {"draws": self.config.draws, "seed": self.config.seed}
@@ -211,19 +218,19 @@ class Evaluation:
             found[direction] = cell
         return found
 
-    def _retention(self, tuned: Seen, base: Seen | None) -> dict[str, Any]:
+    def _retention(self, tuned: ModelEmbeddings, base: ModelEmbeddings | None) -> dict[str, Any]:
         """The guard set's numbers for both models, and how much is left."""
         if self.guard is None or tuned.guard is None:
             return {}
-        scores = ranked(self.guard, tuned.guard, every=True, world=self.world)
-        before = ranked(self.guard, base.guard, every=True, world=self.world) if base and base.guard else None
+        scores = rank_task(self.guard, tuned.guard, all_matches=True, world=self.world)
+        before = rank_task(self.guard, base.guard, all_matches=True, world=self.world) if base and base.guard else None
         found = self._both_ways(self.guard, scores, before)
-        kept = retained(found["metrics"], found["baseline"]) if before else None
+        kept = retained_share(found["metrics"], found["baseline"]) if before else None
         place, fingerprint = Location(str(self.config.guard)).absolute, self.guard.pairs.fingerprint
         if fingerprint == self.pairs.fingerprint:
             console.warn("--guard is the data that is measured on anyway: it says nothing of what was forgotten")
         return {"data": {"path": str(place), "fingerprint": fingerprint}, "retained": kept, **found}
 
 
-def _hits(scores: Scores, direction: str) -> Measured:
-    return Measured({HITS: Measured.of(scores.ranks[direction]).means[HITS]})
+def _hits(scores: RetrievalScores, direction: str) -> PerQueryMetrics:
+    return PerQueryMetrics({HITS: per_query_metrics(scores.ranks[direction]).means[HITS]})

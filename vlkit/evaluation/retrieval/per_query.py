@@ -14,7 +14,8 @@ import pandas as pd
 
 from vlkit.data.splits import hash_order
 from vlkit.evaluation.retrieval.ranking import KS, metric_values
-from vlkit.evaluation.retrieval.task import DIRECTIONS, RetrievalScores, RetrievalTask
+from vlkit.evaluation.retrieval.task import RetrievalScores, RetrievalTask
+from vlkit.metrics import DIRECTIONS
 from vlkit.storage import atomic_file
 
 EXAMPLES = 20
@@ -29,10 +30,12 @@ def query_table(tuned: RetrievalScores, base: RetrievalScores | None, task: Retr
     return pd.concat([_of_direction(direction, tuned, base, task) for direction in DIRECTIONS], ignore_index=True)
 
 
-def _of_direction(direction: str, tuned: RetrievalScores, base: RetrievalScores | None, task: RetrievalTask) -> pd.DataFrame:
+def _of_direction(
+    direction: str, tuned: RetrievalScores, base: RetrievalScores | None, task: RetrievalTask
+) -> pd.DataFrame:
     kind, item_kind = ("text", "image") if direction == "text_to_image" else ("image", "text")
     asked = task.queries(direction).iloc[tuned.ranks[direction].query]
-    items = task.pictures if item_kind == "image" else task.texts
+    items = task.images if item_kind == "image" else task.texts
     groups = dict(zip(("image", "text"), task.groups(), strict=True))
     of_query = [groups[kind][query] for query in tuned.ranks[direction].query]
     ids = items[f"{item_kind}_id"].to_numpy()
@@ -66,7 +69,7 @@ def write_table(path: Path, frame: pd.DataFrame) -> None:
 def example_queries(frame: pd.DataFrame, task: RetrievalTask, seed: int) -> dict[str, Any]:
     """A seeded handful of queries a direction, with the five items that either model ranks first."""
     shown = {
-        "image": dict(zip(task.pictures["image_id"], task.pictures["image"], strict=True)),
+        "image": dict(zip(task.images["image_id"], task.images["image"], strict=True)),
         "text": dict(zip(task.texts["text_id"], task.texts["text"], strict=True)),
     }
     found: dict[str, Any] = {}

@@ -16,10 +16,12 @@ import torch
 from vlkit.data.labels import Groups
 from vlkit.distributed import SINGLE, World
 from vlkit.errors import NonFiniteError
+from vlkit.evaluation.comparison import PerQueryMetrics
 from vlkit.evaluation.retrieval.average_precision import MatchPositions, best_counts, count_compared
 from vlkit.evaluation.retrieval.reverse_ranking import ReverseRanking, too_many_matches
 from vlkit.evaluation.retrieval.score_blocks import Block, Blocks, Matches
-from vlkit.evaluation.retrieval.topk import top_items, items_of, ranking_keys
+from vlkit.evaluation.retrieval.topk import items_of, ranking_keys, top_items
+from vlkit.evaluation.statistics import weighted_median
 
 KS = (1, 5, 10)
 
@@ -97,7 +99,7 @@ def rank(
     gallery_groups: Sequence[Groups],
     *,
     keep: int = 5,
-    every: bool = False,
+    all_matches: bool = False,
     world: World = SINGLE,
 ) -> Ranks:
     """Rank the gallery for every query by the product of their embeddings.
@@ -119,7 +121,7 @@ def rank(
     _refuse_not_finite(queries, gallery)
     matches = Matches.from_groups(query_groups, gallery_groups)
     blocks = Blocks(queries, gallery, matches, matches.asked[world.shard(len(matches.asked))])
-    rows = _ForwardRanking(blocks, keep, every)
+    rows = _ForwardRanking(blocks, keep, all_matches)
     for block in blocks:
         rows.add(block)
     return rows.ranks(len(matches.asked), world)
@@ -132,7 +134,7 @@ def rank_both(
     gallery_groups: Sequence[Groups],
     *,
     keep: int = 5,
-    every: bool = False,
+    all_matches: bool = False,
     world: World = SINGLE,
 ) -> tuple[Ranks, Ranks]:
     """Both directions: the gallery ranked for the queries, and the queries for the gallery.
@@ -142,13 +144,13 @@ def rank_both(
     Raises:
         NonFiniteError: an embedding that is not finite.
     """
-    how: dict[str, Any] = {"keep": keep, "every": every, "world": world}
+    how: dict[str, Any] = {"keep": keep, "every": all_matches, "world": world}
     if len(queries) < len(gallery):
         there, back = rank_both(gallery, queries, gallery_groups, query_groups, **how)
         return back, there
     _refuse_not_finite(queries, gallery)
     matches = Matches.from_groups(query_groups, gallery_groups)
-    if not (every and too_many_matches(matches)):
+    if not (all_matches and too_many_matches(matches)):
         asked = matches.by_first()
         blocks = Blocks(queries, gallery, matches, asked[world.shard(len(asked))])
         # A query without a match asks nothing, but it is among those that an item ranks.
@@ -156,7 +158,7 @@ def rank_both(
         others = Blocks(queries, gallery, matches, idle[world.shard(len(idle))])
         columns = ReverseRanking(blocks, matches, **how)
         for _ in range(2):
-            rows = _ForwardRanking(blocks, keep, every)
+            rows = _ForwardRanking(blocks, keep, all_matches)
             for block in blocks:
                 rows.add(block)
                 columns.add(block)
@@ -181,15 +183,15 @@ def _refuse_not_finite(queries: torch.Tensor, gallery: torch.Tensor) -> None:
 class _ForwardRanking:
     """What the rows of some blocks come to."""
 
-    def __init__(self, blocks: Blocks, keep: int, every: bool) -> None:
-        self.query, self.gallery, self.every = blocks.query, blocks.gallery, every
+    def __init__(self, blocks: Blocks, keep: int, all_matches: bool) -> None:
+        self.query, self.gallery, self.all_matches = blocks.query, blocks.gallery, all_matches
         self.counts = np.empty((len(self.query), 3), np.int64)
         self.top = np.empty((len(self.query), min(keep, len(self.gallery))), np.int64)
         self.precision = np.empty((len(self.query), 1 + len(KS)))
 
     def add(self, block: Block) -> None:
         """Count a block's scores."""
-        if self.every:
+        if self.all_matches:
             places = MatchPositions.from_scores(block.scores, block.rows, block.items, block.spare)
             self.counts[block.done], self.precision[block.done] = places.best(), _precision(places)
         else:
@@ -206,7 +208,7 @@ class _ForwardRanking:
         )
         order = np.argsort(query)
         parts = top[order], query[order], len(self.gallery)
-        return Ranks(*counts[order].T, *parts, precision[order] if self.every else None)
+        return Ranks(*counts[order].T, *parts, precision[order] if self.all_matches else None)
 
 
 def _count(block: Block) -> torch.Tensor:
@@ -219,7 +221,7 @@ def _count(block: Block) -> torch.Tensor:
 
 
 def _of_columns(columns: ReverseRanking, gallery: int) -> Ranks:
-    if not columns.every:
+    if not columns.all_matches:
         return Ranks(*columns.counts().T, columns.top(), columns.item, gallery)
     places = columns.places()
     return Ranks(*places.best().T, columns.top(), columns.item, gallery, _precision(places))
@@ -241,3 +243,10 @@ def metric_values(ranks: Ranks) -> dict[str, np.ndarray]:
     if ranks.precision is not None:
         values |= dict(zip(("map", *(f"fraction_recall@{k}" for k in KS)), ranks.precision.T, strict=True))
     return values
+
+
+def per_query_metrics(ranks: Ranks) -> PerQueryMetrics:
+    """Return a direction's metrics, query by query; the median rank is no mean, but a statistic of the queries."""
+    values = metric_values(ranks)
+    expected = values.pop("median_rank")
+    return PerQueryMetrics(values, {"median_rank": weighted_median(expected)}, {"median_rank": expected})

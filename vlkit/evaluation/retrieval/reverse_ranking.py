@@ -14,7 +14,7 @@ import torch
 from vlkit.distributed import World
 from vlkit.evaluation.retrieval.average_precision import COUNTED, MatchPositions, best_counts, count_compared
 from vlkit.evaluation.retrieval.score_blocks import Block, Blocks, Matches
-from vlkit.evaluation.retrieval.topk import top_items, items_of, ranking_keys, scores_of
+from vlkit.evaluation.retrieval.topk import items_of, ranking_keys, scores_of, top_items
 
 
 class ReverseRanking:
@@ -24,19 +24,19 @@ class ReverseRanking:
         item: int64 [asking], the items that have a match, ascending.
     """
 
-    def __init__(self, blocks: Blocks, matches: Matches, *, keep: int, every: bool, world: World) -> None:
+    def __init__(self, blocks: Blocks, matches: Matches, *, keep: int, all_matches: bool, world: World) -> None:
         """
         Args:
             keep: how many of the queries that an item ranks first to remember.
             every: look at every right query, not at the best alone.
             world: processes that share the blocks.
         """
-        self.keep, self.every, self.world = min(keep, len(blocks.queries)), every, world
+        self.keep, self.all_matches, self.world = min(keep, len(blocks.queries)), all_matches, world
         self._matches, self._shape = matches, (1, len(blocks.gallery))
         self.item = np.flatnonzero(np.bincount(matches.item, minlength=len(blocks.gallery)))
         # Each match is counted against in a row of its own, or the best of them in one.
         self._row = np.zeros_like(matches.item)
-        if every:
+        if all_matches:
             self._order = np.lexsort((matches.query, matches.item))
             ascending = matches.item[self._order]
             self._row[self._order] = np.arange(len(ascending)) - np.searchsorted(ascending, ascending)

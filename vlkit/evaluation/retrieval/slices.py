@@ -18,10 +18,12 @@ from vlkit import console
 from vlkit.config.evaluation import RARE
 from vlkit.data.pairs import RESERVED_COLUMNS, Pairs
 from vlkit.errors import UsageError, suggest_name
-from vlkit.evaluation.comparison import PerQueryMetrics, difference
+from vlkit.evaluation.comparison import difference
 from vlkit.evaluation.retrieval.classification import Classes, classes_by_id
-from vlkit.evaluation.retrieval.task import DIRECTIONS, Embeddings, RetrievalScores, RetrievalTask
-from vlkit.evaluation.statistics import gap, interval, resample, permutation_test
+from vlkit.evaluation.retrieval.ranking import per_query_metrics
+from vlkit.evaluation.retrieval.task import Embeddings, RetrievalScores, RetrievalTask
+from vlkit.evaluation.statistics import gap, interval, permutation_test, resample
+from vlkit.metrics import DIRECTIONS
 
 # Of 255: what is darker on the whole was taken in low light.
 LOW_LIGHT = 64.0
@@ -165,7 +167,13 @@ def _one_value(keys: pd.Series[str], values: pd.Series[Any]) -> dict[str, str | 
 
 
 def compare_slices(
-    cuts: Sequence[Slicing], tuned: RetrievalScores, base: RetrievalScores | None, task: RetrievalTask, *, draws: int, seed: int
+    cuts: Sequence[Slicing],
+    tuned: RetrievalScores,
+    base: RetrievalScores | None,
+    task: RetrievalTask,
+    *,
+    draws: int,
+    seed: int,
 ) -> dict[str, Any]:
     """slicing -> slice -> direction -> recall@1 with its interval, the gap to the rest, and the same of the base.
 
@@ -175,9 +183,9 @@ def compare_slices(
     for direction in DIRECTIONS:
         asked = tuned.ranks[direction].query
         units = task.queries(direction)["unit"].to_numpy()[asked]
-        hits = {"tuned": PerQueryMetrics.of(tuned.ranks[direction]).means[METRIC]}
+        hits = {"tuned": per_query_metrics(tuned.ranks[direction]).means[METRIC]}
         if base is not None:
-            hits["base"] = PerQueryMetrics.of(base.ranks[direction]).means[METRIC]
+            hits["base"] = per_query_metrics(base.ranks[direction]).means[METRIC]
         sides: dict[tuple[str, str], dict[str, np.ndarray]] = {}
         for cut in (each for each in cuts if each.direction == direction):
             labels = np.array([cut.of[query] for query in asked], dtype=object)

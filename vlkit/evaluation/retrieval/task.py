@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,12 +12,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from vlkit.config.evaluation import DIRECTIONS
-from vlkit.data.loading.retrieval_batches import Inputs, PixelStore, TokenStore
+from vlkit.data.loading.stores import InputStore, PixelStore, TokenStore
 from vlkit.data.pairs import Pairs
 from vlkit.distributed import SINGLE, World
-from vlkit.evaluation.comparison import PerQueryMetrics
-from vlkit.evaluation.retrieval.ranking import Ranks, metric_values, rank_both
+from vlkit.evaluation.retrieval.corruptions import CORRUPTIONS, MAX_SIDE, VERSION, CorruptedPixels
+from vlkit.evaluation.retrieval.ranking import Ranks, metric_values, per_query_metrics, rank_both
+from vlkit.models.cache.feature_cache import Kept, keys_of
 from vlkit.models.device import Precision
 from vlkit.models.dual_encoder import DualEncoder
 from vlkit.models.encode import encode_captions, encode_images
@@ -24,42 +25,42 @@ from vlkit.models.encode import encode_captions, encode_images
 
 @dataclass(frozen=True)
 class RetrievalTask:
-    """What is asked: every unique picture and every unique text of some rows, and which match."""
+    """Every unique image and every unique text of some rows, and which of them match."""
 
     pairs: Pairs
-    pictures: pd.DataFrame
+    images: pd.DataFrame
     texts: pd.DataFrame
 
     @classmethod
     def from_pairs(cls, pairs: Pairs) -> RetrievalTask:
-        """The retrieval task of these rows; mismatched pairs (match 0) ask nothing."""
+        """Build the task of these rows, without mismatched pairs (match 0)."""
         positives = pairs.positives()
         return cls(positives, positives.unique_images(), positives.unique_texts())
 
-    def of_pictures(self, positions: np.ndarray) -> RetrievalTask:
-        """The task of some of the pictures, with the texts of their rows."""
-        chosen = set(self.pictures["image_id"].iloc[positions])
-        kept = self.pairs.frame["image_id"].isin(chosen)
-        return RetrievalTask.from_pairs(replace(self.pairs, frame=self.pairs.frame[kept].reset_index(drop=True)))
+    def for_images(self, positions: np.ndarray) -> RetrievalTask:
+        """Return the task of the images at some positions, with the texts of their rows."""
+        image_ids = set(self.images["image_id"].iloc[positions])
+        rows = self.pairs.frame["image_id"].isin(image_ids)
+        return RetrievalTask.from_pairs(replace(self.pairs, frame=self.pairs.frame[rows].reset_index(drop=True)))
 
     def queries(self, direction: str) -> pd.DataFrame:
-        """The table that a direction asks with."""
-        return self.texts if direction == "text_to_image" else self.pictures
+        """Return the table whose rows are a direction's queries."""
+        return self.texts if direction == "text_to_image" else self.images
 
     def groups(self) -> tuple[list[frozenset[str]], list[frozenset[str]]]:
-        """For every picture and every text the set that matches where two intersect."""
+        """Return a set for every image and for every text; an image and a text match where their sets intersect."""
         image_sets, text_sets = self.pairs.match_sets()
-        return [image_sets[key] for key in self.pictures["image_id"]], [text_sets[key] for key in self.texts["text_id"]]
+        return [image_sets[key] for key in self.images["image_id"]], [text_sets[key] for key in self.texts["text_id"]]
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """A task's pictures and texts in a model's space.
+    """A task's images and texts in a model's space.
 
     Attributes:
-        images, texts: float32 [pictures, width] and [texts, width].
-        brightness: float32 [pictures], mean of what the model sees, 0 (black) to 255; NaN where no pixels were read.
-        images_per_second, texts_per_second: of encoding, files read and decoded.
+        images, texts: float32 [images, width] and [texts, width].
+        brightness: float32 [images], mean of what the model sees, 0 (black) to 255; NaN where no pixels were read.
+        images_per_second, texts_per_second: of encoding, with reading and decoding files.
     """
 
     images: torch.Tensor
@@ -71,7 +72,7 @@ class Embeddings:
 
 @dataclass(frozen=True)
 class RetrievalScores:
-    """How a model did.
+    """A model's ranks.
 
     Attributes:
         ranks: direction -> Ranks.
@@ -80,21 +81,21 @@ class RetrievalScores:
     ranks: dict[str, Ranks]
 
     def values(self) -> dict[tuple[str, str], np.ndarray]:
-        """(direction, metric) -> float64 [queries]."""
+        """Return (direction, metric) -> float64 [queries]."""
         return {
-            (direction, metric): v
+            (direction, metric): values
             for direction, ranks in self.ranks.items()
-            for metric, v in metric_values(ranks).items()
+            for metric, values in metric_values(ranks).items()
         }
 
     def metrics(self) -> dict[str, dict[str, float]]:
-        """direction -> metric -> value, as results.json has it."""
-        found: dict[str, dict[str, float]] = {}
+        """Return direction -> metric -> value, as results.json has it."""
+        metrics: dict[str, dict[str, float]] = {}
         for direction, ranks in self.ranks.items():
-            measured = PerQueryMetrics.of(ranks)
-            found[direction] = {metric: measured.value(metric, len(ranks)) for metric in measured.names}
-            found[direction] |= {"queries": len(ranks), "gallery": ranks.gallery}
-        return found
+            per_query = per_query_metrics(ranks)
+            metrics[direction] = {metric: per_query.value(metric, len(ranks)) for metric in per_query.names}
+            metrics[direction] |= {"queries": len(ranks), "gallery": ranks.gallery}
+        return metrics
 
 
 def embed_task(
@@ -103,56 +104,125 @@ def embed_task(
     *,
     batch_size: int,
     precision: Precision,
-    pictures: Inputs | None = None,
-    captions: Inputs | None = None,
+    image_inputs: InputStore | None = None,
+    text_inputs: InputStore | None = None,
     texts: torch.Tensor | None = None,
     world: World = SINGLE,
 ) -> Embeddings:
-    """Encode the task's pictures and texts, each once.
+    """Encode the task's images and texts, each once.
 
     Args:
-        pictures, captions: of the task, where they are at hand.
+        image_inputs, text_inputs: the encoder's inputs in the task's order; None: read and tokenized here.
         texts: the texts' embeddings, where they are known already.
         world: processes that share the encoding; each gets all embeddings.
     """
     encoder.eval()
-    pictures, captions = pictures or pixel_store(task, encoder), captions or token_store(task, encoder)
+    image_inputs, text_inputs = image_inputs or pixel_store(task, encoder), text_inputs or token_store(task, encoder)
+    brightness: list[torch.Tensor] = []
     started = time.perf_counter()
-    how: dict[str, Any] = {"batch_size": batch_size, "precision": precision}
-    seen: list[torch.Tensor] = []
-    mine = encode_images(encoder, pictures, part=world.shard(len(pictures)), watch=_brightness_into(seen), **how)
-    light = torch.cat(seen).to(mine) if seen else mine.new_full((len(mine),), torch.nan)
-    images, brightness = (world.all_gather(part, len(pictures)) for part in (mine, light))
+    own_images = encode_images(
+        encoder,
+        image_inputs,
+        batch_size=batch_size,
+        precision=precision,
+        part=world.shard(len(image_inputs)),
+        watch=_record_brightness(brightness),
+    )
+    own_light = (
+        torch.cat(brightness).to(own_images) if brightness else own_images.new_full((len(own_images),), torch.nan)
+    )
+    images, light = (world.all_gather(part, len(image_inputs)) for part in (own_images, own_light))
     between = time.perf_counter()
     if texts is None:
-        own = encode_captions(encoder, captions, part=world.shard(len(captions)), **how)
-        texts = world.all_gather(own, len(captions))
+        part = world.shard(len(text_inputs))
+        own_texts = encode_captions(encoder, text_inputs, batch_size=batch_size, precision=precision, part=part)
+        texts = world.all_gather(own_texts, len(text_inputs))
     done = time.perf_counter()
     speeds = len(images) / (between - started), len(texts) / (done - between)
-    return Embeddings(images, texts, brightness.cpu().numpy(), *speeds)
+    return Embeddings(images, texts, light.cpu().numpy(), *speeds)
 
 
-def _brightness_into(seen: list[torch.Tensor]) -> Callable[[Any], None]:
-    """Note the mean light (Rec. 601 luma) of pixels; what frozen parts have made of pictures has none."""
+def _record_brightness(brightness: list[torch.Tensor]) -> Callable[[Any], None]:
+    """Return a callback that appends the mean light (Rec. 601 luma) of pixels; cached features have none."""
     weights = torch.tensor([0.299, 0.587, 0.114])
 
     def watch(pixels: Any) -> None:
         if isinstance(pixels, torch.Tensor) and pixels.dtype == torch.uint8:
-            seen.append(pixels.float().mean(dim=(2, 3)) @ weights)
+            brightness.append(pixels.float().mean(dim=(2, 3)) @ weights)
 
     return watch
 
 
-def rank_task(task: RetrievalTask, embedded: Embeddings, *, keep: int = 0, every: bool = False, world: World = SINGLE) -> RetrievalScores:
+def embed_cached(
+    encoder: DualEncoder,
+    task: RetrievalTask,
+    *,
+    batch_size: int,
+    precision: Precision,
+    cache: str,
+    corruption: str | None = None,
+    texts: torch.Tensor | None = None,
+    world: World = SINGLE,
+) -> Embeddings:
+    """Encode a task with a frozen model; what an earlier evaluation cached is read from disk.
+
+    Args:
+        cache: off, auto, or a folder.
+        corruption: of the images: one of CORRUPTIONS.
+        texts: the task's, where they are embedded already.
+    """
+    encoder.eval().requires_grad_(False)
+    pixels: PixelStore = pixel_store(task, encoder)
+    if corruption is not None:
+        pixels = CorruptedPixels(pixels.paths, pixels.spec, corruption=corruption)
+    tokens = token_store(task, encoder)
+    image_inputs: InputStore = pixels
+    text_inputs: InputStore = tokens
+    if cache != "off":
+        features = Kept(encoder, precision, max(map(len, tokens.tokens)), cache, world)
+        keys = keys_of("pictures", pixels, list(task.images["image_id"]), tokens)
+        if corruption is not None:
+            # What the corruption does is part of what the features are.
+            recipe = f"{corruption} {VERSION} {CORRUPTIONS[corruption]} {MAX_SIDE}"
+            keys = [f"{key}-{corruption}-{zlib.crc32(recipe.encode()):08x}" for key in keys]
+        image_inputs = features("pictures", pixels, keys)
+        if texts is None:
+            text_inputs = features("texts", tokens, keys_of("texts", pixels, [], tokens))
+    return embed_task(
+        encoder,
+        task,
+        batch_size=batch_size,
+        precision=precision,
+        image_inputs=image_inputs,
+        text_inputs=text_inputs,
+        texts=texts,
+        world=world,
+    )
+
+
+def rank_task(
+    task: RetrievalTask,
+    embeddings: Embeddings,
+    *,
+    keep: int = 0,
+    all_matches: bool = False,
+    world: World = SINGLE,
+) -> RetrievalScores:
     """Rank in both directions.
 
     Args:
         keep: how many of the first items to remember.
-        every: look at every right item, for average precision (see `rank`).
+        all_matches: look at every right item, for average precision (see `rank`).
     """
     image_groups, text_groups = task.groups()
     to_image, to_text = rank_both(
-        embedded.texts, embedded.images, text_groups, image_groups, keep=keep, every=every, world=world
+        embeddings.texts,
+        embeddings.images,
+        text_groups,
+        image_groups,
+        keep=keep,
+        all_matches=all_matches,
+        world=world,
     )
     return RetrievalScores({"text_to_image": to_image, "image_to_text": to_text})
 
@@ -163,23 +233,28 @@ def score_task(
     *,
     batch_size: int,
     precision: Precision,
-    pictures: Inputs | None = None,
-    captions: Inputs | None = None,
+    image_inputs: InputStore | None = None,
+    text_inputs: InputStore | None = None,
     world: World = SINGLE,
 ) -> RetrievalScores:
-    """`embed_task`, then `rank_task`."""
-    how: dict[str, Any] = {"batch_size": batch_size, "precision": precision, "world": world}
-    return rank_task(task, embed_task(encoder, task, pictures=pictures, captions=captions, **how), world=world)
+    """Encode and rank: `embed_task`, then `rank_task`."""
+    embeddings = embed_task(
+        encoder,
+        task,
+        batch_size=batch_size,
+        precision=precision,
+        image_inputs=image_inputs,
+        text_inputs=text_inputs,
+        world=world,
+    )
+    return rank_task(task, embeddings, world=world)
 
 
 def pixel_store(task: RetrievalTask, encoder: DualEncoder) -> PixelStore:
-    """The task's pictures as this model wants them."""
-    return PixelStore(task.pairs.image_paths(task.pictures), encoder.pixel_spec)
+    """Return the task's images, resized as this encoder needs them."""
+    return PixelStore(task.pairs.image_paths(task.images), encoder.pixel_spec)
 
 
 def token_store(task: RetrievalTask, encoder: DualEncoder) -> TokenStore:
-    """The task's texts as this model reads them."""
+    """Return the task's texts as this encoder's tokens."""
     return TokenStore(encoder.tokenize(list(task.texts["text"]))[0], encoder.pad)
-
-
-__all__ = ["DIRECTIONS", "Embedded", "Scores", "Task", "embed", "pixel_store", "ranked", "score", "token_store"]
