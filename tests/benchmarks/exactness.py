@@ -68,7 +68,7 @@ def of_vlkit(work: peers.Work, loss_of: Callable[[Any], Any], pieces: int = 1) -
         loss_of: model -> what the loop is given.
         pieces: of ordinary accumulation.
     """
-    from vlkit.data.loading.retrieval_batches import batch_stream
+    from vlkit.data.loading.epoch_sampler import batch_stream
     from vlkit.models import tuning
     from vlkit.training.loop import steps
 
@@ -89,7 +89,7 @@ def vlkit_ways(work: peers.Work, size: int, dropout: bool) -> dict[str, dict[str
         def loss_of(batch: Any) -> torch.Tensor:
             at_once = size if dropout else len(batch)
             images = torch.cat([model.embed_images(part) for part in batch.images.split(at_once)])
-            texts = torch.cat([model.embed_texts(part) for part in batch.captions.split(at_once)])
+            texts = torch.cat([model.embed_texts(part) for part in batch.texts.split(at_once)])
             return LOSSES["softmax"](model.logits(images, texts[batch.text_index]), batch.labels.rows())
 
         return loss_of
@@ -168,7 +168,7 @@ def _tensors(work: peers.Work) -> tuple[torch.Tensor, torch.Tensor]:
     """A batch's pixels and its token ids, as open_clip wants them."""
     model, dataset, _ = ours.opened(work)
     batch = dataset[ours.drawn(work.order[:1])[0]]
-    ids = batch.captions[batch.text_index]
+    ids = batch.texts[batch.text_index]
     return model.normalize_pixels(batch.images), torch.nn.functional.pad(ids, (0, work.limit - ids.shape[1]))
 
 

@@ -40,7 +40,7 @@ def pairs_of(config: Any, count: int, tokens: int) -> tuple[torch.Tensor, torch.
 def towers_of(config: Any, device: torch.device, tune: str = "full") -> Any:
     """A dual encoder with random weights, as train-retrieval has it before its first step."""
     from vlkit.config.training import TrainRetrievalConfig
-    from vlkit.data.images.decode import PixelSpec
+    from vlkit.data.images.spec import PixelSpec
     from vlkit.models import tuning
     from vlkit.models.dual_encoder import FAMILIES, DualEncoder, quiet_transformers
 
@@ -187,7 +187,7 @@ def nf4_captions(device: Device, precision: str) -> Found:
 
 
 def _captioner(device: Device, precision: str) -> tuple[Any, list[str]]:
-    from vlkit.data.images.decode import PixelSpec
+    from vlkit.data.images.spec import PixelSpec
     from vlkit.models.captioner.captioner import Captioner
     from vlkit.models.captioner.language_model import load_llm
     from vlkit.models.captioner.tiny_llm import write_fresh_llm

@@ -20,14 +20,9 @@ import photos
 import torch
 from transformers import CLIPConfig, SiglipConfig
 
-from vlkit.data.images.decode import PixelSpec
-from vlkit.data.loading.retrieval_batches import (
-    PIXEL_CACHE_BYTES,
-    BatchIndices,
-    PixelStore,
-    batch_stream,
-    loader_workers,
-)
+from vlkit.data.images.spec import PixelSpec
+from vlkit.data.loading.epoch_sampler import BatchIndices, batch_stream
+from vlkit.data.loading.stores import PIXEL_CACHE_BYTES, PixelStore, loader_workers
 from vlkit.evaluation.retrieval.ranking import rank_both
 from vlkit.models.cache.feature_cache import FrozenPrefix
 from vlkit.models.device import Precision
@@ -207,7 +202,7 @@ class Held:
     """Pictures or texts in memory, asked for in their order."""
 
     values: Any
-    small = True
+    in_memory = True
 
     def __len__(self) -> int:
         return len(self.values)
@@ -220,15 +215,15 @@ class Held:
 class Filed:
     """Batches of pictures in files, and of texts that are tokens already."""
 
-    pictures: Any
-    captions: Any
+    images: Any
+    texts: Any
     augmenter = None
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def __getitem__(self, drawn: Any) -> Any:
-        return gpu_checks.batch_of(self.pictures[drawn.rows], self.captions[: len(drawn.rows)])
+        return gpu_checks.batch_of(self.images[drawn.rows], self.texts[: len(drawn.rows)])
 
 
 def from_files(kind: str, *, trained: bool) -> Measure:

@@ -58,7 +58,7 @@ def trainer(
     Returns:
         As the peers' do: seconds of each step but the first.
     """
-    from vlkit.data.loading.retrieval_batches import batch_stream
+    from vlkit.data.loading.epoch_sampler import batch_stream
     from vlkit.models import tuning
     from vlkit.training.gradient_cache import Contrast
     from vlkit.training.loop import adamw, new_scaler, steps
@@ -83,7 +83,7 @@ def trainer(
 
 def drawn(order: Iterable[Sequence[int]], pieces: int = 1) -> list[Any]:
     """Batches as a dataset is asked for them, each in so many pieces."""
-    from vlkit.data.loading.retrieval_batches import BatchIndices
+    from vlkit.data.loading.epoch_sampler import BatchIndices
 
     def cut(rows: Sequence[int]) -> list[Any]:
         size = len(rows) // pieces

@@ -82,7 +82,7 @@ def write_model(folder: Path, size: str, texts: Sequence[str], seed: int = 0) ->
     import torch
     from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-    from vlkit.data.images.decode import PixelSpec
+    from vlkit.data.images.spec import PixelSpec
     from vlkit.models import tiny
     from vlkit.models.dual_encoder import DualEncoder, quiet_transformers
 

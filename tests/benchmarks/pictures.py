@@ -78,13 +78,13 @@ def loaded(way: str, paths: Sequence[Path], batch: int) -> Iterator[torch.Tensor
     """float32 [batch, 3, 224, 224] without end."""
     workers = os.cpu_count() or 1
     if way in OURS:
-        from vlkit.data.loading.retrieval_batches import PIXEL_CACHE_BYTES, ErrorAsItem, PixelStore, reraise_errors
+        from vlkit.data.loading.stores import PIXEL_CACHE_BYTES, ErrorAsItem, PixelStore, reraise_errors
         from vlkit.models.dual_encoder import DualEncoder
 
         # So many that none is kept decoded.
         many = list(paths) * (PIXEL_CACHE_BYTES // (3 * SIDE**2 * len(paths)) + 1)
         store = PixelStore(many, _spec(way))
-        assert not store.small
+        assert not store.in_memory
         order: Any = Endless(len(many), batch)
         mean, std = (torch.tensor(each).view(1, 3, 1, 1) for each in (store.spec.mean, store.spec.std))
         eye: Any = SimpleNamespace(device=torch.device("cpu"), mean=mean, std=std)
@@ -98,7 +98,7 @@ def loaded(way: str, paths: Sequence[Path], batch: int) -> Iterator[torch.Tensor
 
 
 def _spec(way: str) -> Any:
-    from vlkit.data.images.decode import PixelSpec
+    from vlkit.data.images.spec import PixelSpec
     from vlkit.models.preprocessing import CLIP_MEAN, CLIP_STD
 
     decode: Any = way.removeprefix("vlkit ")
@@ -174,11 +174,11 @@ def reduced_part(path: Path) -> int:
     """The part of its size that "reduced" has this picture decoded at."""
     from PIL import Image
 
-    from vlkit.data.images.decode import REDUCED_MARGIN, _drafted
+    from vlkit.data.images.decode import REDUCED_MARGIN, _draft
 
     with Image.open(path) as picture:
         whole = picture.width
-        _drafted(picture, REDUCED_MARGIN * SIDE)
+        _draft(picture, REDUCED_MARGIN * SIDE)
         return round(whole / picture.width)
 
 

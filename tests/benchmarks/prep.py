@@ -85,17 +85,17 @@ def cores(folder: Path, count: int, runs: int) -> dict[str, Any]:
 
 def _checking(raw: Path) -> dict[str, list[float]]:
     """The checking alone, without starting Python, reading the folder and writing: seconds of three rounds."""
-    from vlkit.data.prep.source_folder import Source
-    from vlkit.data.prep.verify_images import check_all
+    from vlkit.data.prep.source_folder import SourceFolder
+    from vlkit.data.prep.verify_images import verify_images
     from vlkit.storage import Location
 
-    source = Source(Location(raw))
+    source = SourceFolder(Location(raw))
     names = list(source.files)
     taken: dict[str, list[float]] = {"one process": [], "all cores": []}
     for _ in range(3):
         for name, workers in (("one process", 1), ("all cores", None)):
             began = time.perf_counter()
-            check_all(source, names, workers=workers, rehash=True)
+            verify_images(source, names, workers=workers, rehash=True)
             taken[name].append(time.perf_counter() - began)
     return taken
 

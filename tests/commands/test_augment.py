@@ -24,7 +24,9 @@ from vlkit.data import labels
 from vlkit.data.augment.image_ops import ImageAugmenter
 from vlkit.data.augment.negatives import NearestTexts, NegativeSampler
 from vlkit.data.images import decode
-from vlkit.data.loading.retrieval_batches import BatchIndices, EpochSampler, PairDataset, batch_stream
+from vlkit.data.images.spec import PixelSpec
+from vlkit.data.loading.epoch_sampler import BatchIndices, EpochSampler, batch_stream
+from vlkit.data.loading.retrieval_batches import PairDataset
 from vlkit.data.pairs import Pairs, read_pairs
 from vlkit.remote import file_sha256
 
@@ -588,11 +590,17 @@ def encoder(tiny_folder):
 
 def dataset(data, encoder, *, mode="multi-positive", augmenter=None, negatives=True):
     frame = read_pairs(data).frame
-    negatives = frame[frame["match"] == 0].reset_index(drop=True)
+    rows = frame[frame["match"] == 0].reset_index(drop=True)
     train = read_pairs(data).positives().split("train")
-    wrong = negatives if wrong and len(negatives) else None
-    spec = decode.PixelSpec(32)
-    return PairDataset(train, spec, encoder.tokenize, encoder.pad, labels=mode, negatives=wrong, augmenter=variation)
+    return PairDataset(
+        train,
+        PixelSpec(32),
+        encoder.tokenize,
+        encoder.pad,
+        labels=mode,
+        negatives=rows if negatives and len(rows) else None,
+        augmenter=augmenter,
+    )
 
 
 @pytest.mark.parametrize("mode", ["eye", "multi-positive", "mask"])
@@ -604,8 +612,8 @@ def test_negatives_join_a_batch_as_columns(augment, data, encoder, mode):
     batch, without = items[BatchIndices(0, rows, [0] * 20)], plain[BatchIndices(0, rows, [0] * 20)]
     signs = batch.labels.rows()
     assert torch.equal(signs[:, :20], without.labels.rows())
-    width = without.captions.shape[1]
-    assert torch.equal(batch.captions[batch.text_index[:20], :width], without.captions[without.text_index])
+    width = without.texts.shape[1]
+    assert torch.equal(batch.texts[batch.text_index[:20], :width], without.texts[without.text_index])
     own = set(frame.set_index("pair_id").loc[batch.pair_ids, "text_id"])
     chosen = frame[frame["source_pair_id"].isin(batch.pair_ids) & (frame["match"] == 0)]
     extra = sorted(set(chosen["text_id"]) - own)
@@ -613,10 +621,10 @@ def test_negatives_join_a_batch_as_columns(augment, data, encoder, mode):
     # Column by column, against the table.
     image_sets, text_sets = labels.match_sets(frame)
     texts = frame.drop_duplicates("text_id").set_index("text_id")["text"]
-    seen = {tuple(batch.captions[batch.text_index[column]].tolist()): column for column in range(20, 20 + len(extra))}
+    seen = {tuple(batch.texts[batch.text_index[column]].tolist()): column for column in range(20, 20 + len(extra))}
     tokens, _ = encoder.tokenize([texts[text] for text in extra])
-    width = batch.captions.shape[1]
-    pad = next(row[-1] for row in batch.captions.tolist() if len(set(row[-2:])) == 1)
+    width = batch.texts.shape[1]
+    pad = next(row[-1] for row in batch.texts.tolist() if len(set(row[-2:])) == 1)
     for text, ids in zip(extra, tokens, strict=True):
         column = seen[tuple(ids + [pad] * (width - len(ids)))]
         for position, pair in enumerate(batch.pair_ids):
@@ -642,7 +650,7 @@ def test_mismatched_rows_that_say_no_row_join_every_row_of_their_picture(data, e
     frame = read_pairs(data).split("train").frame
     wrong = frame.iloc[[0]].assign(text="an odd text", text_id="f" * 20, text_group="nobody", match=0, pair_id="e" * 20)
     train = read_pairs(data).split("train")
-    items = PairDataset(train, decode.PixelSpec(32), encoder.tokenize, encoder.pad, labels="mask", negatives=wrong)
+    items = PairDataset(train, PixelSpec(32), encoder.tokenize, encoder.pad, labels="mask", negatives=wrong)
     own = [row for row in range(len(frame)) if frame["image_id"].iloc[row] == frame["image_id"].iloc[0]]
     assert set(items.negative_texts) == set(own) and len(own) > 1
     batch = items[BatchIndices(0, [own[1], own[-1] + 1], [0, 0])]
@@ -671,10 +679,10 @@ def test_only_negatives_of_what_is_trained_on_are_taken(augment, data):
 
 
 def test_varied_pictures_pay_for_processes_however_few_they_are(data, encoder):
-    from vlkit.data.loading.retrieval_batches import loader_workers
+    from vlkit.data.loading.stores import loader_workers
 
     items = dataset(data, encoder)
-    assert loader_workers(items.pixels) == 0 < loader_workers(items.pixels, varied=True)
+    assert loader_workers(items.pixels) == 0 < loader_workers(items.pixels, augmented=True)
 
 
 def test_a_run_that_is_older_than_a_setting_goes_on(data, vlkit, tmp_path):
@@ -699,9 +707,9 @@ def test_what_training_sees_in_epoch_0_is_what_is_written(augment, data, encoder
         made = made[made["match"] == 1]
         if len(made):
             written += 1
-            pixels = decode.load_pixels(data / made["image"].iloc[0], decode.PixelSpec(32))
+            pixels = decode.load_pixels(data / made["image"].iloc[0], PixelSpec(32))
         else:
-            pixels = decode.load_pixels(Path(source["image"]), decode.PixelSpec(32))
+            pixels = decode.load_pixels(Path(source["image"]), PixelSpec(32))
         assert np.array_equal(batch.images[position].numpy(), pixels)
     assert written > 20
     assert not torch.equal(old[BatchIndices(1, list(range(30)), [0] * 30)].images, batch.images)
@@ -721,7 +729,7 @@ def test_varied_batches_are_the_same_on_any_number_of_workers_and_from_any_step(
     items = dataset(data, encoder, augmenter=ImageAugmenter.from_settings(ImageAugmentSettings()))
 
     def taken(first, workers):
-        order = EpochSampler.from_pair_ids(items.pair_ids, 16, seed=1, first=first)
+        order = EpochSampler.from_pair_ids(items.pair_ids, 16, seed=1, first_batch=first)
         return [batch.images for batch in itertools.islice(batch_stream(items, order, workers=workers), 14 - first)]
 
     plain = taken(0, 0)

@@ -10,10 +10,10 @@ import yaml
 from helpers import write_patterned_image
 
 from vlkit.config.training import TrainRetrievalConfig
-from vlkit.data.images.decode import PixelSpec
+from vlkit.data.images.spec import PixelSpec
 from vlkit.data.pairs import read_pairs
 from vlkit.inference.index.index_folder import open_index
-from vlkit.inference.index.query_encoder import decode_of
+from vlkit.inference.index.query_encoder import image_decode
 from vlkit.inference.search.search import Searcher
 from vlkit.models.cache.feature_cache import FrozenPrefix
 from vlkit.models.loading import load_base, load_model, load_tuned
@@ -120,7 +120,7 @@ def test_an_index_is_searched_as_it_was_made(decode, runs, photographed, tmp_pat
     outcome = vlkit(*how, "--decode", decode, "--cache", "off")
     assert outcome.code == 0, outcome.err
     index = open_index(Location(tmp_path / "index"))
-    assert decode_of(index.about) == decode
+    assert image_decode(index.about) == decode
     assert ("decode" in index.about["preprocessing"]["images"]) == (decode != "exact")
     pairs = read_pairs(photographed)
     path = pairs.image_paths(pairs.unique_images())[3]
@@ -153,6 +153,6 @@ def _pixels(path, spec):
 def test_searching_opens_the_model_in_the_index_way(runs, photographed, tmp_path, vlkit):
     how = ("index", "--model", runs["fast"].folder / "model", "--data", photographed, "--out", tmp_path / "index")
     assert vlkit(*how, "--decode", "reduced").code == 0
-    assert Searcher.open(Location(tmp_path / "index")).embedder.encoder.pixel_spec.decode == "reduced"
+    assert Searcher.open(Location(tmp_path / "index")).query_encoder.encoder.pixel_spec.decode == "reduced"
     moved = Searcher.open(Location(tmp_path / "index"), str(runs["fast"].folder))
-    assert moved.embedder.encoder.pixel_spec.decode == "reduced"
+    assert moved.query_encoder.encoder.pixel_spec.decode == "reduced"

@@ -11,7 +11,8 @@ import yaml
 from helpers import COLOURS, SHARED_DATA, write_class_folders, write_image, write_recipes
 from PIL import Image
 
-from vlkit.data.images.decode import PixelSpec, load_pixels, verify_image
+from vlkit.data.images.decode import load_pixels, verify_image
+from vlkit.data.images.spec import PixelSpec
 from vlkit.data.pairs import PAIR_COLUMNS, read_pairs
 from vlkit.errors import DataError
 from vlkit.remote import file_sha256
@@ -113,10 +114,10 @@ def test_one_bad_row_or_picture_does_not_stop_the_rest(tmp_path, vlkit):
     assert outcome.code == 0
     rejects = pd.read_csv(tmp_path / "out/rejects.csv")
     told = dict(zip(rejects["where"], rejects["reason"], strict=True))
-    assert told["recipes.jsonl:1"] == "not a picture (an HTML page)"
+    assert told["recipes.jsonl:1"] == "not an image (an HTML page)"
     assert "git lfs pull" in told["recipes.jsonl:2"]
     assert "does not decode" in told["recipes.jsonl:3"]
-    assert told["recipes.jsonl:4"] == "no such picture"
+    assert told["recipes.jsonl:4"] == "no such image"
     assert told["recipes.jsonl:5"] == "the file is empty"
     assert told["recipes.jsonl:9"] == "no picture in images"
     assert told["recipes.jsonl:10"] == "no text in title, description"

@@ -273,7 +273,7 @@ def test_what_is_missing_is_marked(skin, vlkit, tmp_path):
     results["data"]["path"] = str(data)
     (run / "results.json").write_text(json.dumps(results))
     assert vlkit("report", "--run", run).code == 0
-    assert "no such picture" in read(run).text
+    assert "no such image" in read(run).text
     results["data"]["path"] = str(tmp_path / "nowhere")
     (run / "results.json").write_text(json.dumps(results))
     environment = (run / "environment.yaml").read_text().replace(str(skin / "data"), str(tmp_path / "nowhere"))

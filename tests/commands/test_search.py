@@ -9,7 +9,7 @@ import pytest
 from helpers import write_class_folders
 
 from vlkit.errors import UsageError
-from vlkit.inference.search.filters import parsed
+from vlkit.inference.search.filters import parse_filters
 from vlkit.inference.search.search import Query, Searcher
 from vlkit.storage import Location
 
@@ -41,11 +41,11 @@ def test_the_hits_are_those_of_brute_force(leaves, searcher, vlkit):
     words = ["a red spot on a leaf", "something blue"]
     picture = next((leaves / "raw").rglob("3.png"))
     outcome = vlkit("search", "--index", leaves / "index", *words, "--image", picture, "-k", 7, "--json")
-    rows, _ = searcher.embedder.texts(words)
-    seen = searcher.embedder.pictures([searcher.embedder.pixels(picture)])
+    rows, _ = searcher.query_encoder.embed_texts(words)
+    seen = searcher.query_encoder.embed_images([searcher.query_encoder.load_pixels(picture)])
     for number, query in enumerate([*rows, *seen]):
         for kind in ("texts", "images"):
-            stored, ids = searcher.index.nearest[kind].rows(), searcher.index.column(kind, "id").to_pylist()
+            stored, ids = searcher.index.vectors[kind].rows(), searcher.index.column(kind, "id").to_pylist()
             cosines = stored.astype(np.float64) @ query.astype(np.float64)
             found = hits(outcome, kind, number)
             assert len(found) == min(7, len(ids))
@@ -69,21 +69,21 @@ def test_queries_together_are_answered_as_each_alone(searcher):
         (alone,) = searcher.answer([ask])
         assert alone.hits.keys() == answer.hits.keys() and alone.notes == answer.notes
         for kind, found in alone.hits.items():
-            assert [hit.place for hit in found] == [hit.place for hit in answer.hits[kind]]
+            assert [hit.position for hit in found] == [hit.position for hit in answer.hits[kind]]
             assert np.allclose([hit.score for hit in found], [hit.score for hit in answer.hits[kind]], atol=1e-5)
 
 
 def test_like_leaves_the_entry_itself_out(leaves, searcher, vlkit):
     key = searcher.index.column("images", "id")[3].as_py()
     found = hits(vlkit("search", "--index", leaves / "index", "--like", key, "-k", 4, "--json"), "images")
-    rows = searcher.index.nearest["images"].rows()
+    rows = searcher.index.vectors["images"].rows()
     order = [int(place) for place in np.argsort(-rows @ rows[3], kind="stable") if place != 3][:4]
     assert [hit["row"] for hit in found] == order
     every = vlkit("search", "--index", leaves / "index", "--like", key, "-k", 50, "--of", "images", "--json")
     assert len(hits(every, "images")) == 49
     assert every.json()["queries"][0]["notes"] == ["50 images were asked for: there are 49"]
     gone = vlkit("search", "--index", leaves / "index", "--like", "nobody")
-    assert gone.code == 2 and "nothing with the id 'nobody'" in gone.err
+    assert gone.code == 2 and "no document with the id 'nobody'" in gone.err
 
 
 def test_filters(leaves, vlkit):
@@ -109,10 +109,10 @@ def test_filters_that_nothing_passes(leaves, vlkit):
 
     assert "did you mean 'Leaf___red_spot'" in told("class=Leaf___red_spott")
     assert "did you mean 'class'" in told("clas=Leaf___red_spot")
-    assert "not of the form class=rust" in told("class")
+    assert "does not have the form class=rust" in told("class")
     with pytest.raises(UsageError):
-        parsed(["=x"])
-    assert parsed(["a=1", "a = 2 ", "b=c=d"]) == {"a": {"1", "2"}, "b": {"c=d"}}
+        parse_filters(["=x"])
+    assert parse_filters(["a=1", "a = 2 ", "b=c=d"]) == {"a": {"1", "2"}, "b": {"c=d"}}
 
 
 def test_k_above_the_size_and_a_query_beyond_the_limit_are_said(leaves, vlkit):
@@ -120,13 +120,13 @@ def test_k_above_the_size_and_a_query_beyond_the_limit_are_said(leaves, vlkit):
     assert many.code == 0 and "900 images were asked for: there are 50" in many.err
     assert vlkit("search", "--index", leaves / "index", "a leaf", "-k", 1001).code == 2
     long = vlkit("search", "--index", leaves / "index", "leaf " * 500)
-    assert long.code == 0 and "its end does not count" in long.err
-    assert "does not count" not in vlkit("search", "--index", leaves / "index", "leaf " * 20).err
+    assert long.code == 0 and "the rest is ignored" in long.err
+    assert "the rest is ignored" not in vlkit("search", "--index", leaves / "index", "leaf " * 20).err
 
 
 @pytest.mark.parametrize(
     "content, told",
-    [(b"", "not a picture"), (b"<!doctype html><p>404", "an HTML page"), (b"\xff\xd8\xff\xe0 torn", "")],
+    [(b"", "not an image"), (b"<!doctype html><p>404", "an HTML page"), (b"\xff\xd8\xff\xe0 torn", "")],
 )
 def test_a_picture_that_cannot_be_read(content, told, leaves, tmp_path, vlkit):
     (tmp_path / "leaf.jpg").write_bytes(content)

@@ -37,7 +37,7 @@ from vlkit.data.images import decode
 from vlkit.inference.search.search import Searcher
 from vlkit.inference.serve import server_state
 from vlkit.inference.serve.batch_queue import BatchQueue, QueueFull
-from vlkit.inference.serve.web_app import MOST_CHARACTERS, app_of
+from vlkit.inference.serve.web_app import MAX_QUERY_CHARACTERS, create_app
 from vlkit.storage import Location
 
 LIMIT = 300_000
@@ -71,7 +71,7 @@ class Server:
 
     def __init__(self, *indexes, **how):
         self.searchers = [Searcher.open(Location(index)) for index in indexes]
-        self.app = app_of(self.searchers, max_upload=LIMIT, hosts=("127.0.0.1", "localhost"))
+        self.app = create_app(self.searchers, max_upload=LIMIT, hosts=("127.0.0.1", "localhost"))
         listening = socket.create_server(("127.0.0.1", 0))
         self.port = listening.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -180,7 +180,7 @@ def test_only_this_machines_names_are_answered(server):
 
 def test_a_page_of_another_site_gets_no_answer(server):
     """Its script may send a request, but is told nothing, and nothing is done for it."""
-    queue = server.app.app.state.served.queues[0]
+    queue = server.app.app.state.server.queues[0]
     queue.batches.clear()
     own = f"127.0.0.1:{server.port}"
     for origin in ("http://evil.example", "null", f"http://127.0.0.1:{server.port + 1}", f"https://{own}"):
@@ -193,14 +193,14 @@ def test_what_cannot_be_asked(server):
     assert server.ask("/api/search")[0] == 422
     assert server.ask("/api/search", q="")[0] == 422
     assert server.ask("/api/search", q=" \u200b ")[0] == 422
-    assert server.ask("/api/search", q="x" * (MOST_CHARACTERS + 1))[0] == 422
+    assert server.ask("/api/search", q="x" * (MAX_QUERY_CHARACTERS + 1))[0] == 422
     for k in (0, -1, 1001, "many"):
         assert server.ask("/api/search", q="leaf", k=k)[0] == 422
     status, _, content = server.ask("/api/search", q="leaf", of="sounds")
     assert status == 422 and json.loads(content)["error"].startswith("of: ")
     assert server.ask("/api/like", id="nobody")[0] == 422
     long = server.json("/api/search", q="leaf " * 700)["results"][0]
-    assert "its end does not count" in long["notes"][0] and long["texts"]
+    assert "the rest is ignored" in long["notes"][0] and long["texts"]
 
 
 def packed(size, kind="PNG", **how):
@@ -213,11 +213,11 @@ def test_uploads_that_are_no_picture(server, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60_000)
     bomb = packed((250, 250))
     for content, told in [
-        (b"", "not a picture"),
+        (b"", "not an image"),
         (b"<html><script>alert(1)</script>", "an HTML page"),
         (packed((50, 50))[:60], "does not decode"),
-        (b"\x00" * 1000, "not a picture"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n", "not a picture"),
+        (b"\x00" * 1000, "not an image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n", "not an image"),
         (bomb, "more pixels than is safe"),
     ]:
         status, _, answer = server.ask("/api/search", content)
@@ -227,7 +227,7 @@ def test_uploads_that_are_no_picture(server, monkeypatch):
 
 def test_a_large_jpeg_is_taken_smaller_and_other_large_pictures_are_refused(server, monkeypatch):
     """Few bytes can be many pixels: they are counted before they take memory."""
-    monkeypatch.setattr(server_state, "MOST_PIXELS", 10_000)
+    monkeypatch.setattr(server_state, "MAX_PIXELS", 10_000)
     status, _, content = server.ask("/api/search", packed((120, 90)))
     assert status == 422 and "it has 120 x 90 pixels" in json.loads(content)["error"]
     assert server.json("/api/search", packed((100, 100)))["results"]
@@ -258,9 +258,9 @@ def test_uploads_that_do_not_come_hold_nobody_up(server, monkeypatch):
     assert server.json("/api/search", packed((30, 30)))["results"]
     assert time.monotonic() - began < 0.9
     assert {connection.getresponse().status for connection in stalled} == {408}
-    assert server.app.app.state.served.held == 0
-    monkeypatch.setattr(server_state, "MOST_HELD", 1000)
-    monkeypatch.setattr(server.app.app.state.served, "held", 2 * LIMIT)
+    assert server.app.app.state.server.bytes_held == 0
+    monkeypatch.setattr(server_state, "MAX_UPLOADS_HELD", 1000)
+    monkeypatch.setattr(server.app.app.state.server, "bytes_held", 2 * LIMIT)
     assert server.ask("/api/search", packed((30, 30)))[0] == 503
 
 
@@ -290,7 +290,7 @@ def test_an_upload_of_a_gigabyte_ends_at_the_limit(server, monkeypatch):
     def peak():
         return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 
-    monkeypatch.setattr(server_state, "PATIENCE", 0.5)
+    monkeypatch.setattr(server_state, "DISCARD_SECONDS", 0.5)
     before, gigabyte = peak(), 2**30
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
     connection.putrequest("POST", "/api/search")
@@ -299,7 +299,7 @@ def test_an_upload_of_a_gigabyte_ends_at_the_limit(server, monkeypatch):
     assert connection.getresponse().status == 413
     # One that is sent whole is told why, by whatever client.
     status, _, content = server.ask("/api/search", b"\xff" * (20 * LIMIT))
-    assert status == 413 and "a picture may have" in json.loads(content)["error"]
+    assert status == 413 and "an image may have" in json.loads(content)["error"]
     sent, block, refused = 0, b"\xff" * 2**16, None
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
     connection.putrequest("POST", "/api/search")
@@ -320,7 +320,7 @@ def test_fifty_at_once(server):
     """No error, the answers of each alone, and waiting queries encoded together."""
     words = [f"a leaf with {colour} spots and {number} more" for colour in ("red", "blue") for number in range(25)]
     alone = {each: server.json("/api/search", q=each, k=3) for each in words[::7]}
-    queue = server.app.app.state.served.queues[0]
+    queue = server.app.app.state.server.queues[0]
     queue.batches.clear()
     picture = packed((60, 40))
     wanted = server.json("/api/search", picture, k=3)
@@ -355,12 +355,12 @@ def test_an_answer_that_fails_leaves_the_server_up(server, monkeypatch):
     os.rename(gone, gone + ".away")
     try:
         status, _, content = server.ask("/api/pictures/0/7")
-        assert status == 404 and "not to be had" in json.loads(content)["error"]
+        assert status == 404 and "cannot be read" in json.loads(content)["error"]
     finally:
         os.rename(gone + ".away", gone)
     assert server.ask("/api/pictures/0/7")[0] == 200
     with monkeypatch.context() as patched:
-        patched.setattr(searcher.embedder, "texts", lambda _: 1 / 0)
+        patched.setattr(searcher.query_encoder, "embed_texts", lambda _: 1 / 0)
         status, headers, _ = server.ask("/api/search", q="leaf")
         assert status == 500 and headers["X-Content-Type-Options"] == "nosniff"
     assert server.ask("/api/search", q="leaf")[0] == 200
@@ -389,8 +389,8 @@ def test_each_who_waits_gets_the_own_answer(queries, together, broken):
 
     async def all_of_them():
         with ThreadPoolExecutor(1) as executor:
-            waiting = BatchQueue(answer, executor, together=together)
-            return await asyncio.gather(*(waiting(each) for each in queries), return_exceptions=True)
+            waiting = BatchQueue(answer, executor, max_batch=together)
+            return await asyncio.gather(*(waiting.submit(each) for each in queries), return_exceptions=True)
 
     for query, found in zip(queries, asyncio.run(all_of_them()), strict=True):
         assert isinstance(found, ValueError) if query in broken else found == 10 * query
@@ -401,8 +401,8 @@ def test_each_who_waits_gets_the_own_answer(queries, together, broken):
 def test_more_than_may_wait_are_refused():
     async def many():
         with ThreadPoolExecutor(1) as executor:
-            waiting = BatchQueue(lambda some: some, executor, together=1, at_most=3)
-            return await asyncio.gather(*(waiting(each) for each in range(9)), return_exceptions=True)
+            waiting = BatchQueue(lambda some: some, executor, max_batch=1, max_waiting=3)
+            return await asyncio.gather(*(waiting.submit(each) for each in range(9)), return_exceptions=True)
 
     found = asyncio.run(many())
     assert found[:3] == [0, 1, 2] and all(isinstance(each, QueueFull) for each in found[3:])
@@ -425,7 +425,7 @@ def test_the_command_serves_until_it_is_told_to_end(site, tmp_path):
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
         taken = subprocess.run([*program, address[2]], capture_output=True, text=True)
-        assert taken.returncode == 2 and "cannot be had" in taken.stderr
+        assert taken.returncode == 2 and "cannot listen on" in taken.stderr
         shutil.rmtree(tmp_path / "index")
         shutil.copytree(site / "base", tmp_path / "index")
         with urllib.request.urlopen(f"{address[1]}/api/search?q=leaf", timeout=30) as answer:
@@ -447,7 +447,7 @@ def at_the_page(server):
     """The page, and what its console says."""
     with opened(1300) as (page, said):
         page.goto(server.url)
-        until(page, "document.getElementById('status').textContent.includes('pictures')")
+        until(page, "document.getElementById('status').textContent.includes('images')")
         yield page, said
 
 
@@ -541,9 +541,9 @@ def test_a_person_is_told_what_is_wrong(server):
 def told_what_is_wrong(tab):
     tab.set_input_files("#file", {"name": "x.png", "mimeType": "image/png", "buffer": b"no picture"})
     tab.wait_for_selector("#status.wrong")
-    assert "not a picture" in tab.inner_text("#status")
+    assert "not an image" in tab.inner_text("#status")
     tab.set_input_files("#file", {"name": "x.png", "mimeType": "image/png", "buffer": b"large" * 4_000_000})
-    until(tab, "document.getElementById('status').textContent.includes('a picture may have')")
+    until(tab, "document.getElementById('status').textContent.includes('an image may have')")
     tab.context.set_offline(True)
     tab.fill("#words", "leaf")
     tab.press("#words", "Enter")
@@ -571,5 +571,5 @@ def test_the_page_fits_and_is_reached_by_keys(width, scheme, server):
             reached.add(page.evaluate("document.activeElement.id || document.activeElement.className"))
         assert {"file", "class", "k", "clear", "hit"} <= reached
         page.goto(f"{server.url}/docs")
-        page.wait_for_selector("text=Search by a picture")
+        page.wait_for_selector("text=Search with an image")
         assert said == []

@@ -175,7 +175,7 @@ def test_a_picture_that_is_gone_is_named(workers, raw, vlkit, tmp_path):
     vlkit("prep", "--domain", "recipes", "--source", tmp_path / "raw", "--out", tmp_path / "data")
     shutil.rmtree(tmp_path / "raw/images")
     outcome = train(vlkit, tmp_path / "data", tmp_path, "g", "--workers", workers)
-    assert (outcome.code, "no such picture" in outcome.err, "run prep again" in outcome.err) == (3, True, True)
+    assert (outcome.code, "no such image" in outcome.err, "run prep again" in outcome.err) == (3, True, True)
     assert "Traceback" not in outcome.err
 
 

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from vlkit.config.training import TrainRetrievalConfig
-from vlkit.data.images.decode import PixelSpec
-from vlkit.data.loading.retrieval_batches import EpochSampler, PairDataset, batch_stream
+from vlkit.data.images.spec import PixelSpec
+from vlkit.data.loading.epoch_sampler import EpochSampler, batch_stream
+from vlkit.data.loading.retrieval_batches import PairDataset
 from vlkit.data.pairs import read_pairs
 from vlkit.distributed import SINGLE, World, _shares
 from vlkit.models import tuning

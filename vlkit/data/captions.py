@@ -26,11 +26,11 @@ _MARKUP = re.compile(
     rf"</?(?:{'|'.join(sorted(_TAGS))})(?:\s[^<>]*)?/?>|<!|&(?:#\d+|#x[\da-f]+|[a-z][a-z\d]*);", re.IGNORECASE
 )
 _COMMENT, _ESCAPED = re.compile(r"<!--(?:(?!-->)[^<]|<(?!!--))*(?:-->)?"), re.compile(r"&(?:amp;)+(?=[#a-zA-Z])")
-_UNREAD = frozenset(["script", "style"])
+_HIDDEN_TAGS = frozenset(["script", "style"])
 # Characters that show nothing and mean nothing here; zero-width joiners and non-joiners are not among them.
-_UNSEEN = frozenset("\ufeff\u200b\u2060\u00ad\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_INVISIBLE = frozenset("\ufeff\u200b\u2060\u00ad\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _BLOCKS = frozenset(["br", "p", "div", "li", "ul", "ol", "tr", "td", "th", "table", "h1", "h2", "h3", "h4", "h5", "h6"])
-DEEPEST = 8
+MAX_ESCAPE_DEPTH = 8
 _FIELD = re.compile(r"\{(\w+)\}")
 
 # Arabic letters that Persian keyboards and sites mix with its own.
@@ -49,30 +49,30 @@ def clean(text: object, *, persian: bool = False) -> str:
         return ""
     cleaned = str(text)
     if not _PLAIN.fullmatch(cleaned):
-        for _ in range(DEEPEST):
-            shown = _normalised(_shown(cleaned), persian)
+        for _ in range(MAX_ESCAPE_DEPTH):
+            shown = _normalize(_visible_text(cleaned), persian)
             if shown == cleaned:
                 break
             cleaned = shown
         else:
             # Markup within markup within markup is nobody's text.
-            cleaned = _normalised(re.sub("[<>&]", " ", cleaned), persian)
+            cleaned = _normalize(re.sub("[<>&]", " ", cleaned), persian)
     return _SPACE.sub(" ", cleaned).strip()
 
 
-def _normalised(text: str, persian: bool) -> str:
-    seen = "".join(c for c in text if c.isspace() or (unicodedata.category(c) not in ("Cc", "Cs") and c not in _UNSEEN))
+def _normalize(text: str, persian: bool) -> str:
+    seen = "".join(c for c in text if c.isspace() or (unicodedata.category(c) not in ("Cc", "Cs") and c not in _INVISIBLE))
     normal = unicodedata.normalize("NFC", seen)
     return normal.translate(_PERSIAN) if persian else normal
 
 
-def _shown(text: str) -> str:
+def _visible_text(text: str) -> str:
     """What a browser would show: without tags, comments and entities; `a < b` stays."""
     # An entity may have been escaped many times over, and a comment may never end: both cost the parser dearly.
     text = _COMMENT.sub(" ", _ESCAPED.sub("&", text))
     if not _MARKUP.search(text):
         return text
-    reader = _Text()
+    reader = _VisibleText()
     reader.feed(text)
     reader.close()
     shown = "".join(reader.parts)
@@ -80,7 +80,7 @@ def _shown(text: str) -> str:
     return shown if shown != text else unescape(text)
 
 
-class _Text(HTMLParser):
+class _VisibleText(HTMLParser):
     """Collects what a page would show; a block's end is a space."""
 
     def __init__(self) -> None:
@@ -91,14 +91,14 @@ class _Text(HTMLParser):
     def handle_starttag(self, tag: str, attrs: object) -> None:
         if tag not in _TAGS:
             self.parts.append(self.get_starttag_text() or "")
-        self._unseen += tag in _UNREAD
+        self._unseen += tag in _HIDDEN_TAGS
         if tag in _BLOCKS:
             self.parts.append(" ")
 
     def handle_endtag(self, tag: str) -> None:
         if tag not in _TAGS:
             self.parts.append(f"</{tag}>")
-        self._unseen -= tag in _UNREAD and self._unseen > 0
+        self._unseen -= tag in _HIDDEN_TAGS and self._unseen > 0
         if tag in _BLOCKS:
             self.parts.append(" ")
 
@@ -112,7 +112,7 @@ def text_id(text: str) -> str:
     return hashlib.sha256(clean(text).encode("utf-8", "surrogatepass")).hexdigest()[:20]
 
 
-def folded(text: str) -> str:
+def fold_case(text: str) -> str:
     """A text as it is compared where case says nothing."""
     return clean(text).casefold()
 
@@ -129,7 +129,7 @@ def template_fields(template: str) -> list[str]:
     return _FIELD.findall(template)
 
 
-def from_template(template: str, fields: Mapping[str, str]) -> str | None:
+def fill_template(template: str, fields: Mapping[str, str]) -> str | None:
     """A template with its {fields} filled in, cleaned; None where one of them is empty or missing."""
     if not all(fields.get(name) for name in template_fields(template)):
         return None

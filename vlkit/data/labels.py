@@ -51,7 +51,7 @@ def matching_pairs(image_groups: Sequence[Groups], text_groups: Sequence[Groups]
     return np.concatenate(images), np.concatenate(texts)
 
 
-def matches_beside_own(image_groups: Sequence[Groups], text_groups: Sequence[Groups]) -> int:
+def count_false_negatives(image_groups: Sequence[Groups], text_groups: Sequence[Groups]) -> int:
     """Matching pairs off the diagonal, where pair i is picture i with text i: what `eye` labels would push apart."""
     images, texts = matching_pairs(image_groups, text_groups)
     return int((images != texts).sum())
@@ -72,7 +72,7 @@ def label_matrix(
     Returns:
         float32 [images, texts].
     """
-    return Labels.of(image_groups, text_groups, mode).rows()
+    return Labels.from_groups(image_groups, text_groups, mode).rows()
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Labels:
     mode: LabelMode
 
     @classmethod
-    def of(cls, image_groups: Sequence[Groups], text_groups: Sequence[Groups], mode: LabelMode) -> Labels:
+    def from_groups(cls, image_groups: Sequence[Groups], text_groups: Sequence[Groups], mode: LabelMode) -> Labels:
         """The labels of these pictures and texts. Arguments as for `label_matrix`."""
         none = np.empty(0, np.int64)
         images, texts = (none, none) if mode == "eye" else matching_pairs(image_groups, text_groups)
@@ -124,15 +124,15 @@ def match_sets(pairs: pd.DataFrame) -> tuple[dict[str, frozenset[str]], dict[str
     )
     for image_id, text_id, image_group, text_group, match in rows:
         images[image_id] |= as_set(image_group)
-        texts[text_id] |= as_set(text_group) | {_of_text(text_id)}
+        texts[text_id] |= as_set(text_group) | {_text_as_group(text_id)}
         if match:
-            images[image_id].add(_of_text(text_id))
+            images[image_id].add(_text_as_group(text_id))
     return (
         {key: frozenset(groups) for key, groups in images.items()},
         {key: frozenset(groups) for key, groups in texts.items()},
     )
 
 
-def _of_text(text_id: str) -> str:
+def _text_as_group(text_id: str) -> str:
     """A text's id as a group, out of the way of any group that a user may name."""
     return f"\0text:{text_id}"

@@ -22,12 +22,12 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
-def cores() -> int:
+def usable_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def in_order(work: Callable[[A], B], chunks: Iterable[A], *, workers: int) -> Iterator[B]:
+def map_in_order(work: Callable[[A], B], chunks: Iterable[A], *, workers: int) -> Iterator[B]:
     """`work` on every chunk, in this process (one worker) or in several; the results in the order of the chunks.
 
     Args:

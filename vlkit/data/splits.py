@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 SPLITS = ("train", "val", "test")
 
 
-def draw(seed: int, item: str) -> int:
+def hash_order(seed: int, item: str) -> int:
     """A 64-bit number that looks random and depends on nothing but the seed and the item."""
     return int.from_bytes(hashlib.blake2b(f"{seed}\0{item}".encode(), digest_size=8).digest())
 
 
-def generator(key: str) -> Generator:
+def seeded_rng(key: str) -> Generator:
     """Random numbers that depend on nothing but the key."""
     from numpy.random import PCG64, Generator
 
     return Generator(PCG64(int.from_bytes(hashlib.blake2b(key.encode(), digest_size=16).digest())))
 
 
-def connected(links: Iterable[tuple[str, Hashable]]) -> dict[str, str]:
+def connected_components(links: Iterable[tuple[str, Hashable]]) -> dict[str, str]:
     """Merge units that share something (a picture's bytes): unit -> the first name among those it hangs with."""
     parent: dict[str, str] = {}
 
@@ -52,7 +52,7 @@ def connected(links: Iterable[tuple[str, Hashable]]) -> dict[str, str]:
     return {unit: root(unit) for unit in parent}
 
 
-def named_split(name: str) -> str | None:
+def split_from_name(name: str) -> str | None:
     """The split that a folder, a file or a cell means: train2017 -> train, valid -> val; None for any other name."""
     word = re.sub(r"(?:[\W\d_]+(?:images?|imgs?|set|data|split))?[\W\d_]*$", "", name.strip().lower())
     return {
@@ -86,9 +86,9 @@ def split_units(
     split: dict[str, str] = {}
     for class_name in sorted(members, key=lambda name: (len(members[name]), name or "")):
         of_class = members[class_name]
-        wanted = _wanted(len(of_class), test_share, val_share, draw(seed, f"two of {class_name}") % 2 == 0)
+        wanted = _wanted(len(of_class), test_share, val_share, hash_order(seed, f"two of {class_name}") % 2 == 0)
         placed = [split[unit] for unit in of_class if unit in split]
-        free = sorted((unit for unit in of_class if unit not in split), key=lambda unit: (draw(seed, unit), unit))
+        free = sorted((unit for unit in of_class if unit not in split), key=lambda unit: (hash_order(seed, unit), unit))
         if free and "train" not in placed:
             split[free.pop()] = "train"
         given = 0
@@ -118,7 +118,7 @@ def _wanted(size: int, test_share: float, val_share: float, tested: bool) -> dic
     return {"test": test, "val": _count(val_share, size - test)}
 
 
-def as_in_source(units: Mapping[str, Collection[str]]) -> tuple[dict[str, str], list[str]]:
+def splits_from_source(units: Mapping[str, Collection[str]]) -> tuple[dict[str, str], list[str]]:
     """unit -> split as the source has it. A unit that stands in several goes wholly to the one that is held out most.
 
     Returns:
@@ -140,11 +140,11 @@ def _count(share: float, members: int) -> int:
     return min(max(1, round(share * members)), members - 1)
 
 
-def limited(sizes: Mapping[str, int], limit: int, seed: int) -> list[str]:
+def subsample_units(sizes: Mapping[str, int], limit: int, seed: int) -> list[str]:
     """Whole units in the order of their draw until they have `limit` rows or more."""
     kept: list[str] = []
     total = 0
-    for unit in sorted(sizes, key=lambda unit: (draw(seed, unit), unit)):
+    for unit in sorted(sizes, key=lambda unit: (hash_order(seed, unit), unit)):
         if total >= limit:
             break
         kept.append(unit)
@@ -177,12 +177,12 @@ def refuse_leaks(pairs: pd.DataFrame, where: str, near: int = -1) -> None:
 def _refuse_lookalikes(pictures: pd.DataFrame, where: str, near: int) -> None:
     from vlkit.data.images import phash
 
-    looks = [phash.restored(each) for each in pictures["image_looks"]]
+    looks = [phash.from_hex(each) for each in pictures["image_looks"]]
     split = pictures["split"].to_numpy()
     seen: list[int] = []
     for name in SPLITS:
         here = [int(i) for i in (split == name).nonzero()[0]]
-        found = phash.first_alike([looks[i] for i in here], [looks[i] for i in seen], near)
+        found = phash.first_lookalike([looks[i] for i in here], [looks[i] for i in seen], near)
         if found is not None:
             first, second = pictures.iloc[here[found[0]]], pictures.iloc[seen[found[1]]]
             both = f"{first['image']} ({first['split']}) and {second['image']} ({second['split']})"

@@ -9,7 +9,7 @@ from typing import Any
 
 from vlkit import console
 from vlkit.config.evaluation import SCHEMA, EvalConfig, suffix_of
-from vlkit.data.pairs import Pairs, data_of, read_pairs
+from vlkit.data.pairs import Pairs, read_pairs
 from vlkit.distributed import World, init_distributed
 from vlkit.errors import DataError
 from vlkit.evaluation import summary
@@ -45,7 +45,7 @@ def _evaluated(config: EvalConfig, world: World) -> dict[str, Any]:
     if config.out is not None:
         refuse_foreign(config.out.path, run)
     settings = run.config() if run else {}
-    data = config.data if run is None else config.data or data_of(run)
+    data = config.data if run is None else config.data or run.data_location()
     assert data is not None  # With --model it is given.
     pairs = read_pairs(data)
     # What augment has written is no test of anything, also where the training rows are asked for.

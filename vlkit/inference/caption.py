@@ -37,7 +37,9 @@ def caption(config: CaptionConfig) -> dict[str, Any]:
     run, known = Run(config.run), set[str]()
     if config.out is None:
         found = _described(run, pictures, config, lambda lines: None)
-        console.print_table("captions", ("picture", "caption"), [(each["image"], _shown(each)) for each in found], left=2)
+        console.print_table(
+            "captions", ("picture", "caption"), [(each["image"], _shown(each)) for each in found], left=2
+        )
     else:
         refuse_unwritable(config.out.parent, "--out")
         config.out.parent.mkdir(parents=True, exist_ok=True)
@@ -133,7 +135,7 @@ def pictures_of(names: Sequence[str]) -> list[Path]:
         elif path.is_file():
             inside = [path]
         else:
-            raise UsageError(f"no such picture or folder: {path}")
+            raise UsageError(f"no such image or folder: {path}")
         for each in inside:
             found.setdefault(each.resolve(), each)
     return list(found.values())

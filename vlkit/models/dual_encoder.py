@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from vlkit.config.data import TINY_MODELS
-from vlkit.data.images.decode import PixelSpec
+from vlkit.data.images.spec import PixelSpec
 from vlkit.errors import ArtifactError, NetworkError, UsageError, VlkitError, suggest_name
 from vlkit.models import paired_encoder, preprocessing, quantization, stages
 from vlkit.models.device import Precision

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from vlkit import console, signals
-from vlkit.data.loading.retrieval_batches import ErrorAsItem, InputStore, TensorLike, TokenStore, loader_workers, reraise_errors
+from vlkit.data.loading.stores import ErrorAsItem, InputStore, TensorLike, TokenStore, loader_workers, reraise_errors
 from vlkit.models.device import Precision, autocast, best_device, best_precision
 from vlkit.models.dual_encoder import DualEncoder
 

@@ -1,84 +1,123 @@
-"""How a model wants its pictures: from and to the files that transformers' image processors read."""
+"""How a model wants its images: read from, and written to, the files that transformers' image processors read."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from vlkit.config.data import Decode
-from vlkit.data.images.decode import RESAMPLING, PixelSpec
+from vlkit.data.images.spec import RESAMPLING, PixelSpec
 from vlkit.errors import ArtifactError
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
-class Sees(Protocol):
-    """A model of pictures."""
+class HasPixelSpec(Protocol):
+    """A model of images."""
 
     pixel_spec: PixelSpec
 
 
-M = TypeVar("M", bound=Sees)
+M = TypeVar("M", bound=HasPixelSpec)
 
 
 def with_decode(model: M, decode: Decode | None) -> M:
-    """The model, its pictures read in this way from now on; None: as they are now."""
+    """Return the model, its images decoded in this way from now on; None: as they are now."""
     if decode is not None:
         model.pixel_spec = replace(model.pixel_spec, decode=decode)
     return model
 
 
-def read(name: str, config: Any) -> PixelSpec:
-    """A model's preprocessing; what its files do not say is what its family was published with.
+class Preprocessing(Protocol):
+    """How a family prepares images."""
 
-    Args:
-        name: hub name or folder.
-        config: its configuration, for the family and the size.
+    def image_size(self, vision_config: Any) -> int:
+        """Return the side of the square that a vision tower takes."""
 
-    Raises:
-        ArtifactError: it makes pictures of another size than the model takes.
+    def read(self, name: str, vision_config: Any) -> PixelSpec:
+        """Read the preprocessing of a model, by hub name or folder."""
+
+
+@dataclass(frozen=True)
+class FixedSize:
+    """Images of one size, as a family was published with: what its models' files do not say.
+
+    Attributes:
+        crop: cut the middle out of the image, its shorter side resized; else squash it to a square.
     """
-    return _pixel_spec(image_processor(name), config, name)
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop: bool
+
+    def image_size(self, vision_config: Any) -> int:
+        """Return the side of the square that a vision tower takes."""
+        return int(vision_config.image_size)
+
+    def read(self, name: str, vision_config: Any) -> PixelSpec:
+        """Read the preprocessing of a model, by hub name or folder.
+
+        Raises:
+            ArtifactError: it makes images of another size than the model takes.
+        """
+        processor, target = image_processor(name), self.image_size(vision_config)
+        size, crop_size = processor.get("size"), processor.get("crop_size")
+        crops = processor.get("do_center_crop", self.crop)
+        short = size.get("shortest_edge", size.get("height")) if isinstance(size, dict) else size
+        result = (crop_size.get("height") if isinstance(crop_size, dict) else crop_size) if crops else short
+        if result not in (None, target):
+            raise ArtifactError(
+                f"{name}: its preprocessing makes images of {result} pixels, its config.json expects {target}"
+            )
+        return PixelSpec(
+            size=target,
+            fit="crop" if crops else "squash",
+            resize=(short or target) if crops else None,
+            resample=processor.get("resample", RESAMPLING["bicubic"]),
+            mean=tuple(processor.get("image_mean") or self.mean),
+            std=tuple(processor.get("image_std") or self.std),
+        )
+
+
+class NaFlex:
+    """Square images of as many patches as a SigLIP 2 of flexible resolution takes, or a few less."""
+
+    def image_size(self, vision_config: Any) -> int:
+        """Return the side of the square that a vision tower takes."""
+        return _square(vision_config.num_patches, vision_config.patch_size)
+
+    def read(self, name: str, vision_config: Any) -> PixelSpec:
+        """Read the preprocessing of a model, by hub name or folder."""
+        processor = image_processor(name)
+        patches = processor.get("max_num_patches") or vision_config.num_patches
+        resample = processor.get("resample", RESAMPLING["bilinear"])
+        return PixelSpec(_square(patches, vision_config.patch_size), resample=resample)
+
+
+def _square(patches: int, patch_size: int) -> int:
+    """Return the side of the square image that has this many patches, or the next smaller one's."""
+    return int(patches**0.5) * patch_size
 
 
 def image_processor(name: str) -> dict[str, Any]:
-    """The preprocessing's settings, from the file that older versions of transformers write or the newer ones'."""
+    """Read a preprocessing's settings, from the file that older versions of transformers write or the newer ones'."""
     from transformers.utils import cached_file
 
     for file, section in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
-        found = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
-        if found is not None:
-            settings = json.loads(Path(found).read_text(encoding="utf-8"))
-            if section is None or section in settings:
-                return settings if section is None else settings[section]
+        path = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
+        if path is not None:
+            settings: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+            if section is None:
+                return settings
+            if section in settings:
+                return dict(settings[section])
     return {}
 
 
-def _pixel_spec(processor: dict[str, Any], config: Any, name: str) -> PixelSpec:
-    """The settings as a PixelSpec. What they do not say is what the family was published with."""
-    size, crop = processor.get("size"), processor.get("crop_size")
-    target = config.vision_config.image_size
-    crops = processor.get("do_center_crop", config.model_type == "clip")
-    published = (CLIP_MEAN, CLIP_STD) if config.model_type == "clip" else ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    short = size.get("shortest_edge", size.get("height")) if isinstance(size, dict) else size
-    wanted = (crop.get("height") if isinstance(crop, dict) else crop) if crops else short
-    if wanted not in (None, target):
-        told = f"its preprocessing makes pictures of {wanted} pixels, its config.json wants {target}"
-        raise ArtifactError(f"{name}: {told}")
-    return PixelSpec(
-        size=target,
-        fit="crop" if crops else "squash",
-        resize=(short or target) if crops else None,
-        resample=processor.get("resample", RESAMPLING["bicubic"]),
-        mean=tuple(processor.get("image_mean") or published[0]),
-        std=tuple(processor.get("image_std") or published[1]),
-    )
-
-
 def processor_dict(spec: PixelSpec) -> dict[str, Any]:
-    """The inverse: what transformers' image processors read."""
+    """Return a preprocessing's settings as transformers' image processors read them."""
     crops = spec.fit == "crop"
     square = {"height": spec.size, "width": spec.size}
     return {

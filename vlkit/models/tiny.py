@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from vlkit.data.images.decode import PixelSpec
+from vlkit.data.images.spec import PixelSpec
 from vlkit.errors import UsageError, suggest_name
 from vlkit.models.dual_encoder import DualEncoder, quiet_transformers
 from vlkit.models.paired_encoder import TINY_TEXT

@@ -60,7 +60,7 @@ class CaptionLoss:
             if found.alignment is not None:
                 loss = loss + self.alpha * found.alignment
                 self.seen.alignment += float(found.alignment.detach())
-            loss = loss / batch.words
+            loss = loss / batch.token_count
             yield Part(loss, loss)
 
     def halve(self) -> bool:
@@ -78,7 +78,7 @@ class CaptionLoss:
         """Both losses a word, over the step at hand and all processes; then it begins anew."""
         seen, self.seen = self.seen, Seen()
         sums = torch.tensor([seen.nats, seen.alignment, seen.words], dtype=torch.float64, device=self.captioner.device)
-        world.add([sums])
+        world.all_reduce([sums])
         nats, alignment, words = sums.tolist()
         told = {"caption_loss": nats / max(1, words)}
         return told | ({"alignment": alignment / max(1, words)} if self.alpha else {})

@@ -17,7 +17,7 @@ from vlkit import console
 from vlkit.config.data import TINY_LLM
 from vlkit.config.fusion import TrainFusionConfig
 from vlkit.config.presets import resolve_prep
-from vlkit.data.loading.retrieval_batches import EpochSampler
+from vlkit.data.loading.epoch_sampler import EpochSampler
 from vlkit.data.pairs import TABLE_FILES, Pairs, read_pairs
 from vlkit.data.prep.prepare import prepare
 from vlkit.errors import DataError, ResourceError, UsageError
@@ -30,7 +30,7 @@ from vlkit.models.captioner.vision_encoder import VisionEncoder, vision_config, 
 from vlkit.models.device import best_device, best_precision
 from vlkit.models.quantization import BYTES
 from vlkit.runs import default_run_name, local_runs_dir
-from vlkit.storage import Location, nearest_existing, format_bytes
+from vlkit.storage import Location, format_bytes, nearest_existing
 from vlkit.training.fill_cache import CachePlan, planned
 from vlkit.training.plan import whole_path
 
@@ -99,7 +99,7 @@ def _refuse_gone(*parts: Pairs) -> None:
         gone = [place for place in places if not place.is_remote and not place.path.is_file()]
         if gone:
             more = f", nor {len(gone) - 1} others" if len(gone) > 1 else ""
-            raise DataError(f"no such picture: {gone[0]}{more}", hint="bring them back, or run prep again")
+            raise DataError(f"no such image: {gone[0]}{more}", hint="bring them back, or run prep again")
 
 
 def _prepared(data: Location, *, dry_run: bool) -> Location:

@@ -50,12 +50,12 @@ class Contrast:
 
     def __call__(self, batch: Batch) -> torch.Tensor | Iterator[Part]:
         """The mean loss over the batch's pairs, or parts that add up to it."""
-        size = max(len(batch.images), len(batch.captions))
+        size = max(len(batch.images), len(batch.texts))
         self.largest = max(self.largest, size)
         if self.world.size > 1 or (self.micro_batch is not None and self.micro_batch < size):
             return self._in_parts(batch, self.micro_batch or size)
         images = self.encoder.embed_images(batch.images)
-        texts = self.encoder.embed_texts(batch.captions)[batch.text_index.to(images.device)]
+        texts = self.encoder.embed_texts(batch.texts)[batch.text_index.to(images.device)]
         return LOSSES[self.loss](self.encoder.logits(images, texts), batch.labels.rows())
 
     def halve(self) -> bool:
@@ -72,9 +72,9 @@ class Contrast:
         images = _Pass(
             encoder.embed_images, batch.images, size, none, keep_last=True, at_once=_at_once(encoder.image_chain)
         )
-        texts = _Pass(encoder.embed_texts, batch.captions, size, none, at_once=_at_once(encoder.text_chain))
+        texts = _Pass(encoder.embed_texts, batch.texts, size, none, at_once=_at_once(encoder.text_chain))
         all_images = world.all_gather(images.embedded, len(batch))
-        all_texts = world.all_gather(texts.embedded, batch.texts)
+        all_texts = world.all_gather(texts.embedded, batch.text_count)
         index = batch.text_index.to(all_images.device)
         logit_parameters = list(encoder.logit_parameters().values())
         cached = cached_gradients(
@@ -86,7 +86,7 @@ class Contrast:
         pairs = zip(logit_parameters, cached.logit_parameters, strict=True)
         yield Part(sum((p * gradient * once for p, gradient in pairs), torch.zeros(())), cached.loss * once)
         yield from images.again(cached.images[world.shard(len(batch))])
-        yield from texts.again(of_texts[world.shard(batch.texts)])
+        yield from texts.again(of_texts[world.shard(batch.text_count)])
 
 
 class _Pass:

@@ -13,7 +13,8 @@ from vlkit import console
 from vlkit.config.presets import model_preset
 from vlkit.config.training import TrainRetrievalConfig
 from vlkit.data.augment.image_ops import ImageAugmenter
-from vlkit.data.loading.retrieval_batches import EpochSampler, PairDataset
+from vlkit.data.loading.epoch_sampler import EpochSampler
+from vlkit.data.loading.retrieval_batches import PairDataset
 from vlkit.data.pairs import Pairs, read_pairs
 from vlkit.distributed import SINGLE, World
 from vlkit.errors import DataError, ResourceError, UsageError
@@ -23,7 +24,7 @@ from vlkit.models import loading, quantization, tuning
 from vlkit.models.device import best_device, best_precision
 from vlkit.models.dual_encoder import FAMILIES, DualEncoder
 from vlkit.runs import Run, default_run_name, local_runs_dir
-from vlkit.storage import nearest_existing, format_bytes
+from vlkit.storage import format_bytes, nearest_existing
 from vlkit.training.fill_cache import Amounts, plans
 
 if TYPE_CHECKING:
@@ -230,7 +231,7 @@ def dry_run_of(config: TrainRetrievalConfig, rows: Rows) -> dict[str, Any]:
     return facts
 
 
-def refuse_small_disk(config: TrainRetrievalConfig, counts: tuning.Counts, encoder: DualEncoder) -> None:
+def refuse_small_disk(config: TrainRetrievalConfig, counts: tuning.ParameterCounts, encoder: DualEncoder) -> None:
     """Before a night is spent on it: what the run will write has to fit.
 
     Raises:
@@ -259,7 +260,7 @@ def _per_epoch(config: TrainRetrievalConfig, train: Pairs) -> int:
 
 
 def _estimate(
-    config: TrainRetrievalConfig, counts: tuning.Counts, encoder: DualEncoder, wrong: float
+    config: TrainRetrievalConfig, counts: tuning.ParameterCounts, encoder: DualEncoder, wrong: float
 ) -> dict[str, float]:
     """Gigabytes, rough, with `negatives` texts a row beside its own, as if captions used all of the token table.
 

@@ -21,14 +21,14 @@ import torch
 
 from vlkit import checkpoints, console
 from vlkit.config.training import TrainingConfig
-from vlkit.data.loading.retrieval_batches import EpochSampler
+from vlkit.data.loading.epoch_sampler import EpochSampler
 from vlkit.distributed import World
 from vlkit.errors import ArtifactError, NonFiniteError, Stopped
 from vlkit.evaluation.efficiency import peak_memory_gb
 from vlkit.models.device import best_device
-from vlkit.models.tuning import Counts
+from vlkit.models.tuning import ParameterCounts
 from vlkit.runs import Run
-from vlkit.signals import StopRequested, StopRequest, Terminated, catch_stop_signals
+from vlkit.signals import StopRequest, StopRequested, Terminated, catch_stop_signals
 from vlkit.training.loop import Step, adamw, legs_schedule, new_scaler, steps
 
 
@@ -53,7 +53,7 @@ class Training(ABC):
         world: World,
         *,
         trainable: Mapping[str, torch.nn.Parameter],
-        counts: Counts,
+        counts: ParameterCounts,
         rates: Mapping[str, float],
         order: EpochSampler,
         validates: bool,

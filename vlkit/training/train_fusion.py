@@ -26,7 +26,7 @@ from vlkit.models.captioner.captioner import Captioner
 from vlkit.models.captioner.save_load import frozen_hashes, load_run_llm, load_run_vision, save_captioner
 from vlkit.models.device import best_device, use_deterministic_algorithms
 from vlkit.models.quantization import parameter_count
-from vlkit.models.tuning import Counts
+from vlkit.models.tuning import ParameterCounts
 from vlkit.runs import Run
 from vlkit.training.caption_loss import CaptionLoss
 from vlkit.training.fill_cache import filled
@@ -156,7 +156,7 @@ class CaptionTraining(Training):
             run,
             world,
             trainable=trainable,
-            counts=Counts(sum(p.numel() for p in trainable.values()), total),
+            counts=ParameterCounts(sum(p.numel() for p in trainable.values()), total),
             rates=_rates(trainable, config),
             order=EpochSampler.from_rows(self.dataset, config.batch_size, config.seed, min_rows=1),
             validates=len(rows.val) > 0,
@@ -223,7 +223,7 @@ class CaptionTraining(Training):
 
     def items(self, batch: CaptionBatch) -> int:
         """The captions' words."""
-        return batch.words
+        return batch.token_count
 
     def after_step(self) -> dict[str, float]:
         """Both losses of the step."""

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from vlkit.data.images.decode import PixelSpec
-from vlkit.data.loading.retrieval_batches import BatchIndices, EpochSampler, PairDataset, batch_stream
+from vlkit.data.images.spec import PixelSpec
+from vlkit.data.loading.epoch_sampler import BatchIndices, EpochSampler, batch_stream
+from vlkit.data.loading.retrieval_batches import PairDataset
 from vlkit.data.pairs import read_pairs
 from vlkit.training.plan import false_negatives
 
@@ -27,16 +28,16 @@ def test_an_epoch_is_a_permutation_and_no_two_are_alike():
 
 def test_a_sample_keeps_its_place_when_the_table_is_shuffled():
     shuffled = np.random.default_rng(0).permutation(23)
-    order = [IDS[row] for row in EpochSampler.from_pair_ids(IDS, 4, seed=1).epoch(3)]
+    order = [IDS[row] for row in EpochSampler.from_pair_ids(IDS, 4, seed=1).epoch_rows(3)]
     assert order == [
-        IDS[shuffled[row]] for row in EpochSampler.from_pair_ids([IDS[row] for row in shuffled], 4, seed=1).epoch(3)
+        IDS[shuffled[row]] for row in EpochSampler.from_pair_ids([IDS[row] for row in shuffled], 4, seed=1).epoch_rows(3)
     ]
 
 
 @pytest.mark.parametrize("first", [0, 1, 5, 6, 7, 20])
 def test_the_stream_from_any_batch_on_is_the_same(first):
     whole = list(itertools.islice(EpochSampler.from_pair_ids(IDS, 4, seed=1), 30))
-    assert list(itertools.islice(EpochSampler.from_pair_ids(IDS, 4, seed=1, first=first), 30 - first)) == whole[first:]
+    assert list(itertools.islice(EpochSampler.from_pair_ids(IDS, 4, seed=1, first_batch=first), 30 - first)) == whole[first:]
 
 
 def test_a_last_batch_of_one_is_left_out():
@@ -75,7 +76,7 @@ def test_workers_change_nothing(dataset):
 def test_a_repeated_caption_is_tokenised_once(dataset):
     rows = [row for row in range(len(dataset)) if dataset.text_of[row] == dataset.text_of[0]] + [2]
     batch = dataset[BatchIndices(0, rows, [0] * len(rows))]
-    assert len(batch.pair_ids) == len(rows) > len(batch.captions)
+    assert len(batch.pair_ids) == len(rows) > len(batch.texts)
     assert batch.text_index[0] == batch.text_index[1]
     assert batch.images.dtype == torch.uint8
     assert batch.images.shape == (len(rows), 3, 32, 32)
@@ -99,12 +100,12 @@ def test_a_row_of_weight_w_is_drawn_w_times_an_epoch():
     weights = [1.0] * 20 + [2.5] * 20 + [3.0] * 10
     order = EpochSampler.from_pair_ids([f"p{n}" for n in range(50)], 8, seed=3, weights=weights)
     for epoch in (0, 1):
-        times = np.bincount(order.epoch(epoch), minlength=50)
+        times = np.bincount(order.epoch_rows(epoch), minlength=50)
         assert set(times[:20]) == {1} and set(times[20:40]) == {2, 3} and set(times[40:]) == {3}
-    assert order.epoch(0).tolist() != order.epoch(1).tolist()
+    assert order.epoch_rows(0).tolist() != order.epoch_rows(1).tolist()
     assert len(set(order.keys.tolist())) == len(order.keys)
     plain = EpochSampler.from_pair_ids([f"p{n}" for n in range(50)], 8, seed=3)
     assert (
-        EpochSampler.from_pair_ids([f"p{n}" for n in range(50)], 8, seed=3, weights=[1.0] * 50).epoch(0).tolist()
-        == plain.epoch(0).tolist()
+        EpochSampler.from_pair_ids([f"p{n}" for n in range(50)], 8, seed=3, weights=[1.0] * 50).epoch_rows(0).tolist()
+        == plain.epoch_rows(0).tolist()
     )

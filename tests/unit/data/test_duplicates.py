@@ -21,7 +21,7 @@ from vlkit.data.images import phash
 from vlkit.data.images.decode import ImageInfo, verify_image
 from vlkit.data.pairs import read_pairs
 from vlkit.data.prep import verify_images
-from vlkit.data.prep.source_folder import Source
+from vlkit.data.prep.source_folder import SourceFolder
 from vlkit.errors import DataError
 from vlkit.storage import Location
 
@@ -188,10 +188,10 @@ def test_a_second_prep_reads_only_what_is_new(tmp_path, vlkit):
 def test_processes_find_what_one_finds(tmp_path):
     raw = write_class_folders(tmp_path / "raw", per_class=30)
     (raw / "broken.png").write_bytes(b"no")
-    source = Source(Location(raw))
-    one = verify_images.check_all(source, list(source.files), workers=1, rehash=True).of
+    source = SourceFolder(Location(raw))
+    one = verify_images.verify_images(source, list(source.files), workers=1, rehash=True).of
     assert len(one) == 151
-    assert verify_images.check_all(source, list(source.files), workers=2, rehash=True).of == one
+    assert verify_images.verify_images(source, list(source.files), workers=2, rehash=True).of == one
 
 
 def test_a_cache_that_is_damaged_is_told_and_not_used(tmp_path, monkeypatch, vlkit):
@@ -236,8 +236,8 @@ def test_the_cache_knows_a_picture_by_size_and_by_time(tmp_path):
     def read(size, mtime):
         path.write_bytes(content + b" " * size)
         os.utime(path, ns=(mtime, mtime))
-        source = Source(Location(tmp_path / "raw"))
-        return verify_images.check_all(source, list(source.files)).read
+        source = SourceFolder(Location(tmp_path / "raw"))
+        return verify_images.verify_images(source, list(source.files)).read
 
     assert [read(0, 10**18), read(0, 10**18), read(0, 11 * 10**17), read(5, 11 * 10**17), read(5, 11 * 10**17)] == [
         1,
@@ -253,29 +253,29 @@ def test_a_picture_written_this_moment_is_not_remembered(tmp_path):
     write_patterned_image(tmp_path / "raw/a.png", 1)
     now = time.time_ns() + 10**10
     os.utime(tmp_path / "raw/a.png", ns=(now, now))
-    source = Source(Location(tmp_path / "raw"))
-    assert [verify_images.check_all(source, ["a.png"]).read for _ in range(2)] == [1, 1]
+    source = SourceFolder(Location(tmp_path / "raw"))
+    assert [verify_images.verify_images(source, ["a.png"]).read for _ in range(2)] == [1, 1]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_closed_picture_is_tried_again(tmp_path):
     path = write_patterned_image(tmp_path / "raw/a.png", 1)
-    source = Source(Location(tmp_path / "raw"))
+    source = SourceFolder(Location(tmp_path / "raw"))
     path.chmod(0)
-    assert verify_images.check_all(source, ["a.png"]).of["a.png"].passing
+    assert verify_images.verify_images(source, ["a.png"]).of["a.png"].passing
     path.chmod(0o644)
-    assert isinstance(verify_images.check_all(source, ["a.png"]).of["a.png"], ImageInfo)
+    assert isinstance(verify_images.verify_images(source, ["a.png"]).of["a.png"], ImageInfo)
 
 
 def test_what_could_not_be_read_is_not_remembered(tmp_path, monkeypatch):
     """The same without permissions: the first reading fails, the second does not."""
     write_patterned_image(tmp_path / "raw/a.png", 1)
     os.utime(tmp_path / "raw/a.png", ns=(10**18, 10**18))
-    source = Source(Location(tmp_path / "raw"))
+    source = SourceFolder(Location(tmp_path / "raw"))
     with monkeypatch.context() as broken:
         broken.setattr(Path, "read_bytes", lambda self: (_ for _ in ()).throw(OSError(5, "Input/output error")))
-        assert "Input/output error" in verify_images.check_all(source, ["a.png"]).of["a.png"]
-    assert isinstance(verify_images.check_all(source, ["a.png"]).of["a.png"], ImageInfo)
+        assert "Input/output error" in verify_images.verify_images(source, ["a.png"]).of["a.png"]
+    assert isinstance(verify_images.verify_images(source, ["a.png"]).of["a.png"], ImageInfo)
 
 
 def test_what_killed_preps_left_aside_is_removed_by_the_next(tmp_path, vlkit):
@@ -338,7 +338,7 @@ def test_what_the_table_would_call_alike_is_one_cluster(tmp_path):
     """The table keeps one hash, from which a mirrored one follows nearly: prep must not write what reading refuses."""
     from types import SimpleNamespace
 
-    from vlkit.data.prep.collect import Gathered, _find_lookalikes
+    from vlkit.data.prep.collect import CollectedRows, find_lookalikes
 
     rng = np.random.default_rng(0)
     colour, own = bytes([90, 90, 90]), rng.integers(0, 2, (16, 16), dtype=np.uint8)
@@ -347,7 +347,7 @@ def test_what_the_table_would_call_alike_is_one_cluster(tmp_path):
     looks = [colour + np.packbits(one).tobytes() + rest for one, rest in zip((own, mirrored), far, strict=True)]
     assert len(set(phash.cluster_lookalikes(looks, 28).tolist())) == 2
     assert phash.first_lookalike([phash.from_hex(phash.to_hex(looks[0]))], looks[1:], 28) == (0, 0)
-    gathered = Gathered(SimpleNamespace())
+    gathered = CollectedRows(SimpleNamespace())
     gathered.checked = {name: ImageInfo(name, 9, 9, each) for name, each in zip("ab", looks, strict=True)}
-    _find_lookalikes(gathered, 28)
+    find_lookalikes(gathered, 28)
     assert gathered.cluster == {"a": "a", "b": "a"}

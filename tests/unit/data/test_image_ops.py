@@ -188,17 +188,17 @@ def test_a_large_jpeg_is_reduced_while_it_is_decoded_and_looks_the_same(tmp_path
     if exif:
         tags[0x0112] = 6
     path = write_patterned_image(tmp_path / "large.jpg", seed=5, size=(2400, 1500), quality=95, exif=tags)
-    small = load_rgb(path, at_most=300)
+    small = load_rgb(path, max_side=300)
     assert small.size == ((188, 300) if exif else (300, 188))
     whole = load_rgb(path).resize(small.size, Image.Resampling.LANCZOS)
     assert apart(np.asarray(small), whole).mean() < 1.5
     grain = np.random.default_rng(0).integers(0, 255, (1500, 2400, 3)).astype(np.uint8)
     fine = tmp_path / "fine.jpg"
     Image.fromarray(grain).resize((4800, 3000), 0).crop((0, 0, 2400, 1500)).save(fine, quality=95)
-    reduced = np.asarray(load_rgb(fine, at_most=600)).astype(float)
+    reduced = np.asarray(load_rgb(fine, max_side=600)).astype(float)
     whole = np.asarray(load_rgb(fine).resize((600, 375), Image.Resampling.LANCZOS)).astype(float)
     assert reduced.std() > 0.6 * whole.std(), "fine detail is kept, not decoded away"
-    assert load_rgb(path, at_most=5000).size == ((1500, 2400) if exif else (2400, 1500))
+    assert load_rgb(path, max_side=5000).size == ((1500, 2400) if exif else (2400, 1500))
 
 
 @pytest.mark.parametrize("form", ["png", "webp"])

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFile, ImageFilter, ImageOps
 
 from vlkit.data.images import decode
-from vlkit.data.images.decode import RESAMPLING, PixelSpec, decode_pixels, load_pixels, resize_to_spec
+from vlkit.data.images.decode import decode_pixels, load_pixels, resize_to_spec
 from vlkit.data.images.resize import resize_with_torch
+from vlkit.data.images.spec import RESAMPLING, PixelSpec
 from vlkit.errors import DataError
 
 SIZE = 32
@@ -24,9 +25,9 @@ MESSY = {
     "truncated": ("truncated.jpg", "does not decode"),
     "page": ("page.jpg", "an HTML page"),
     "pointer": ("pointer.png", "git lfs pull"),
-    "empty": ("empty.jpg", "no known image format"),
+    "empty": ("empty.jpg", "unknown format"),
     "bomb": ("bomb.png", "more pixels than is safe"),
-    "gone": ("gone.jpg", "no such picture"),
+    "gone": ("gone.jpg", "no such image"),
 }
 
 
@@ -255,9 +256,9 @@ def test_what_is_uploaded_is_refused_before_it_is_decoded():
     """A progressive JPEG is held whole, however small it is decoded."""
     for way in ("exact", "fast", "reduced"):
         spec = replace(SQUASH, decode=way)
-        assert decode_pixels(jpeg(photograph(800, 600)), spec, most_pixels=200_000).shape == (3, SIZE, SIZE)
+        assert decode_pixels(jpeg(photograph(800, 600)), spec, max_pixels=200_000).shape == (3, SIZE, SIZE)
         with pytest.raises(DataError, match="800 x 600"):
-            decode_pixels(jpeg(photograph(800, 600), progressive=True), spec, most_pixels=200_000)
+            decode_pixels(jpeg(photograph(800, 600), progressive=True), spec, max_pixels=200_000)
 
 
 DAMAGES = {

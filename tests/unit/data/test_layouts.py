@@ -136,7 +136,7 @@ def test_names_are_found_however_they_are_spelt(prep, tmp_path):
     }
     told = read_rejects(tmp_path)
     assert told["x"] == "several pictures have this name"
-    assert told["gone.png"] == "no such picture"
+    assert told["gone.png"] == "no such image"
     assert told["../out.png"] == told["/etc/hostname"] == "the path leads out of the source"
     assert told["other/x.png"] == "no row names this picture"
 
@@ -252,7 +252,7 @@ def test_coco(prep, tmp_path, vlkit):
 
 BAD = {
     "cut csv": ({"t.csv": 'image,caption\na.png,"never closed\nb.png,x\n'}, "never closed"),
-    "no picture matches": ({"t.csv": "image,caption\ngone.png,x\nlost.png,y\n"}, "2 x no such picture"),
+    "no picture matches": ({"t.csv": "image,caption\ngone.png,x\nlost.png,y\n"}, "2 x no such image"),
     "no texts": ({"t.csv": "image,caption\na.png,\n"}, "no text in caption"),
     "no image column": ({"t.csv": "what,caption\na.png,x\n"}, "which column names the images"),
     "no text column": ({"t.csv": "image,what\na.png,x\n"}, "no column with texts"),
@@ -312,7 +312,7 @@ def test_the_ugly_samples_are_prepared_to_the_last_good_picture(layout, vlkit, t
         "page.jpg": "an HTML page",
         "pointer.jpg": "git lfs pull",
         "empty.jpg": "the file is empty",
-        "text.png": "no known image format",
+        "text.png": "unknown format",
         "dot.png": "fewer than 8 pixels",
         "bomb.png": "more pixels than is safe",
     }.items():

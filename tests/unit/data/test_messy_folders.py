@@ -311,7 +311,7 @@ def test_a_leak_in_what_was_written_stops_it(vlkit, tmp_path, monkeypatch):
     from vlkit.data.prep import prepare
 
     raw = write_class_folders(tmp_path / "raw", per_class=4)
-    whole = prepare.table
+    whole = prepare.build_table
 
     def torn(gathered, config):
         frame = whole(gathered, config)
@@ -319,7 +319,7 @@ def test_a_leak_in_what_was_written_stops_it(vlkit, tmp_path, monkeypatch):
         frame["unit"] = "one"
         return frame
 
-    monkeypatch.setattr(prepare, "table", torn)
+    monkeypatch.setattr(prepare, "build_table", torn)
     outcome = vlkit("prep", "--source", raw, "--out", tmp_path / "out")
     assert outcome.code == 3 and "stands in" in outcome.err
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
@@ -329,7 +329,8 @@ def test_deep_and_strange_pixels_keep_what_they_show(tmp_path):
     import numpy as np
     from PIL import Image, ImageCms
 
-    from vlkit.data.images.decode import PixelSpec, load_pixels, verify_image
+    from vlkit.data.images.decode import load_pixels, verify_image
+    from vlkit.data.images.spec import PixelSpec
     from vlkit.errors import DataError
 
     for most in (255, 4095, 65535):

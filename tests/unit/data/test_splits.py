@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from vlkit.config.data import PrepConfig
 from vlkit.data import splits
 from vlkit.data.images.decode import ImageInfo
-from vlkit.data.prep.collect import Gathered
-from vlkit.data.prep.prepare import table
+from vlkit.data.prep.collect import CollectedRows
+from vlkit.data.prep.prepare import build_table
 from vlkit.data.prep.raw_folder import RawRow
 from vlkit.errors import DataError
 
@@ -122,7 +122,7 @@ def test_no_structure_leaks(rows, alike, split_by, limit, stratify):
     """Random units, classes, copies and lookalikes: nothing of one cluster stands in two splits, nothing is lost."""
     bytes_of = {file: content for file, content, *_ in rows}
     config = PrepConfig(split_by=split_by, limit=limit, stratify=stratify, test_share=0.2, val_share=0.1)
-    gathered = Gathered(SimpleNamespace(config=config, pictures=SimpleNamespace(address=lambda name: f"/x/{name}")))
+    gathered = CollectedRows(SimpleNamespace(config=config, pictures=SimpleNamespace(address=lambda name: f"/x/{name}")))
     gathered.checked = {str(file): ImageInfo(f"id{content}", 9, 9) for file, content in bytes_of.items()}
     for number, pair in enumerate(alike):
         gathered.cluster |= {f"id{content}": f"cluster{number}" for content in pair}
@@ -134,7 +134,7 @@ def test_no_structure_leaks(rows, alike, split_by, limit, stratify):
     ]
     asked = list(gathered.rows)
     try:
-        frame = table(gathered, config)
+        frame = build_table(gathered, config)
     except DataError as error:
         # The source puts none of them anywhere.
         assert split_by == "source" and "no rows" in error.message

@@ -148,7 +148,7 @@ def test_accumulation_counts_the_words_of_the_whole_window(captioner):
         window = [batch_of(made, range(start, start + size)) for start in range(0, 6, size)]
         optimizer = adamw(made.trainable(), lr=1e-2, weight_decay=0.0)
         taken = steps(
-            window, CaptionLoss(made, 0.1, None), lambda batch: batch.words, optimizer, total=1, accumulate=parts
+            window, CaptionLoss(made, 0.1, None), lambda batch: batch.token_count, optimizer, total=1, accumulate=parts
         )
         (step,) = list(taken)
         ends.append((step.loss, step.grad_norm))
@@ -163,7 +163,7 @@ def test_the_shares_of_two_processes_add_up(captioner):
     shares = [World(rank, 2).shard(5) for rank in range(2)]
     found, total = {}, 0.0
     for share in shares:
-        total += backward(made, batch_of(made, list(range(5))[share], words=whole.words))
+        total += backward(made, batch_of(made, list(range(5))[share], words=whole.token_count))
         found = {name: found.get(name, 0) + value for name, value in gradients(made).items()}
     assert total == pytest.approx(loss, abs=1e-5)
     close(expected, found, 1e-5)
@@ -183,7 +183,7 @@ def test_what_is_trained_moves_and_what_is_frozen_stays_bit_by_bit(captioner):
     assert not made.language.training and not made.vision.training
     batch = batch_of(made, range(6))
     optimizer = adamw(trained, lr=1e-2, weight_decay=0.01)
-    list(steps([batch] * 2, CaptionLoss(made, 0.1, None), lambda b: b.words, optimizer, total=2))
+    list(steps([batch] * 2, CaptionLoss(made, 0.1, None), lambda b: b.token_count, optimizer, total=2))
     for name, p in made.named_parameters():
         assert torch.equal(p, before[name]) != (name in trained), name
 
@@ -197,7 +197,7 @@ def test_two_captions_are_learned_and_written_again(captioner, tiny_qwen):
     black_and_white = torch.stack([torch.zeros(3, 64, 64), torch.full((3, 64, 64), 255)]).to(torch.uint8)
     batch = CaptionBatch(black_and_white, torch.arange(2), captions, lengths, int(lengths.sum()), ["0", "1"])
     optimizer = adamw(made.trainable(), lr=5e-3, weight_decay=0.0)
-    taken = list(steps([batch] * 450, CaptionLoss(made, 0.0, None), lambda b: b.words, optimizer, total=450))
+    taken = list(steps([batch] * 450, CaptionLoss(made, 0.0, None), lambda b: b.token_count, optimizer, total=450))
     assert taken[-1].loss < 0.2 < taken[0].loss
     patches = made.eval().patches(batch.images)
     assert made.generate(patches, max_new_tokens=40) == texts

@@ -14,7 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from vlkit.data.images.decode import PixelSpec, load_pixels
+from vlkit.data.images.decode import load_pixels
+from vlkit.data.images.spec import PixelSpec
 from vlkit.data.labels import label_matrix
 from vlkit.errors import ArtifactError, NetworkError, UsageError
 from vlkit.models import dual_encoder as towers_module

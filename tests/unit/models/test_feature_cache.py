@@ -12,7 +12,7 @@ from helpers import read_metrics, torchrun
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlkit.data.loading.retrieval_batches import TokenStore
+from vlkit.data.loading.stores import TokenStore
 from vlkit.errors import ArtifactError, DataError, UsageError
 from vlkit.models.cache.feature_cache import FrozenPrefix, image_keys, text_keys
 from vlkit.models.cache.feature_store import FeatureStore
@@ -227,7 +227,7 @@ def test_a_picture_that_was_changed_is_computed_again(tmp_path):
     path.write_bytes(b"xx")
     os.utime(path, (1, 1))
     assert len({*before, *touched, *image_keys([path], ["id"])}) == 3
-    with pytest.raises(DataError, match="no such picture"):
+    with pytest.raises(DataError, match="no such image"):
         image_keys([tmp_path / "b.png"], ["id"])
 
 

@@ -74,8 +74,8 @@ def batch_for(encoder, mode="multi-positive", size=11):
     columns = [unique.index(word) for word in WORDS[:size]] + [len(unique) - 2, len(unique) - 1]
     return Batch(
         images=torch.randint(0, 255, (size, 3, side, side), dtype=torch.uint8, generator=generator),
-        captions=encoder.pad(encoder.tokenize(unique)[0]),
-        texts=len(unique),
+        texts=encoder.pad(encoder.tokenize(unique)[0]),
+        text_count=len(unique),
         text_index=torch.tensor(columns),
         labels=Labels.from_groups(GROUPS[:size], [*GROUPS[:size], {"y"}, {"z"}], mode),
         pair_ids=[str(n) for n in range(size)],
@@ -167,7 +167,7 @@ def test_the_second_pass_drops_what_the_first_one_dropped(tune, tiny):
 
     torch.manual_seed(_drawn(0, 0, 0))
     images = torch.cat([encoder.embed_images(part) for part in batch.images.split(4)])
-    texts = torch.cat([encoder.embed_texts(part) for part in batch.captions.split(4)])[batch.text_index]
+    texts = torch.cat([encoder.embed_texts(part) for part in batch.texts.split(4)])[batch.text_index]
     LOSSES["sigmoid"](encoder.logits(images, texts), batch.labels.rows()).backward()
     assert apart({key: p.grad for key, p in tuning.trainable(encoder).items()}, found) <= 1e-5
 
@@ -181,7 +181,7 @@ def test_a_frozen_tower_is_not_embedded_twice(tune, frozen, tiny, monkeypatch):
     monkeypatch.setattr(encoder, frozen, lambda part: calls.append(len(part)) or embed(part))
     _, found = gradients(encoder, batch, "softmax", 4)
     # The first slice is looked at once more, to find that it has no gradient.
-    rows = len(batch.images if tune == "text" else batch.captions)
+    rows = len(batch.images if tune == "text" else batch.texts)
     assert sum(calls) <= rows + 4
     assert max(calls) <= 4, "nor more of it at a time than a micro-batch"
     monkeypatch.undo()
@@ -253,7 +253,7 @@ def test_many_texts_split_a_batch_of_few_pictures_and_the_random_state_goes_on(t
     encoder = tiny("tiny-clip")
     tuning.apply_tuning(encoder, TrainRetrievalConfig(), seed=0)
     batch = batch_for(encoder, size=4)
-    assert len(batch.images) <= 4 < len(batch.captions)
+    assert len(batch.images) <= 4 < len(batch.texts)
     parts = Contrast(encoder, "softmax", 4)(batch)
     assert not isinstance(parts, torch.Tensor)
     torch.manual_seed(3)

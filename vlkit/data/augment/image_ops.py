@@ -139,7 +139,7 @@ class ImageAugmenter:
         """
         from PIL import Image
 
-        return Image.fromarray(self.apply(np.asarray(decode.load_rgb(path, at_most=self.max_side)), epoch, sample))
+        return Image.fromarray(self.apply(np.asarray(decode.load_rgb(path, max_side=self.max_side)), epoch, sample))
 
     def apply(self, pixels: np.ndarray, epoch: int, sample: str) -> np.ndarray:
         """uint8 [height, width, 3] varied; a quarter turn swaps the sides, all else keeps them."""

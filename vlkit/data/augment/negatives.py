@@ -14,25 +14,25 @@ import numpy as np
 from numpy.random import Generator
 
 from vlkit.data import captions, labels
-from vlkit.data.splits import generator
+from vlkit.data.splits import seeded_rng
 
 if TYPE_CHECKING:
     import pandas as pd
 
 # Texts -> unit vectors, float32 [texts, width].
-Embed = Callable[[Sequence[str]], np.ndarray]
+EmbedTexts = Callable[[Sequence[str]], np.ndarray]
 NEAREST = 64  # that are found for all texts at once
 TRIES = 40
 
 
-class Wrong(NamedTuple):
+class Negative(NamedTuple):
     """A text that does not match."""
 
     text_id: str
     text: str
 
 
-class Negatives:
+class NegativeSampler:
     """Chooses wrong texts for pictures.
 
     The texts are those of the training rows that augment has not made: first those that are in training alone, then, as
@@ -49,7 +49,7 @@ class Negatives:
     """
 
     def __init__(
-        self, rows: pd.DataFrame, phrasings: Mapping[str, Collection[str]], seed: int, embed: Embed | None = None
+        self, rows: pd.DataFrame, phrasings: Mapping[str, Collection[str]], seed: int, embed: EmbedTexts | None = None
     ) -> None:
         self.seed, self.short = seed, 0
         self.image_sets, text_sets = labels.match_sets(rows)
@@ -57,7 +57,7 @@ class Negatives:
         if "source_pair_id" in rows:
             originals = originals[originals["source_pair_id"].isna()]
         originals = originals.drop_duplicates("text_id")
-        self.texts = [Wrong(*each) for each in zip(originals["text_id"], originals["text"], strict=True)]
+        self.texts = [Negative(*each) for each in zip(originals["text_id"], originals["text"], strict=True)]
         self.place = {each.text_id: position for position, each in enumerate(self.texts)}
         held_out = set(rows.loc[rows["split"] != "train", "text_id"])
         own = [position for position, each in enumerate(self.texts) if each.text_id not in held_out]
@@ -71,9 +71,9 @@ class Negatives:
         self.words: dict[str, set[str]] = defaultdict(set)
         for image_id, text_id, text in zip(rows["image_id"], rows["text_id"], rows["text"], strict=True):
             words = map(_said, phrasings.get(text_id, ()))
-            self.words[image_id].update(words, [_can_be_said(captions.folded(text))])
+            self.words[image_id].update(words, [_can_be_said(captions.fold_case(text))])
         self.given: dict[str, set[int]] = defaultdict(set)
-        self.near = Neighbours(embed([each.text for each in self.texts])) if embed and len(self.texts) > 1 else None
+        self.near = NearestTexts(embed([each.text for each in self.texts])) if embed and len(self.texts) > 1 else None
 
     def _members(
         self, rows: pd.DataFrame, text_sets: Mapping[str, frozenset[str]], phrasings: Mapping[str, Collection[str]]
@@ -81,22 +81,22 @@ class Negatives:
         """The match set of each text, and its wordings. Texts that differ in case alone have one set between them."""
         sets: dict[str, set[str]] = defaultdict(set)
         for text_id, text in zip(rows["text_id"], rows["text"], strict=True):
-            sets[captions.folded(text)] |= text_sets[text_id]
+            sets[captions.fold_case(text)] |= text_sets[text_id]
         found = []
         for each in self.texts:
-            folded = captions.folded(each.text)
+            folded = captions.fold_case(each.text)
             words = map(_can_be_said, phrasings.get(each.text_id, ()))
             found.append(frozenset({*sets[folded], _said(folded), *words}))
         return found
 
-    def of(self, row: str, image_id: str, original_text: str, count: int) -> list[Wrong]:
+    def choose(self, row: str, image_id: str, original_text: str, count: int) -> list[Negative]:
         """`count` texts that do not match a picture, none that it was given before; fewer where there are no more.
 
         Args:
             row: the pair's id, which decides what is drawn.
             original_text: id of the pair's text, or of the one that it is a variant of: nearest to this.
         """
-        rng, found = generator(f"{self.seed}\0{row}"), list[int]()
+        rng, found = seeded_rng(f"{self.seed}\0{row}"), list[int]()
         for pool in self.pools:
             wanted = count - len(found)
             if wanted and len(pool):
@@ -120,7 +120,7 @@ class Negatives:
         """Texts of the pool that do not match, those nearest to the right one first."""
         assert self.near is not None
         free = self._free(pool, image_id)
-        for some in self.near.of(self.place[original_text]):
+        for some in self.near.blocks(self.place[original_text]):
             yield from some[free[some]].tolist()
 
     def _matches(self, image_id: str, position: int) -> bool:
@@ -147,7 +147,7 @@ def _can_be_said(folded: str) -> str:
     return f"\0can be said:{folded}"
 
 
-class Neighbours:
+class NearestTexts:
     """The texts nearest to each, by the inner products of their unit vectors.
 
     Args:
@@ -161,7 +161,7 @@ class Neighbours:
         index.add(vectors)
         _, self.first = index.search(vectors, min(NEAREST, len(vectors)))
 
-    def of(self, position: int) -> Iterator[np.ndarray]:
+    def blocks(self, position: int) -> Iterator[np.ndarray]:
         """All other texts by blocks, nearest first; those beyond the first few are looked for when asked for."""
         seen = np.array([position])
         for wanted in (0, 32 * NEAREST, len(self.vectors)):

@@ -45,7 +45,7 @@ def write_preview(work: Augmentation, embed: EmbedTexts | None, *, dry_run: bool
 
 def _cells(row: dict[str, Any], path: Path, work: Augmentation, negatives: NegativeSampler) -> Iterator[Cell]:
     config, image_id, text_id = work.config, row["image_id"], row["text_id"]
-    original = decode.load_rgb(path, at_most=config.max_side)
+    original = decode.load_rgb(path, max_side=config.max_side)
     yield Cell(original, row["text"], "the original")
     for epoch in range(max(AT_LEAST, config.pictures)) if config.pictures else ():
         applied = ", ".join(

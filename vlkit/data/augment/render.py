@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from vlkit.data.augment.image_ops import Variation
-from vlkit.data.parallel import cores, in_order
+from vlkit.data.augment.image_ops import ImageAugmenter
+from vlkit.data.parallel import usable_cores, map_in_order
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -26,7 +26,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-class Job(NamedTuple):
+class RenderJob(NamedTuple):
     """A picture to vary: where it lies, its image id, and the epoch whose picture it becomes."""
 
     source: Path
@@ -34,7 +34,7 @@ class Job(NamedTuple):
     epoch: int
 
 
-class Rendered(NamedTuple):
+class WrittenImage(NamedTuple):
     """A picture that was written.
 
     Attributes:
@@ -49,24 +49,24 @@ class Rendered(NamedTuple):
     height: int
 
 
-def render(
-    jobs: Sequence[Job], variation: Variation, folder: Path, *, form: str = "png", workers: int | None = None
-) -> Iterator[tuple[Job, Rendered]]:
+def render_images(
+    jobs: Sequence[RenderJob], variation: ImageAugmenter, folder: Path, *, form: str = "png", workers: int | None = None
+) -> Iterator[tuple[RenderJob, WrittenImage]]:
     """Write the pictures into `folder`, named by their content; in the order of the jobs.
 
     Raises:
         DataError: a picture is gone or does not decode any more; names it.
     """
     if workers is None:
-        workers = cores() if len(jobs) >= WORTH_PROCESSES else 1
+        workers = usable_cores() if len(jobs) >= WORTH_PROCESSES else 1
     chunks = [(jobs[start : start + CHUNK], variation, folder, form) for start in range(0, len(jobs), CHUNK)]
-    for (done, *_), written in zip(chunks, in_order(_render, chunks, workers=min(workers, len(chunks))), strict=True):
+    for (done, *_), written in zip(chunks, map_in_order(_render, chunks, workers=min(workers, len(chunks))), strict=True):
         yield from zip(done, written, strict=True)
 
 
-def encoded(job: Job, variation: Variation, form: str) -> tuple[bytes, tuple[int, int]]:
+def encode_image(job: RenderJob, variation: ImageAugmenter, form: str) -> tuple[bytes, tuple[int, int]]:
     """The varied picture as a file's bytes, and its size in pixels."""
-    picture = variation.picture(job.source, job.epoch, job.image_id)
+    picture = variation.load_image(job.source, job.epoch, job.image_id)
     if form == "png":
         return _png(picture), picture.size
     file = io.BytesIO()
@@ -84,13 +84,13 @@ def _png(picture: Image.Image) -> bytes:
     return content.tobytes()
 
 
-def _render(chunk: tuple[Sequence[Job], Variation, Path, str]) -> list[Rendered]:
+def _render(chunk: tuple[Sequence[RenderJob], ImageAugmenter, Path, str]) -> list[WrittenImage]:
     jobs, variation, folder, form = chunk
     written = []
     for job in jobs:
-        content, (width, height) = encoded(job, variation, form)
+        content, (width, height) = encode_image(job, variation, form)
         digits = hashlib.sha256(content).hexdigest()[:20]
         name = f"{digits}.{form.replace('jpeg', 'jpg')}"
         (folder / name).write_bytes(content)
-        written.append(Rendered(name, digits, width, height))
+        written.append(WrittenImage(name, digits, width, height))
     return written

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
-from vlkit.config.data import TEXT_RULES, parsed_synonyms
+from vlkit.config.data import TEXT_RULES, parse_synonyms
 from vlkit.data import captions
 
 if TYPE_CHECKING:
@@ -59,10 +59,10 @@ class TextRules:
     compounds: Sequence[str] = ()
 
     @classmethod
-    def of(cls, config: AugmentConfig) -> TextRules:
+    def from_config(cls, config: AugmentConfig) -> TextRules:
         """From the settings of augment."""
         lists = (config.prefixes, config.suffixes, config.leading, config.compounds)
-        return cls(config.text_rules, parsed_synonyms(config.synonyms), *lists)
+        return cls(config.text_rules, parse_synonyms(config.synonyms), *lists)
 
     def variants(self, text: str) -> dict[str, str]:
         """Variant -> the rule that gives it, in the rules' order: cleaned, none empty, none equal to the text."""

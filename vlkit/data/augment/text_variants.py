@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 from vlkit.config.data import AugmentConfig
 from vlkit.data import captions, labels
 from vlkit.data.augment.text_ops import TextRules
-from vlkit.data.splits import draw
+from vlkit.data.splits import hash_order
 
 if TYPE_CHECKING:
     import pandas as pd
 
-ANOTHERS = "equal to a text of another group"
+OTHER_GROUP = "equal to a text of another group"
 HELD_OUT = "equal to a text of validation or test"
 
 
-class Phrasings:
+class TextVariants:
     """Variants of the training texts.
 
     Args:
@@ -33,13 +33,13 @@ class Phrasings:
     """
 
     def __init__(self, rows: pd.DataFrame, config: AugmentConfig, held_out: Iterable[str] | None = None) -> None:
-        self.rules, self.seed, self.wanted = TextRules.of(config), config.seed, config.texts
+        self.rules, self.seed, self.wanted = TextRules.from_config(config), config.seed, config.texts
         self.dropped: Counter[str] = Counter()
         self._held_out = set(rows.loc[rows["split"] != "train", "text"] if held_out is None else held_out)
-        self._held_out_folded = set(map(captions.folded, self._held_out))
+        self._held_out_folded = set(map(captions.fold_case, self._held_out))
         self._groups_of: dict[str, set[str]] = defaultdict(set)
         for text, groups in zip(rows["text"], rows["text_group"], strict=True):
-            self._groups_of[captions.folded(text)] |= labels.as_set(groups)
+            self._groups_of[captions.fold_case(text)] |= labels.as_set(groups)
         training = rows[rows["split"] == "train"]
         self._groups: dict[str, set[str]] = defaultdict(set)
         for text_id, groups in zip(training["text_id"], training["text_group"], strict=True):
@@ -47,7 +47,7 @@ class Phrasings:
         unique = training.drop_duplicates("text_id")
         texts = dict(zip(unique["text_id"], unique["text"], strict=True))
         made = {text_id: self.rules.variants(text) for text_id, text in texts.items()}
-        self.folded = {text_id: {captions.folded(variant) for variant in of} for text_id, of in made.items()}
+        self.folded = {text_id: {captions.fold_case(variant) for variant in of} for text_id, of in made.items()}
         for text_id, of in self.folded.items():
             for folded in of:
                 self._groups_of[folded] |= self._groups[text_id]
@@ -61,17 +61,17 @@ class Phrasings:
         A variant belongs to the groups of the rows it stands in, and must belong to all that its text belongs to.
         """
         key = pair_id if len(self._groups[text_id]) == 1 else text_id
-        found = sorted(self.of_text[text_id], key=lambda variant: (draw(self.seed, f"{key}\0{variant}"), variant))
+        found = sorted(self.of_text[text_id], key=lambda variant: (hash_order(self.seed, f"{key}\0{variant}"), variant))
         return found[: self.wanted]
 
     def _honest(self, text_id: str, text: str, variants: dict[str, str]) -> dict[str, str]:
         found, groups = {}, self._groups[text_id]
         for variant, rule in variants.items():
-            folded = captions.folded(variant)
-            if variant in self._held_out or (folded in self._held_out_folded and folded != captions.folded(text)):
+            folded = captions.fold_case(variant)
+            if variant in self._held_out or (folded in self._held_out_folded and folded != captions.fold_case(text)):
                 self.dropped[HELD_OUT] += 1
             elif self._groups_of[folded] - groups:
-                self.dropped[ANOTHERS] += 1
+                self.dropped[OTHER_GROUP] += 1
             else:
                 found[variant] = rule
         return found

@@ -1,8 +1,10 @@
-"""Pictures: what a file really is, and its pixels at the size a model wants.
+"""Read image files: what a file really is, and its pixels at the size a model needs.
 
-The preprocessing repeats transformers' image processors, up to the uint8 pixels: bit for bit those that use Pillow, or,
-faster, those that use torchvision (`jpeg.py`, `resizing.py`). Scaling to floats and normalising happen on the device,
-in `models/towers.py`.
+Preprocessing repeats transformers' image processors up to the uint8 pixels: bit for bit those that use Pillow, or,
+faster, those that use torchvision (`jpeg.py`, `resize.py`). Scaling to floats and normalising happen on the device,
+in `models/dual_encoder.py`.
+
+Functions named `load_` take a path and name it in their errors; those named `decode_` take any file and do not.
 """
 
 from __future__ import annotations
@@ -13,23 +15,23 @@ import io
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
-from vlkit.config.data import Decode
 from vlkit.data.images import jpeg
-from vlkit.data.images.phash import looks
-from vlkit.data.images.resize import in_one_piece, quickly_resized, size_of
+from vlkit.data.images.phash import perceptual_hash
+from vlkit.data.images.resize import allocate_in_one_block, image_size, resize_with_torch
+from vlkit.data.images.spec import PixelSpec
 from vlkit.errors import DataError
 
 if TYPE_CHECKING:
     from PIL import Image
 
-SUFFIXES = frozenset(
+IMAGE_SUFFIXES = frozenset(
     [
         ".jpg",
         ".jpeg",
@@ -47,66 +49,36 @@ SUFFIXES = frozenset(
         ".heif",
     ]
 )
-FORMATS = (
+IMAGE_FORMATS = (
     *("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "HEIF", "PPM", "TGA", "ICO"),
     "PCX",
 )
-RESAMPLING = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
-# decode "reduced" keeps at least this many times the pixels a side that a model is shown.
-SPARE = 2
+# decode "reduced" keeps at least this many times the model's pixels a side.
+REDUCED_MARGIN = 2
 
 
 @dataclass(frozen=True)
-class PixelSpec:
-    """How a picture becomes a model's input.
-
-    fit "squash" resizes to size x size whatever the shape (SigLIP); "crop" resizes the short side to `resize` and cuts
-    the size x size centre (CLIP). Then (pixel / 255 - mean) / std.
-
-    decode "exact" makes the uint8 pixels that transformers' image processors make in Pillow, bit for bit; "fast" those
-    that they make with torchvision, within 1 of the others (one value in five million within 2), or again the others
-    where this is no faster. "reduced" also takes a JPEG from its file at a half, a quarter or an eighth of its size
-    where that leaves twice the model's: photographs within 10 (48 dB and better), printed text within 30 (38 dB).
-    """
-
-    size: int
-    fit: Literal["squash", "crop"] = "squash"
-    resize: int | None = None
-    resample: int = RESAMPLING["bicubic"]
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    decode: Decode = "fast"
-
-    def identity(self) -> dict[str, Any]:
-        """What a cache or an index says of it. "exact" goes unsaid: once there was nothing else."""
-        told = asdict(self)
-        if self.decode == "exact":
-            del told["decode"]
-        return told
-
-
-@dataclass(frozen=True)
-class Checked:
-    """A picture that was read and decoded.
+class ImageInfo:
+    """An image that was read and decoded.
 
     Attributes:
         image_id: hash of the bytes, 20 hex digits.
         width, height: upright, in pixels.
-        looks: `perceptual.looks` of the picture; empty where it has too little detail to be compared.
+        perceptual_hash: see `phash.perceptual_hash`; empty where the image has too little detail to be compared.
     """
 
     image_id: str
     width: int
     height: int
-    looks: bytes = b""
+    perceptual_hash: bytes = b""
 
 
-class UnreadError(DataError):
-    """The file could not even be read; that may pass, so it is not remembered of the picture."""
+class UnreadableFileError(DataError):
+    """The file could not be read. This may pass, so it is not remembered of the image."""
 
 
-def check(path: Path) -> Checked:
-    """Read and decode a picture once.
+def verify_image(path: Path) -> ImageInfo:
+    """Read and decode an image once.
 
     Raises:
         DataError: why it cannot be used, in words that fit a row of rejects.csv.
@@ -114,66 +86,66 @@ def check(path: Path) -> Checked:
     try:
         content = path.read_bytes()
     except OSError as error:
-        told = "no such picture" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
-        raise UnreadError(told) from None
+        message = "no such image" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
+        raise UnreadableFileError(message) from None
     if not content:
         raise DataError("the file is empty")
-    with decoded(io.BytesIO(content)) as picture:
-        width, height = picture.size
-        return Checked(hashlib.sha256(content).hexdigest()[:20], width, height, looks(picture))
+    with decode_rgb(io.BytesIO(content)) as image:
+        width, height = image.size
+        return ImageInfo(hashlib.sha256(content).hexdigest()[:20], width, height, perceptual_hash(image))
 
 
-def pixels(path: Path, spec: PixelSpec) -> np.ndarray:
-    """The picture as a model sees it before normalisation: uint8 [3, size, size], RGB.
+def load_pixels(path: Path, spec: PixelSpec) -> np.ndarray:
+    """Return an image as a model sees it before normalisation: uint8 [3, size, size], RGB.
 
     Raises:
         DataError: the file is gone or does not decode; names the file.
     """
     try:
-        return seen(path, spec)
+        return decode_pixels(path, spec)
     except DataError as error:
-        raise _named(error, path) from None
+        raise _with_path(error, path) from None
 
 
-def seen(file: Path | IO[bytes], spec: PixelSpec, most_pixels: int | None = None) -> np.ndarray:
-    """The same of a file that has no name, or whose name is told elsewhere.
+def decode_pixels(file: Path | IO[bytes], spec: PixelSpec, max_pixels: int | None = None) -> np.ndarray:
+    """Return the pixels of `load_pixels` for a file without a name, or whose name the caller adds.
 
     Args:
-        most_pixels: see `decoded`.
+        max_pixels: see `decode_rgb`.
 
     Raises:
         DataError: why it cannot be used; names no file.
     """
     extent: tuple[float, float] | None = None
 
-    def reduce(picture: Image.Image) -> None:
+    def reduce(image: Image.Image) -> None:
         nonlocal extent
-        whole = picture.size
-        if most_pixels is not None:
-            _refuse_large(picture, most_pixels)
-        # A JPEG's size can be chosen once.
-        if spec.decode == "reduced" and picture.size == whole:
-            extent = _drafted(picture, SPARE * (spec.resize or spec.size))
+        full_size = image.size
+        if max_pixels is not None:
+            _limit_pixels(image, max_pixels)
+        # Pillow lets a JPEG's decoded size be chosen once.
+        if spec.decode == "reduced" and image.size == full_size:
+            extent = _draft(image, REDUCED_MARGIN * (spec.resize or spec.size))
 
-    with _refusing(file):
-        picture = _opened(file, reduce)
-        values = None
+    with _decoder_errors_as_data_errors(file):
+        image = _open(file, reduce)
+        pixels = None
         if spec.decode != "exact":
-            in_one_piece()
-            values = jpeg.decoded(file, picture)
-        found = _loaded(picture) if values is None else values
-    return fitted(found, spec, extent)
+            allocate_in_one_block()
+            pixels = jpeg.decode_jpeg(file, image)
+        source = _load_upright_rgb(image) if pixels is None else pixels
+    return resize_to_spec(source, spec, extent)
 
 
-def _named(error: DataError, path: Path) -> DataError:
-    return DataError(f"{path}: {error.message}", hint="run prep again: it lists such pictures in rejects.csv")
+def _with_path(error: DataError, path: Path) -> DataError:
+    return DataError(f"{path}: {error.message}", hint="run prep again: it lists such images in rejects.csv")
 
 
-def upright(path: Path, *, at_most: int | None = None) -> Image.Image:
-    """The picture as a person sees it: decoded, upright, RGB.
+def load_rgb(path: Path, *, max_side: int | None = None) -> Image.Image:
+    """Return an image as a person sees it: decoded, upright, RGB.
 
     Args:
-        at_most: pixels of the longer side; a larger picture is reduced to it, a JPEG already while it is decoded.
+        max_side: pixels of the longer side; a larger image is reduced to it, a JPEG already while it is decoded.
 
     Raises:
         DataError: the file is gone or does not decode; names the file.
@@ -181,100 +153,91 @@ def upright(path: Path, *, at_most: int | None = None) -> Image.Image:
     from PIL import Image
 
     try:
-        picture = decoded(path, at_most)
+        image = decode_rgb(path, max_side)
     except DataError as error:
-        raise _named(error, path) from None
-    if at_most is not None and max(picture.size) > at_most:
-        picture = picture.resize(_reduced(picture.size, at_most), Image.Resampling.BICUBIC, reducing_gap=2.0)
-    return picture
+        raise _with_path(error, path) from None
+    if max_side is not None and max(image.size) > max_side:
+        image = image.resize(_fit_side(image.size, max_side), Image.Resampling.BICUBIC, reducing_gap=2.0)
+    return image
 
 
-def _reduced(size: tuple[int, int], at_most: int) -> tuple[int, int]:
-    width, height = (max(1, round(side * at_most / max(size))) for side in size)
+def _fit_side(size: tuple[int, int], max_side: int) -> tuple[int, int]:
+    width, height = (max(1, round(side * max_side / max(size))) for side in size)
     return width, height
 
 
-def fitted(picture: Image.Image | np.ndarray, spec: PixelSpec, extent: tuple[float, float] | None = None) -> np.ndarray:
-    """An RGB picture at the size a model wants: uint8 [3, size, size].
+def resize_to_spec(
+    image: Image.Image | np.ndarray, spec: PixelSpec, extent: tuple[float, float] | None = None
+) -> np.ndarray:
+    """Bring an RGB image to the size a model needs: uint8 [3, size, size].
 
     Args:
-        picture: or its pixels, uint8 [height, width, 3].
-        extent: width and height of what of it is to be seen, where a reduced one has a part of a pixel too much.
+        image: or its pixels, uint8 [height, width, 3].
+        extent: visible width and height, where a reduced image has a part of a pixel too much.
     """
-    size = _resized_to(extent or size_of(picture), spec)
+    size = spec.resized_size(extent or image_size(image))
     left, top = ((side - spec.size) // 2 for side in size)
-    # A crop wider than the picture has a black border, which Pillow makes.
+    # A crop wider than the image has a black border, which Pillow makes.
     if spec.decode != "exact" and min(left, top) >= 0:
-        values = quickly_resized(picture, size, spec.resample, extent)
-        if values is not None:
-            return np.ascontiguousarray(values[top : top + spec.size, left : left + spec.size].transpose(2, 0, 1))
-    if isinstance(picture, np.ndarray):
+        resized = resize_with_torch(image, size, spec.resample, extent)
+        if resized is not None:
+            return np.ascontiguousarray(resized[top : top + spec.size, left : left + spec.size].transpose(2, 0, 1))
+    if isinstance(image, np.ndarray):
         from PIL import Image
 
-        picture = Image.fromarray(picture)
-    resized = picture.resize(size, spec.resample, box=None if extent is None else (0, 0, *extent))
+        image = Image.fromarray(image)
+    image = image.resize(size, spec.resample, box=None if extent is None else (0, 0, *extent))
     if spec.fit == "crop":
-        resized = resized.crop((left, top, left + spec.size, top + spec.size))
-    return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
+        image = image.crop((left, top, left + spec.size, top + spec.size))
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
-def _resized_to(whole: tuple[float, float], spec: PixelSpec) -> tuple[int, int]:
-    """Width and height before the centre is cut."""
-    if spec.fit == "squash":
-        return spec.size, spec.size
-    short = spec.resize or spec.size
-    width, height = whole
-    # The long side is cut to a whole pixel, not rounded, as transformers does.
-    return (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
-
-
-def decoded(file: Path | IO[bytes], at_most: int | None = None, most_pixels: int | None = None) -> Image.Image:
-    """Decoded, upright, RGB; transparent parts on white; of an animation the first frame.
+def decode_rgb(file: Path | IO[bytes], max_side: int | None = None, max_pixels: int | None = None) -> Image.Image:
+    """Decode an image upright as RGB; transparent parts become white, and an animation its first frame.
 
     Args:
-        at_most: see `upright`.
-        most_pixels: more are refused before they take memory; a JPEG is decoded smaller instead.
+        max_side: see `load_rgb`.
+        max_pixels: larger images are refused before they take memory; a JPEG is decoded smaller instead.
 
     Raises:
         DataError: why it cannot be used; names no file.
     """
 
-    def reduce(picture: Image.Image) -> None:
-        if at_most is not None and max(picture.size) > 2 * at_most:
-            picture.draft(None, _reduced(picture.size, 2 * at_most))
-        if most_pixels is not None:
-            _refuse_large(picture, most_pixels)
+    def reduce(image: Image.Image) -> None:
+        if max_side is not None and max(image.size) > 2 * max_side:
+            image.draft(None, _fit_side(image.size, 2 * max_side))
+        if max_pixels is not None:
+            _limit_pixels(image, max_pixels)
 
-    with _refusing(file):
-        return _loaded(_opened(file, reduce))
+    with _decoder_errors_as_data_errors(file):
+        return _load_upright_rgb(_open(file, reduce))
 
 
-def _opened(file: Path | IO[bytes], reduce: Callable[[Image.Image], None]) -> Image.Image:
-    """`reduce` is given the picture when its size is known, and nothing is decoded yet."""
+def _open(file: Path | IO[bytes], reduce: Callable[[Image.Image], None]) -> Image.Image:
+    """Open an image and call `reduce` on it: its size is known then, and nothing is decoded yet."""
     from PIL import Image
 
-    picture = Image.open(file, formats=_formats())
+    image = Image.open(file, formats=_readable_formats())
     # Pillow itself warns, and whether a warning is an error is a question for the whole process, threads and all.
-    if Image.MAX_IMAGE_PIXELS is not None and math.prod(picture.size) > Image.MAX_IMAGE_PIXELS:
+    if Image.MAX_IMAGE_PIXELS is not None and math.prod(image.size) > Image.MAX_IMAGE_PIXELS:
         raise Image.DecompressionBombError
-    reduce(picture)
-    return picture
+    reduce(image)
+    return image
 
 
-def _loaded(picture: Image.Image) -> Image.Image:
-    """Decoded, upright, RGB."""
+def _load_upright_rgb(image: Image.Image) -> Image.Image:
     from PIL import ImageOps
 
-    picture.load()
-    # EXIF that cannot be read says nothing of how the picture stands.
+    image.load()
+    # An image whose EXIF cannot be read is taken as upright.
     with contextlib.suppress(Exception):
-        ImageOps.exif_transpose(picture, in_place=True)
-    return _as_rgb(picture)
+        ImageOps.exif_transpose(image, in_place=True)
+    return _to_rgb(image)
 
 
 @contextlib.contextmanager
-def _refusing(file: Path | IO[bytes]) -> Iterator[None]:
-    """Turns whatever a decoder raises into a DataError that says why the picture cannot be used."""
+def _decoder_errors_as_data_errors(file: Path | IO[bytes]) -> Iterator[None]:
+    """Turn whatever a decoder raises into a DataError that says why the image cannot be used."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -282,11 +245,11 @@ def _refusing(file: Path | IO[bytes]) -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     except UnidentifiedImageError:
-        raise DataError(f"not a picture ({_what_it_is(file)})") from None
+        raise DataError(f"not an image ({_describe_content(file)})") from None
     except Image.DecompressionBombError:
         raise DataError("more pixels than is safe to decode") from None
     except FileNotFoundError:
-        raise DataError("no such picture") from None
+        raise DataError("no such image") from None
     except (DataError, MemoryError):
         raise
     except Exception as error:
@@ -294,81 +257,81 @@ def _refusing(file: Path | IO[bytes]) -> Iterator[None]:
         raise DataError(f"does not decode: {error or type(error).__name__}") from None
 
 
-def _drafted(picture: Image.Image, least: int) -> tuple[float, float] | None:
-    """Have a JPEG decoded at the smallest part of its size whose shorter side is still `least`.
+def _draft(image: Image.Image, min_side: int) -> tuple[float, float] | None:
+    """Have a JPEG decoded at the smallest fraction of its size whose shorter side is still `min_side`.
 
     Returns:
-        Width and height of the part in its own pixels, where they are not whole: the decoder rounds them up.
+        Width and height in pixels of that fraction, where they are not whole: the decoder rounds them up.
     """
-    if picture.format not in jpeg.FORMATS:
+    if image.format not in jpeg.JPEG_FORMATS:
         return None
-    width, height = picture.size
-    orientation = jpeg.orientation(picture)
-    for part in (8, 4, 2):
-        # Once it is turned, the part of a pixel too much may lie on any side.
-        even = width % part == height % part == 0
-        if (even or orientation == 1) and min(width, height) >= part * least:
-            picture.draft(None, (width // part, height // part))
-            return None if even else (width / part, height / part)
+    width, height = image.size
+    orientation = jpeg.exif_orientation(image)
+    for divisor in (8, 4, 2):
+        # After a rotation, the part of a pixel too much may lie on any side.
+        divides = width % divisor == height % divisor == 0
+        if (divides or orientation == 1) and min(width, height) >= divisor * min_side:
+            image.draft(None, (width // divisor, height // divisor))
+            return None if divides else (width / divisor, height / divisor)
     return None
 
 
 @cache
-def _formats() -> list[str]:
-    """Those of pictures that a camera, a phone or a browser writes, as far as this Pillow reads them.
+def _readable_formats() -> list[str]:
+    """Return the formats that cameras, phones and browsers write, as far as this Pillow reads them.
 
-    Others are programs rather than pictures (EPS), or a way to other files.
+    Others are programs rather than images (EPS), or a way to other files.
     """
     from PIL import Image
 
     Image.init()
-    return [name for name in FORMATS if name in Image.OPEN]
+    return [name for name in IMAGE_FORMATS if name in Image.OPEN]
 
 
-def _refuse_large(picture: Image.Image, most: int) -> None:
-    width, height = picture.size
-    part = next((part for part in (1, 2, 4, 8) if width // part * (height // part) <= most), 1)
-    # A progressive JPEG is held whole, however small it is decoded.
-    if part > 1 and not picture.info.get("progressive"):
-        picture.draft(None, (width // part, height // part))  # Of other formats it changes nothing.
-    if math.prod(picture.size) > most:
-        raise DataError(f"it has {width} x {height} pixels: more than {most / 1e6:g} million are not taken")
+def _limit_pixels(image: Image.Image, max_pixels: int) -> None:
+    width, height = image.size
+    divisor = next((n for n in (1, 2, 4, 8) if width // n * (height // n) <= max_pixels), 1)
+    # A progressive JPEG is held whole in memory, at whatever size it is decoded.
+    if divisor > 1 and not image.info.get("progressive"):
+        image.draft(None, (width // divisor, height // divisor))  # Has no effect on other formats.
+    if math.prod(image.size) > max_pixels:
+        raise DataError(f"it has {width} x {height} pixels; the limit is {max_pixels / 1e6:g} million")
 
 
-def _as_rgb(picture: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image) -> Image.Image:
     from PIL import Image
 
-    if picture.mode == "F":
+    if image.mode == "F":
         raise DataError("pixels are floating-point numbers: save it with 8 or 16 bits")
-    if picture.mode == "LAB":
-        return _from_lab(picture)
-    if picture.mode.startswith("I;16") or picture.mode == "I":
-        return _from_deep(np.asarray(picture)).convert("RGB")
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        layered = picture.convert("RGBA")
+    if image.mode == "LAB":
+        return _lab_to_rgb(image)
+    if image.mode.startswith("I;16") or image.mode == "I":
+        return _deep_to_grey(np.asarray(image)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        layered = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
-    return picture if picture.mode == "RGB" else picture.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _from_deep(values: np.ndarray) -> Image.Image:
-    """16-bit values by the bits that are in use: 8, 12 or 16 of them. convert("RGB") would clip them at 255."""
+def _deep_to_grey(values: np.ndarray) -> Image.Image:
+    """Scale 16-bit values by the bits that are in use: 8, 12 or 16. convert("RGB") would clip them at 255."""
     from PIL import Image
 
-    most = int(values.max(initial=0))
-    shift = 0 if most < 2**8 else 4 if most < 2**12 else 8 if most < 2**16 else most.bit_length() - 8
+    top = int(values.max(initial=0))
+    shift = 0 if top < 2**8 else 4 if top < 2**12 else 8 if top < 2**16 else top.bit_length() - 8
     return Image.fromarray((values.clip(0) >> shift).clip(0, 255).astype(np.uint8))
 
 
-def _from_lab(picture: Image.Image) -> Image.Image:
+def _lab_to_rgb(image: Image.Image) -> Image.Image:
     from PIL import ImageCms
 
     lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-    converted = ImageCms.profileToProfile(picture, lab, srgb, outputMode="RGB")
+    converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
     assert converted is not None
     return converted
 
 
-def _what_it_is(file: Path | IO[bytes]) -> str:
+def _describe_content(file: Path | IO[bytes]) -> str:
     if isinstance(file, Path):
         file = io.BytesIO(file.read_bytes()[:200])
     file.seek(0)
@@ -377,4 +340,4 @@ def _what_it_is(file: Path | IO[bytes]) -> str:
         return "a Git-LFS pointer: run git lfs pull"
     if head.startswith((b"<!doctype", b"<html")):
         return "an HTML page"
-    return "its content is no known image format"
+    return "unknown format"

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from PIL import Image
 
 # Pillow's names of what holds a JPEG.
-FORMATS = ("JPEG", "MPO")
+JPEG_FORMATS = ("JPEG", "MPO")
 ORIENTATION = 0x0112
 # From an orientation in EXIF to the picture as a person sees it: rows and columns change places or not, then the steps
 # through rows and columns.
-TURNED = {
+EXIF_TRANSFORMS = {
     2: (False, 1, -1),
     3: (False, -1, -1),
     4: (False, -1, 1),
@@ -32,15 +32,15 @@ TURNED = {
 }
 
 
-def orientation(picture: Image.Image) -> int:
+def exif_orientation(picture: Image.Image) -> int:
     """How a picture lies by its EXIF, 1 to 8; 1, upright, also where EXIF cannot be read or makes no sense."""
     with contextlib.suppress(Exception):
         found = picture.getexif().get(ORIENTATION, 1)
-        return next((each for each in TURNED if each == found), 1)
+        return next((each for each in EXIF_TRANSFORMS if each == found), 1)
     return 1
 
 
-def decoded(file: Path | IO[bytes], picture: Image.Image) -> np.ndarray | None:
+def decode_jpeg(file: Path | IO[bytes], picture: Image.Image) -> np.ndarray | None:
     """Upright pixels: uint8 [height, width, 3], RGB.
 
     Args:
@@ -50,7 +50,7 @@ def decoded(file: Path | IO[bytes], picture: Image.Image) -> np.ndarray | None:
     Returns:
         None where it is left to Pillow: other formats and colours, and what may be damaged.
     """
-    if picture.format not in FORMATS or picture.mode != "RGB":
+    if picture.format not in JPEG_FORMATS or picture.mode != "RGB":
         return None
     import simplejpeg
 
@@ -61,7 +61,7 @@ def decoded(file: Path | IO[bytes], picture: Image.Image) -> np.ndarray | None:
         return None
     if pixels.shape != (height, width, 3):
         return None
-    way = TURNED.get(orientation(picture))
+    way = EXIF_TRANSFORMS.get(exif_orientation(picture))
     with picture:  # Closes a file that Pillow has opened by its name, and no other.
         pass
     if way is None:

@@ -23,7 +23,7 @@ LEAST_DETAIL = 3.0
 BLOCK = 1024
 
 
-def looks(picture: Image.Image) -> bytes:
+def perceptual_hash(picture: Image.Image) -> bytes:
     """Mean colour (3 bytes) and the hashes of the 8 ways to turn and mirror it (32 bytes each, as it is first).
 
     Empty where the thumbnail's standard deviation is below `LEAST_DETAIL` of 255.
@@ -40,11 +40,11 @@ def looks(picture: Image.Image) -> bytes:
     return bytes(np.asarray(small).mean((0, 1)).round().astype(np.uint8)) + b"".join(hashes)
 
 
-def clusters(looks_of: Sequence[bytes], bits: int) -> np.ndarray:
+def cluster_lookalikes(looks_of: Sequence[bytes], bits: int) -> np.ndarray:
     """Which pictures hang together by looking alike: hashes at most `bits` apart in one of the 8 ways, colours close.
 
     Args:
-        looks_of: of each picture what `looks` gave.
+        looks_of: of each picture what `perceptual_hash` gave.
 
     Returns:
         int64 [pictures]: equal numbers for pictures of one cluster. A picture without looks is alone.
@@ -68,7 +68,7 @@ def clusters(looks_of: Sequence[bytes], bits: int) -> np.ndarray:
     return cluster
 
 
-def first_alike(looks_of: Sequence[bytes], among: Sequence[bytes], bits: int) -> tuple[int, int] | None:
+def first_lookalike(looks_of: Sequence[bytes], among: Sequence[bytes], bits: int) -> tuple[int, int] | None:
     """The first picture that looks like one of the others, and that other; None where none does."""
     for one, other in _blocks(looks_of, among, bits):
         if len(one):
@@ -97,12 +97,12 @@ def _blocks(looks_of: Sequence[bytes], among: Sequence[bytes], bits: int) -> Ite
             yield here[start + rows[close]], there[hits[close]]
 
 
-def kept(looks_of: bytes) -> str:
+def to_hex(looks_of: bytes) -> str:
     """What the pairs table keeps of a picture's looks: colour and unturned hash, as hexadecimal digits."""
     return looks_of[: 3 + HASH_BYTES].hex()
 
 
-def restored(text: object) -> bytes:
+def from_hex(text: object) -> bytes:
     """Looks again from what the table kept.
 
     A mirrored picture's hash is this one with every second bit the other way, a transposed one's is this one

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from PIL import Image
 
 # Pillow's number of a filter -> torch's name. Pillow's other filters torch does not have, or not with antialiasing.
-FILTERS = {2: "bilinear", 3: "bicubic"}
+TORCH_FILTERS = {2: "bilinear", 3: "bicubic"}
 # A thread of a picture, brought to the height of a model's, is wide beyond all memory: Pillow's answer to it stands.
-MOST_PIXELS = 2**24
+MAX_RESIZED_PIXELS = 2**24
 # Bytes that Pillow takes for a picture at once. Above its default of 16 MB a picture is in pieces, which are no tensor.
-BLOCK = 2**30
+BLOCK_BYTES = 2**30
 
 
-def quickly_resized(
+def resize_with_torch(
     picture: Image.Image | np.ndarray, size: tuple[int, int], resample: int, extent: tuple[float, float] | None = None
 ) -> np.ndarray | None:
     """An RGB picture at another size: uint8 [height, width, 3].
@@ -41,7 +41,7 @@ def quickly_resized(
     Returns:
         None where torch cannot do it, or not faster.
     """
-    known = resample in FILTERS and not _by_columns_first(size_of(picture), size) and size[0] * size[1] <= MOST_PIXELS
+    known = resample in TORCH_FILTERS and not _by_columns_first(image_size(picture), size) and size[0] * size[1] <= MAX_RESIZED_PIXELS
     if not known or not _is_quick():
         return None
     pixels = _as_tensor(picture)
@@ -49,7 +49,7 @@ def quickly_resized(
         return None
     from torch.nn.functional import interpolate
 
-    how: dict[str, Any] = {"mode": FILTERS[resample], "antialias": True}
+    how: dict[str, Any] = {"mode": TORCH_FILTERS[resample], "antialias": True}
     if extent is None:
         made = interpolate(pixels, size[::-1], **how)
     else:
@@ -60,7 +60,7 @@ def quickly_resized(
     return made[0, :3, : size[1], : size[0]].permute(1, 2, 0).numpy()
 
 
-def size_of(picture: Image.Image | np.ndarray) -> tuple[int, int]:
+def image_size(picture: Image.Image | np.ndarray) -> tuple[int, int]:
     """Width and height, of a picture or of its pixels [height, width, 3]."""
     if isinstance(picture, np.ndarray):
         height, width, _ = picture.shape
@@ -68,9 +68,9 @@ def size_of(picture: Image.Image | np.ndarray) -> tuple[int, int]:
     return picture.size
 
 
-def in_one_piece() -> None:
+def allocate_in_one_block() -> None:
     """Have Pillow decode large pictures, too, where torch can read them. Call it before a picture is decoded."""
-    _set_block_size(BLOCK)
+    _set_block_size(BLOCK_BYTES)
 
 
 def _by_columns_first(size: tuple[int, int], wanted: tuple[int, int]) -> bool:

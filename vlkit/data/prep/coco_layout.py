@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from vlkit.data.prep.raw_folder import Item, RawFolder, RawRow, Reject, reject_of
-from vlkit.data.splits import named_split
+from vlkit.data.prep.raw_folder import RawImage, RawFolder, RawRow, Reject, reject_from_error
+from vlkit.data.splits import split_from_name
 from vlkit.errors import DataError
 
 ANNOTATIONS = re.compile(r"(?:annotations/)?captions_([^/]+)\.json")
@@ -32,7 +32,7 @@ def coco(raw: RawFolder) -> Iterator[RawRow | Reject]:
             try:
                 found = raw.locate(file_name, f"images/{split}") if file_name else ""
             except DataError as error:
-                yield reject_of(error, where, file_name)
+                yield reject_from_error(error, where, file_name)
                 continue
             named.add(found)
             # Ids are unique in COCO; files of one's own may both count from 1.
@@ -42,7 +42,7 @@ def coco(raw: RawFolder) -> Iterator[RawRow | Reject]:
             if not found or not any(text.strip() for text in texts):
                 yield Reject(where, file_name, "no caption" if found else "no file_name")
                 continue
-            yield from raw.rows_of(Item(found, texts, where, group, (group,), split=named_split(split)))
+            yield from raw.rows_of(RawImage(found, texts, where, group, (group,), split=split_from_name(split)))
         for image_id in sorted(set(data.imgToAnns) - set(data.imgs), key=str):
             yield Reject(name, str(image_id), "captions of a picture that the file does not list")
     yield from raw.unnamed(named, "no annotation names this picture")

@@ -10,18 +10,18 @@ from dataclasses import dataclass, field
 from vlkit.config.data import PrepConfig
 from vlkit.data import splits
 from vlkit.data.images import phash
-from vlkit.data.images.decode import Checked
+from vlkit.data.images.decode import ImageInfo
 from vlkit.data.prep import layouts
 from vlkit.data.prep.raw_folder import RawFolder, RawRow, Reject
 from vlkit.data.prep.source_folder import LINK_LEADS_OUT, path_id
-from vlkit.data.prep.verify_images import Findings, check_all
+from vlkit.data.prep.verify_images import VerifiedImages, verify_images
 from vlkit.errors import DataError
 
 SUBJECT = re.compile(r"(?i)(^|_)(patient|lesion|subject|person|participant|plant|animal|case)(_?id)?$")
 
 
 @dataclass
-class Gathered:
+class CollectedRows:
     """What was read from a raw folder.
 
     Attributes:
@@ -41,7 +41,7 @@ class Gathered:
     raw: RawFolder
     rows: list[RawRow] = field(default_factory=list)
     rejects: list[Reject] = field(default_factory=list)
-    checked: dict[str, Checked] = field(default_factory=dict)
+    checked: dict[str, ImageInfo] = field(default_factory=dict)
     read: int = 0
     classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     torn: set[str] = field(default_factory=set)
@@ -69,14 +69,14 @@ class Gathered:
                 yield row.unit, self.cluster[image_id]
 
 
-def gather(config: PrepConfig) -> Gathered:
+def collect(config: PrepConfig) -> CollectedRows:
     """Read the layout, check each picture once, settle conflicts, find lookalikes.
 
     Raises:
         DataError: not one pair of a picture and a text is left.
     """
-    found = Gathered(RawFolder(config))
-    for item in layouts.read(found.raw):
+    found = CollectedRows(RawFolder(config))
+    for item in layouts.read_rows(found.raw):
         (found.rows if isinstance(item, RawRow) else found.rejects).append(item)
     if config.check_images:
         found.read = _check(found, config).read
@@ -85,17 +85,17 @@ def gather(config: PrepConfig) -> Gathered:
     _settle_conflicts(found, config)
     _refuse_nothing(found, config)
     if config.near_duplicates >= 0 and found.checked:
-        _find_lookalikes(found, config.near_duplicates)
+        find_lookalikes(found, config.near_duplicates)
     return found
 
 
-def _check(found: Gathered, config: PrepConfig) -> Findings:
+def _check(found: CollectedRows, config: PrepConfig) -> VerifiedImages:
     names = list(dict.fromkeys(row.image for row in found.rows))
-    findings = check_all(found.raw.pictures, names, workers=config.workers, rehash=config.rehash)
+    findings = verify_images(found.raw.pictures, names, workers=config.workers, rehash=config.rehash)
     broken: dict[str, str] = {}
     for name in names:
         finding = findings.of[name]
-        if not isinstance(finding, Checked):
+        if not isinstance(finding, ImageInfo):
             broken[name] = str(finding)
         elif min(finding.width, finding.height) < config.min_side:
             broken[name] = f"a picture of fewer than {config.min_side} pixels"
@@ -105,7 +105,7 @@ def _check(found: Gathered, config: PrepConfig) -> Findings:
     return findings
 
 
-def _drop(found: Gathered, reason_of: Callable[[RawRow], str | None], *, once: bool) -> None:
+def _drop(found: CollectedRows, reason_of: Callable[[RawRow], str | None], *, once: bool) -> None:
     """Turn rows into rejects; `once` a picture, or each row."""
     kept, told = [], set()
     for row in found.rows:
@@ -118,7 +118,7 @@ def _drop(found: Gathered, reason_of: Callable[[RawRow], str | None], *, once: b
     found.rows = kept
 
 
-def _settle_conflicts(found: Gathered, config: PrepConfig) -> None:
+def _settle_conflicts(found: CollectedRows, config: PrepConfig) -> None:
     """One picture under different classes: has all, is left out, or keeps the first, as --on-conflict says."""
     met: dict[str, dict[tuple[str, ...], str]] = defaultdict(dict)
     for row in found.rows:
@@ -141,31 +141,31 @@ def _settle_conflicts(found: Gathered, config: PrepConfig) -> None:
             found.classes[image_id] = tuple(dict.fromkeys((*found.classes.get(image_id, ()), *row.classes)))
 
 
-def _refuse_nothing(found: Gathered, config: PrepConfig) -> None:
+def _refuse_nothing(found: CollectedRows, config: PrepConfig) -> None:
     if found.rows:
         return
     reasons = "; ".join(f"{count} x {reason}" for reason, count in found.reasons.most_common(3))
     examples = ", ".join(dict.fromkeys(reject.item for reject in found.rejects[:50] if reject.item))
-    told = f"{config.source}: no pair of a picture and a text; expected {layouts.expected(found.raw.layout)}"
+    told = f"{config.source}: no pair of a picture and a text; expected {layouts.describe_layout(found.raw.layout)}"
     hint = f"found: {reasons} (such as {examples[:120]})" if reasons else "found: nothing of the kind"
     if found.rejects and all(reject.reason == LINK_LEADS_OUT for reject in found.rejects):
         hint = "every file is a link that leads out: name the folder that they lead to, or copy them with cp -rL"
     raise DataError(told, hint=hint)
 
 
-def _find_lookalikes(found: Gathered, bits: int) -> None:
+def find_lookalikes(found: CollectedRows, bits: int) -> None:
     """By the looks as they are, and as the table keeps them: reading it must find nothing that prep did not."""
-    looks = {each.image_id: each.looks for each in found.checked.values()}
+    looks = {each.image_id: each.perceptual_hash for each in found.checked.values()}
     ids = sorted(looks)
     exact = [looks[each] for each in ids]
-    as_kept = [phash.restored(phash.kept(each)) for each in exact]
+    as_kept = [phash.from_hex(phash.to_hex(each)) for each in exact]
     links = (
         (image_id, (way, cluster))
         for way, seen in enumerate((exact, as_kept))
-        for image_id, cluster in zip(ids, phash.clusters(seen, bits).tolist(), strict=True)
+        for image_id, cluster in zip(ids, phash.cluster_lookalikes(seen, bits).tolist(), strict=True)
     )
     members: dict[str, list[str]] = defaultdict(list)
-    for image_id, cluster in splits.connected(links).items():
+    for image_id, cluster in splits.connected_components(links).items():
         members[cluster].append(image_id)
     for cluster, alike in members.items():
         if len(alike) > 1:

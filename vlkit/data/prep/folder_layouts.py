@@ -9,11 +9,11 @@ from typing import Any
 
 from vlkit import console
 from vlkit.data import captions
-from vlkit.data.images.decode import SUFFIXES
+from vlkit.data.images.decode import IMAGE_SUFFIXES
 from vlkit.data.prep import tables
-from vlkit.data.prep.raw_folder import MASK_FOLDERS, Item, RawFolder, RawRow, Reject, mask_of, reject_of
-from vlkit.data.prep.source_folder import Source
-from vlkit.data.splits import named_split
+from vlkit.data.prep.raw_folder import MASK_FOLDERS, RawImage, RawFolder, RawRow, Reject, mask_reason, reject_from_error
+from vlkit.data.prep.source_folder import SourceFolder
+from vlkit.data.splits import split_from_name
 from vlkit.errors import DataError
 
 # Folders inside a class folder that only say where its pictures are.
@@ -35,23 +35,23 @@ def class_folders(raw: RawFolder) -> Iterator[RawRow | Reject]:
     tree = _Tree(source)
     for name in source.files:
         path = PurePosixPath(name)
-        if path.suffix.lower() not in {*SUFFIXES, ""}:
-            yield Reject(name, name, "not a picture by its name")
+        if path.suffix.lower() not in {*IMAGE_SUFFIXES, ""}:
+            yield Reject(name, name, "not an image by its name")
             continue
         folders, split, told = tree.read(path.parts[:-1])
-        told = told or mask_of(name, source)
+        told = told or mask_reason(name, source)
         class_name = captions.clean("/".join(folders))
         if told or not class_name:
             yield Reject(name, name, told or "lies in no class folder")
             continue
-        item = Item(name, (), name, name, classes=(class_name,), split=split, fields={"class_name": class_name})
+        item = RawImage(name, (), name, name, classes=(class_name,), split=split, fields={"class_name": class_name})
         yield from raw.rows_of(item)
 
 
 class _Tree:
     """What the folders of a tree mean: classes, a level of splits among them, wrappers, places of originals."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: SourceFolder) -> None:
         sizes = {
             tuple(folder.split("/")): sum(bool(PurePosixPath(name).suffix) for name in names)
             for folder, names in source.folders.items()
@@ -82,7 +82,7 @@ class _Tree:
     def _level_of_splits(self, sizes: Mapping[tuple[str, ...], int]) -> int | None:
         """The first depth at which most pictures lie in folders named after splits, one of them to train on."""
         for depth in range(max(map(len, sizes), default=0)):
-            named = {folders: named_split(folders[depth]) for folders in sizes if len(folders) > depth}
+            named = {folders: split_from_name(folders[depth]) for folders in sizes if len(folders) > depth}
             found = {name for name in named.values() if name}
             in_splits = sum(sizes[folders] for folders, name in named.items() if name)
             if "train" in found and len(found) > 1 and in_splits >= SHARE_IN_SPLITS * sum(sizes.values()):
@@ -93,12 +93,12 @@ class _Tree:
         if self.level is not None:
             names = sorted({folders[self.level] for folders in inside})
             console.say(f"the folders {', '.join(names)} are splits, not classes (--split-by source keeps them)")
-        odd = sorted({part for parts in left for part in parts if named_split(part)})
+        odd = sorted({part for parts in left for part in parts if split_from_name(part)})
         if odd:
             console.warn(f"folders named like splits are taken for classes: {', '.join(odd[:4])}")
 
     def _split(self, folders: tuple[str, ...]) -> str | None:
-        return named_split(folders[self.level]) if self.level is not None and len(folders) > self.level else None
+        return split_from_name(folders[self.level]) if self.level is not None and len(folders) > self.level else None
 
     def _without_split(self, folders: tuple[str, ...]) -> tuple[str, ...]:
         if self.level is None:
@@ -130,17 +130,17 @@ def text_files(raw: RawFolder) -> Iterator[RawRow | Reject]:
         for name in names:
             if not PurePosixPath(name).suffix:
                 continue
-            if told := mask_of(name, source):
+            if told := mask_reason(name, source):
                 yield Reject(name, name, told)
             elif stem not in texts:
                 yield Reject(name, name, "no .txt of this name beside the picture")
             else:
                 try:
-                    lines = list(tables.lines(source.path(texts[stem]), texts[stem]))
+                    lines = list(tables.read_lines(source.path(texts[stem]), texts[stem]))
                 except DataError as error:
-                    yield reject_of(error, texts[stem], name)
+                    yield reject_from_error(error, texts[stem], name)
                     continue
-                yield from raw.rows_of(Item(name, lines, name, name))
+                yield from raw.rows_of(RawImage(name, lines, name, name))
     for stem, name in texts.items():
         if stem not in pictures:
             yield Reject(name, name, "no picture of this name beside the text")
@@ -159,9 +159,9 @@ def json_folders(raw: RawFolder) -> Iterator[RawRow | Reject]:
             continue
         folder = str(PurePosixPath(name).parent).removeprefix(".")
         try:
-            records = list(tables.records(source.path(name), name))
+            records = list(tables.read_records(source.path(name), name))
         except DataError as error:
-            yield reject_of(error, name, name)
+            yield reject_from_error(error, name, name)
             continue
         for where, record in records:
             if isinstance(record, tables.BadLine):
@@ -175,7 +175,7 @@ def _dish(
     raw: RawFolder, record: dict[str, Any], where: str, folder: str, columns: tuple[str, ...], named: set[str]
 ) -> Iterator[RawRow | Reject]:
     persian = raw.config.script == "persian"
-    texts = [t for c in columns for v in tables.values(record.get(c)) if (t := captions.clean(v, persian=persian))]
+    texts = [t for c in columns for v in tables.cell_values(record.get(c)) if (t := captions.clean(v, persian=persian))]
     images, rejects = _pictures(raw, record, where, folder)
     named.update(images)
     yield from rejects
@@ -190,31 +190,31 @@ def _dish(
         key: text
         for key in record
         if key not in (*columns, "image_path", "folder_path", "image", "images")
-        and (text := captions.clean(" ".join(tables.values(record[key])), persian=persian))
+        and (text := captions.clean(" ".join(tables.cell_values(record[key])), persian=persian))
     }
     for image in images:
-        yield from raw.rows_of(Item(image, texts, where, passage, (passage,), extra=extra or None))
+        yield from raw.rows_of(RawImage(image, texts, where, passage, (passage,), extra=extra or None))
 
 
 def _pictures(raw: RawFolder, record: dict[str, Any], where: str, folder: str) -> tuple[list[str], list[Reject]]:
     """The pictures that a record means: those of image_path, else all of folder_path, else all beside the JSON."""
     column = raw.config.image_column or "image_path"
-    paths = [path for key in dict.fromkeys((column, "image_path")) for path in tables.values(record.get(key))]
+    paths = [path for key in dict.fromkeys((column, "image_path")) for path in tables.cell_values(record.get(key))]
     images, rejects = [], []
     for path in dict.fromkeys(paths):
         try:
             images.append(raw.locate(path, folder))
         except DataError as error:
-            rejects.append(reject_of(error, where, path))
+            rejects.append(reject_from_error(error, where, path))
     if paths:
         return images, rejects
     wanted = folder
-    for path in tables.values(record.get("folder_path")):
+    for path in tables.cell_values(record.get("folder_path")):
         wanted = _folder(raw, path.strip().rstrip("/\\"), folder)
         if wanted is None:
             return [], [Reject(where, path, "no such folder in the source")]
     inside = raw.source.folders.get(wanted, [])
-    return [name for name in inside if PurePosixPath(name).suffix and not mask_of(name, raw.source)], []
+    return [name for name in inside if PurePosixPath(name).suffix and not mask_reason(name, raw.source)], []
 
 
 def _folder(raw: RawFolder, path: str, folder: str) -> str | None:

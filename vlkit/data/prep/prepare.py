@@ -20,11 +20,11 @@ from vlkit.data import pairs, splits
 from vlkit.data.images import phash
 from vlkit.data.pairs import COPIED_IMAGE
 from vlkit.data.prep import summary
-from vlkit.data.prep.collect import Gathered, gather
+from vlkit.data.prep.collect import CollectedRows, collect
 from vlkit.data.prep.raw_folder import Reject
-from vlkit.data.prep.summary import CountTokens
+from vlkit.data.prep.summary import TokenCounter
 from vlkit.errors import DataError, UsageError
-from vlkit.remote import MANIFEST, VERSIONS, Remote, tables_of
+from vlkit.remote import MANIFEST, VERSIONS, Remote, tables_location
 from vlkit.storage import atomic_folder, refuse_unwritable
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ WRITTEN = {
 
 
 def prepare(
-    config: PrepConfig, *, dry_run: bool = False, tokens_of: Callable[[str], CountTokens | None] | None = None
+    config: PrepConfig, *, dry_run: bool = False, tokens_of: Callable[[str], TokenCounter | None] | None = None
 ) -> dict[str, Any]:
     """Run `vlkit prep`.
 
@@ -59,15 +59,15 @@ def prepare(
         UsageError: the output folder holds something else.
     """
     before = _refuse_foreign(config)
-    gathered = gather(config)
-    frame = table(gathered, config)
+    gathered = collect(config)
+    frame = build_table(gathered, config)
     gathered.rejects = list(dict.fromkeys(gathered.rejects))
     gathered.rows.clear()  # They are in the table now; of a million, twice is too much.
     count_tokens = tokens_of(config.model) if tokens_of and config.model else None
     described = summary.describe(frame, gathered, config, count_tokens)
     if not dry_run:
         write(frame, gathered, described, config)
-    summary.tell(described, config, dry_run)
+    summary.print_summary(described, config, dry_run)
     if before.get("augmentation"):
         goes = "would go" if dry_run else "has gone"
         console.warn(f"what vlkit augment had added to {config.out} {goes} with the earlier folder: run it again")
@@ -99,7 +99,7 @@ def _refuse_foreign(config: PrepConfig) -> dict[str, Any]:
     written = WRITTEN | ({config.training_view} if config.training_view else set())
     before: dict[str, Any] = {}
     if out.is_remote:
-        remote = Remote(tables_of(out))
+        remote = Remote(tables_location(out))
         listing = remote.listing()
         held = {name.split("/")[0] for name in listing} - {MANIFEST, VERSIONS}
         for folder in ("images", pairs.AUGMENTED_FOLDER):
@@ -128,7 +128,7 @@ def _also_written(before: Mapping[str, Any]) -> set[str]:
     return {(before.get("settings") or {}).get("training_view")} | augmented
 
 
-def table(gathered: Gathered, config: PrepConfig) -> pd.DataFrame:
+def build_table(gathered: CollectedRows, config: PrepConfig) -> pd.DataFrame:
     """Rows -> pairs table: what looks the same shares a unit, equal rows become one, units are split."""
     together = splits.connected_components(gathered.links())
     split = _split(gathered, together, config)
@@ -179,13 +179,13 @@ def _free_name(name: str, names: Collection[str]) -> str:
     return name
 
 
-def _add_looks(columns: dict[str, list[Any]], gathered: Gathered) -> None:
+def _add_looks(columns: dict[str, list[Any]], gathered: CollectedRows) -> None:
     """Size and looks of each picture, so that the table alone can be checked for near-identical ones."""
     if not gathered.checked:
         return
     found = [gathered.checked[name] for name in columns["image_key"]]
     columns["width"], columns["height"] = [each.width for each in found], [each.height for each in found]
-    columns["image_looks"] = [phash.to_hex(each.looks) for each in found]
+    columns["image_looks"] = [phash.to_hex(each.perceptual_hash) for each in found]
 
 
 def _weights(columns: dict[str, list[Any]], classes: dict[str, tuple[str, ...]], below: int) -> list[float]:
@@ -200,7 +200,7 @@ def _weights(columns: dict[str, list[Any]], classes: dict[str, tuple[str, ...]],
     ]
 
 
-def _split(gathered: Gathered, together: dict[str, str], config: PrepConfig) -> dict[str, str]:
+def _split(gathered: CollectedRows, together: dict[str, str], config: PrepConfig) -> dict[str, str]:
     """unit -> split, for the units that stay under --limit and that the source puts somewhere, if it decides."""
     sizes = Counter(together[row.unit] for row in gathered.rows)
     named: dict[str, set[str]] = defaultdict(set)
@@ -243,7 +243,7 @@ def _kept(sizes: Mapping[str, int], named: Mapping[str, Collection[str]], config
     return kept
 
 
-def _repeated(gathered: Gathered, together: dict[str, str], config: PrepConfig) -> set[str]:
+def _repeated(gathered: CollectedRows, together: dict[str, str], config: PrepConfig) -> set[str]:
     """Texts that stand in so many units that each can give a share of them: without classes, they are stratified."""
     least = 1 / min((share for share in (config.test_share, config.val_share) if share > 0), default=1.0)
     units: dict[str, set[str]] = defaultdict(set)
@@ -254,7 +254,7 @@ def _repeated(gathered: Gathered, together: dict[str, str], config: PrepConfig) 
 
 
 def _as_in_source(
-    gathered: Gathered,
+    gathered: CollectedRows,
     named: Mapping[str, Collection[str]],
     strata: Mapping[str, Collection[str]],
     drawn: dict[str, str],
@@ -285,7 +285,7 @@ def _as_in_source(
     return split | splits.split_units(training, test_share=shares["test"], val_share=shares["val"], seed=config.seed)
 
 
-def write(frame: pd.DataFrame, gathered: Gathered, described: dict[str, Any], config: PrepConfig) -> None:
+def write(frame: pd.DataFrame, gathered: CollectedRows, described: dict[str, Any], config: PrepConfig) -> None:
     """The prepared folder, whole or not at all; in a bucket the old one stays readable until the new manifest stands.
 
     Raises:
@@ -306,12 +306,12 @@ def write(frame: pd.DataFrame, gathered: Gathered, described: dict[str, Any], co
         files = {path.name: path for path in sorted(Path(aside).iterdir())}
         pictures = Remote(out)
         pictures.upload(copies)
-        Remote(tables_of(out)).replace(files, MANIFEST)
+        Remote(tables_location(out)).replace(files, MANIFEST)
         # Pictures are named by their content, so the old table needed none that the new one has changed.
         pictures.remove([name for name in pictures.listing() if COPIED_IMAGE.fullmatch(name) and name not in copies])
 
 
-def _disk_gb(frame: pd.DataFrame, gathered: Gathered, config: PrepConfig) -> float:
+def _disk_gb(frame: pd.DataFrame, gathered: CollectedRows, config: PrepConfig) -> float:
     """What the prepared folder takes, about: the table three times over (its views, the docstore), and copies."""
     files = gathered.raw.pictures.files if copies_pictures(config) else {}
     copied = sum(files[key].size for key in set(frame["image_key"]) if key in files)
@@ -330,7 +330,7 @@ def copied_name(image_id: str, image_key: str) -> str:
     return f"images/{image_id}{PurePosixPath(image_key).suffix.lower()}"
 
 
-def _copies(frame: pd.DataFrame, gathered: Gathered) -> dict[str, Path]:
+def _copies(frame: pd.DataFrame, gathered: CollectedRows) -> dict[str, Path]:
     """Name in the prepared folder -> the picture to copy there."""
     first = frame.drop_duplicates("image_id")
     source, found = gathered.raw.pictures, {}
@@ -339,13 +339,13 @@ def _copies(frame: pd.DataFrame, gathered: Gathered) -> dict[str, Path]:
     for image_id, key in zip(first["image_id"], first["image_key"], strict=True):
         path = source.path(key)
         if not path.is_file():
-            raise DataError(f"no such picture: {source.address(key)}", hint="without --no-check-images it is left out")
+            raise DataError(f"no such image: {source.address(key)}", hint="without --no-check-images it is left out")
         found[copied_name(image_id, key)] = path
     return found
 
 
 def _write_tables(
-    folder: Path, frame: pd.DataFrame, gathered: Gathered, described: dict[str, Any], config: PrepConfig
+    folder: Path, frame: pd.DataFrame, gathered: CollectedRows, described: dict[str, Any], config: PrepConfig
 ) -> None:
     import pandas as pd
 

@@ -195,7 +195,7 @@ class SourceFolder:
                     return found[0]
                 if found:
                     raise DataError("several pictures have this name", hint=f"{found[0]}, {found[1]}")
-        raise DataError("no such picture")
+        raise DataError("no such image")
 
     @cached_property
     def _spellings(self) -> dict[str, dict[str, list[str]]]:
@@ -217,7 +217,7 @@ class SourceFolder:
                 raise DataError(f"{name}: {LINK_LEADS_OUT}")
             return self.root / name
         if name not in self.files:
-            raise DataError(f"no such picture: {self.location}/{name}")
+            raise DataError(f"no such image: {self.location}/{name}")
         if name not in self._fetched:
             self.fetch([name])
         return self._fetched[name]

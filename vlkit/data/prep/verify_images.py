@@ -14,9 +14,9 @@ from importlib import metadata
 from pathlib import Path
 
 from vlkit import console
-from vlkit.data.images.decode import Checked, UnreadError, check
-from vlkit.data.parallel import cores, in_order
-from vlkit.data.prep.source_folder import Source
+from vlkit.data.images.decode import ImageInfo, UnreadableFileError, verify_image
+from vlkit.data.parallel import usable_cores, map_in_order
+from vlkit.data.prep.source_folder import SourceFolder
 from vlkit.errors import DataError
 from vlkit.storage import cache_dir
 
@@ -29,37 +29,37 @@ SETTLED_NS = 50_000_000
 RULES = f"1 pillow {metadata.version('pillow')}"
 
 
-class Problem(str):
+class Unusable(str):
     """Why a picture cannot be used. `passing`: it may be usable the next time, and nothing is remembered of it."""
 
     passing = False
 
 
-class PassingProblem(Problem):
+class TemporarilyUnusable(Unusable):
     """A file that could not be read."""
 
     passing = True
 
 
-Finding = Checked | Problem
+Finding = ImageInfo | Unusable
 
 
-class Findings:
-    """What is known of pictures: name -> `Checked`, or the reason why it cannot be used; and how many were read."""
+class VerifiedImages:
+    """What is known of pictures: name -> `ImageInfo`, or the reason why it cannot be used; and how many were read."""
 
     def __init__(self) -> None:
         self.of: dict[str, Finding] = {}
         self.read = 0
 
 
-def check_all(source: Source, names: Sequence[str], *, workers: int | None = None, rehash: bool = False) -> Findings:
+def verify_images(source: SourceFolder, names: Sequence[str], *, workers: int | None = None, rehash: bool = False) -> VerifiedImages:
     """Check pictures of a source, those that the cache knows excepted.
 
     Args:
         workers: processes; None: as many as there are cores, where there are enough pictures to pay for them.
         rehash: trust no cache; read everything.
     """
-    found = Findings()
+    found = VerifiedImages()
     with _opened_cache() as cache:
         if not rehash:
             found.of.update(cache.known(source, names))
@@ -73,27 +73,27 @@ def check_all(source: Source, names: Sequence[str], *, workers: int | None = Non
     return found
 
 
-def _checked(source: Source, names: Sequence[str], workers: int | None) -> Iterator[dict[str, Finding]]:
+def _checked(source: SourceFolder, names: Sequence[str], workers: int | None) -> Iterator[dict[str, Finding]]:
     chunks = [names[start : start + CHUNK] for start in range(0, len(names), CHUNK)]
     if workers is None:
-        workers = cores() if len(names) >= WORTH_PROCESSES else 1
+        workers = usable_cores() if len(names) >= WORTH_PROCESSES else 1
     fetched = (_paths(source, chunk) for chunk in chunks)
-    for chunk, findings in zip(chunks, in_order(_findings, fetched, workers=min(workers, len(chunks))), strict=True):
+    for chunk, findings in zip(chunks, map_in_order(_findings, fetched, workers=min(workers, len(chunks))), strict=True):
         yield dict(zip(chunk, findings, strict=True))
 
 
-def _paths(source: Source, names: Sequence[str]) -> list[Path]:
+def _paths(source: SourceFolder, names: Sequence[str]) -> list[Path]:
     source.fetch(names)
     return [source.path(name) for name in names]
 
 
 def _finding(path: Path) -> Finding:
     try:
-        return check(path)
-    except UnreadError as error:
-        return PassingProblem(error.message)
+        return verify_image(path)
+    except UnreadableFileError as error:
+        return TemporarilyUnusable(error.message)
     except DataError as error:
-        return Problem(error.message)
+        return Unusable(error.message)
 
 
 def _findings(paths: Sequence[Path]) -> list[Finding]:
@@ -111,7 +111,7 @@ class _Cache:
             " height integer, looks blob, problem text) without rowid"
         )
 
-    def known(self, source: Source, names: Sequence[str]) -> dict[str, Finding]:
+    def known(self, source: SourceFolder, names: Sequence[str]) -> dict[str, Finding]:
         found: dict[str, Finding] = {}
         query = "select image_id, width, height, looks, problem from findings_1 where place = ? and stamp = ?"
         try:
@@ -119,18 +119,18 @@ class _Cache:
                 row = self.base.execute(query, _key(source, name)).fetchone()
                 if row is not None:
                     *checked, problem = row
-                    found[name] = Checked(*checked) if problem is None else Problem(problem)
+                    found[name] = ImageInfo(*checked) if problem is None else Unusable(problem)
         except sqlite3.Error as error:
             self._tell(error)
         return found
 
-    def keep(self, source: Source, findings: dict[str, Finding]) -> None:
+    def keep(self, source: SourceFolder, findings: dict[str, Finding]) -> None:
         rows = []
         for name, finding in findings.items():
             if (source.remote is None and not _settled(source, name)) or getattr(finding, "passing", False):
                 continue
-            if isinstance(finding, Checked):
-                what = (finding.image_id, finding.width, finding.height, finding.looks, None)
+            if isinstance(finding, ImageInfo):
+                what = (finding.image_id, finding.width, finding.height, finding.perceptual_hash, None)
             else:
                 what = (None, None, None, None, str(finding))
             rows.append((*_key(source, name), *what))
@@ -159,7 +159,7 @@ def _opened_cache() -> Iterator[_Cache]:
         yield cache
 
 
-def _key(source: Source, name: str) -> tuple[str, str]:
+def _key(source: SourceFolder, name: str) -> tuple[str, str]:
     entry = source.files.get(name)
     if entry is None:
         # Reached through a link.
@@ -168,6 +168,6 @@ def _key(source: Source, name: str) -> tuple[str, str]:
     return source.address(name), f"{RULES} {entry.size} {entry.stamp}"
 
 
-def _settled(source: Source, name: str) -> bool:
+def _settled(source: SourceFolder, name: str) -> bool:
     entry = source.files.get(name)
     return entry is not None and time.time_ns() - int(entry.stamp) > SETTLED_NS

@@ -10,7 +10,7 @@ from typing import Any
 
 from vlkit import console
 from vlkit.config.evaluation import SCHEMA, EvalConfig, suffix_of
-from vlkit.data.pairs import Pairs, data_of, read_pairs
+from vlkit.data.pairs import Pairs, read_pairs
 from vlkit.errors import DataError, UsageError
 from vlkit.evaluation.captioning.clipscore import ClipScorer
 from vlkit.evaluation.captioning.image_reliance import (
@@ -62,7 +62,7 @@ def evaluate_captions(config: EvalConfig) -> dict[str, Any]:
             raise UsageError(f"--out {config.out}: captions are scored into a folder on this machine")
         refuse_foreign(config.out.path, run)
     settings = run.config()
-    data = config.data or data_of(run)
+    data = config.data or run.data_location()
     pairs = read_pairs(data).positives()
     asked, empty = pairs.split(config.split).with_text()
     if empty:

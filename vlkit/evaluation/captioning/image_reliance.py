@@ -77,7 +77,7 @@ def image_reliance(
         signals.raise_if_stopped()
         some = rows[start : start + at_once]
         right, shuffled = dataset.batch_of_rows(some), dataset.batch_of_rows(some, other[some].tolist())
-        words += right.words
+        words += right.token_count
         for place, (batch, patches) in enumerate(
             ((right, None), (shuffled, None), (right, blank.expand(len(right), -1, -1).to(captioner.device)))
         ):

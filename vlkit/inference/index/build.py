@@ -1,4 +1,4 @@
-"""index: a model, and what it is to find -> an index folder, tuned and measured."""
+"""index: build an index folder from a model and documents, tune it, and measure it."""
 
 from __future__ import annotations
 
@@ -14,91 +14,110 @@ import pyarrow as pa
 from vlkit import __version__, console
 from vlkit.config.presets import only_prepared_folder
 from vlkit.config.search import INDEXES, IndexConfig, IndexType
-from vlkit.data.pairs import data_of
 from vlkit.errors import ArtifactError, ResourceError
 from vlkit.evaluation.efficiency import measure_query_latency
 from vlkit.inference.index import index_folder
-from vlkit.inference.index import query_encoder as embedders
-from vlkit.inference.index.documents import MODALITIES, Modality, DocumentSource
-from vlkit.inference.index.embed_documents import Part, Queries, embedded, held_out_queries
-from vlkit.inference.index.faiss_index import PARAMETERS, Nearest, index_bytes, refuse_few, type_for
+from vlkit.inference.index.documents import MODALITIES, DocumentSource, Modality
+from vlkit.inference.index.embed_documents import EmbeddedDocuments, HeldOutQueries, draw_queries, embed_documents
+from vlkit.inference.index.faiss_index import (
+    EFFORT_PARAMETERS,
+    VectorIndex,
+    choose_type,
+    estimate_bytes,
+    refuse_too_few_rows,
+)
 from vlkit.inference.index.index_folder import Index
-from vlkit.inference.index.query_encoder import QueryEncoder, decode_of
-from vlkit.inference.index.tune import Found, tuned
+from vlkit.inference.index.query_encoder import QueryEncoder, image_decode, load_encoder, model_reference
+from vlkit.inference.index.tune import SearchQuality, tune_and_measure
 from vlkit.models.loading import model_config
 from vlkit.runs import Run
-from vlkit.storage import Location, nearest_existing, json_text, refuse_unwritable, format_bytes
+from vlkit.storage import Location, format_bytes, json_text, nearest_existing, refuse_unwritable
 
-# Bytes of a docstore's row beside its text, about.
+# Approximate bytes of a docstore row without its text.
 ROW_BYTES = 200
+Tables = dict[Modality, pa.Table]
+Types = dict[Modality, IndexType]
 
 
 def index(config: IndexConfig, *, dry_run: bool) -> dict[str, Any]:
-    """Run `vlkit index`: embed, build, tune, measure, write; returns index.yaml's content.
+    """Run `vlkit index`: embed, build, tune, measure, write; return the content of index.yaml.
 
     Raises:
-        DataError: nothing to index. ArtifactError: --update of another model's index. ResourceError: the disk.
+        DataError: there is nothing to index. ArtifactError: --update of an index that another model built.
+        ResourceError: the disk is too small.
     """
     out = config.out or Location(INDEXES / _default_name(config))
-    index_folder.refuse_other(out)
+    index_folder.refuse_foreign_folder(out)
     if not out.is_remote:
         refuse_unwritable(out.path, "--out")
-    said = embedders.named(config)
+    reference = model_reference(config)
     run = Run(config.run) if config.run else None
-    data = config.data or (data_of(run) if run else Location(only_prepared_folder()))
-    before = _to_update(config, out)
+    data = config.data or (run.data_location() if run else Location(only_prepared_folder()))
+    before = _open_for_update(config, out)
     if before is not None:
-        config, data = _as_before(config, before), data if config.data else Location(before.about["data"]["path"])
+        config, data = _inherit(config, before), data if config.data else Location(before.about["data"]["path"])
     source = DocumentSource.read(data, limit=config.limit, seed=config.seed)
-    kinds = [kind for kind in MODALITIES if config.of in (kind, "both") and (kind == "texts" or source.pairs is not None)]
-    tables = {kind: source.entries(kind) for kind in kinds or ["images"]}
-    types = {kind: _type(kind, len(table), config, before) for kind, table in tables.items()}
+    tables = _read_tables(source, config)
+    types = {modality: _choose_type(modality, len(table), config, before) for modality, table in tables.items()}
     if dry_run:
-        return _planned(config, out, tables, types, _width(config, run))
+        return _print_plan(config, out, tables, types, _embedding_width(config, run))
     precision = config.precision or (run.config().get("precision") if run else None)
-    embedder = QueryEncoder.of(
-        embedders.open_towers(said, decode=config.decode), precision, persian=source.script == "persian"
-    )
-    _refuse_full(out, _needed(tables, types, embedder.encoder.width))
+    encoder = load_encoder(reference, decode=config.decode)
+    query_encoder = QueryEncoder.from_encoder(encoder, precision, persian=source.script == "persian")
+    _refuse_full_disk(out, _estimate_bytes(tables, types, encoder.width))
     about = {
-        "model": {**said, "precision": embedder.precision},
-        **embedder.identity(),
+        "model": {**reference, "precision": query_encoder.precision},
+        **query_encoder.identity(),
         "data": {
             "path": str(data.absolute),
             "fingerprint": source.fingerprint,
             "script": source.script,
             "limit": config.limit,
         },
-        "width": embedder.encoder.width,
+        "width": encoder.width,
         "target_recall": config.target_recall,
     }
     if before is not None:
         _refuse_other_model(before, about)
-    parts = [embedded(embedder, config, source, kind, table, before) for kind, table in tables.items()]
-    drawn = {part.kind: held_out_queries(part, types[part.kind] != "flat", config, source, parts) for part in parts}
-    table = pa.concat_tables([part.table for part, _ in drawn.values()])
-    if before is not None and _unchanged(before, table, types, config):
-        console.print_result(f"{out} is up to date: nothing is new, changed or gone")
+    every = [
+        embed_documents(query_encoder, config, source, modality, table, before) for modality, table in tables.items()
+    ]
+    drawn = [draw_queries(documents, types[documents.modality] != "flat", config, source, every) for documents in every]
+    table = pa.concat_tables([documents.table for documents, _ in drawn])
+    if before is not None and _is_unchanged(before, table, types, config):
+        console.print_result(f"{out} is up to date: nothing is new, changed or removed")
         return {"index": str(out), **before.about}
-    searched, nearest = {}, {}
-    for kind, (part, queries) in drawn.items():
-        nearest[kind], found = _built(part, types[kind], queries, config)
-        searched[kind] = _facts(part, nearest[kind], found)
-    latency, late = measure_query_latency(embedder.encoder, source.some_texts(), embedder.precision)
+    searched, vectors = {}, {}
+    for documents, queries in drawn:
+        modality = documents.modality
+        vectors[modality], quality = _build(documents, types[modality], queries, config)
+        searched[modality] = _describe(documents, vectors[modality], quality)
+    median, p95 = measure_query_latency(encoder, source.sample_texts(), query_encoder.precision)
     about |= {
         "searched": searched,
-        "encoding_ms": latency * 1000,
-        "encoding_ms_p95": late * 1000,
+        "encoding_ms": median * 1000,
+        "encoding_ms_p95": p95 * 1000,
         "vlkit": __version__,
         "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-    index_folder.write(out, about, table, nearest)
-    _tell(out, about)
+    index_folder.write_index(out, about, table, vectors)
+    _print_summary(out, about)
     return {"index": str(out), "schema": index_folder.VERSION, **about}
 
 
+def _read_tables(source: DocumentSource, config: IndexConfig) -> Tables:
+    """Return modality -> documents, of those that --of asks for and the source has."""
+    modalities = [
+        modality
+        for modality in MODALITIES
+        if config.of in (modality, "both") and (modality == "texts" or source.pairs is not None)
+    ]
+    # With none left, --of images meets a table of texts, which the source refuses.
+    return {modality: source.documents(modality) for modality in modalities or ["images"]}
+
+
 def _refuse_other_model(before: Index, about: dict[str, Any]) -> None:
-    """An index is added to by the model that made it, or not at all.
+    """Refuse to update an index with another model than the one that built it.
 
     Raises:
         ArtifactError: says what differs.
@@ -107,132 +126,148 @@ def _refuse_other_model(before: Index, about: dict[str, Any]) -> None:
     pairs.append(("precision", before.about["model"]["precision"], about["model"]["precision"]))
     for name, old, new in pairs:
         if json_text(old) != json_text(new):
-            told = f"{before.location} was made with another model: its vectors, of other {name}, cannot be used again"
-            raise ArtifactError(told, hint="leave out --update to build it anew")
+            message = (
+                f"{before.location} was built with another model: its vectors have other {name} and cannot be reused"
+            )
+            raise ArtifactError(message, hint="leave out --update to build the index from scratch")
 
 
 def _default_name(config: IndexConfig) -> str:
+    """Return the name of run or model, "-untouched" behind it for the base model of a run."""
     folder = config.run or Path(str(config.model))
     name = folder.resolve().name if folder.exists() else folder.name
     return f"{name}-untouched" if config.untouched else name
 
 
-def _width(config: IndexConfig, run: Run | None) -> int:
-    """Of the common space, without loading a weight."""
+def _embedding_width(config: IndexConfig, run: Run | None) -> int:
+    """Return the width of the embeddings, read from the configuration without loading weights."""
     settings = run.config() if run else {}
     name = config.model or (str(run.base) if run and run.base.is_dir() else settings["model"])
-    found = model_config(name, None if run and run.base.is_dir() else settings.get("text_model"))
-    return int(getattr(found, "projection_dim", None) or found.vision_config.hidden_size)
+    model = model_config(name, None if run and run.base.is_dir() else settings.get("text_model"))
+    return int(getattr(model, "projection_dim", None) or model.vision_config.hidden_size)
 
 
-def _planned(
-    config: IndexConfig, out: Location, tables: dict[Modality, pa.Table], types: dict[Modality, IndexType], width: int
-) -> dict[str, Any]:
-    """What --dry-run says."""
-    sizes = {kind: index_bytes(len(table), width, types[kind]) for kind, table in tables.items()}
-    rows = [[kind, f"{len(table):,}", types[kind], format_bytes(sizes[kind])] for kind, table in tables.items()]
-    console.print_table(f"{out}: would be", ["", "rows", "type", "on disk"], rows)
+def _print_plan(config: IndexConfig, out: Location, tables: Tables, types: Types, width: int) -> dict[str, Any]:
+    """Print and return what --dry-run reports."""
+    rows = [
+        [modality, f"{len(table):,}", types[modality], format_bytes(estimate_bytes(len(table), width, types[modality]))]
+        for modality, table in tables.items()
+    ]
+    console.print_table(f"{out}: planned", ["", "rows", "type", "on disk"], rows)
     memory = 2 * sum(len(table) for table in tables.values()) * width * 4
-    console.print_result(
-        f"embeddings need about {format_bytes(memory)} of memory; {_needed(tables, types, width):,} bytes on disk"
-    )
+    needed = _estimate_bytes(tables, types, width)
+    console.print_result(f"embeddings need about {format_bytes(memory)} of memory; {needed:,} bytes on disk")
     return {
         "index": str(out),
         "settings": config.to_dict(),
-        "rows": {kind: len(table) for kind, table in tables.items()},
+        "rows": {modality: len(table) for modality, table in tables.items()},
         "types": types,
-        "bytes": _needed(tables, types, width),
+        "bytes": needed,
         "memory_bytes": memory,
     }
 
 
-def _needed(tables: dict[Modality, pa.Table], types: dict[Modality, IndexType], width: int) -> int:
-    vectors = sum(index_bytes(len(table), width, types[kind]) for kind, table in tables.items())
+def _estimate_bytes(tables: Tables, types: Types, width: int) -> int:
+    """Estimate the size of the index folder."""
+    vectors = sum(estimate_bytes(len(table), width, types[modality]) for modality, table in tables.items())
     return vectors + sum(table.nbytes + ROW_BYTES * len(table) for table in tables.values())
 
 
-def _refuse_full(out: Location, needed: int) -> None:
-    place = Path(tempfile.gettempdir()) if out.is_remote else nearest_existing(out.path)
-    free = shutil.disk_usage(place).free
+def _refuse_full_disk(out: Location, needed: int) -> None:
+    """Refuse, before anything is embedded, a disk with too little space.
+
+    Raises:
+        ResourceError: says how much is needed and how much is free.
+    """
+    folder = Path(tempfile.gettempdir()) if out.is_remote else nearest_existing(out.path)
+    free = shutil.disk_usage(folder).free
     if needed > free:
-        told = f"{out} needs {format_bytes(needed)}, {format_bytes(free)} are free"
-        raise ResourceError(told, hint="free some space, or choose another --out; --type ivf-pq takes half")
+        message = f"{out} needs {format_bytes(needed)}, but only {format_bytes(free)} are free"
+        raise ResourceError(message, hint="free some space, or choose another --out; --type ivf-pq needs half")
 
 
-def _to_update(config: IndexConfig, out: Location) -> Index | None:
-    """The index that --update is about; None: there is none yet, or all is made anew."""
+def _open_for_update(config: IndexConfig, out: Location) -> Index | None:
+    """Open the index that --update updates; None without --update, or where there is no index yet."""
     if not config.update:
         return None
-    if not index_folder.is_there(out):
-        console.say(f"{out} is not there yet: everything is embedded")
+    if not index_folder.index_exists(out):
+        console.say(f"{out} does not exist yet: everything is embedded")
         return None
     return index_folder.open_index(out)
 
 
-def _as_before(config: IndexConfig, before: Index) -> IndexConfig:
-    """What --update was not told stays as it was."""
+def _inherit(config: IndexConfig, before: Index) -> IndexConfig:
+    """Fill in the settings of the index that is updated, except those that the user gave."""
     about = before.about
-    kinds = list(before.nearest)
-    was = {
-        "of": "both" if len(kinds) > 1 else kinds[0],
+    modalities = list(before.vectors)
+    settings = {
+        "of": "both" if len(modalities) > 1 else modalities[0],
         "limit": about["data"].get("limit"),
         "target_recall": about["target_recall"],
         "precision": about["model"]["precision"],
-        "decode": decode_of(about),
+        "decode": image_decode(about),
     }
-    return replace(config, **{name: value for name, value in was.items() if not config.was_given(name)}).given_as(
-        config
-    )
+    return replace(config, **{name: value for name, value in settings.items() if not config.was_given(name)})
 
 
-def _type(kind: Modality, count: int, config: IndexConfig, before: Index | None) -> IndexType:
-    """The type of one kind's index: the one asked for, the one there is, or what suits its size.
+def _choose_type(modality: Modality, count: int, config: IndexConfig, before: Index | None) -> IndexType:
+    """Return the index type: the one given, else that of the older index, else one that suits the size.
 
     Raises:
-        UsageError: too few rows for it.
+        UsageError: it needs more rows.
     """
-    known = before.nearest[kind].type if before and kind in before.nearest else None
-    chosen = config.type or known or type_for(count)
-    refuse_few(count, chosen)
-    return chosen
+    older = before.vectors[modality].type if before and modality in before.vectors else None
+    index_type = config.type or older or choose_type(count)
+    refuse_too_few_rows(count, index_type)
+    return index_type
 
 
-def _unchanged(before: Index, table: pa.Table, types: dict[Modality, IndexType], config: IndexConfig) -> bool:
-    same_types = {kind: nearest.type for kind, nearest in before.nearest.items()} == types
-    return same_types and before.about.get("target_recall") == config.target_recall and before.table.equals(table)
+def _is_unchanged(before: Index, table: pa.Table, types: Types, config: IndexConfig) -> bool:
+    same_types = {modality: vectors.type for modality, vectors in before.vectors.items()} == types
+    same_target = before.about.get("target_recall") == config.target_recall
+    return bool(same_types and same_target and before.table.equals(table))
 
 
-def _built(part: Part, kind: IndexType, queries: Queries, config: IndexConfig) -> tuple[Nearest, Found]:
-    """The index of one kind, tuned and measured without the rows that are queries, which then come in, too."""
-    if kind != "flat":
-        console.say(f"{part.kind}: building {kind} of {len(part.rows):,} rows")
-    rows = part.rows[: len(part.rows) - queries.last]
-    nearest, found = tuned(Nearest.build(rows, kind), rows, queries.rows, queries.own, config.target_recall)
+def _build(
+    documents: EmbeddedDocuments, index_type: IndexType, queries: HeldOutQueries, config: IndexConfig
+) -> tuple[VectorIndex, SearchQuality]:
+    """Build, tune and measure the index of one modality without the documents that are queries, then add those."""
+    if index_type != "flat":
+        console.say(f"{documents.modality}: building {index_type} of {len(documents.rows):,} rows")
+    rows = documents.rows[: len(documents.rows) - queries.last]
+    vectors, quality = tune_and_measure(
+        VectorIndex.build(rows, index_type), rows, queries.rows, queries.own, config.target_recall
+    )
     if queries.last:
-        nearest.add(part.rows[len(rows) :])
-    if not found.reached:
-        told = f"{part.kind}: {kind} finds {found.recall:.3f} of the exact ten first"
-        console.warn(f"{told}, {config.target_recall:g} was demanded; --type flat finds all")
-    return nearest, found
+        vectors.add(documents.rows[len(rows) :])
+    if not quality.reached:
+        console.warn(
+            f"{documents.modality}: {index_type} finds {quality.recall:.3f} of the ten exact neighbours, below the "
+            f"target of {config.target_recall:g}; --type flat finds all of them"
+        )
+    return vectors, quality
 
 
-def _facts(part: Part, nearest: Nearest, found: Found) -> dict[str, Any]:
-    """What index.yaml says of one kind."""
-    parameter = PARAMETERS[nearest.type]
-    tried = {parameter: nearest.effort} if parameter else {}
-    return {"count": len(part.rows), "embedded": part.embedded, "type": nearest.type, **tried, **found.facts()}
+def _describe(documents: EmbeddedDocuments, vectors: VectorIndex, quality: SearchQuality) -> dict[str, Any]:
+    """Return the entry of one modality in index.yaml."""
+    parameter = EFFORT_PARAMETERS[vectors.type]
+    effort = {parameter: vectors.effort} if parameter else {}
+    counts = {"count": len(documents.rows), "embedded": documents.embedded}
+    return {**counts, "type": vectors.type, **effort, **quality.to_dict()}
 
 
-def _tell(out: Location, about: dict[str, Any]) -> None:
-    """The table that people read, and what to do next."""
+def _print_summary(out: Location, about: dict[str, Any]) -> None:
+    """Print the index as a table, and the next command."""
     rows = []
-    for kind, how in about["searched"].items():
-        parameter = PARAMETERS[how["type"]]
-        tried = f"{how['type']}, {parameter} {how[parameter]}" if parameter else how["type"]
-        times = f"{how['latency_ms']:.2f}, {how['latency_ms_p95']:.2f}"
-        rows.append([kind, f"{how['count']:,}", tried, f"{how['recall@10']:.3f}", times])
+    for modality, facts in about["searched"].items():
+        parameter = EFFORT_PARAMETERS[facts["type"]]
+        search = f"{facts['type']}, {parameter} {facts[parameter]}" if parameter else facts["type"]
+        times = f"{facts['latency_ms']:.2f}, {facts['latency_ms_p95']:.2f}"
+        rows.append([modality, f"{facts['count']:,}", search, f"{facts['recall@10']:.3f}", times])
     console.print_table(f"{out}", ["", "rows", "search", "recall@10", "ms (median, p95)"], rows)
-    measured = max(how["queries"] for how in about["searched"].values())
-    told = f"recall@10 against exact search, on {measured} held-out queries at most; encoding a text takes"
-    console.print_result(f"{told} {about['encoding_ms']:.1f} ms ({about['encoding_ms_p95']:.1f})")
-    console.hint(f'vlkit search --index {out} "what you look for"; or a page: vlkit serve --index {out}')
+    measured = max(facts["queries"] for facts in about["searched"].values())
+    encoding = f"{about['encoding_ms']:.1f} ms (p95 {about['encoding_ms_p95']:.1f} ms)"
+    console.print_result(
+        f"recall@10 against exact search, on up to {measured} held-out queries; encoding a text takes {encoding}"
+    )
+    console.hint(f'search it: vlkit search --index {out} "what you look for"; as a page: vlkit serve --index {out}')

@@ -1,104 +1,112 @@
-"""Entries -> unit rows: what an older index has is taken from it, the rest is embedded, and kept on the way."""
+"""Embed documents: reuse the embeddings of an older index, and keep finished ones for an interrupted command."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from vlkit import console
 from vlkit.config.search import IndexConfig
-from vlkit.data.loading.retrieval_batches import InputStore, PixelStore, TokenStore
+from vlkit.data.loading.stores import InputStore, PixelStore, TokenStore
 from vlkit.data.splits import hash_order
 from vlkit.distributed import SINGLE
-from vlkit.inference.index.documents import MODALITIES, Modality, DocumentSource
+from vlkit.inference.index.documents import MODALITIES, DocumentSource, Modality
 from vlkit.inference.index.index_folder import Index
 from vlkit.inference.index.query_encoder import QueryEncoder
 from vlkit.models.cache.feature_cache import Kept, text_keys
 from vlkit.models.encode import encode_captions, encode_images
 
-# Of fewer rows none can be spared for a query.
-FEW = 100
+# An index of fewer rows can spare none of them as queries.
+MIN_ROWS_TO_HOLD_OUT = 100
 
 
 @dataclass(frozen=True)
-class Part:
-    """One kind of what is indexed.
+class EmbeddedDocuments:
+    """The documents of one modality with their embeddings.
 
     Attributes:
-        rows: float32 unit rows, in the order of `print_table`.
-        embedded: how many of them were not in the index that is updated.
+        rows: float32 unit rows [documents, width], in the order of the table.
+        embedded: how many of them were not in the older index.
     """
 
-    kind: Modality
+    modality: Modality
     table: pa.Table
     rows: np.ndarray
     embedded: int
 
-    def with_last(self, places: np.ndarray) -> Part:
-        """The same, these rows coming last."""
-        kept = np.setdiff1d(np.arange(len(self.rows)), places)
-        order = np.concatenate([kept, places])
+    def move_last(self, positions: np.ndarray) -> EmbeddedDocuments:
+        """Return the same documents with those at `positions` last."""
+        others = np.setdiff1d(np.arange(len(self.rows)), positions)
+        order = np.concatenate([others, positions])
         return replace(self, table=self.table.take(order), rows=self.rows[order])
 
 
-def embedded(
-    embedder: QueryEncoder, config: IndexConfig, source: DocumentSource, kind: Modality, table: pa.Table, before: Index | None
-) -> Part:
-    """The rows of one kind; of those that an older index has, its own."""
-    known = before.embeddings(kind) if before else {}
+def embed_documents(
+    query_encoder: QueryEncoder,
+    config: IndexConfig,
+    source: DocumentSource,
+    modality: Modality,
+    table: pa.Table,
+    before: Index | None,
+) -> EmbeddedDocuments:
+    """Embed the documents of one modality, except those that an older index has."""
+    known = before.embeddings(modality) if before else {}
     keys = table.column("key").to_pylist()
-    missing = [place for place, key in enumerate(keys) if key not in known]
-    rows = np.zeros((len(keys), embedder.encoder.width), np.float32)
+    missing = [position for position, key in enumerate(keys) if key not in known]
+    rows = np.zeros((len(keys), query_encoder.encoder.width), np.float32)
     if missing:
-        rows[missing] = _encoded(embedder, config, source, kind, table, missing)
-    for place, key in enumerate(keys):
+        rows[missing] = _embed(query_encoder, config, source, modality, table, missing)
+    for position, key in enumerate(keys):
         if key in known:
-            rows[place] = known[key]
+            rows[position] = known[key]
     if before is not None:
         gone = len(known.keys() - set(keys))
-        console.say(f"{kind}: {len(missing)} new or changed, {len(keys) - len(missing)} as they were, {gone} gone")
-    return Part(kind, table, rows, len(missing))
+        console.say(f"{modality}: {len(missing)} new or changed, {len(keys) - len(missing)} unchanged, {gone} removed")
+    return EmbeddedDocuments(modality, table, rows, len(missing))
 
 
-def _encoded(
-    embedder: QueryEncoder, config: IndexConfig, source: DocumentSource, kind: Modality, table: pa.Table, places: list[int]
+def _embed(
+    query_encoder: QueryEncoder,
+    config: IndexConfig,
+    source: DocumentSource,
+    modality: Modality,
+    table: pa.Table,
+    positions: list[int],
 ) -> np.ndarray:
-    """Embed the entries at `places`; what is done is kept, so that an interrupted index goes on."""
-    encoder = embedder.encoder
-    how: dict[str, Any] = {"batch_size": config.batch_size, "precision": embedder.precision}
-    if kind == "texts":
-        tokens, cut = encoder.tokenize([table.column("text")[place].as_py() for place in places])
+    """Embed the documents at `positions` through the feature cache, so that an interrupted command continues."""
+    encoder, precision = query_encoder.encoder, query_encoder.precision
+    if modality == "texts":
+        tokens, cut = encoder.tokenize([table.column("text")[position].as_py() for position in positions])
         if cut:
-            told = f"{cut} of {len(places)} texts are longer than the {encoder.text_limit} tokens that the model reads"
-            console.warn(f"{told}: what comes after is not found")
-        captions = TokenStore(tokens, encoder.pad)
-        kept: InputStore = captions
+            message = f"{cut} of {len(positions)} texts are longer than the {encoder.text_limit} tokens the model reads"
+            console.warn(f"{message}: search does not find what stands after them")
+        texts: InputStore = TokenStore(tokens, encoder.pad)
         if config.cache != "off":
             longest = max(map(len, tokens))
-            kept = Kept(encoder, embedder.precision, longest, config.cache, SINGLE)("texts", captions, text_keys(tokens))
-        return encode_captions(encoder, kept, **how).float().cpu().numpy()
-    assert source.pairs is not None
-    chosen = source.pairs.unique_images().iloc[places]
-    pixels = PixelStore(source.pairs.image_paths(chosen), encoder.pixel_spec)
-    pictures: InputStore = pixels
-    if config.cache != "off":
-        keys = [str(table.column("key")[place]) for place in places]
-        pictures = Kept(encoder, embedder.precision, 0, config.cache, SINGLE)("pictures", pixels, keys)
-    return encode_images(encoder, pictures, **how).float().cpu().numpy()
+            texts = Kept(encoder, precision, longest, config.cache, SINGLE)("texts", texts, text_keys(tokens))
+        rows = encode_captions(encoder, texts, batch_size=config.batch_size, precision=precision)
+    else:
+        assert source.pairs is not None
+        chosen = source.pairs.unique_images().iloc[positions]
+        images: InputStore = PixelStore(source.pairs.image_paths(chosen), encoder.pixel_spec)
+        if config.cache != "off":
+            keys = [str(table.column("key")[position]) for position in positions]
+            images = Kept(encoder, precision, 0, config.cache, SINGLE)("pictures", images, keys)
+        rows = encode_images(encoder, images, batch_size=config.batch_size, precision=precision)
+    return rows.float().cpu().numpy()
 
 
 @dataclass(frozen=True)
-class Queries:
-    """What an index is measured by: texts and pictures that nothing was trained on, mixed.
+class HeldOutQueries:
+    """Queries that measure an index: texts and images outside the training split, mixed.
 
     Attributes:
         rows: float32 unit rows [queries, width].
-        own: int64 [queries], the place in the index of a query that is in it itself; -1 of the others.
-        last: so many of the index' rows, the last ones, are queries, and must not be in it while it is tuned: a graph
-            finds its own rows far more easily than what it never saw.
+        own: int64 [queries], position in the index of a query that is itself a document; -1 for others.
+        last: how many of the last documents are queries and must stay out of the index while it is tuned: a graph
+            finds its own rows far more easily than unseen ones.
     """
 
     rows: np.ndarray
@@ -106,30 +114,38 @@ class Queries:
     last: int
 
 
-def held_out_queries(
-    part: Part, approximate: bool, config: IndexConfig, source: DocumentSource, parts: list[Part]
-) -> tuple[Part, Queries]:
-    """Draw queries of either kind by the seed; for an approximate index, those of its own come last in it."""
-    held = dict(zip(MODALITIES, source.held_out(), strict=True))
-    others = [each for each in parts if each.kind != part.kind]
+def draw_queries(
+    documents: EmbeddedDocuments,
+    approximate: bool,
+    config: IndexConfig,
+    source: DocumentSource,
+    every: list[EmbeddedDocuments],
+) -> tuple[EmbeddedDocuments, HeldOutQueries]:
+    """Draw queries of both modalities by the seed; for an approximate index, its own ones become its last documents.
+
+    Args:
+        every: the documents of all modalities.
+    """
+    held_out = dict(zip(MODALITIES, source.held_out_ids(), strict=True))
+    others = [other for other in every if other.modality != documents.modality]
     share = config.queries // (1 + len(others))
-    approximate = approximate and len(part.rows) >= FEW
-    most = len(part.rows) // 10 if approximate else share
-    chosen = _drawn(part, held[part.kind], min(share, most), config.seed)
+    approximate = approximate and len(documents.rows) >= MIN_ROWS_TO_HOLD_OUT
+    most = len(documents.rows) // 10 if approximate else share
+    chosen = _draw(documents, held_out[documents.modality], min(share, most), config.seed)
     if approximate:
-        part, chosen = part.with_last(chosen), np.full(len(chosen), -1)
-        own = part.rows[len(part.rows) - len(chosen) :]
+        documents, chosen = documents.move_last(chosen), np.full(len(chosen), -1)
+        own = documents.rows[len(documents.rows) - len(chosen) :]
     else:
-        own = part.rows[chosen]
-    foreign = [each.rows[_drawn(each, held[each.kind], share, config.seed)] for each in others]
+        own = documents.rows[chosen]
+    foreign = [other.rows[_draw(other, held_out[other.modality], share, config.seed)] for other in others]
     rows = np.concatenate([own, *foreign])
-    places = np.concatenate([chosen, *(np.full(len(each), -1) for each in foreign)])
+    positions = np.concatenate([chosen, *(np.full(len(part), -1) for part in foreign)])
     order = np.random.default_rng(config.seed).permutation(len(rows))
-    return part, Queries(rows[order], places[order], len(chosen) if approximate else 0)
+    return documents, HeldOutQueries(rows[order], positions[order], len(chosen) if approximate else 0)
 
 
-def _drawn(part: Part, held: set[str], count: int, seed: int) -> np.ndarray:
-    """Places of some entries, of those that were held out where there are any."""
-    ids = part.table.column("id").to_pylist()
-    known = [place for place, key in enumerate(ids) if key in held] or range(len(ids))
-    return np.array(sorted(known, key=lambda place: hash_order(seed, ids[place]))[:count], np.int64)
+def _draw(documents: EmbeddedDocuments, held_out: set[str], count: int, seed: int) -> np.ndarray:
+    """Draw positions of documents: of held-out ones where there are any, else of all."""
+    ids = documents.table.column("id").to_pylist()
+    candidates = [position for position, key in enumerate(ids) if key in held_out] or range(len(ids))
+    return np.array(sorted(candidates, key=lambda position: hash_order(seed, ids[position]))[:count], np.int64)

@@ -1,4 +1,4 @@
-"""The model of an index: opened by what index.yaml says, and refused where it is another one."""
+"""The model of an index: loaded as index.yaml says, and refused where it is another one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 import torch
@@ -15,32 +15,29 @@ from vlkit.config.data import Decode
 from vlkit.config.search import IndexConfig
 from vlkit.data.captions import clean
 from vlkit.data.images import decode
-from vlkit.data.loading.retrieval_batches import TokenStore
+from vlkit.data.loading.stores import TokenStore
 from vlkit.errors import ArtifactError, UsageError
-from vlkit.inference.index.documents import Modality
-from vlkit.models.cache.feature_cache import Modality as TowerKind
+from vlkit.inference.index.documents import MODALITIES, Modality
 from vlkit.models.cache.feature_cache import weights_hash
 from vlkit.models.device import Precision, autocast, best_device, best_precision
 from vlkit.models.dual_encoder import DualEncoder
 from vlkit.models.encode import encode_captions
-from vlkit.models.loading import load_model, load_tuned, load_base
+from vlkit.models.loading import load_base, load_model, load_tuned
 from vlkit.runs import Run
 from vlkit.storage import json_text
 
-# A tokenizer is known by what it makes of these.
+# A tokenizer is identified by the tokens of these texts.
 PROBES = (
     "A Photo of 2 plum tarts, No. 10; crème brûlée — isn't it? (3.5 € / #1)",
     "maize leaf with grey rectangular lesions",
     "قورمه‌سبزی با لوبیا و لیموی عمانی",
     "红烧肉 ブリ大根 Борщ",
 )
-# Queries that are encoded at once.
-TOGETHER = 64
-TOWERS: dict[Modality, TowerKind] = {"texts": "texts", "images": "pictures"}
+QUERY_BATCH = 64
 
 
-def named(config: IndexConfig) -> dict[str, Any]:
-    """Which model a command asks for, as index.yaml says it."""
+def model_reference(config: IndexConfig) -> dict[str, Any]:
+    """Return the model that a command names, as index.yaml stores it."""
     if config.run is not None:
         return {"name": config.run.resolve().name, "run": str(config.run.resolve()), "untouched": config.untouched}
     assert config.model is not None
@@ -48,62 +45,65 @@ def named(config: IndexConfig) -> dict[str, Any]:
     return {"name": str(folder.resolve()) if folder.exists() else config.model, "run": None, "untouched": False}
 
 
-def decode_of(about: dict[str, Any]) -> Decode:
-    """How the pictures of an index were read, and those that it is asked with are."""
-    return about["preprocessing"]["images"].get("decode", "exact")
+def image_decode(about: dict[str, Any]) -> Decode:
+    """Return how the images of an index were decoded; query images are decoded alike."""
+    return cast(Decode, about["preprocessing"]["images"].get("decode", "exact"))
 
 
-def open_towers(said: dict[str, Any], elsewhere: str | None = None, decode: Decode | None = None) -> DualEncoder:
-    """The model that index.yaml names.
+def load_encoder(reference: dict[str, Any], moved_to: str | None = None, decode: Decode | None = None) -> DualEncoder:
+    """Load the model that index.yaml names.
 
     Args:
-        elsewhere: the run, or the model, where it lies now.
+        moved_to: where the run or the model is now, if it was moved.
         decode: see `load_model`.
 
     Raises:
-        ArtifactError: it is gone, or not trained to its end.
+        ArtifactError: it is gone, or its training is not finished.
     """
-    if said["run"] is None:
+    if reference["run"] is None:
         try:
-            return load_model(elsewhere or said["name"], decode)
+            return load_model(moved_to or reference["name"], decode)
         except UsageError as error:
-            hint = "a run's folder, a model's, or a hub name such as openai/clip-vit-base-patch32"
+            hint = "give a run's folder, a model's folder, or a hub name such as openai/clip-vit-base-patch32"
             raise UsageError(error.message, hint=hint) from None
-    run = Run(Path(elsewhere or said["run"]))
+    run = Run(Path(moved_to or reference["run"]))
     if not run.started:
-        if elsewhere is not None:
-            return load_model(elsewhere, decode)
-        told = f"the index was made with the run {run.folder}, which is not there"
-        raise ArtifactError(told, hint="--model RUN says where it lies now")
-    return load_base(run, decode) if said["untouched"] else load_tuned(run, decode)
+        if moved_to is not None:
+            return load_model(moved_to, decode)
+        message = f"the index was built with the run {run.folder}, which does not exist"
+        raise ArtifactError(message, hint="--model RUN says where it is now")
+    return load_base(run, decode) if reference["untouched"] else load_tuned(run, decode)
 
 
 @dataclass
 class QueryEncoder:
-    """Queries -> unit vectors.
+    """A dual encoder that turns queries into unit vectors.
 
     Attributes:
-        persian: texts are cleaned as those of a Persian docstore were.
+        persian: clean texts as those of a Persian docstore.
     """
 
     encoder: DualEncoder
     precision: Precision
     persian: bool = False
-    _agreed: set[Modality] = field(default_factory=set)
+    _checked: set[Modality] = field(default_factory=set)
 
     @classmethod
-    def of(cls, encoder: DualEncoder, precision: Precision | None, *, persian: bool) -> QueryEncoder:
-        """On the best device, in the precision that it is best at unless told otherwise."""
+    def from_encoder(cls, encoder: DualEncoder, precision: Precision | None, *, persian: bool) -> QueryEncoder:
+        """Move the encoder to the best device; without a precision, take the best one there."""
         encoder.to(best_device()).eval().requires_grad_(False)
         count = sum(p.numel() for p in encoder.model.parameters())
         return cls(encoder, precision or best_precision(encoder.device, count), persian)
 
     def identity(self) -> dict[str, Any]:
-        """What an index says of it: hashes of both towers, and the preprocessing."""
+        """Return what index.yaml stores of the model: hashes of both towers, and the preprocessing."""
         return {
-            "weights": {kind: weights_hash(self.encoder, tower) for kind, tower in TOWERS.items()},
+            "weights": {modality: self._weights_hash(modality) for modality in MODALITIES},
             "preprocessing": {"images": self.encoder.pixel_spec.identity(), "texts": self._text_settings()},
         }
+
+    def _weights_hash(self, modality: Modality) -> str:
+        return weights_hash(self.encoder, "pictures" if modality == "images" else "texts")
 
     def _text_settings(self) -> dict[str, Any]:
         pooling = getattr(self.encoder.model.config, "pooling", None)
@@ -115,53 +115,56 @@ class QueryEncoder:
             "tokens": hashlib.sha256(tokens.encode()).hexdigest()[:20],
         }
 
-    def agree(self, about: dict[str, Any], kind: Modality) -> None:
-        """Check, once, that queries of this kind are embedded as the index was.
+    def check_index(self, about: dict[str, Any], modality: Modality) -> None:
+        """Check, once per modality, that queries are embedded as the index was.
 
         Raises:
-            ArtifactError: by other weights, or another preprocessing.
+            ArtifactError: the weights or the preprocessing differ.
         """
-        if kind in self._agreed:
+        if modality in self._checked:
             return
-        own = self.encoder.pixel_spec.identity() if kind == "images" else self._text_settings()
-        stated = about.get("preprocessing", {}).get(kind, {})
-        same = all(_plain(stated.get(name)) == _plain(own.get(name)) for name in {**own, **stated})
-        if not same or about.get("weights", {}).get(kind) != weights_hash(self.encoder, TOWERS[kind]):
-            what = "weights" if same else "preprocessing"
-            told = f"the index was made with another model: {self.encoder.source} has other {what}"
-            raise ArtifactError(told, hint="build it again: vlkit index; or name the model that made it: --model")
-        self._agreed.add(kind)
+        own = self.encoder.pixel_spec.identity() if modality == "images" else self._text_settings()
+        stored = about.get("preprocessing", {}).get(modality, {})
+        same = all(_as_yaml(stored.get(name)) == _as_yaml(own.get(name)) for name in {**own, **stored})
+        if not same or about.get("weights", {}).get(modality) != self._weights_hash(modality):
+            difference = "weights" if same else "preprocessing"
+            message = f"the index was built with another model: {self.encoder.source} has other {difference}"
+            raise ArtifactError(
+                message, hint="build it again with vlkit index, or name the model that built it with --model"
+            )
+        self._checked.add(modality)
 
     def clean(self, text: str) -> str:
-        """As prep cleaned the docstore's texts."""
+        """Clean a text as prep cleaned the docstore's."""
         return clean(text, persian=self.persian)
 
-    def texts(self, texts: Sequence[str]) -> tuple[np.ndarray, list[bool]]:
-        """float32 unit rows [texts, width]; and of each whether it was longer than the model's limit, and was cut."""
+    def embed_texts(self, texts: Sequence[str]) -> tuple[np.ndarray, list[bool]]:
+        """Return float32 unit rows [texts, width], and for each text whether it was cut at the model's limit."""
         tokens, cut = [], []
         for text in texts:
             (ids,), over = self.encoder.tokenize([text])
             tokens.append(ids)
             cut.append(over > 0)
-        captions = TokenStore(tokens, self.encoder.pad)
-        rows = encode_captions(self.encoder, captions, batch_size=TOGETHER, precision=self.precision)
+        rows = encode_captions(
+            self.encoder, TokenStore(tokens, self.encoder.pad), batch_size=QUERY_BATCH, precision=self.precision
+        )
         return rows.float().cpu().numpy(), cut
 
-    def pixels(self, file: Path | IO[bytes], most_pixels: int | None = None) -> np.ndarray:
-        """A picture as the model sees it, and saw those of the index: see `images.seen`."""
-        return decode.decode_pixels(file, self.encoder.pixel_spec, most_pixels)
+    def load_pixels(self, file: Path | IO[bytes], max_pixels: int | None = None) -> np.ndarray:
+        """Decode an image as the model sees it: uint8 [3, size, size]; see `decode.decode_pixels`."""
+        return decode.decode_pixels(file, self.encoder.pixel_spec, max_pixels)
 
     @torch.inference_mode()
-    def pictures(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
-        """The same of pictures that `load_pixels` has made."""
-        made = []
-        for start in range(0, len(pixels), TOGETHER):
+    def embed_images(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+        """Return float32 unit rows [images, width] of what `load_pixels` returned."""
+        batches = []
+        for start in range(0, len(pixels), QUERY_BATCH):
             with autocast(self.encoder.device, self.precision):
-                rows = self.encoder.embed_images(torch.from_numpy(np.stack(list(pixels[start : start + TOGETHER]))))
-            made.append(rows.float().cpu().numpy())
-        return np.concatenate(made)
+                rows = self.encoder.embed_images(torch.from_numpy(np.stack(list(pixels[start : start + QUERY_BATCH]))))
+            batches.append(rows.float().cpu().numpy())
+        return np.concatenate(batches)
 
 
-def _plain(value: Any) -> Any:
-    """As YAML gives it back."""
+def _as_yaml(value: Any) -> Any:
+    """Return a value as YAML reads it back: tuples become lists."""
     return list(value) if isinstance(value, tuple) else value

@@ -1,4 +1,4 @@
-"""search: texts, pictures and what an index holds already -> its nearest texts and pictures."""
+"""search: find the nearest texts and images to a text, an image, or a document of the index."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ from vlkit.data.captions import clean
 from vlkit.errors import DataError, UsageError
 from vlkit.inference.index.documents import Modality
 from vlkit.inference.index.index_folder import ABOUT, Index, open_index
-from vlkit.inference.index.query_encoder import QueryEncoder, decode_of, open_towers
-from vlkit.inference.search import filters as filtering
+from vlkit.inference.index.query_encoder import QueryEncoder, image_decode, load_encoder
+from vlkit.inference.search.filters import allowed_mask, parse_filters, refuse_unknown
 from vlkit.storage import Location
 
-KEPT_MASKS = 16
-SHOWN_TEXT, SHOWN_PLACE = 90, 60
+CACHED_MASKS = 16
+# Characters that a table shows of a text, and of a text beside an image.
+TEXT_CHARACTERS, SIDE_TEXT_CHARACTERS = 90, 60
 
 
 @dataclass(frozen=True)
 class Query:
-    """A query: a text, a picture, or an entry of the index, and what is wanted of the answer.
+    """A text, an image, or a document of the index, with the number and kind of hits to find.
 
     Attributes:
-        pixels: uint8 [3, size, size], as `Embedder.pixels` makes them.
-        like: kind and place of an entry.
-        k: hits of each kind.
+        pixels: uint8 [3, size, size], see `QueryEncoder.load_pixels`.
+        like: modality and position of a document.
+        k: hits of each modality.
         filters: lines such as class=rust.
     """
 
@@ -45,249 +46,264 @@ class Query:
     filters: tuple[str, ...] = ()
 
     @property
-    def wanted(self) -> tuple[Any, ...]:
-        """Queries that have this in common are answered together."""
+    def search_key(self) -> tuple[Any, ...]:
+        """Queries with the same key are searched together."""
         return self.k, self.of, tuple(sorted(self.filters)), self.like
 
 
 @dataclass(frozen=True)
 class Hit:
-    """An entry that was found.
+    """A document that was found.
 
     Attributes:
-        place: in the index of its kind.
+        position: in the index of its modality.
         score: cosine, -1 to 1.
+        document: its columns, see `index_folder.HIT_COLUMNS`.
     """
 
-    kind: Modality
-    place: int
+    modality: Modality
+    position: int
     score: float
-    entry: dict[str, Any]
+    document: dict[str, Any]
 
-    def facts(self) -> dict[str, Any]:
-        """For JSON."""
-        further = json.loads(self.entry["metadata"] or "{}")
-        return {"score": round(self.score, 6), "row": self.place, **self.entry, "metadata": further}
+    def to_dict(self) -> dict[str, Any]:
+        """Return the hit as JSON."""
+        metadata = json.loads(self.document["metadata"] or "{}")
+        return {"score": round(self.score, 6), "row": self.position, **self.document, "metadata": metadata}
 
 
 @dataclass
 class SearchResult:
-    """What was found, best first; and what the asker should know."""
+    """Hits of each modality, best first, and warnings about the query."""
 
     hits: dict[Modality, list[Hit]]
     notes: list[str] = field(default_factory=list)
 
-    def facts(self) -> dict[str, Any]:
-        """For JSON."""
-        return {kind: [hit.facts() for hit in hits] for kind, hits in self.hits.items()} | {"notes": self.notes}
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as JSON."""
+        hits = {modality: [hit.to_dict() for hit in hits] for modality, hits in self.hits.items()}
+        return hits | {"notes": self.notes}
 
 
 class Searcher:
-    """An opened index and its model."""
+    """An open index and its model."""
 
-    def __init__(self, index: Index, embedder: QueryEncoder) -> None:
-        self.index, self.embedder = index, embedder
+    def __init__(self, index: Index, query_encoder: QueryEncoder) -> None:
+        self.index, self.query_encoder = index, query_encoder
         self._masks: dict[tuple[Modality, tuple[str, ...]], np.ndarray] = {}
 
     @classmethod
     def open(cls, location: Location, model: str | None = None) -> Searcher:
-        """Open an index and the model that made it.
+        """Open an index and load the model that built it.
 
         Args:
-            model: where the run or the model lies now.
+            model: where the run or the model is now, if it was moved.
 
         Raises:
             ArtifactError: the index is damaged, or its model is gone.
         """
         index = open_index(location)
-        encoder = open_towers(index.about["model"], model, decode_of(index.about))
-        return cls(index, QueryEncoder.of(encoder, None, persian=index.about["data"].get("script") == "persian"))
+        encoder = load_encoder(index.about["model"], model, image_decode(index.about))
+        persian = index.about["data"].get("script") == "persian"
+        return cls(index, QueryEncoder.from_encoder(encoder, None, persian=persian))
 
-    def check(self, filters: Sequence[str]) -> None:
-        """Refuse a filter that nothing passes.
+    def check_filters(self, lines: Sequence[str]) -> None:
+        """Check that some document passes the filters.
 
         Raises:
-            UsageError: names the nearest value that something has.
+            UsageError: suggests the most similar value that exists.
         """
-        lines = tuple(filters)
-        if lines and not any(self._mask(kind, lines).any() for kind in self.index.nearest):
-            filtering.refuse_unknown(self.index, filtering.parsed(lines))
+        lines = tuple(lines)
+        if lines and not any(self._mask(modality, lines).any() for modality in self.index.vectors):
+            refuse_unknown(self.index, parse_filters(lines))
 
     def locate(self, key: str) -> tuple[Modality, int]:
-        """An entry by its id.
+        """Return modality and position of the document with this id.
 
         Raises:
             UsageError: there is none.
         """
-        for kind, places in self.index.places.items():
-            if key in places:
-                return kind, places[key]
-        raise UsageError(f"{self.index.location} holds nothing with the id {key!r}", hint="search --json shows ids")
+        for modality, positions in self.index.positions.items():
+            if key in positions:
+                return modality, positions[key]
+        raise UsageError(f"{self.index.location} has no document with the id {key!r}", hint="search --json shows ids")
 
-    def answer(self, asks: Sequence[Query]) -> list[SearchResult]:
-        """Answer queries; all texts are encoded together, and all pictures.
+    def answer(self, queries: Sequence[Query]) -> list[SearchResult]:
+        """Answer queries; all texts are encoded together, and so are all images.
 
         Raises:
-            ArtifactError: the model is not the one that made the index.
+            UsageError: the index does not hold what is asked for.
+            ArtifactError: the model is not the one that built the index.
         """
-        answers = [SearchResult({kind: [] for kind in self._kinds(ask.of)}) for ask in asks]
-        queries = self._embedded(asks, answers)
-        together: dict[tuple[Any, ...], list[int]] = defaultdict(list)
-        for number, ask in enumerate(asks):
-            together[ask.wanted].append(number)
-        for numbers in together.values():
-            for kind in answers[numbers[0]].hits:
-                found = self._found(kind, asks[numbers[0]], queries[numbers], [answers[number] for number in numbers])
-                for number, hits in zip(numbers, found, strict=True):
-                    answers[number].hits[kind] = hits
-        return answers
+        results = [SearchResult({modality: [] for modality in self._modalities(query.of)}) for query in queries]
+        rows = self._embed(queries, results)
+        batches: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+        for number, query in enumerate(queries):
+            batches[query.search_key].append(number)
+        for numbers in batches.values():
+            for modality in results[numbers[0]].hits:
+                batch = [results[number] for number in numbers]
+                hits = self._search(modality, queries[numbers[0]], rows[numbers], batch)
+                for result, own_hits in zip(batch, hits, strict=True):
+                    result.hits[modality] = own_hits
+        return results
 
-    def _kinds(self, of: Contents) -> list[Modality]:
-        kinds = [kind for kind in self.index.nearest if of in (kind, "both")]
-        if not kinds:
+    def _modalities(self, of: Contents) -> list[Modality]:
+        modalities: list[Modality] = [modality for modality in self.index.vectors if of in (modality, "both")]
+        if not modalities:
             raise UsageError(f"{self.index.location} holds no {of}", hint="vlkit index --of both")
-        return kinds
+        return modalities
 
-    def _embedded(self, asks: Sequence[Query], answers: Sequence[SearchResult]) -> np.ndarray:
-        """float32 unit rows [queries, width]."""
-        rows = np.zeros((len(asks), self.index.about["width"]), np.float32)
-        texts = [number for number, ask in enumerate(asks) if ask.text is not None]
+    def _embed(self, queries: Sequence[Query], results: Sequence[SearchResult]) -> np.ndarray:
+        """Return float32 unit rows [queries, width]; note in the results which texts were cut."""
+        encoder = self.query_encoder
+        rows = np.zeros((len(queries), self.index.about["width"]), np.float32)
+        texts = {number: query.text for number, query in enumerate(queries) if query.text is not None}
         if texts:
-            self.embedder.agree(self.index.about, "texts")
-            rows[texts], cut = self.embedder.texts([self.embedder.clean(str(asks[number].text)) for number in texts])
-            for number, over in zip(texts, cut, strict=True):
-                if over:
-                    limit = self.embedder.encoder.text_limit
-                    answers[number].notes.append(
-                        f"the query is longer than the {limit} tokens that the model reads: its end does not count"
+            encoder.check_index(self.index.about, "texts")
+            rows[list(texts)], cut = encoder.embed_texts([encoder.clean(text) for text in texts.values()])
+            for number, is_cut in zip(texts, cut, strict=True):
+                if is_cut:
+                    limit = encoder.encoder.text_limit
+                    results[number].notes.append(
+                        f"the query is longer than the {limit} tokens that the model reads: the rest is ignored"
                     )
-        pictures = [number for number, ask in enumerate(asks) if ask.pixels is not None]
-        if pictures:
-            self.embedder.agree(self.index.about, "images")
-            rows[pictures] = self.embedder.pictures([asks[number].pixels for number in pictures])  # type: ignore[misc]
-        for number, ask in enumerate(asks):
-            if ask.like is not None:
-                kind, place = ask.like
-                rows[number] = self.index.nearest[kind].rows(np.array([place]))[0]
+        images = {number: query.pixels for number, query in enumerate(queries) if query.pixels is not None}
+        if images:
+            encoder.check_index(self.index.about, "images")
+            rows[list(images)] = encoder.embed_images(list(images.values()))
+        for number, query in enumerate(queries):
+            if query.like is not None:
+                modality, position = query.like
+                rows[number] = self.index.vectors[modality].rows(np.array([position]))[0]
         return rows
 
-    def _found(self, kind: Modality, ask: Query, queries: np.ndarray, answers: Sequence[SearchResult]) -> list[list[Hit]]:
-        """The hits of one kind for queries that want the same."""
-        mask = self._mask(kind, ask.filters) if ask.filters else None
-        itself = ask.like is not None and ask.like[0] == kind
-        possible = len(self.index.nearest[kind]) - itself if mask is None else int(mask.sum())
-        if ask.k > possible:
-            for answer in answers:
-                answer.notes.append(f"{ask.k} {kind} were asked for: there are {possible}")
-        scores, places = self.index.nearest[kind].search(queries, ask.k + itself, mask)
-        found = []
-        for some, cosines in zip(places, scores, strict=True):
-            kept = some >= 0
-            if itself and ask.like is not None:
-                kept &= some != ask.like[1]
-            some, cosines = some[kept][: ask.k], cosines[kept][: ask.k]
-            rows = zip(some.tolist(), cosines.tolist(), self.index.rows(kind, some), strict=True)
-            found.append([Hit(kind, *row) for row in rows])
-        return found
+    def _search(
+        self, modality: Modality, query: Query, rows: np.ndarray, results: Sequence[SearchResult]
+    ) -> list[list[Hit]]:
+        """Return the hits of one modality for queries that share the search key of `query`."""
+        vectors = self.index.vectors[modality]
+        mask = self._mask(modality, query.filters) if query.filters else None
+        # A document is no hit of itself, so one more is searched for.
+        own = query.like[1] if query.like is not None and query.like[0] == modality else None
+        extra = int(own is not None)
+        available = len(vectors) - extra if mask is None else int(mask.sum())
+        if query.k > available:
+            for result in results:
+                result.notes.append(f"{query.k} {modality} were asked for: there are {available}")
+        hits = []
+        for scores, positions in zip(*vectors.search(rows, query.k + extra, mask), strict=True):
+            valid = positions >= 0
+            if own is not None:
+                valid &= positions != own
+            positions, scores = positions[valid][: query.k], scores[valid][: query.k]
+            documents = self.index.documents(modality, positions)
+            found = zip(positions.tolist(), scores.tolist(), documents, strict=True)
+            hits.append([Hit(modality, *hit) for hit in found])
+        return hits
 
-    def _mask(self, kind: Modality, lines: tuple[str, ...]) -> np.ndarray:
-        key = kind, tuple(sorted(lines))
+    def _mask(self, modality: Modality, lines: tuple[str, ...]) -> np.ndarray:
+        key = modality, tuple(sorted(lines))
         if key not in self._masks:
-            if len(self._masks) >= KEPT_MASKS:
+            if len(self._masks) >= CACHED_MASKS:
                 self._masks.pop(next(iter(self._masks)))
-            self._masks[key] = filtering.allowed(self.index, kind, filtering.parsed(lines))
+            self._masks[key] = allowed_mask(self.index, modality, parse_filters(lines))
         return self._masks[key]
 
 
-def only_index(root: Path = INDEXES) -> Location:
-    """The one index under indexes/, for commands called without --index.
+def find_only_index(root: Path = INDEXES) -> Location:
+    """Return the only index under indexes/, for commands called without --index.
 
     Raises:
-        UsageError: there is none, or several.
+        UsageError: there is none, or more than one.
     """
-    found = sorted(path.parent for path in root.glob(f"*/{ABOUT}") if not path.parent.name.startswith("."))
-    if len(found) == 1:
-        return Location(found[0])
-    if not found:
-        raise UsageError(f"no --index, and none under {root}/", hint="make one: vlkit index --run RUN")
-    told = f"no --index, and {len(found)} under {root}/: {', '.join(map(str, found))}"
-    raise UsageError(told, hint=f"say which: --index {found[0]}")
+    folders = sorted(path.parent for path in root.glob(f"*/{ABOUT}") if not path.parent.name.startswith("."))
+    if len(folders) == 1:
+        return Location(folders[0])
+    if not folders:
+        raise UsageError(f"no --index is given, and there is none under {root}/", hint="vlkit index --run RUN")
+    message = f"no --index is given, and there are {len(folders)} under {root}/: {', '.join(map(str, folders))}"
+    raise UsageError(message, hint=f"choose one: --index {folders[0]}")
 
 
 def search(config: SearchConfig) -> dict[str, Any]:
-    """Run `vlkit search`: print a table a query and kind, return the hits.
+    """Run `vlkit search`: print a table for each query and modality, return the hits.
 
     Raises:
-        UsageError, DataError: a query that cannot be read. ArtifactError: see `Searcher`.
+        UsageError, DataError: a query cannot be read. ArtifactError: see `Searcher`.
     """
-    location = config.index or only_index()
-    texts = [*config.texts, *(_lines(config.queries) if config.queries else ())]
+    location = config.index or find_only_index()
+    texts = [*config.texts, *(_read_queries(config.queries) if config.queries else ())]
     searcher = Searcher.open(location, config.model)
-    searcher.check(config.filter)
-    wanted: dict[str, Any] = {"k": config.k, "of": config.of, "filters": config.filter}
-    asked: list[tuple[dict[str, str], Query]] = []
+    searcher.check_filters(config.filter)
+    options: dict[str, Any] = {"k": config.k, "of": config.of, "filters": config.filter}
+    labels: list[dict[str, str]] = []
+    queries: list[Query] = []
     for text in texts:
-        if not searcher.embedder.clean(text):
+        if not searcher.query_encoder.clean(text):
             raise UsageError(f"the query {text!r} is empty")
-        asked.append(({"text": text}, Query(text=text, **wanted)))
+        labels.append({"text": text})
+        queries.append(Query(text=text, **options))
     for name in config.image:
-        asked.append(({"image": name}, Query(pixels=_picture(Path(name), searcher.embedder), **wanted)))
+        labels.append({"image": name})
+        queries.append(Query(pixels=_load_image(Path(name), searcher.query_encoder), **options))
     if config.like is not None:
-        asked.append(({"like": config.like}, Query(like=searcher.locate(config.like), **wanted)))
-    answers = searcher.answer([ask for _, ask in asked])
-    for (query, _), answer in zip(asked, answers, strict=True):
-        _tell(query, answer)
-    queries = [{"query": query, **answer.facts()} for (query, _), answer in zip(asked, answers, strict=True)]
-    return {"index": str(location), "model": searcher.index.about["model"]["name"], "queries": queries}
+        labels.append({"like": config.like})
+        queries.append(Query(like=searcher.locate(config.like), **options))
+    results = searcher.answer(queries)
+    for label, result in zip(labels, results, strict=True):
+        _print_result(label, result)
+    return {
+        "index": str(location),
+        "model": searcher.index.about["model"]["name"],
+        "queries": [{"query": label, **result.to_dict()} for label, result in zip(labels, results, strict=True)],
+    }
 
 
-def _lines(path: Path) -> list[str]:
+def _read_queries(path: Path) -> list[str]:
     try:
-        found = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"--queries {path} cannot be read: {error}") from None
-    if not any(map(clean, found)):
-        raise DataError(f"--queries {path} has no query", hint="a query a line")
-    return [line for line in found if clean(line)]
+    queries = [line for line in lines if clean(line)]
+    if not queries:
+        raise DataError(f"--queries {path} is empty", hint="write one query per line")
+    return queries
 
 
-def _picture(path: Path, embedder: QueryEncoder) -> np.ndarray:
+def _load_image(path: Path, query_encoder: QueryEncoder) -> np.ndarray:
     try:
-        return embedder.pixels(path)
+        return query_encoder.load_pixels(path)
     except DataError as error:
         raise DataError(f"--image {path}: {error.message}") from None
 
 
-def _tell(query: dict[str, str], answer: SearchResult) -> None:
-    """Tables for people."""
-    (what, said), *_ = query.items()
-    title = f"“{_cut(said, SHOWN_TEXT)}”" if what == "text" else said
-    for note in answer.notes:
+def _print_result(label: dict[str, str], result: SearchResult) -> None:
+    """Print one table per modality."""
+    ((kind, query),) = label.items()
+    title = f"“{_shorten(query, TEXT_CHARACTERS)}”" if kind == "text" else query
+    for note in result.notes:
         console.warn(note)
-    for kind, hits in answer.hits.items():
-        with_class = any(hit.entry["class"] for hit in hits)
-        columns = ["text"] if kind == "texts" else ["picture", "one of its texts"]
+    for modality, hits in result.hits.items():
+        with_class = any(hit.document["class"] for hit in hits)
+        columns = [*(["text"] if modality == "texts" else ["image", "one of its texts"]), *["class"] * with_class]
         rows = []
         for hit in hits:
-            text = _cut(hit.entry["text"], SHOWN_TEXT if kind == "texts" else SHOWN_PLACE)
-            told = [text] if kind == "texts" else [_place(hit.entry["path"]), text]
-            rows.append([*told, *([hit.entry["class"] or ""] if with_class else []), f"{hit.score:.3f}"])
-        console.print_table(
-            f"{title}: {kind}",
-            [*columns, *(["class"] if with_class else []), "cosine"],
-            rows or [["(none)"] + [""] * (len(columns) + with_class)],
-            left=len(columns) + with_class,
-        )
+            text = _shorten(hit.document["text"], TEXT_CHARACTERS if modality == "texts" else SIDE_TEXT_CHARACTERS)
+            cells = [text] if modality == "texts" else [_relative(hit.document["path"]), text]
+            rows.append([*cells, *[hit.document["class"] or ""] * with_class, f"{hit.score:.3f}"])
+        empty = [["(none)"] + [""] * len(columns)]
+        console.print_table(f"{title}: {modality}", [*columns, "cosine"], rows or empty, left=len(columns))
 
 
-def _cut(text: str, length: int) -> str:
+def _shorten(text: str, length: int) -> str:
     text = " ".join(text.split())
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def _place(path: str) -> str:
-    """A path as it is reached from here."""
+def _relative(path: str) -> str:
+    """Return a path below the working directory relative to it; other paths and URLs unchanged."""
     if "://" in path:
         return path
-    near = os.path.relpath(path)
-    return path if near.startswith("..") else near
+    relative = os.path.relpath(path)
+    return path if relative.startswith("..") else relative

@@ -23,7 +23,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from vlkit import console, signals
-from vlkit.data.loading.retrieval_batches import ErrorAsItem, InputStore, PixelStore, TokenStore, loader_workers, reraise_errors
+from vlkit.data.loading.stores import ErrorAsItem, InputStore, PixelStore, TokenStore, loader_workers, reraise_errors
 from vlkit.distributed import SINGLE, World
 from vlkit.errors import ArtifactError, DataError, UsageError, VlkitError
 from vlkit.models.cache.feature_store import FeatureStore, folder_of
@@ -293,7 +293,7 @@ def _stat(path: Path) -> os.stat_result:
     try:
         return path.stat()
     except OSError as error:
-        raise DataError(f"no such picture: {path} ({error.strerror})", hint="run prep again") from None
+        raise DataError(f"no such image: {path} ({error.strerror})", hint="run prep again") from None
 
 
 def text_keys(tokens: Sequence[Sequence[int]]) -> list[str]:

@@ -13,10 +13,17 @@ from typing import Any
 
 import torch
 
-from vlkit.data.images.decode import RESAMPLING, PixelSpec
+from vlkit.data.images.spec import RESAMPLING, PixelSpec
 from vlkit.errors import UsageError
 from vlkit.models import loading, paired_encoder, preprocessing, stages
-from vlkit.models.dual_encoder import FAMILIES, read_config, translate_hub_errors, load, quiet_transformers, refuse_unknown
+from vlkit.models.dual_encoder import (
+    FAMILIES,
+    load,
+    quiet_transformers,
+    read_config,
+    refuse_unknown,
+    translate_hub_errors,
+)
 from vlkit.models.fast.layers import use_fast_layers
 from vlkit.models.stages import PartialForward, Stage, run_stages
 from vlkit.models.tiny import MAKERS
