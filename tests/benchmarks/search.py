@@ -28,7 +28,7 @@ def made(rows: int, kind: str) -> Any:
 
     peers.declare_torchvision()
     from vlkit.inference.index.documents import SCHEMA
-    from vlkit.inference.index.faiss_index import Nearest
+    from vlkit.inference.index.faiss_index import VectorIndex
     from vlkit.inference.index.index_folder import Index
     from vlkit.inference.index.query_encoder import QueryEncoder
     from vlkit.inference.search.search import Searcher
@@ -37,7 +37,7 @@ def made(rows: int, kind: str) -> Any:
 
     texts = [f"a recipe of {number % 97} eggs and {number % 89} plums, number {number}" for number in range(rows)]
     encoder = load_or_create("tiny-siglip", texts[:500], seed=0)
-    embedder = QueryEncoder.of(encoder, None, persian=False)
+    query_encoder = QueryEncoder.from_encoder(encoder, None, persian=False)
     vectors = np.random.default_rng(0).standard_normal((rows, encoder.width)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     table = pa.Table.from_pylist(
@@ -47,9 +47,9 @@ def made(rows: int, kind: str) -> Any:
         ],
         schema=SCHEMA,
     )
-    nearest = Nearest.build(vectors, kind)  # type: ignore[arg-type]
-    about = {"width": encoder.width, **embedder.identity()}
-    return Searcher(Index(Location(tempfile.gettempdir()), about, table, {"texts": nearest}), embedder)
+    vectors = VectorIndex.build(vectors, kind)  # type: ignore[arg-type]
+    about = {"width": encoder.width, **query_encoder.identity()}
+    return Searcher(Index(Location(tempfile.gettempdir()), about, table, {"texts": vectors}), query_encoder)
 
 
 def opened(searcher: Any) -> Any:
@@ -57,7 +57,7 @@ def opened(searcher: Any) -> Any:
     from transformers import SiglipModel
 
     with tempfile.TemporaryDirectory() as folder:
-        searcher.embedder.encoder.save(folder)
+        searcher.query_encoder.encoder.save(folder)
         return SiglipModel.from_pretrained(folder).eval()
 
 
@@ -65,7 +65,7 @@ def encoded(searcher: Any, model: Any, text: str) -> Any:
     """As transformers encodes it: its tokenizer, its model, a unit vector."""
     import torch
 
-    encoder = searcher.embedder.encoder
+    encoder = searcher.query_encoder.encoder
     options = {"padding": "max_length", "max_length": encoder.text_limit, "truncation": True, "return_tensors": "pt"}
     with torch.inference_mode():
         ids = encoder.tokenizer([text], **options)["input_ids"]
@@ -77,7 +77,7 @@ def measured(searcher: Any, queries: int, runs: int, hits: int) -> dict[str, Any
     """Both ways, in turns."""
     from vlkit.inference.search.search import Query
 
-    bare_index, model = searcher.index.nearest["texts"], opened(searcher)
+    bare_index, model = searcher.index.vectors["texts"], opened(searcher)
     texts = [f"{number} plums in a cake, and {number % 7} cherries" for number in range(queries)]
     bare, whole, ratios = [], [], []
     for _ in range(runs + 1):
@@ -85,7 +85,7 @@ def measured(searcher: Any, queries: int, runs: int, hits: int) -> dict[str, Any
         for text in texts:
             began = time.perf_counter()
             rows = encoded(searcher, model, text)
-            bare_index.index.search(rows, hits, params=bare_index._how(hits, None))
+            bare_index.index.search(rows, hits, params=bare_index._search_parameters(hits, None))
             between = time.perf_counter()
             searcher.answer([Query(text=text, k=hits)])
             one.append(between - began)

@@ -24,10 +24,10 @@ from vlkit.config.search import IndexConfig
 from vlkit.data.pairs import read_pairs
 from vlkit.errors import ArtifactError, UsageError
 from vlkit.inference.index import faiss_index, index_folder, tune
-from vlkit.inference.index.build import _built, index
+from vlkit.inference.index.build import _build, index
 from vlkit.inference.index.documents import DocumentSource
-from vlkit.inference.index.embed_documents import Part, held_out_queries
-from vlkit.inference.index.faiss_index import Nearest, index_bytes, refuse_few, type_for
+from vlkit.inference.index.embed_documents import EmbeddedDocuments, draw_queries
+from vlkit.inference.index.faiss_index import VectorIndex, choose_type, estimate_bytes, refuse_too_few_rows
 from vlkit.inference.index.index_folder import open_index
 from vlkit.storage import Location
 
@@ -51,7 +51,7 @@ def brute(rows, queries, k, allowed=None):
 def test_flat_is_brute_force(count, width, k, seed, filtered):
     rows, queries = unit_rows(count, width + 1, seed), unit_rows(5, width + 1, seed + 1)
     allowed = np.random.default_rng(seed).random(count) < 0.5 if filtered else None
-    scores, places = Nearest.build(rows, "flat").search(queries, k, allowed)
+    scores, places = VectorIndex.build(rows, "flat").search(queries, k, allowed)
     possible = count if allowed is None else int(allowed.sum())
     assert places.shape == scores.shape == (5, min(k, possible))
     assert np.allclose(np.take_along_axis(queries @ rows.T, places, 1), scores, atol=1e-6)
@@ -63,13 +63,13 @@ def test_flat_is_brute_force(count, width, k, seed, filtered):
 @pytest.fixture(scope="module")
 def built():
     rows = unit_rows(4000, 32, 0)
-    return rows, {kind: Nearest.build(rows, kind) for kind in ("flat", "hnsw", "ivf-pq")}
+    return rows, {kind: VectorIndex.build(rows, kind) for kind in ("flat", "hnsw", "ivf-pq")}
 
 
 @pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf-pq"])
 @pytest.mark.parametrize("exact_up_to", [0, 50_000])
 def test_a_filter_is_obeyed_however_few_it_leaves(kind, exact_up_to, built, monkeypatch):
-    monkeypatch.setattr(faiss_index, "EXACT_UP_TO", exact_up_to)
+    monkeypatch.setattr(faiss_index, "MAX_ROWS_SCANNED", exact_up_to)
     rows, made = built
     queries = unit_rows(20, 32, 1)
     for share in (0.5, 0.02, 0.001):
@@ -86,7 +86,7 @@ def test_what_is_written_answers_the_same_and_any_faiss_reads_it(kind, built, tm
     rows, made = built
     nearest, queries = made[kind].with_effort(20), unit_rows(7, 32, 3)
     nearest.write(tmp_path / "x.faiss")
-    again = Nearest.read(tmp_path / "x.faiss", kind, 20)
+    again = VectorIndex.read(tmp_path / "x.faiss", kind, 20)
     for one, other in zip(nearest.search(queries, 9), again.search(queries, 9), strict=True):
         assert np.array_equal(one, other)
     assert np.abs(again.rows() - rows).max() < (1e-3 if kind == "ivf-pq" else 1e-7)
@@ -95,17 +95,17 @@ def test_what_is_written_answers_the_same_and_any_faiss_reads_it(kind, built, tm
     assert faiss.read_index(str(tmp_path / "x.faiss")).ntotal == len(rows)
     size = (tmp_path / "x.faiss").stat().st_size
     overhead = 4 * 32 * (256 + int(4 * len(rows) ** 0.5)) if kind == "ivf-pq" else 0
-    assert abs(size - overhead - index_bytes(len(rows), 32, kind)) < 0.1 * size
+    assert abs(size - overhead - estimate_bytes(len(rows), 32, kind)) < 0.1 * size
 
 
 def test_types_by_size_and_too_few_rows_for_codes():
-    assert [type_for(count) for count in (1, 199_999, 200_000, 2_999_999, 3_000_000)] == [
+    assert [choose_type(count) for count in (1, 199_999, 200_000, 2_999_999, 3_000_000)] == [
         *("flat", "flat", "hnsw", "hnsw", "ivf-pq")
     ]
     with pytest.raises(UsageError, match="999 are too few"):
-        refuse_few(999, "ivf-pq")
-    refuse_few(1000, "ivf-pq")
-    refuse_few(1, "hnsw")
+        refuse_too_few_rows(999, "ivf-pq")
+    refuse_too_few_rows(1000, "ivf-pq")
+    refuse_too_few_rows(1, "hnsw")
 
 
 @pytest.mark.parametrize("kind", ["hnsw", "ivf-pq"])
@@ -114,7 +114,7 @@ def test_tuning_reaches_its_target_and_says_what_others_measure(kind, built):
     queries, own = unit_rows(400, 32, 5), np.full(400, -1)
     efforts = []
     for target in (0.5, 0.8, 0.98):
-        nearest, found = tune.tuned(made[kind], rows, queries, own, target)
+        nearest, found = tune.tune_and_measure(made[kind], rows, queries, own, target)
         _, places = nearest.search(queries[1::2], 10)
         hits = [len({*a} & {*b}) / 10 for a, b in zip(places, brute(rows, queries[1::2], 10), strict=True)]
         assert found.recall == pytest.approx(np.mean(hits), abs=1e-9)
@@ -126,16 +126,16 @@ def test_tuning_reaches_its_target_and_says_what_others_measure(kind, built):
 def test_a_query_that_is_in_the_index_is_no_hit_of_itself(built):
     rows, made = built
     own = np.arange(200)
-    asked = tune.Exact.of(rows, rows[:200], own)
+    asked = tune.ExactNeighbors.from_rows(rows, rows[:200], own)
     best = np.sort(np.where(np.eye(200, len(rows), dtype=bool), -9, rows[:200] @ rows.T), axis=1)[:, -10]
-    assert np.allclose(asked.last, best, atol=1e-6)
+    assert np.allclose(asked.threshold, best, atol=1e-6)
     assert asked.recall(made["flat"], rows) == 1.0
-    assert 0.3 < asked.recall(Nearest.build(rows[:2000], "flat"), rows) < 0.7
+    assert 0.3 < asked.recall(VectorIndex.build(rows[:2000], "flat"), rows) < 0.7
     # Of equals any one counts.
     equal = np.repeat(rows[:3], 20, axis=0)
-    asked = tune.Exact.of(equal, rows[:3], np.full(3, -1))
-    assert asked.recall(Nearest.build(equal, "flat"), equal) == 1
-    assert asked.recall(Nearest.build(np.roll(equal, 20, axis=0), "flat"), equal) == 0
+    asked = tune.ExactNeighbors.from_rows(equal, rows[:3], np.full(3, -1))
+    assert asked.recall(VectorIndex.build(equal, "flat"), equal) == 1
+    assert asked.recall(VectorIndex.build(np.roll(equal, 20, axis=0), "flat"), equal) == 0
 
 
 @pytest.mark.parametrize("kind", ["hnsw", "ivf-pq"])
@@ -145,13 +145,13 @@ def test_the_stated_recall_is_that_of_queries_that_it_never_saw(kind):
     texts = [{"text_id": f"t{number}", "text": f"text {number}", "group": ["x"]} for number in range(6000)]
     source = DocumentSource(Location("x"), "x", texts=texts)
     config = IndexConfig(model="x/y", target_recall=0.9)
-    part = Part("texts", source.entries("texts"), rows, 6000)
-    moved, queries = held_out_queries(part, True, config, source, [part])
+    part = EmbeddedDocuments("texts", source.documents("texts"), rows, 6000)
+    moved, queries = draw_queries(part, True, config, source, [part])
     assert queries.last == 600 and (queries.own == -1).all()
     order = [int(key[1:]) for key in moved.table.column("id").to_pylist()]
     assert sorted(order) == list(range(6000)) and np.array_equal(moved.rows, rows[order])
     assert {row.tobytes() for row in queries.rows} == {row.tobytes() for row in moved.rows[5400:]}
-    nearest, found = _built(moved, kind, queries, config)
+    nearest, found = _build(moved, kind, queries, config)
     assert len(nearest) == 6000 and found.reached and found.recall < 0.97
     for k in (5, 10, 50):
         _, places = nearest.search(fresh, k)
@@ -231,7 +231,7 @@ def own(prepared, tmp_path):
 def rows_of(folder):
     """(kind, key) -> embedding."""
     opened = open_index(Location(folder))
-    return {(kind, key): row for kind in opened.nearest for key, row in opened.embeddings(kind).items()}
+    return {(kind, key): row for kind in opened.vectors for key, row in opened.embeddings(kind).items()}
 
 
 def test_update_embeds_what_is_new_and_drops_what_is_gone(own, trained, vlkit, monkeypatch):
@@ -314,9 +314,9 @@ def test_update_with_another_model_is_refused(indexed, trained, vlkit):
     out, _ = indexed
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
     outcome = vlkit("index", "--run", trained, "--untouched", "--out", out, "--update")
-    assert outcome.code == 6 and "of other weights" in outcome.err and "leave out --update" in outcome.err
+    assert outcome.code == 6 and "have other weights" in outcome.err and "leave out --update" in outcome.err
     other = vlkit("index", "--run", trained, "--out", out, "--update", "--precision", "bf16")
-    assert other.code == 6 and "of other precision" in other.err
+    assert other.code == 6 and "have other precision" in other.err
     assert before == {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
 
 
@@ -334,7 +334,7 @@ def test_update_with_another_preprocessing_is_refused(what, own, trained, tmp_pa
         changed = {**settings, "do_lower_case": not settings.get("do_lower_case", True)}
         (model / "tokenizer_config.json").write_text(json.dumps(changed))
     outcome = vlkit(*how, "--update")
-    assert outcome.code == 6 and "of other preprocessing" in outcome.err
+    assert outcome.code == 6 and "have other preprocessing" in outcome.err
     some = ("--image", next((own / "pictures").iterdir())) if what == "pictures" else ("A Soup",)
     searched = vlkit("search", "--index", own / "index", *some)
     assert searched.code == 6 and "has other preprocessing" in searched.err
@@ -381,7 +381,7 @@ def test_a_table_of_texts_is_a_docstore(trained, tmp_path, vlkit):
     only = vlkit(
         "index", "--run", trained, "--data", tmp_path / "texts.jsonl", "--of", "images", "--out", tmp_path / "i"
     )
-    assert only.code == 3 and "no pictures" in only.err
+    assert only.code == 3 and "no images" in only.err
 
 
 @pytest.mark.parametrize("content", ["", '{"text": ""}\n', "text\n"])
@@ -400,8 +400,8 @@ def test_what_comes_into_the_folder_meanwhile_is_not_lost(indexed, tmp_path):
     opened = open_index(Location(folder))
     (folder / "thesis.txt").write_text("years of work")
     about = {key: value for key, value in opened.about.items() if key != "schema"}
-    with pytest.raises(UsageError, match="is no index"):
-        index_folder.write(Location(folder), about, opened.table, opened.nearest)
+    with pytest.raises(UsageError, match="is not an index"):
+        index_folder.write_index(Location(folder), about, opened.table, opened.vectors)
     assert (folder / "thesis.txt").read_text() == "years of work"
 
 
@@ -417,7 +417,7 @@ def test_a_table_as_people_have_it(trained, tmp_path, vlkit):
     assert pd.read_parquet(tmp_path / "index/docstore.parquet")[["id", "class"]].values.tolist() == [["1", "7"]]
     table.write_text('{"text": ["a", "b"]}')
     refused = vlkit(*how)
-    assert refused.code == 3 and "t.jsonl:1" in refused.err and "is no text" in refused.err
+    assert refused.code == 3 and "t.jsonl:1" in refused.err and "is not a text" in refused.err
 
 
 def test_the_docstore_of_a_persian_folder_stays_persian(trained, tmp_path, vlkit):
@@ -444,7 +444,7 @@ def test_another_folder_is_never_replaced(trained, indexed, tmp_path, vlkit):
     for folder in (tmp_path / "mine", tmp_path / "theirs"):
         (folder / "thesis.txt").write_text("years of work")
         outcome = vlkit("index", "--run", trained, "--out", folder)
-        assert outcome.code == 2 and "is no index" in outcome.err
+        assert outcome.code == 2 and "is not an index" in outcome.err
         assert (folder / "thesis.txt").read_text() == "years of work"
     assert vlkit("index", "--run", trained, "--out", tmp_path / "theirs/thesis.txt").code == 2
 
@@ -498,10 +498,10 @@ def test_parts_that_do_not_belong_together(indexed, tmp_path, vlkit):
         pd.read_parquet(folder / "docstore.parquet").iloc[1:].to_parquet(folder / "docstore.parquet", index=False)
 
     cases = [
-        (lambda f: Nearest.build(unit_rows(7, 128, 0), "flat").write(f / "images.faiss"), "images.faiss has 7"),
+        (lambda f: VectorIndex.build(unit_rows(7, 128, 0), "flat").write(f / "images.faiss"), "images.faiss has 7"),
         (shorter, "docstore.parquet"),
-        (with_yaml(lambda text: text.replace("width: 128", "width: 64").replace("width: 64\n", "width: 32\n")), "wide"),
-        (lambda f: (f / "texts.faiss").write_bytes(b"nonsense"), "no FAISS index"),
+        (with_yaml(lambda text: text.replace("width: 128", "width: 64").replace("width: 64\n", "width: 32\n")), "columns"),
+        (lambda f: (f / "texts.faiss").write_bytes(b"nonsense"), "not a FAISS index"),
         (with_yaml(lambda text: text.replace("schema: 1", "schema: 99")), "another version"),
         (with_yaml(lambda text: text.replace("searched:", "sought:")), "damaged"),
     ]
@@ -516,13 +516,13 @@ def test_parts_that_do_not_belong_together(indexed, tmp_path, vlkit):
 
 def test_an_index_of_another_model(indexed, trained, tmp_path, vlkit):
     outcome = vlkit("search", "--index", indexed[0], "--model", trained / "base", "soup")
-    assert outcome.code == 6 and "made with another model" in outcome.err and "weights" in outcome.err
+    assert outcome.code == 6 and "built with another model" in outcome.err and "weights" in outcome.err
     shutil.copytree(indexed[0], tmp_path / "moved")
     about = (tmp_path / "moved/index.yaml").read_text()
     (tmp_path / "moved/index.yaml").write_text(about.replace(str(trained), str(tmp_path / "gone")))
     rewrite_manifest(tmp_path / "moved")
     gone = vlkit("search", "--index", tmp_path / "moved", "soup")
-    assert gone.code == 6 and "is not there" in gone.err and "--model RUN" in gone.err
+    assert gone.code == 6 and "does not exist" in gone.err and "--model RUN" in gone.err
     found = vlkit("search", "--index", tmp_path / "moved", "--model", trained, "soup", "--json")
     assert found.code == 0 and found.json()["queries"][0]["texts"]
 
@@ -530,20 +530,20 @@ def test_an_index_of_another_model(indexed, trained, tmp_path, vlkit):
 def test_readers_never_see_half(indexed, tmp_path):
     """Two indexes change places as fast as they can, while others open them."""
     one = open_index(Location(indexed[0]))
-    half = len(one.nearest["texts"]) // 2
-    few = {"texts": Nearest.build(one.nearest["texts"].rows()[:half], "flat")}
+    half = len(one.vectors["texts"]) // 2
+    few = {"texts": VectorIndex.build(one.vectors["texts"].rows()[:half], "flat")}
     about = {**one.about, "searched": {"texts": {**one.about["searched"]["texts"], "count": half}}}
     about.pop("schema")
     place, writing, opened = Location(tmp_path / "index"), threading.Event(), []
     whole = {key: value for key, value in one.about.items() if key != "schema"}
-    index_folder.write(place, whole, one.table, one.nearest)
+    index_folder.write_index(place, whole, one.table, one.vectors)
 
     def write():
         for number in range(40):
             if number % 2:
-                index_folder.write(place, whole, one.table, one.nearest)
+                index_folder.write_index(place, whole, one.table, one.vectors)
             else:
-                index_folder.write(place, about, one.table.slice(0, half), few)
+                index_folder.write_index(place, about, one.table.slice(0, half), few)
         writing.set()
 
     thread = threading.Thread(target=write)
@@ -556,7 +556,7 @@ def test_readers_never_see_half(indexed, tmp_path):
             assert "again and again" in error.message
             retried += 1
             continue
-        opened.append((len(found.table), sum(map(len, found.nearest.values()))))
+        opened.append((len(found.table), sum(map(len, found.vectors.values()))))
     thread.join()
     assert len(opened) > 5 and {*opened} <= {(len(one.table), len(one.table)), (half, half)}
     assert retried < len(opened)
@@ -577,7 +577,7 @@ class Builds:
     def counts(self):
         """Of an index that opens and answers."""
         opened = open_index(Location(self.out))
-        scores, _ = opened.nearest["images"].search(opened.nearest["images"].rows()[:3], 1)
+        scores, _ = opened.vectors["images"].search(opened.vectors["images"].rows()[:3], 1)
         assert np.allclose(scores, 1, atol=1e-5)
         return len(opened.table)
 

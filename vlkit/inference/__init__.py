@@ -1,1 +1,1 @@
-"""Put to use: an index, searched from the command line or a page."""
+"""Use a trained model: index, search, serve, caption."""

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from vlkit.report.galleries import Item, Shelf
-from vlkit.report.load_run import Collected
+from vlkit.report.galleries import Item, ItemLookup
+from vlkit.report.load_run import LoadedRun
 
 
 @dataclass(frozen=True)
-class Saying:
+class CaptionExample:
     """A picture, what was said of it, and what people say."""
 
     picture: Item
@@ -21,24 +21,24 @@ class Saying:
 
 
 @dataclass(frozen=True)
-class Sayings:
+class CaptionExamples:
     """Some captions of one kind: worst or best."""
 
     title: str
-    said: list[Saying]
+    said: list[CaptionExample]
 
 
-def sayings(collected: Collected) -> Iterator[Sayings]:
+def sayings(collected: LoadedRun) -> Iterator[CaptionExamples]:
     """The worst and the best captions of results.json; none of a run that writes no captions."""
     examples = collected.results.get("examples") or {}
     if not examples:
         return
-    shelf = Shelf(collected.pairs) if collected.pairs else None
+    shelf = ItemLookup(collected.pairs) if collected.pairs else None
     for title in ("worst", "best"):
-        yield Sayings(title, [_saying(each, shelf) for each in examples.get(title, [])])
+        yield CaptionExamples(title, [_saying(each, shelf) for each in examples.get(title, [])])
 
 
-def _saying(example: dict[str, Any], shelf: Shelf | None) -> Saying:
+def _saying(example: dict[str, Any], shelf: ItemLookup | None) -> CaptionExample:
     key = str(example["image"])
     item = shelf.item("image", key, None) if shelf else Item("", missing="the pictures are not to be had")
-    return Saying(item, example["caption"], list(example["references"]), float(example["cider"]))
+    return CaptionExample(item, example["caption"], list(example["references"]), float(example["cider"]))

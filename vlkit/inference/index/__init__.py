@@ -1,1 +1,1 @@
-"""."""
+"""Build, read and tune a search index."""

@@ -1,1 +1,1 @@
-"""."""
+"""Search an index from the command line."""

@@ -1,4 +1,4 @@
-"""`class=rust`: which of an index' rows a search may find."""
+"""Filters such as `class=rust`: which documents of an index a search may find."""
 
 from __future__ import annotations
 
@@ -14,75 +14,76 @@ from vlkit.errors import UsageError, suggest_name
 from vlkit.inference.index.documents import Modality
 from vlkit.inference.index.index_folder import Index
 
-# Columns of the docstore; any other name is one of the source's further columns.
-OWN = ("class", "group", "id")
+# Columns of the docstore; any other name is a further column of the source.
+DOCSTORE_COLUMNS = ("class", "group", "id")
+MAX_SUGGESTED_VALUES = 5000
 Filters = Mapping[str, frozenset[str]]
 
 
-def parsed(lines: Sequence[str]) -> dict[str, frozenset[str]]:
-    """Name -> values, of which one must be there.
+def parse_filters(lines: Sequence[str]) -> dict[str, frozenset[str]]:
+    """Return name -> allowed values; a document passes with one value of every name.
 
     Raises:
         UsageError: a line without a name or a value.
     """
-    found: dict[str, set[str]] = defaultdict(set)
+    filters: dict[str, set[str]] = defaultdict(set)
     for line in lines:
         name, _, value = (part.strip() for part in line.partition("="))
         if not name or not value:
-            raise UsageError(f"the filter {line!r} is not of the form class=rust")
-        found[name].add(value)
-    return {name: frozenset(values) for name, values in found.items()}
+            raise UsageError(f"the filter {line!r} does not have the form class=rust")
+        filters[name].add(value)
+    return {name: frozenset(values) for name, values in filters.items()}
 
 
-def allowed(index: Index, kind: Modality, filters: Filters) -> np.ndarray:
-    """bool [rows]: which have one of the values of every name."""
-    mask = np.ones(len(index.nearest[kind]), bool)
-    for name, values in filters.items():
-        mask &= np.fromiter((not values.isdisjoint(each) for each in _values(index, kind, name)), bool, len(mask))
+def allowed_mask(index: Index, modality: Modality, filters: Filters) -> np.ndarray:
+    """Return bool [documents]: True for those that pass all filters."""
+    mask = np.ones(len(index.vectors[modality]), bool)
+    for name, allowed in filters.items():
+        columns = _values(index, modality, name)
+        mask &= np.fromiter((not allowed.isdisjoint(values) for values in columns), bool, len(mask))
     return mask
 
 
 def refuse_unknown(index: Index, filters: Filters) -> None:
-    """Say which name or value nothing has.
+    """Refuse a name or a value that no document has.
 
     Raises:
-        UsageError: names the nearest one that something has.
+        UsageError: suggests the most similar one that exists.
     """
-    for name, values in filters.items():
-        known = {value for kind in index.nearest for each in _values(index, kind, name) for value in each}
+    for name, allowed in filters.items():
+        known = {value for modality in index.vectors for values in _values(index, modality, name) for value in values}
         if not known:
-            further = {key for kind in index.nearest for each in _metadata(index, kind) for key in each}
-            told = f"nothing in {index.name} has a {name}"
-            others = [each for each in (*OWN, *sorted(further)) if each != name]
-            raise UsageError(told, hint=suggest_name(name, others))
-        if values.isdisjoint(known):
-            value = sorted(values)[0]
-            told = f"nothing in {index.name} has {name}={value}"
-            raise UsageError(told, hint=suggest_name(value, sorted(known)[:5000]))
+            further = {key for modality in index.vectors for metadata in _metadata(index, modality) for key in metadata}
+            others = [other for other in (*DOCSTORE_COLUMNS, *sorted(further)) if other != name]
+            raise UsageError(f"no document in {index.name} has a {name}", hint=suggest_name(name, others))
+        if allowed.isdisjoint(known):
+            value = sorted(allowed)[0]
+            message = f"no document in {index.name} has {name}={value}"
+            raise UsageError(message, hint=suggest_name(value, sorted(known)[:MAX_SUGGESTED_VALUES]))
 
 
-def _values(index: Index, kind: Modality, name: str) -> list[list[str]]:
-    """Of every row the values that it has under a name."""
+def _values(index: Index, modality: Modality, name: str) -> list[list[str]]:
+    """Return the values of every document under a name."""
     if name == "group":
-        return index.column(kind, name).to_pylist()
+        return list(index.column(modality, name).to_pylist())
     if name == "class":
-        found = index.column(kind, name).to_pylist()
-        known = {each: _names(each) for each in set(found) if each is not None}
-        return [known.get(each, []) for each in found]
+        classes = index.column(modality, name).to_pylist()
+        names = {class_name: _class_names(class_name) for class_name in set(classes) if class_name is not None}
+        return [names.get(class_name, []) for class_name in classes]
     if name == "id":
-        return [[each] for each in index.column(kind, name).to_pylist()]
-    return [_texts(row[name]) if name in row else [] for row in _metadata(index, kind)]
+        return [[key] for key in index.column(modality, name).to_pylist()]
+    return [_as_texts(metadata[name]) if name in metadata else [] for metadata in _metadata(index, modality)]
 
 
-def _names(class_name: str) -> list[str]:
-    """What a class may be called: as the data has it, readably, and of several conditions each by itself."""
+def _class_names(class_name: str) -> list[str]:
+    """Return the names by which a class is found: as in the data, readable, and each condition by itself."""
     parts = class_name.split("|")
     return list(dict.fromkeys([class_name, *parts, *map(readable_class, parts)]))
 
 
-def _metadata(index: Index, kind: Modality) -> list[dict[str, Any]]:
-    return [json.loads(each or "{}") for each in index.column(kind, "metadata").to_pylist()]
+def _metadata(index: Index, modality: Modality) -> list[dict[str, Any]]:
+    return [json.loads(value or "{}") for value in index.column(modality, "metadata").to_pylist()]
 
 
-def _texts(value: Any) -> list[str]:
-    return [str(each) for each in value] if isinstance(value, list) else [str(value)]
+def _as_texts(value: Any) -> list[str]:
+    return [str(item) for item in value] if isinstance(value, list) else [str(value)]

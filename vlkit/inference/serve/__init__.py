@@ -1,1 +1,1 @@
-"""."""
+"""Serve an index as a local web page with a JSON API."""

@@ -1,4 +1,4 @@
-"""Queries that wait are encoded together: the more wait, the more go into one batch, and none waits for a full one."""
+"""A queue that answers waiting requests in batches: the more requests wait, the larger the next batch."""
 
 from __future__ import annotations
 
@@ -8,75 +8,80 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import Generic, TypeVar
 
-Query, Answer = TypeVar("Query"), TypeVar("Answer")
+Request = TypeVar("Request")
+Result = TypeVar("Result")
 
 
-class Full(Exception):
-    """As many queries wait as may."""
+class QueueFull(Exception):
+    """The queue is full."""
 
 
-class Waiting(Generic[Query, Answer]):
-    """A queue in front of a function that answers several queries at once.
+class BatchQueue(Generic[Request, Result]):
+    """A queue in front of a function that answers several requests at once.
 
-    One batch is answered at a time, in a thread of `executor`; what arrives meanwhile is the next batch.
+    One batch is answered at a time, in a thread of `executor`; requests that arrive meanwhile form the next batch. No
+    request waits for a batch to fill up.
+
+    Attributes:
+        batches: sizes of the latest 1000 batches.
     """
 
     def __init__(
         self,
-        answer: Callable[[Sequence[Query]], Sequence[Answer]],
+        answer: Callable[[Sequence[Request]], Sequence[Result]],
         executor: Executor,
         *,
-        together: int = 32,
-        at_most: int = 512,
+        max_batch: int = 32,
+        max_waiting: int = 512,
     ) -> None:
-        """Answer with `answer`.
+        """Answer requests with `answer`.
 
         Args:
-            together: queries a batch at most.
-            at_most: queries that may wait; more are refused.
+            max_batch: requests per batch.
+            max_waiting: requests that may wait; further ones are refused.
         """
-        self._answer, self._executor, self._together, self._at_most = answer, executor, together, at_most
-        self._waiting: deque[tuple[Query, asyncio.Future[Answer]]] = deque()
+        self._answer, self._executor, self._max_batch, self._max_waiting = answer, executor, max_batch, max_waiting
+        self._waiting: deque[tuple[Request, asyncio.Future[Result]]] = deque()
         self._task: asyncio.Task[None] | None = None
         self.batches: deque[int] = deque(maxlen=1000)
 
-    async def __call__(self, query: Query) -> Answer:
-        """The answer to one query.
+    async def submit(self, request: Request) -> Result:
+        """Wait for the answer to one request.
 
         Raises:
-            Full: too many wait. Whatever answering it raises.
+            QueueFull: too many requests wait. Exception: whatever `answer` raises for this request.
         """
-        if len(self._waiting) >= self._at_most:
-            raise Full
-        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._waiting.append((query, future))
+        if len(self._waiting) >= self._max_waiting:
+            raise QueueFull
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._waiting.append((request, future))
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._drain())
         return await future
 
     async def _drain(self) -> None:
-        """Answer until nobody waits."""
+        """Answer batches until no request waits."""
         while self._waiting:
-            some = [self._waiting.popleft() for _ in range(min(self._together, len(self._waiting)))]
-            # Whoever has hung up needs no answer.
-            some = [(query, future) for query, future in some if not future.done()]
-            if some:
-                await self._answered(some)
+            batch = [self._waiting.popleft() for _ in range(min(self._max_batch, len(self._waiting)))]
+            # A client that disconnected needs no answer.
+            batch = [(request, future) for request, future in batch if not future.done()]
+            if batch:
+                await self._answer_batch(batch)
 
-    async def _answered(self, some: Sequence[tuple[Query, asyncio.Future[Answer]]]) -> None:
-        self.batches.append(len(some))
+    async def _answer_batch(self, batch: Sequence[tuple[Request, asyncio.Future[Result]]]) -> None:
+        self.batches.append(len(batch))
         loop = asyncio.get_running_loop()
         try:
-            answers = await loop.run_in_executor(self._executor, self._answer, [query for query, _ in some])
+            results = await loop.run_in_executor(self._executor, self._answer, [request for request, _ in batch])
         except Exception as error:
-            # One that cannot be answered is no reason to refuse the others.
-            if len(some) > 1:
-                for each in some:
-                    await self._answered([each])
+            # One request that fails must not fail the others: answer them one by one.
+            if len(batch) > 1:
+                for request in batch:
+                    await self._answer_batch([request])
                 return
-            if not some[0][1].done():
-                some[0][1].set_exception(error)
+            if not batch[0][1].done():
+                batch[0][1].set_exception(error)
             return
-        for (_, future), answer in zip(some, answers, strict=True):
+        for (_, future), result in zip(batch, results, strict=True):
             if not future.done():
-                future.set_result(answer)
+                future.set_result(result)

@@ -1,4 +1,4 @@
-"""serve: the local page over one index, or two side by side."""
+"""serve: a local search page for one index, or two side by side."""
 
 from __future__ import annotations
 
@@ -8,57 +8,58 @@ from typing import Any
 from vlkit import console
 from vlkit.config.search import ServeConfig
 from vlkit.errors import UsageError
-from vlkit.inference.search.search import Searcher, only_index
+from vlkit.inference.index.documents import MODALITIES
+from vlkit.inference.search.search import Searcher, find_only_index
 from vlkit.signals import Terminated
 from vlkit.storage import Location
 
-# Seconds that a connection may stay open without a word, and that answers may take when the server is to end.
-IDLE, LAST_WORDS = 30, 5
-CONNECTIONS, BACKLOG = 400, 256
+# Seconds that an idle connection stays open, and that open requests get when the server shuts down.
+KEEP_ALIVE_SECONDS, SHUTDOWN_SECONDS = 30, 5
+MAX_CONNECTIONS, BACKLOG = 400, 256
 
 
 def serve(config: ServeConfig) -> dict[str, Any]:
-    """Run `vlkit serve` until it is told to end.
+    """Run `vlkit serve` until a signal stops it.
 
     Raises:
-        UsageError: the packages are missing, or the port is taken. ArtifactError: see `Searcher`.
+        UsageError: the packages are missing, or the port is in use. ArtifactError: see `Searcher`.
     """
     try:
         import uvicorn
 
-        from vlkit.inference.serve.web_app import app_of
+        from vlkit.inference.serve.web_app import create_app
     except ImportError as error:
         raise UsageError(f"serve needs another package: {error.name}", hint="pip install 'vlkit[serve]'") from None
-    listening = _listening(config.host, config.port)
-    places = [Location(place) for place in config.index] or [only_index()]
+    listening = _listen(config.host, config.port)
+    locations = [Location(path) for path in config.index] or [find_only_index()]
     searchers = []
-    for place, model in zip(places, config.model or [None] * len(places), strict=True):
-        searcher = Searcher.open(place, model)
-        # Now, rather than at the first query.
-        for kind in ("texts", "images"):
-            searcher.embedder.agree(searcher.index.about, kind)
-        _ = searcher.index.places, searcher.index.classes
+    for location, model in zip(locations, config.model or [None] * len(locations), strict=True):
+        searcher = Searcher.open(location, model)
+        # Done now, so that the first query does not wait for it.
+        for modality in MODALITIES:
+            searcher.query_encoder.check_index(searcher.index.about, modality)
+        _ = searcher.index.positions, searcher.index.classes
         searchers.append(searcher)
     local = config.host in ("127.0.0.1", "localhost", "::1")
-    app = app_of(
+    app = create_app(
         searchers,
         max_upload=int(config.max_upload * 2**20),
         hosts=("127.0.0.1", "localhost", "[::1]") if local else ("*",),
     )
     port = listening.getsockname()[1]
     address = f"http://{f'[{config.host}]' if ':' in config.host else config.host}:{port}"
-    console.print_result(f"{address} searches {' and '.join(str(place) for place in places)}; the API: {address}/docs")
+    console.print_result(f"{address} searches {' and '.join(map(str, locations))}; API: {address}/docs")
     if not local:
-        console.warn(f"whoever reaches {config.host} can search, and see every picture of the index")
-    console.hint("Ctrl-C ends it")
+        console.warn(f"everyone who can reach {config.host} can search, and see every image of the index")
+    console.hint("stop it with Ctrl-C")
     server = uvicorn.Server(
         uvicorn.Config(
             app,
             log_level="warning",
             access_log=False,
-            timeout_keep_alive=IDLE,
-            timeout_graceful_shutdown=LAST_WORDS,
-            limit_concurrency=CONNECTIONS,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+            limit_concurrency=MAX_CONNECTIONS,
             server_header=False,
         )
     )
@@ -71,11 +72,11 @@ def serve(config: ServeConfig) -> dict[str, Any]:
     return {"address": address}
 
 
-def _listening(host: str, port: int) -> socket.socket:
-    """A socket that is bound already: a port that is taken shows before a model is loaded.
+def _listen(host: str, port: int) -> socket.socket:
+    """Bind and listen before a model is loaded, so that a port in use is reported at once.
 
     Raises:
-        UsageError: it cannot be had.
+        UsageError: the address cannot be used.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
@@ -85,6 +86,6 @@ def _listening(host: str, port: int) -> socket.socket:
         listening.listen(BACKLOG)
     except OSError as error:
         listening.close()
-        told = f"--host {host} --port {port} cannot be had: {error.strerror or error}"
-        raise UsageError(told, hint="--port 0 takes any that is free") from None
+        message = f"cannot listen on {host}:{port}: {error.strerror or error}"
+        raise UsageError(message, hint="--port 0 takes any free port") from None
     return listening
