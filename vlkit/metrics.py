@@ -30,7 +30,7 @@ class Metric:
         title: in tables; by default the name with spaces.
         low, high: what it lies between; high None: unbounded.
         higher_is_better: what "better" means in a verdict; only such a metric can be demanded by --fail-under.
-        is_share: a mean of shares of 0 to 1, one a query: its interval is cut at both ends, and widened where resampling
+        is_share: a mean of shares, one a query: its interval is cut at 0 and 1, and widened where resampling
             shows no spread (see `statistics.interval`).
         centre_draws: its bootstrap draws lie beside its value, because draws of few images a class miss some classes
             and repeat others; they are moved back to it.

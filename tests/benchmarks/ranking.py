@@ -99,14 +99,14 @@ def rates(options: argparse.Namespace) -> dict[str, float]:
     """Seconds that the one product of all scores takes at the best rate of torch's and of vlkit's multiplication."""
     import torch
 
-    from vlkit.evaluation.retrieval.score_blocks import product
+    from vlkit.evaluation.retrieval.score_blocks import matmul_t
 
     work = 2 * options.texts * options.images * options.width
     rows, columns = torch.randn(1024, options.width), torch.randn(1024, options.width)
     best, until = 0.0, time.perf_counter() + 1
     while time.perf_counter() < until:
         began = time.perf_counter()
-        product(rows, columns)
+        matmul_t(rows, columns)
         best = max(best, 2 * 1024 * 1024 * options.width / (time.perf_counter() - began))
     return {"gflop": work / 1e9, "torch": work / measuring.matmul_rate("fp32"), "vlkit": work / best}
 

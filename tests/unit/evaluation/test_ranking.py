@@ -107,7 +107,7 @@ def test_memory_stays_small_for_25000_by_5000():
     """The full matrix would be 500 MB; what ranking adds to the resting process must stay under 300 MB."""
     program = """
 import resource, torch
-from vlkit.evaluation.ranking import rank
+from vlkit.evaluation.retrieval.ranking import rank
 torch.manual_seed(0)
 texts, images = torch.randn(25000, 512), torch.randn(5000, 512)
 text_groups = [str(n // 5) for n in range(25000)]; image_groups = [str(n) for n in range(5000)]
@@ -232,7 +232,7 @@ def test_a_product_that_rounds_otherwise_changes_nothing(monkeypatch, all_matche
     q, g = torch.randn(90, 16), torch.randn(30, 16)
     asking, there = [str(n % 30) for n in range(90)], [str(n) for n in range(30)]
     alone = rank(q, g, asking, there, all_matches=all_matches), rank(g, q, there, asking, all_matches=all_matches)
-    plain, calls = score_blocks.product, []
+    plain, calls = score_blocks.matmul_t, []
 
     def product(queries, gallery):
         calls.append(1)
@@ -240,7 +240,7 @@ def test_a_product_that_rounds_otherwise_changes_nothing(monkeypatch, all_matche
         return plain(queries, gallery) * (1 + off * 2**-22)
 
     monkeypatch.setitem(score_blocks.BLOCK_SCORES, "cpu", 900)
-    monkeypatch.setattr(score_blocks, "product", product)
+    monkeypatch.setattr(score_blocks, "matmul_t", product)
     for ranks, expected in zip(rank_both(q, g, asking, there, all_matches=all_matches), alone, strict=True):
         asserted_equal(ranks, expected)
     assert len(calls) > 6
@@ -249,7 +249,7 @@ def test_a_product_that_rounds_otherwise_changes_nothing(monkeypatch, all_matche
 def test_the_product_is_the_product():
     torch.manual_seed(0)
     q, g = torch.randn(50, 33), torch.randn(20, 33)
-    torch.testing.assert_close(score_blocks.product(q, g), q @ g.T)
+    torch.testing.assert_close(score_blocks.matmul_t(q, g), q @ g.T)
 
 
 @pytest.mark.parametrize("all_matches", [False, True])

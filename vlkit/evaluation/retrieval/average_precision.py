@@ -1,6 +1,6 @@
-"""What all right items of a query say, not the first alone: average precision, and how many the first k hold.
+"""Metrics of all right items of a query: average precision, and the fraction of them among the first k.
 
-Tied items have no order of their own, so both are expectations over random orders within each tie.
+Both are expectations over random orders within each tie.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-# Up to this many right items a query, counting beats sorting.
-COUNTED = 8
+# Up to this many right items a query, counting is faster than sorting.
+MOST_COUNTED = 8
 # float32 counts exactly up to here.
 EXACT = 2**24
 
 
 @dataclass(frozen=True)
 class MatchPositions:
-    """Where the right items of some queries stand; every right item of every query is an entry.
+    """The positions of the right items of some queries; every right item of every query is an entry.
 
     Attributes:
         query: int64 [entries], ascending.
@@ -40,19 +40,19 @@ class MatchPositions:
     def from_scores(
         cls, scores: torch.Tensor, rows: torch.Tensor, items: torch.Tensor, mask: torch.Tensor
     ) -> MatchPositions:
-        """The places of the entries (rows, items) of a block of scores [queries, items]; `rows` ascend.
+        """Count the entries (rows, items) of a block of scores [queries, items]; `rows` ascend.
 
         Args:
             mask: memory to compare in, as large as the scores.
         """
         right = scores[rows, items]
-        few = int(rows.bincount().max()) <= COUNTED
-        above, tied = _one_by_one(scores, rows, right, mask) if few else _searched(scores, rows, right)
+        few = int(rows.bincount().max()) <= MOST_COUNTED
+        above, tied = _count_one_by_one(scores, rows, right, mask) if few else _count_sorted(scores, rows, right)
         return cls.from_counts(*(part.cpu().numpy() for part in (rows, right, above, tied)))
 
     @classmethod
     def from_counts(cls, query: np.ndarray, values: np.ndarray, above: np.ndarray, tied: np.ndarray) -> MatchPositions:
-        """The places of entries with these scores, of queries 0, 1, 2, ...; what stands among all items is known."""
+        """Build from the entries' scores, of queries 0, 1, 2, ..., and from their counts among all items."""
         order = np.lexsort((-values, query))
         starts = _starts(query)[query]
         # Among the query's own entries, sorted: those before the first, and up to the last, of equal value.
@@ -65,17 +65,17 @@ class MatchPositions:
         return cls(query, above, tied, right_above, tied_right, int(query.max(initial=-1)) + 1)
 
     def best(self) -> np.ndarray:
-        """int64 [queries, 3]: items above the best right one, wrong ones that tie with it, right ones that do."""
+        """Return int64 [queries, 3]: items above the best right one, wrong and right ones that tie with it."""
         ahead = np.flatnonzero(self.right_above == 0)
         ahead = ahead[np.searchsorted(self.query[ahead], np.arange(self.queries))]
         tied, tied_right = self.tied[ahead], self.tied_right[ahead]
         return np.stack([self.above[ahead], tied - tied_right, tied_right], axis=1)
 
     def average_precision(self) -> np.ndarray:
-        """float64 [queries]: mean, over the right items, of the precision down to each of them.
+        """Return float64 [queries]: the mean, over the right items, of the precision down to each of them.
 
-        At place p of a tie of n items, r of them right, the others right before it are (p - 1)(r - 1)/(n - 1) on
-        average; what stands above the tie is known. Summed over p, with H the harmonic numbers:
+        At position p of a tie of n items, r of them right, the others right before it are (p - 1)(r - 1)/(n - 1) on
+        average; what is above the tie is known. Summed over p, with H the harmonic numbers:
         (R + 1)(H(N + n) - H(N)) + (r - 1)/(n - 1) (n - (N + 1)(H(N + n) - H(N))).
         """
         harmonic = np.concatenate(
@@ -88,8 +88,8 @@ class MatchPositions:
         precision = np.where(self.tied == 1, (self.right_above + 1) / (self.above + 1), inner / self.tied)
         return self._mean(precision)
 
-    def found(self, k: int) -> np.ndarray:
-        """float64 [queries]: the fraction of the right items that stand among the first k."""
+    def fraction_recall(self, k: int) -> np.ndarray:
+        """Return float64 [queries]: the fraction of the right items that are among the first k."""
         return self._mean(np.clip((k - self.above) / self.tied, 0.0, 1.0))
 
     def _mean(self, values: np.ndarray) -> np.ndarray:
@@ -98,7 +98,7 @@ class MatchPositions:
 
 
 def _starts(query: np.ndarray) -> np.ndarray:
-    """For each query the position of its first entry."""
+    """Return for each query the position of its first entry."""
     return np.concatenate([[0], np.cumsum(np.bincount(query))[:-1]])
 
 
@@ -109,9 +109,9 @@ def count_compared(
     mask: torch.Tensor,
     dim: int = 1,
 ) -> torch.Tensor:
-    """int64 [queries]: of each row of scores, how many compare so with its number; with dim 0 [items], of each column.
+    """Count in each row of scores, int64 [queries], those that compare so with its number; with dim 0 in each column.
 
-    Compared into numbers and multiplied by ones: a comparison into bools takes four times as long, their sum thrice.
+    It compares into numbers and multiplies by ones: comparing into bools takes four times as long, their sum three.
 
     Args:
         compare: torch.gt, torch.ge or torch.eq.
@@ -122,18 +122,18 @@ def count_compared(
     ones = compare(scores, against.unsqueeze(dim), out=mask[: len(scores)])
     if scores.shape[dim] >= EXACT:
         return ones.sum(dim, dtype=torch.float64).long()
-    every = ones.new_ones(scores.shape[dim])
-    return (ones @ every if dim == 1 else every @ ones).long()
+    summing = ones.new_ones(scores.shape[dim])
+    return (ones @ summing if dim == 1 else summing @ ones).long()
 
 
 def best_counts(
     above: torch.Tensor, tied: torch.Tensor, query: torch.Tensor, right: torch.Tensor, best: torch.Tensor
 ) -> torch.Tensor:
-    """int64 [queries, 3]: items above the best right one, wrong ones that tie with it, right ones that do.
+    """Return int64 [queries, 3]: items above the best right one, wrong ones that tie with it, right ones that do.
 
     Args:
         above, tied: int64 [queries], items that score above the best right one, and the same.
-        query: int64 [entries], of each right item, whose it is.
+        query: int64 [entries], the query of each right item.
         right: [entries], its score.
         best: [queries], the highest of them.
     """
@@ -141,10 +141,10 @@ def best_counts(
     return torch.stack([above, tied - tied_right, tied_right], dim=1)
 
 
-def _one_by_one(
+def _count_one_by_one(
     scores: torch.Tensor, rows: torch.Tensor, right: torch.Tensor, mask: torch.Tensor
 ) -> Sequence[torch.Tensor]:
-    """above and tied of each entry, counted in one pass over the scores for every further right item of a query."""
+    """Count above and tied of each entry, in one pass over the scores for every further right item of a query."""
     above, tied = torch.empty_like(rows), torch.empty_like(rows)
     ahead = rows.new_tensor(_starts(rows.cpu().numpy()))
     within = torch.arange(len(rows), device=rows.device) - ahead[rows]
@@ -156,8 +156,8 @@ def _one_by_one(
     return above, tied
 
 
-def _searched(scores: torch.Tensor, rows: torch.Tensor, right: torch.Tensor) -> Sequence[torch.Tensor]:
-    """The same by sorting each query's scores once and looking its right items up."""
+def _count_sorted(scores: torch.Tensor, rows: torch.Tensor, right: torch.Tensor) -> Sequence[torch.Tensor]:
+    """Count the same by sorting each query's scores once and searching its right items."""
     ascending = scores.sort(dim=1).values
     ahead = rows.new_tensor(_starts(rows.cpu().numpy()))
     within = torch.arange(len(rows), device=rows.device) - ahead[rows]

@@ -1,14 +1,13 @@
-"""Scores -> ranks -> recall@k, MRR, median and mean rank; exact, tied scores and all, without the full score matrix.
+"""Scores -> ranks -> recall@k, MRR, median and mean rank: exact, ties included, without the full score matrix.
 
-A query's rank is that of its first hit. Where scores tie, the order within the tie is nobody's merit: every metric is
-its expectation over random orders of the tied items (the median rank: the median of the expected ranks).
+A query's rank is that of its first hit. Where scores tie, every metric is its expectation over random orders of the
+tied items (the median rank: the median of the expected ranks).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,17 +27,17 @@ KS = (1, 5, 10)
 
 @dataclass(frozen=True)
 class Ranks:
-    """What is needed of a ranking, for each query that has a match.
+    """Counts of a ranking, for each query that has a match.
 
     Attributes:
         better: int64 [queries], wrong items that score above the best right one.
         tied_wrong: int64 [queries], wrong items that score the same as it.
         tied_right: int64 [queries], right items that score the same, itself included.
-        top: int64 [queries, up to `keep`], the items ranked first; of equal scores, the first in the gallery.
-        query: int64 [queries], position of each of these queries among those asked; one without a match is left out.
+        top: int64 [queries, up to `keep`], the items ranked first; of equal scores, the earlier in the gallery.
+        query: int64 [queries], position of each of these queries among all; one without a match is left out.
         gallery: number of items.
         precision: float64 [queries, 1 + len(KS)], average precision and the fraction of all right items among the first
-            k (see `precision.py`); None where it was not asked for.
+            k (see `average_precision.py`); None unless `all_matches` was set.
     """
 
     better: np.ndarray
@@ -53,28 +52,29 @@ class Ranks:
         return len(self.better)
 
     def recall(self, k: int) -> np.ndarray:
-        """float64 [queries]: probability that a right item stands among the first k (k is clamped to the gallery)."""
+        """Return float64 [queries]: the probability that a right item is among the first k (clamped to the gallery)."""
         room = np.clip(min(k, self.gallery) - self.better, 0, None)
-        return 1 - self._none_within(room)
+        return 1.0 - self._none_within(room)
 
     def expected_rank(self) -> np.ndarray:
-        """float64 [queries]: rank, from 1, of the first right item.
+        """Return float64 [queries]: the rank, from 1, of the first right item.
 
-        In a random order of r right and w wrong ones the first right one stands, on average, at (r + w + 1) / (r + 1).
+        In a random order of r right and w wrong items the first right one has, on average, rank (r + w + 1) / (r + 1).
         """
         return self.better + (self.tied_wrong + self.tied_right + 1) / (self.tied_right + 1)
 
     def reciprocal(self) -> np.ndarray:
-        """float64 [queries]: expectation of 1 / rank."""
+        """Return float64 [queries]: the expectation of 1 / rank."""
         expected = 1.0 / (self.better + 1)
         for query in np.flatnonzero(self.tied_wrong):
-            places = np.arange(1, self.tied_wrong[query] + 2)
-            none_yet = _none_within(places - 1, self.tied_wrong[query], self.tied_right[query])
-            none_still = _none_within(places, self.tied_wrong[query], self.tied_right[query])
-            expected[query] = ((none_yet - none_still) / (self.better[query] + places)).sum()
+            positions = np.arange(1, self.tied_wrong[query] + 2)
+            none_yet = _none_within(positions - 1, self.tied_wrong[query], self.tied_right[query])
+            none_still = _none_within(positions, self.tied_wrong[query], self.tied_right[query])
+            expected[query] = ((none_yet - none_still) / (self.better[query] + positions)).sum()
         return expected
 
     def _none_within(self, room: np.ndarray) -> np.ndarray:
+        """Return float64 [queries]: the probability that no right item is among `room` positions behind `better`."""
         chance = np.where(room > 0, 0.0, 1.0)
         for query in np.flatnonzero((self.tied_wrong > 0) & (room > 0)):
             chance[query] = _none_within(room[query : query + 1], self.tied_wrong[query], self.tied_right[query])[0]
@@ -82,7 +82,7 @@ class Ranks:
 
 
 def _none_within(room: np.ndarray, wrong: int, right: int) -> np.ndarray:
-    """Probability that the first `room` places of a random order of wrong and right items are all wrong.
+    """Return the probability that the first `room` positions of a random order of the items are all wrong.
 
     C(wrong, room) / C(wrong + right, room), as a running product.
     """
@@ -104,15 +104,15 @@ def rank(
 ) -> Ranks:
     """Rank the gallery for every query by the product of their embeddings.
 
-    The best right score is read from the same block product that the others are counted in: a second way of computing
-    it would round differently and count an item as better than itself.
+    The best right score is read from the same block product that the others are counted in: computed another way it
+    would round differently, and an item would count as better than itself.
 
     Args:
         queries: float32 [queries, width].
         gallery: float32 [items, width].
         query_groups, gallery_groups: an item is right for a query where their ids intersect (see `labels.py`).
         keep: how many of the first items to remember.
-        every: look at every right item, not at the best alone: for average precision.
+        all_matches: count at every right item, not only at the best: for average precision.
         world: processes that share the queries; each gets all ranks.
 
     Raises:
@@ -137,38 +137,40 @@ def rank_both(
     all_matches: bool = False,
     world: World = SINGLE,
 ) -> tuple[Ranks, Ranks]:
-    """Both directions: the gallery ranked for the queries, and the queries for the gallery.
+    """Rank in both directions: the gallery for the queries, and the queries for the gallery.
 
-    They come from one product (see `columns.py`), and are what `rank` says of each. Arguments as there.
+    Both come from one product (see `reverse_ranking.py`) and equal what `rank` gives for each. Arguments as there.
 
     Raises:
         NonFiniteError: an embedding that is not finite.
     """
-    how: dict[str, Any] = {"keep": keep, "every": all_matches, "world": world}
     if len(queries) < len(gallery):
-        there, back = rank_both(gallery, queries, gallery_groups, query_groups, **how)
-        return back, there
+        backward, forward = rank_both(
+            gallery, queries, gallery_groups, query_groups, keep=keep, all_matches=all_matches, world=world
+        )
+        return forward, backward
     _refuse_not_finite(queries, gallery)
     matches = Matches.from_groups(query_groups, gallery_groups)
     if not (all_matches and too_many_matches(matches)):
         asked = matches.by_first()
         blocks = Blocks(queries, gallery, matches, asked[world.shard(len(asked))])
-        # A query without a match asks nothing, but it is among those that an item ranks.
-        idle = np.setdiff1d(np.arange(len(queries)), asked)
-        others = Blocks(queries, gallery, matches, idle[world.shard(len(idle))])
-        columns = ReverseRanking(blocks, matches, **how)
+        # A query without a match has no ranks of its own, but items rank it.
+        unmatched = np.setdiff1d(np.arange(len(queries)), asked)
+        other_blocks = Blocks(queries, gallery, matches, unmatched[world.shard(len(unmatched))])
+        columns = ReverseRanking(blocks, matches, keep=keep, all_matches=all_matches, world=world)
         for _ in range(2):
             rows = _ForwardRanking(blocks, keep, all_matches)
             for block in blocks:
                 rows.add(block)
                 columns.add(block)
-            for block in others:
+            for block in other_blocks:
                 columns.add(block)
-            if columns.held():
-                return rows.ranks(len(asked), world), _of_columns(columns, len(queries))
+            if columns.predictions_hold():
+                return rows.ranks(len(asked), world), _ranks_of_columns(columns, len(queries))
     # Too many right queries an item, or a machine that never rounds the same twice.
-    there = rank(queries, gallery, query_groups, gallery_groups, **how)
-    return there, rank(gallery, queries, gallery_groups, query_groups, **how)
+    forward = rank(queries, gallery, query_groups, gallery_groups, keep=keep, all_matches=all_matches, world=world)
+    backward = rank(gallery, queries, gallery_groups, query_groups, keep=keep, all_matches=all_matches, world=world)
+    return forward, backward
 
 
 def _refuse_not_finite(queries: torch.Tensor, gallery: torch.Tensor) -> None:
@@ -181,7 +183,7 @@ def _refuse_not_finite(queries: torch.Tensor, gallery: torch.Tensor) -> None:
 
 
 class _ForwardRanking:
-    """What the rows of some blocks come to."""
+    """The ranks of the queries, which are the rows of some blocks."""
 
     def __init__(self, blocks: Blocks, keep: int, all_matches: bool) -> None:
         self.query, self.gallery, self.all_matches = blocks.query, blocks.gallery, all_matches
@@ -192,8 +194,8 @@ class _ForwardRanking:
     def add(self, block: Block) -> None:
         """Count a block's scores."""
         if self.all_matches:
-            places = MatchPositions.from_scores(block.scores, block.rows, block.items, block.spare)
-            self.counts[block.done], self.precision[block.done] = places.best(), _precision(places)
+            positions = MatchPositions.from_scores(block.scores, block.rows, block.items, block.spare)
+            self.counts[block.done], self.precision[block.done] = positions.best(), _precision(positions)
         else:
             self.counts[block.done] = _count(block).cpu()
         if self.top.shape[1]:
@@ -201,18 +203,26 @@ class _ForwardRanking:
             self.top[block.done] = items_of(keys.sort(descending=True).values).cpu()
 
     def ranks(self, asked: int, world: World) -> Ranks:
-        """The rows of all processes, by query."""
+        """Gather the rows of all processes, by query."""
         query, counts, top, precision = (
             world.all_gather(torch.from_numpy(part).to(self.gallery.device), asked).cpu().numpy()
             for part in (self.query, self.counts, self.top, self.precision)
         )
         order = np.argsort(query)
-        parts = top[order], query[order], len(self.gallery)
-        return Ranks(*counts[order].T, *parts, precision[order] if self.all_matches else None)
+        better, tied_wrong, tied_right = counts[order].T
+        return Ranks(
+            better,
+            tied_wrong,
+            tied_right,
+            top[order],
+            query[order],
+            len(self.gallery),
+            precision[order] if self.all_matches else None,
+        )
 
 
 def _count(block: Block) -> torch.Tensor:
-    """int64 [queries, 3]: better, tied_wrong and tied_right of a block."""
+    """Return int64 [queries, 3]: better, tied_wrong and tied_right of a block."""
     scores, right = block.scores, block.right
     best = torch.full((len(scores),), -torch.inf, device=scores.device, dtype=scores.dtype)
     best.scatter_reduce_(0, block.rows, right, "amax")
@@ -220,19 +230,19 @@ def _count(block: Block) -> torch.Tensor:
     return best_counts(above, tied, block.rows, right, best)
 
 
-def _of_columns(columns: ReverseRanking, gallery: int) -> Ranks:
-    if not columns.all_matches:
-        return Ranks(*columns.counts().T, columns.top(), columns.item, gallery)
-    places = columns.places()
-    return Ranks(*places.best().T, columns.top(), columns.item, gallery, _precision(places))
+def _ranks_of_columns(columns: ReverseRanking, gallery: int) -> Ranks:
+    positions = columns.positions() if columns.all_matches else None
+    better, tied_wrong, tied_right = (columns.counts() if positions is None else positions.best()).T
+    precision = None if positions is None else _precision(positions)
+    return Ranks(better, tied_wrong, tied_right, columns.top(), columns.item, gallery, precision)
 
 
-def _precision(places: MatchPositions) -> np.ndarray:
-    return np.stack([places.average_precision(), *(places.found(k) for k in KS)], axis=1)
+def _precision(positions: MatchPositions) -> np.ndarray:
+    return np.stack([positions.average_precision(), *(positions.fraction_recall(k) for k in KS)], axis=1)
 
 
 def metric_values(ranks: Ranks) -> dict[str, np.ndarray]:
-    """Each metric's value for each query, float64 [queries]; a metric is their mean, median_rank their median."""
+    """Return metric -> float64 [queries]; the metric is their mean, median_rank their median."""
     expected = ranks.expected_rank()
     values = {
         **{f"recall@{k}": ranks.recall(k) for k in KS},
