@@ -1,9 +1,9 @@
-"""The run folder: written here, read here.
+"""Write and read a run folder.
 
     config.yaml  environment.yaml  metrics.jsonl  checkpoints/  best.json  last.json  model/ or adapter/  results.json
 
-A run is *unfinished* from the moment its config.yaml stands until `finish` writes finished.json; the same command then
-goes on where it stopped. A folder that is finished, or holds something else, is never written into by a trainer.
+A run is *unfinished* from the moment its config.yaml exists until `finish` writes finished.json; the same command then
+resumes it. A trainer never writes into a folder that is finished or holds something else.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from vlkit import console
 from vlkit.config.base import Settings, read_yaml, yaml_text
@@ -34,10 +34,10 @@ from vlkit.storage import Location, json_text, write_text
 
 PACKAGES = ("vlkit", "torch", "transformers", "peft", "tokenizers", "numpy", "pandas", "pillow", "simplejpeg")
 
-# What eval writes, of every split and other data.
+# How the names of eval's files begin, for every split and other data.
 RESULT_STEMS = ("results", "queries", "examples_top5", "captions")
 
-# Settings that make no other run: how it is carried out and where it lies, not what comes out.
+# Settings that do not change what a run computes: how it is carried out, and where it is written.
 RUNTIME_SETTINGS = ("workers", "cache", "keep", "name", "runs_dir", "extend_to", "replay")
 
 
@@ -46,7 +46,7 @@ class Run:
     """One run folder.
 
     Attributes:
-        writes: of several processes that train it together, one does; for the others its methods write nothing.
+        is_writer: of several processes that train it together one writes; for the others its methods write nothing.
     """
 
     folder: Path
@@ -59,54 +59,58 @@ class Run:
 
     @property
     def checkpoints(self) -> Path:
-        """Where `checkpoints.py` saves."""
+        """Folder of the checkpoints (see `checkpoints.py`)."""
         return self.folder / "checkpoints"
 
     @property
     def base(self) -> Path:
-        """The untouched model, where vlkit made it itself (a tiny one)."""
+        """Folder of the base model, if vlkit made it itself (a tiny one)."""
         return self.folder / "base"
 
     @property
     def started(self) -> bool:
-        """Its settings are written down."""
+        """True once its settings are written."""
         return (self.folder / "config.yaml").is_file()
 
     @property
     def finished(self) -> bool:
-        """Trained to its end."""
+        """True once it is trained to its end."""
         return (self.folder / "finished.json").is_file()
 
     def config(self) -> dict[str, Any]:
-        """The snapshot of the settings. One that is older than --decode was trained when there was no other way."""
+        """Read the snapshot of the settings. A run that is older than --decode was trained with exact.
+
+        Raises:
+            ArtifactError: it is no run folder, or config.yaml is damaged.
+        """
         if not self.started:
-            what = "is no run folder: it has no config.yaml" if self.folder.exists() else "does not exist"
-            raise ArtifactError(f"the run {self.folder} {what}", hint=_runs_hint(self.folder.parent))
-        settings = _read(self.folder / "config.yaml")
+            problem = "is not a run folder: it has no config.yaml" if self.folder.exists() else "does not exist"
+            raise ArtifactError(f"the run {self.folder} {problem}", hint=_runs_hint(self.folder.parent))
+        settings = _read_yaml(self.folder / "config.yaml")
         if not settings.get("data") or not (settings.get("model") or settings.get("llm")):
             raise ArtifactError(f"{self.folder / 'config.yaml'} is damaged: it names no data or no model")
         return {"decode": "exact", **settings}
 
     @property
     def task(self) -> str:
-        """What its model does: retrieval, or captioning."""
+        """The task of its model: retrieval or captioning."""
         return "captioning" if "llm" in self.config() else "retrieval"
 
-    def begin(self, config: Settings, data: dict[str, Any], before: Settings | None = None) -> None:
-        """Write the snapshot, or find that what is there says the same. Call it under the lock.
+    def begin(self, config: Settings, data: dict[str, Any], previous: Settings | None = None) -> None:
+        """Write the snapshot, or check that the one that is there says the same. Call it under the lock.
 
         config.yaml repeats the run, environment.yaml says what it ran on. Until there is a checkpoint the settings may
-        still change; after that they, and the data's fingerprint, are the run.
+        still change; after that, they and the data's fingerprint define the run.
 
         Args:
-            before: the settings of a finished run that is to go on under others.
+            previous: the settings of a finished run that is to continue under others.
 
         Raises:
             UsageError: names what differs.
         """
         if any(self.checkpoints.glob("step-*")):
-            self.refuse_changes(before or config, data)
-            if before is not None:
+            self.refuse_changes(previous or config, data)
+            if previous is not None:
                 self._reopen(config)
             return
         shutil.rmtree(self.base, ignore_errors=True)
@@ -119,36 +123,41 @@ class Run:
             shutil.rmtree(self.folder)
 
     def refuse_changes(self, config: Settings, data: dict[str, Any] | None = None) -> None:
-        """Refuse settings, or data, that are not the run's.
+        """Refuse settings, or data, that are not the run's. Settings without effect do not count.
 
         Raises:
             UsageError: names what differs.
         """
-        # A setting that is younger than the run has its default there.
-        defaults = {name: field.default for name, field in config.fields().items()}
-        before, now = {**type(config).plain(defaults), **self.config()}, config.to_dict()
-        trained_on = self.environment().get("data", {})
+        before, now = self._settings_as(type(config)), config.to_dict()
+        active = config.drop_idle(now)
         keys = {*before, *now}.difference(RUNTIME_SETTINGS)
-        changed = {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
-        for name in ("fingerprint", "augmentation") if data is not None else ():
-            if trained_on.get(name) != data.get(name):
-                changed[f"data {name}"] = (trained_on.get(name), data.get(name))
-        if changed:
-            told = ", ".join(f"{key} was {was!r}, is {now!r}" for key, (was, now) in sorted(changed.items())[:4])
-            hint = "the same settings and data go on with it; others need another --name"
-            raise UsageError(f"the run {self.folder} is another one: {told}", hint=hint)
+        changes = {
+            key: (before.get(key), now.get(key))
+            for key in keys
+            if before.get(key) != now.get(key) and (key in active or key not in now)
+        }
+        if data is not None:
+            trained_on = self.environment().get("data", {})
+            for name in ("fingerprint", "augmentation"):
+                if trained_on.get(name) != data.get(name):
+                    changes[f"data {name}"] = (trained_on.get(name), data.get(name))
+        if changes:
+            listed = ", ".join(f"{key} was {was!r}, now {value!r}" for key, (was, value) in sorted(changes.items())[:4])
+            hint = "give the same settings and data to resume it, or another --name"
+            raise UsageError(f"the run {self.folder} was started with other settings: {listed}", hint=hint)
+
+    def _settings_as(self, config_class: type[Settings]) -> dict[str, Any]:
+        """Return the snapshot as today's settings write it; a setting that is younger than the run has its default."""
+        fields = config_class.fields()
+        settings: dict[str, Any] = {name: field.default for name, field in fields.items()}
+        for name, value in self.config().items():
+            settings[name] = fields[name].read(value, f"{self.folder / 'config.yaml'}") if name in fields else value
+        return config_class.to_plain(settings)
 
     def environment(self) -> dict[str, Any]:
-        """What it ran on; empty where that was not written down."""
+        """Read what it ran on; empty if that was not written."""
         path = self.folder / "environment.yaml"
-        return _read(path) if path.is_file() else {}
-
-    def data_location(self) -> Location:
-        """Return the prepared folder: as the command named it, or where it was, for calls from another folder."""
-        location = Location(self.config()["data"])
-        if location.is_remote or location.path.exists():
-            return location
-        return Location(self.environment().get("data", {}).get("path", location))
+        return _read_yaml(path) if path.is_file() else {}
 
     def log(self, line: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
@@ -158,52 +167,56 @@ class Run:
             file.write(json_text(line) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; a torn last line, left by a kill, is passed over."""
+        """Read the lines of metrics.jsonl; a torn last line, left by a kill, is skipped."""
         path = self.folder / "metrics.jsonl"
-        # What follows the last line break was torn by a kill, whatever it looks like.
+        # A kill tore whatever follows the last line break.
         lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
         try:
             return [json.loads(line) for line in lines]
         except ValueError as error:
-            hint = "take the broken line out; what it told of is taken from the checkpoints"
+            hint = "delete the broken line; the checkpoints hold what it said"
             raise ArtifactError(f"{path} is damaged: {error}", hint=hint) from None
 
     def last_step(self) -> int:
-        """The last step that metrics.jsonl tells of; 0 where it tells of none."""
+        """Return the last step in metrics.jsonl; 0 if there is none."""
         return max((line["step"] for line in self.metrics()), default=0)
 
     def forget_after(self, step: int, *, evaluation: bool = False) -> None:
-        """Drop what metrics.jsonl says of later steps: they will be taken again.
+        """Drop the lines of metrics.jsonl about later steps, which will be repeated.
 
         Args:
-            evaluation: that of `step` itself will be made again, too.
+            evaluation: the evaluation of `step` itself will be repeated too.
         """
         if not self.is_writer:
             return
-        again = [line for line in self.metrics() if evaluation and line["step"] == step and "val" in line]
-        kept = [json_text(line) + "\n" for line in self.metrics() if line["step"] <= step and line not in again]
-        write_text(self.folder / "metrics.jsonl", "".join(kept))
+        repeated = [line for line in self.metrics() if evaluation and line["step"] == step and "val" in line]
+        lines = [json_text(line) + "\n" for line in self.metrics() if line["step"] <= step and line not in repeated]
+        write_text(self.folder / "metrics.jsonl", "".join(lines))
 
     def write_json(self, name: str, value: dict[str, Any] | list[Any]) -> None:
-        """Write best.json, results.json and their like, whole or not at all."""
+        """Write best.json, results.json and similar files, whole or not at all."""
         if not self.is_writer:
             return
         write_text(self.folder / name, json_text(value, indent=2) + "\n")
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """Read one of them back; empty where it is not there."""
+        """Read one of them back; empty if it does not exist.
+
+        Raises:
+            ArtifactError: it is damaged.
+        """
         path = self.folder / name
         try:
             value = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
             if not isinstance(value, dict):
                 raise ValueError(f"it holds a {type(value).__name__}")
         except ValueError as error:
-            told = f"{path} is damaged: {error}"
-            raise ArtifactError(told, hint="remove it and run the same command again") from None
+            hint = "remove it and run the same command again"
+            raise ArtifactError(f"{path} is damaged: {error}", hint=hint) from None
         return value
 
     def _reopen(self, config: Settings) -> None:
-        """Go on with a finished run under other settings. Its results are those of what it was."""
+        """Continue a finished run under other settings; remove the results, which describe what it was."""
         for name in ("finished.json", "README.md", "report.html"):
             (self.folder / name).unlink(missing_ok=True)
         for path in (path for kind in RESULT_STEMS for path in self.folder.glob(f"{kind}*")):
@@ -212,14 +225,14 @@ class Run:
         write_text(self.folder / "config.yaml", config.to_yaml())
 
     def finish(self, facts: dict[str, Any]) -> None:
-        """The run is done; nothing trains into it again."""
+        """Mark the run as finished: no trainer writes into it again."""
         self.write_json("finished.json", facts)
 
     def mirror(self, *, required: bool = False) -> None:
-        """Copy what is new to where a remote --runs-dir points; without one, nothing happens.
+        """Copy new files to a remote --runs-dir; without one, do nothing.
 
         Args:
-            must: the network's failure is raised; otherwise it is told, and the next call tries again.
+            required: raise a failure of the network; otherwise warn, and let the next call try again.
         """
         runs_dir = Location(self.config().get("runs_dir", "")) if self.is_writer else Location("")
         if not runs_dir.is_remote:
@@ -228,36 +241,38 @@ class Run:
             self._mirror(Remote(mirror_location(runs_dir, self.name, str(self.config().get("tune", "run")))))
         except NetworkError as error:
             if required:
-                hint = f"the run is whole in {self.folder}; vlkit eval --run {self.folder} uploads it again"
+                hint = f"the run is complete in {self.folder}; vlkit eval --run {self.folder} uploads it again"
                 raise NetworkError(error.message, hint=hint) from None
             console.warn(f"not yet uploaded: {error.message}")
 
     def _mirror(self, remote: Remote) -> None:
         zone = "/experiments/" in remote.location and remote.location.name.startswith("run_")
-        here = {path.relative_to(self.folder).as_posix(): path for path in sorted(self.folder.rglob("*"))}
-        here = {name: path for name, path in here.items() if path.is_file() and not _hidden(name)}
-        here = {(zone_path(name) if zone else name): path for name, path in here.items()}
-        hashes = {name: file_sha256(path) for name, path in here.items()}
-        there = remote.listing()
-        known = remote.read_manifest(MANIFEST, there) if MANIFEST in there else {}
+        files = {path.relative_to(self.folder).as_posix(): path for path in sorted(self.folder.rglob("*"))}
+        files = {name: path for name, path in files.items() if path.is_file() and not _is_hidden(name)}
+        files = {(zone_path(name) if zone else name): path for name, path in files.items()}
+        hashes = {name: file_sha256(path) for name, path in files.items()}
+        listing = remote.listing()
+        known = remote.read_manifest(MANIFEST, listing) if MANIFEST in listing else {}
         remote.upload(
-            {name: path for name, path in here.items() if known.get(name) != hashes[name] or name not in there}
+            {name: path for name, path in files.items() if known.get(name) != hashes[name] or name not in listing}
         )
         remote.write_manifest(MANIFEST, hashes)
-        passing = ("checkpoints/", "plots/", "report.html", "stopped.json", *RESULT_STEMS)
-        remote.remove([name for name in there if name.startswith(passing) and name not in here])
+        temporary = ("checkpoints/", "plots/", "report.html", "stopped.json", *RESULT_STEMS)
+        remote.remove([name for name in listing if name.startswith(temporary) and name not in files])
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep a second process out for as long as the block runs. The lock dies with the process that holds it."""
+        """Keep other processes out while the block runs. The lock dies with the process that holds it.
+
+        Raises:
+            UsageError: another process has it; names that process.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / ".lock").open("a+", encoding="utf-8") as file:
             if not _try_lock(file):
                 file.seek(0)
-                raise UsageError(
-                    f"{self.folder} is in use by {file.read().strip() or 'another process'}",
-                    hint="wait for it, or give another --name",
-                )
+                owner = file.read().strip() or "another process"
+                raise UsageError(f"{self.folder} is in use by {owner}", hint="wait for it, or give another --name")
             _locks.append(file)
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M:%S}")
@@ -268,8 +283,8 @@ class Run:
                 _locks.remove(file)
 
 
-def _try_lock(file: Any) -> bool:
-    """Take the lock; `vlkit runs`, which looks whether it is held, holds it for an instant itself."""
+def _try_lock(file: IO[str]) -> bool:
+    """Return whether the lock could be taken. `vlkit runs`, which tests it, holds it for an instant: try again."""
     for _ in range(5):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -279,87 +294,86 @@ def _try_lock(file: Any) -> bool:
     return False
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """A YAML file of a run; one that vlkit wrote and cannot read is damaged."""
+def _read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file of a run; one that vlkit wrote and cannot read is damaged."""
     try:
         return read_yaml(path)
     except UsageError as error:
-        raise ArtifactError(f"damaged: {error.message}", hint="bring back the file from a copy of the run") from None
+        raise ArtifactError(f"damaged: {error.message}", hint="restore the file from a copy of the run") from None
 
 
 def _release_locks() -> None:
-    """In a process that this one forked, such as a loader's: it outlives a kill for a while, and must hold no lock."""
+    """Close the locks in a forked process, such as a loader's: it may outlive a kill of this one."""
     for file in _locks:
         os.close(file.fileno())
     _locks.clear()
 
 
-_locks: list[Any] = []
+_locks: list[IO[str]] = []
 os.register_at_fork(after_in_child=_release_locks)
 
 
 def local_runs_dir(runs_dir: Location) -> Path:
-    """Where runs are written: a remote --runs-dir gets copies of what is under runs/."""
+    """Return the folder that runs are written to: a remote --runs-dir gets copies of runs/."""
     return Path("runs") if runs_dir.is_remote else runs_dir.path
 
 
 def resolve_run(runs_dir: Location, name: str, *, extending: bool = False) -> Run:
-    """The run folder to train into: a new one, or one that was begun and not finished.
+    """Return the run folder to train into: a new one, or an unfinished one.
 
     Args:
-        extending: a finished one, too.
+        extending: return a finished one too.
 
     Raises:
-        UsageError: the name is taken by a finished run or by something that is no run.
+        UsageError: the name belongs to a finished run, or to something that is not a run.
     """
     run = Run(local_runs_dir(Location(runs_dir)) / name)
     if run.folder.exists() and not run.folder.is_dir():
         raise UsageError(f"{run.folder} is a file", hint="choose another --name")
-    held = (
-        {path.name for path in run.folder.iterdir() if not path.name.startswith(".")} if run.folder.exists() else set()
-    )
-    if not run.started and held - {"environment.yaml"}:
-        raise UsageError(f"{run.folder} exists and is no run", hint="choose another --name")
+    contents = {path.name for path in run.folder.iterdir()} if run.folder.exists() else set()
+    contents = {entry for entry in contents if not entry.startswith(".")}
+    if not run.started and contents - {"environment.yaml"}:
+        raise UsageError(f"{run.folder} exists and is not a run", hint="choose another --name")
     if extending and not run.started:
         raise UsageError(f"--extend-to: there is no run {run.folder}", hint=_runs_hint(run.folder.parent))
     if run.finished and not extending:
-        hint = f"another --name, --extend-to STEPS to go on with it, or measure it: vlkit eval --run {run.folder}"
+        hint = f"give another --name, continue it with --extend-to STEPS, or measure it: vlkit eval --run {run.folder}"
         raise UsageError(f"the run {run.folder} is finished", hint=hint)
     return run
 
 
 def refuse_locked(runs_dir: Location, name: str | None) -> None:
-    """Refuse a run that another process works on, before anything else is loaded; `lock` decides for good.
+    """Refuse a run that another process trains, before torch is loaded; `lock` decides for good.
 
     Raises:
         UsageError: names the owner.
     """
     run = Run(local_runs_dir(Location(runs_dir)) / (name or ""))
-    # Of the processes of a torchrun one locks.
+    # Among the processes of torchrun only the first locks.
     if name and (run.folder / ".lock").is_file() and os.environ.get("RANK", "0") == "0":
         with run.lock():
             pass
 
 
 def default_run_name(command: str, data: Location) -> str:
-    """A name for a run that was given none: date, time, command and data."""
+    """Return the name of a run that was given none: date, time, command and data."""
     return f"{datetime.now():%Y%m%d-%H%M%S}-{command}-{data.name}"
 
 
 def mirror_location(runs_dir: Location, name: str, kind: str) -> Location:
-    """Where a run's copy lies: in a lake's zone, a whole bucket, under experiments/ by its kind."""
+    """Return where a run is copied to: in a lake's zone, which is a whole bucket, to experiments/ by its kind."""
     return runs_dir / "experiments" / kind / f"run_{name}" if runs_dir.is_bucket else runs_dir / name
 
 
-def _hidden(name: str) -> bool:
+def _is_hidden(name: str) -> bool:
     return any(part.startswith(".") for part in name.split("/"))
 
 
 def zone_path(name: str) -> str:
-    """A run's file under the names of the lake's zones."""
+    """Return the name of a run's file under the folders of a lake's zone."""
     folders = {"metrics.jsonl": "logs", "environment.yaml": "logs", "finished.json": "logs"}
-    measured = ("results", "queries", "report", "plots/")
-    kind = "results" if name.startswith(measured) else "examples" if name.startswith("examples") else folders.get(name)
+    results = ("results", "queries", "report", "plots/")
+    kind = "results" if name.startswith(results) else "examples" if name.startswith("examples") else folders.get(name)
     return f"{kind}/{name}" if kind else name
 
 
@@ -367,11 +381,9 @@ def _runs_hint(runs_dir: Path) -> str:
     if not any(runs_dir.glob("*/config.yaml")):
         runs_dir = Path("runs")
     known = sorted(path.parent.name for path in runs_dir.glob("*/config.yaml"))
-    return (
-        f"runs in {runs_dir}: {', '.join(known[-8:])}"
-        if known
-        else f"no runs in {runs_dir}; train one: vlkit train-retrieval"
-    )
+    if not known:
+        return f"there are no runs in {runs_dir}; train one: vlkit train-retrieval"
+    return f"runs in {runs_dir}: {', '.join(known[-8:])}"
 
 
 def _environment() -> dict[str, Any]:
@@ -398,7 +410,7 @@ def _environment() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of the working directory, where it is a git checkout."""
+    """Return the commit of the working directory, if it is a git checkout."""
     try:
         return subprocess.run(
             ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True

@@ -1,4 +1,4 @@
-"""What the settings' own checks share: numbers within bounds, names that are known.
+"""Checks that the settings share: numbers within bounds, names that are known.
 
 Each raises a UsageError that names the flag.
 """
@@ -24,28 +24,6 @@ def require_at_least(config: Settings, low: float, *names: str) -> None:
             raise UsageError(f"{config.fields()[name].flag} {value} must be at least {low}")
 
 
-def require_range(config: Settings, low: float, high: float, name: str) -> None:
-    """Refuse a range that falls, or leaves its bounds."""
-    start, end = getattr(config, name)
-    if not low <= start <= end <= high:
-        told = f"{config.fields()[name].flag} {start:g},{end:g} must rise and lie between {low:g} and {high:g}"
-        raise UsageError(told)
-
-
-def require_known(config: Settings, name: str, known: tuple[str, ...]) -> None:
-    """Refuse a name in a list of them that is not known."""
-    for value in getattr(config, name):
-        if value not in known:
-            told = f"{config.fields()[name].flag}: unknown {value!r}"
-            raise UsageError(told, hint=suggest_name(value, known))
-
-
-def require_cache(cache: str) -> None:
-    """Refuse a --cache that is none of off, auto, or a folder here."""
-    if not cache.strip() or "://" in cache or (cache not in CACHE_MODES and cache.lower() in CACHE_MODES):
-        raise UsageError(f"--cache {cache!r} is none of off, auto, or a folder on this machine")
-
-
 def require_above(config: Settings, low: float, *names: str) -> None:
     """Refuse a number that is not above `low`."""
     for name, value in _values(config, names):
@@ -58,3 +36,25 @@ def require_between(config: Settings, low: float, high: float, *names: str) -> N
     for name, value in _values(config, names):
         if not low <= value <= high:
             raise UsageError(f"{config.fields()[name].flag} {value} must lie between {low} and {high}")
+
+
+def require_range(config: Settings, low: float, high: float, name: str) -> None:
+    """Refuse a range that falls, or leaves its bounds."""
+    start, end = getattr(config, name)
+    if not low <= start <= end <= high:
+        flag = config.fields()[name].flag
+        raise UsageError(f"{flag} {start:g},{end:g} must rise and lie between {low:g} and {high:g}")
+
+
+def require_known(config: Settings, name: str, known: tuple[str, ...]) -> None:
+    """Refuse a list with an unknown name."""
+    for value in getattr(config, name):
+        if value not in known:
+            message = f"{config.fields()[name].flag}: unknown {value!r}"
+            raise UsageError(message, hint=suggest_name(value, known))
+
+
+def require_cache(cache: str) -> None:
+    """Refuse a --cache that is none of off, auto, or a local folder."""
+    if not cache.strip() or "://" in cache or (cache not in CACHE_MODES and cache.lower() in CACHE_MODES):
+        raise UsageError(f"--cache {cache!r} is none of off, auto, or a folder on this machine")

@@ -1,8 +1,7 @@
-"""A config dataclass becomes a command: its fields are the flags, --config reads the same names from YAML.
+"""Turn a config dataclass into a command: its fields are the flags, --config reads the same names from YAML.
 
-`command` builds the function that Typer sees. Each flag defaults to None there, so that what was not given on the
-command line can come from the YAML file, a preset or the dataclass. It is also where every error is told to the user,
-once.
+`command` builds the function that Typer sees. Every flag defaults to None there, so that what the command line leaves
+out can come from the YAML file, a preset or the dataclass. Every error is printed here, once.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import errno
 import inspect
 import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin
@@ -22,8 +22,8 @@ from vlkit.errors import ResourceError, UsageError, VlkitError
 from vlkit.signals import Terminated
 from vlkit.storage import Location
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
-REFUSED = (
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+DENIED = (
     *(errno.EACCES, errno.EPERM, errno.EROFS),
     *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL),
 )
@@ -54,15 +54,15 @@ def command(
             console.set_json_mode(as_json)
 
             def work() -> dict[str, Any] | None:
-                given = _given(config_class, config_file, flags)
+                given = _merge_given(config_class, config_file, flags)
                 config = resolve(given) if resolve else config_class.from_layers(given)
                 return body(config, **extra)
 
-            outcome = guarded(work)
+            outcome = run_guarded(work)
             if as_json:
                 console.print_json(outcome or {})
 
-        parameters = [_parameter(field) for field in config_class.fields().values()] + _shared(dry_run)
+        parameters = [_parameter(field) for field in config_class.fields().values()] + _common_parameters(dry_run)
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         run.__doc__ = body.__doc__
@@ -72,100 +72,96 @@ def command(
     return register
 
 
-def _given(config_class: type[Settings], config_file: Path | None, flags: Mapping[str, Any]) -> dict[str, Any]:
-    """What the user said: the YAML file's values, and over them the flags'."""
-    layers: dict[str, Any] = {}
+def _merge_given(config_class: type[Settings], config_file: Path | None, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the user gave: the YAML file's values, and over them the flags'."""
+    layer: dict[str, Any] = {}
     if config_file is not None:
-        layers = read_yaml(config_file)
-        config_class.check_keys(layers, str(config_file))
+        values = read_yaml(config_file)
+        config_class.check_keys(values, str(config_file))
         fields = config_class.fields()
-        layers = {key: fields[key].read(each, str(config_file)) for key, each in layers.items() if each is not None}
+        layer = {key: fields[key].read(value, str(config_file)) for key, value in values.items() if value is not None}
+        if fields.keys() <= values.keys():
+            # A run's snapshot names every setting; what has no effect in it came from a preset.
+            layer = config_class.drop_idle(layer)
     # A flag that may be repeated and was not given is an empty list.
-    said = {key: value for key, value in flags.items() if value is not None and value != []}
+    from_flags = {key: value for key, value in flags.items() if value is not None and value != []}
     for pair in ALTERNATIVES:
-        if pair & said.keys():
-            layers = {key: value for key, value in layers.items() if key not in pair}
-        if pair <= said.keys() or pair <= {key for key, value in layers.items() if value is not None}:
-            raise UsageError("steps and epochs say the same thing twice", hint="give one of them")
-    return {**layers, **said}
+        if pair & from_flags.keys():
+            layer = {key: value for key, value in layer.items() if key not in pair}
+        if pair <= from_flags.keys() or pair <= {key for key, value in layer.items() if value is not None}:
+            raise UsageError("--steps and --epochs exclude each other", hint="give one of them")
+    return {**layer, **from_flags}
 
 
 def _parameter(field: Field) -> inspect.Parameter:
-    is_list = get_origin(field.kind) is tuple
-    nested = isinstance(field.kind, type) and issubclass(field.kind, Settings)
-    kind: Any = field.kind
-    if field.repeated:
-        kind = list[str]
-    elif field.choices or is_list or nested or kind is Location:
-        kind = str
-    shown = (
-        "; ".join(field.default)
-        if field.repeated
-        else ",".join(f"{part:g}" if isinstance(part, float) else part for part in field.default)
-        if is_list and field.default
-        else field.default
-    )
-    text = f"{field.help} [dim]\\[{' | '.join(field.choices)}][/dim]" if field.choices else field.help
-    if shown not in (None, "", ()) and not isinstance(shown, bool):
-        text += f" [dim]\\[default: {shown}][/dim]"
-    metavar = {int: "N", float: "X", Path: "PATH", Location: "PATH"}.get(field.kind, "FILE" if nested else "TEXT")
-    if is_list and not field.repeated:
-        metavar = "LOW,HIGH" if float in get_args(field.kind) else "A,B,..."
-    flag = "--" + field.name.replace("_", "-")
+    """Return the Typer argument or option of a setting."""
+    kind, help_text = _flag_type(field), _help_text(field)
     if field.positional:
-        argument = typer.Argument(help=text, metavar=field.name.upper(), show_default=False)
-        needed: Any = inspect.Parameter.empty if field.required else None
+        argument = typer.Argument(help=help_text, metavar=field.name.upper(), show_default=False)
+        default: Any = inspect.Parameter.empty if field.required else None
         annotation: Any = Annotated[kind if field.required else kind | None, argument]
-        return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=needed, annotation=annotation)
-    if kind is bool:
-        option = typer.Option(
-            f"{flag}/--no-{flag[2:]}",
-            help=f"{text} [dim]\\[default: {'yes' if field.default else 'no'}][/dim]",
-            show_default=False,
-        )
-    else:
-        names = [f"-{field.name}"] if len(field.name) == 1 else [flag]
-        option = typer.Option(*names, help=text, metavar=metavar, show_default=False)
+        return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+    names = [f"{field.flag}/--no-{field.flag[2:]}" if kind is bool else field.flag]
+    metavar = None if kind is bool else _metavar(field)
+    option = typer.Option(*names, help=help_text, metavar=metavar, show_default=False)
     return inspect.Parameter(
         field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
     )
 
 
-def _shared(dry_run: bool) -> list[inspect.Parameter]:
-    options: list[tuple[str, Any, Any]] = [
-        (
-            "config",
-            Path | None,
-            typer.Option(
-                "--config", help="YAML file with settings; a flag wins over it", metavar="FILE", show_default=False
-            ),
-        ),
-        (
-            "json",
-            bool,
-            typer.Option("--json", help="print one JSON object on stdout, all talk on stderr", show_default=False),
-        ),
-    ]
+def _is_nested(field: Field) -> bool:
+    return isinstance(field.kind, type) and issubclass(field.kind, Settings)
+
+
+def _flag_type(field: Field) -> Any:
+    """Return the type that Typer parses; what it does not know is a text, which `Field.read` parses."""
+    if field.repeated:
+        return list[str]
+    as_text = field.choices or field.is_union or get_origin(field.kind) is tuple or _is_nested(field)
+    return str if as_text or field.kind is Location else field.kind
+
+
+def _help_text(field: Field) -> str:
+    """Return the help of a flag with its choices and its default."""
+    default = field.default
+    if field.kind is bool:
+        default = "yes" if default else "no"
+    elif field.repeated:
+        default = "; ".join(default)
+    elif isinstance(default, tuple):
+        default = ",".join(f"{part:g}" if isinstance(part, float) else str(part) for part in default)
+    text = f"{field.help} [dim]\\[{' | '.join(field.choices)}][/dim]" if field.choices else field.help
+    return text if default in (None, "") else f"{text} [dim]\\[default: {default}][/dim]"
+
+
+def _metavar(field: Field) -> str:
+    if field.is_union:
+        return "N|auto"
+    if get_origin(field.kind) is tuple and not field.repeated:
+        return "LOW,HIGH" if float in get_args(field.kind) else "A,B,..."
+    if _is_nested(field):
+        return "FILE"
+    return {int: "N", float: "X", Path: "PATH", Location: "PATH"}.get(field.kind, "TEXT")
+
+
+def _common_parameters(dry_run: bool) -> list[inspect.Parameter]:
+    """Return the flags that every command has, and --dry-run for those that write."""
+    config = typer.Option(
+        "--config", help="YAML file with settings; a flag wins over it", metavar="FILE", show_default=False
+    )
+    json = typer.Option("--json", help="print one JSON object on stdout, messages on stderr", show_default=False)
+    preview = typer.Option("--dry-run", help="print what would be done; write nothing", show_default=False)
+    options: list[tuple[str, Any, Any, Any]] = [("config", Path | None, config, None), ("json", bool, json, False)]
     if dry_run:
-        options.append(
-            (
-                "dry_run",
-                bool,
-                typer.Option("--dry-run", help="say what would be done; write nothing", show_default=False),
-            )
-        )
+        options.append(("dry_run", bool, preview, False))
+    keyword = inspect.Parameter.KEYWORD_ONLY
     return [
-        inspect.Parameter(
-            name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=None if name == "config" else False,
-            annotation=Annotated[kind, option],
-        )
-        for name, kind, option in options
+        inspect.Parameter(name, keyword, default=default, annotation=Annotated[kind, option])
+        for name, kind, option, default in options
     ]
 
 
-def guarded(work: Callable[[], Any]) -> Any:
+def run_guarded(work: Callable[[], Any]) -> Any:
     """Run `work`; turn what it raises into one message and the exit code that belongs to it."""
     try:
         return work()
@@ -173,38 +169,35 @@ def guarded(work: Callable[[], Any]) -> Any:
         status = 143 if isinstance(error, Terminated) else 130
         console.fail("stopped", None, status)
         raise typer.Exit(status) from None
-    except VlkitError as error:
-        failure = error
-    except OSError as error:
-        if error.errno not in (*FULL, *REFUSED):
-            _bug(error)
-        failure = _disk(error)
-    except MemoryError:
-        failure = ResourceError("memory ran out", hint="a smaller --batch-size or --limit needs less")
     except Exception as error:
-        if type(error).__name__ == "SafetensorError" and f"os error {errno.ENOSPC}" in str(error):
-            failure = _disk(OSError(errno.ENOSPC, str(error)))
-        elif type(error).__name__ == "OutOfMemoryError":
-            failure = ResourceError(f"the device's memory ran out: {error}", hint="a smaller --batch-size needs less")
-        else:
-            _bug(error)
-    _show_traceback_if_wanted()
-    console.fail(failure.message, failure.hint, failure.exit_code)
-    raise typer.Exit(failure.exit_code)
+        if os.environ.get("VLKIT_DEBUG"):
+            console.stderr().print_exception()
+        failure = _translate(error)
+        console.fail(failure.message, failure.hint, failure.exit_code)
+        raise typer.Exit(failure.exit_code) from None
 
 
-def _disk(error: OSError) -> VlkitError:
-    if error.errno in FULL:
+def _translate(error: Exception) -> VlkitError:
+    """Return an error as one with a message and a way out; what the user can do nothing about is a bug."""
+    if isinstance(error, VlkitError):
+        return error
+    if isinstance(error, MemoryError):
+        return ResourceError("memory ran out", hint="a smaller --batch-size or --limit needs less")
+    if _is_raised_by("torch", "OutOfMemoryError", error):
+        return ResourceError(f"the device's memory ran out: {error}", hint="a smaller --batch-size needs less")
+    # safetensors writes in Rust, which has no errno but in its text.
+    full = _is_raised_by("safetensors", "SafetensorError", error) and f"os error {errno.ENOSPC}" in str(error)
+    if full or (isinstance(error, OSError) and error.errno in DISK_FULL):
         return ResourceError(f"the disk is full: {error}", hint="free some space and run the same command again")
-    return UsageError(f"the system refuses: {error}", hint="choose another file or folder, or change its permissions")
+    if isinstance(error, OSError) and error.errno in DENIED:
+        hint = "choose another file or folder, or change its permissions"
+        return UsageError(f"the system denies access: {error}", hint=hint)
+    return VlkitError(
+        f"this is a bug in vlkit: {type(error).__name__}: {error}", hint="VLKIT_DEBUG=1 prints the traceback"
+    )
 
 
-def _bug(error: BaseException) -> None:
-    _show_traceback_if_wanted()
-    console.fail(f"this is a bug in vlkit: {type(error).__name__}: {error}", "VLKIT_DEBUG=1 shows where", 1)
-    raise typer.Exit(1)
-
-
-def _show_traceback_if_wanted() -> None:
-    if os.environ.get("VLKIT_DEBUG"):
-        console.stderr().print_exception()
+def _is_raised_by(package: str, name: str, error: Exception) -> bool:
+    """Return whether `error` is an instance of `package.name`, without importing a package that nothing has loaded."""
+    module = sys.modules.get(package)
+    return module is not None and isinstance(error, getattr(module, name, ()))

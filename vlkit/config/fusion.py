@@ -1,4 +1,4 @@
-"""The settings of the commands that teach a language model to describe pictures, and let it."""
+"""The settings of the commands that train a captioner and run it: train-fusion, caption."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from vlkit.config.base import POSITIONAL, REPEATED, Settings
+from vlkit.config.base import POSITIONAL, REPEATED, Settings, requires
 from vlkit.config.checks import require_above, require_at_least, require_between, require_cache
 from vlkit.config.data import TINY_LLM, Decode
-from vlkit.config.training import TrainingConfig
+from vlkit.config.training import MicroBatch, TrainingConfig
 from vlkit.errors import UsageError
 from vlkit.storage import Location
 
 PROMPT = "Describe the picture."
+CROSS_ATTENTION = requires("fusion", "cross-attention")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,53 +22,57 @@ class TrainFusionConfig(TrainingConfig):
     """`vlkit train-fusion`."""
 
     data: Annotated[
-        Location | None, "prepared folder, or a raw COCO one, prepared on the way (default: data/coco); s3:// too"
+        Location | None,
+        "prepared folder, or a raw COCO folder, which is prepared first (default: data/coco); s3:// too",
     ] = None
     steps: Annotated[int | None, "optimizer steps (default: 1200)"] = None
-    batch_size: Annotated[int, "captions a batch"] = 4
-    grad_accum: Annotated[int, "batches whose gradients make one step; their captions' words weigh alike"] = 4
+    batch_size: Annotated[int, "captions per batch"] = 4
+    grad_accum: Annotated[int, "batches per optimizer step; every token of their captions weighs the same"] = 4
     micro_batch: Annotated[
-        str | None, "captions at a time, with the same result in less memory; auto: half as many whenever it runs out"
+        MicroBatch, "captions processed at once: same gradients, less memory; auto halves it when memory runs out"
     ] = None
     lr: Annotated[float, "peak learning rate"] = 3e-5
     patience: Annotated[
-        int | None, "end after this many evaluations on validation without a lower loss (default: never)"
+        int | None, "stop after this many evaluations on validation without a lower loss (default: never)"
     ] = None
     vision: Annotated[
-        str, "frozen: SigLIP, SigLIP 2 or CLIP by hub name or folder, a finished run, or tiny-siglip, tiny-clip"
+        str, "frozen encoder: SigLIP, SigLIP 2 or CLIP by hub name or folder, a finished run, tiny-siglip or tiny-clip"
     ] = "google/siglip-base-patch16-224"
-    llm: Annotated[str, "frozen: a causal language model by hub name or folder, or tiny-qwen"] = (
+    llm: Annotated[str, "frozen causal language model by hub name or folder, or tiny-qwen"] = (
         "Qwen/Qwen2.5-1.5B-Instruct"
     )
-    quantize: Annotated[Literal["nf4", "int8", "none"], "the language model in 4 bits, in 8, or whole"] = "nf4"
+    quantize: Annotated[Literal["nf4", "int8", "none"], "load the language model in 4 bits, in 8 bits, or whole"] = (
+        "nf4"
+    )
     fusion: Annotated[
-        Literal["cross-attention", "mlp"], "learned queries that look at the patches; or every patch a token"
+        Literal["cross-attention", "mlp"],
+        "how images enter the language model: learned queries attend to the patches, or every patch is a token",
     ] = "cross-attention"
-    queries: Annotated[int, "with --fusion cross-attention: visual tokens a picture"] = 32
-    fusion_layers: Annotated[int, "with --fusion cross-attention: 1 to 4"] = 1
-    adapter_lr: Annotated[float | None, "peak rate of the adapter (default: --lr; new ones like 1e-4 to 1e-3)"] = None
-    fusion_lr: Annotated[float | None, "peak rate of the cross-attention (default: --lr)"] = None
+    queries: Annotated[int, "visual tokens per image with --fusion cross-attention", CROSS_ATTENTION] = 32
+    fusion_layers: Annotated[int, "layers of --fusion cross-attention, 1 to 4", CROSS_ATTENTION] = 1
+    adapter_lr: Annotated[
+        float | None, "peak learning rate of the adapter (default: --lr; a new one needs 1e-4 to 1e-3)"
+    ] = None
+    fusion_lr: Annotated[float | None, "peak learning rate of the cross-attention (default: --lr)"] = None
     alpha_align: Annotated[
-        float, "weight of the alignment: 1 - cosine of a picture's tokens and its caption's, means taken off"
+        float, "weight of the alignment loss: 1 - cosine of an image's and its caption's mean tokens, both centred"
     ] = 0.1
-    llm_lora: Annotated[int | None, "rank of a LoRA on the language model's attention (default: none)"] = None
-    lora_alpha: Annotated[float, "with --llm-lora: the update is scaled by alpha / rank"] = 16.0
-    lora_dropout: Annotated[float, "with --llm-lora"] = 0.05
-    teach_steps: Annotated[int, "with --llm tiny-qwen: steps in which it learns the captions as a language, before"] = (
-        800
-    )
-    prompt: Annotated[str, "what the language model is asked, after the picture"] = PROMPT
-    max_length: Annotated[int, "tokens of a caption, its end included; longer ones are cut, and counted"] = 64
-    checkpoint_activations: Annotated[bool, "compute activations again in the backward pass: less memory, slower"] = (
-        False
-    )
+    llm_lora: Annotated[int | None, "rank of LoRA adapters on the language model's attention (default: none)"] = None
+    lora_alpha: Annotated[float, "scale of the adapters of --llm-lora: alpha / rank", requires("llm_lora")] = 16.0
+    lora_dropout: Annotated[float, "dropout of the adapters of --llm-lora", requires("llm_lora")] = 0.05
+    teach_steps: Annotated[
+        int, "steps that --llm tiny-qwen first learns the captions as a language", requires("llm", TINY_LLM)
+    ] = 800
+    prompt: Annotated[str, "text that the language model reads after the image"] = PROMPT
+    max_length: Annotated[int, "tokens of a caption with its end; longer ones are cut, and counted"] = 64
+    checkpoint_activations: Annotated[bool, "recompute activations in the backward pass: less memory, slower"] = False
     cache: Annotated[
-        str, "keep the frozen encoder's patches of each picture: off, auto (~/.cache/vlkit, where it pays), or a folder"
+        str, "reuse the frozen encoder's patches of each image: off, auto (~/.cache/vlkit, where it pays), or a folder"
     ] = "auto"
-    val_limit: Annotated[int, "validation pictures, one caption each, that an evaluation looks at"] = 500
-    samples: Annotated[int, "captions of validation pictures that each evaluation writes into metrics.jsonl"] = 8
-    num_beams: Annotated[int, "of the captions that are scored at the end; 1: greedy"] = 1
-    max_new_tokens: Annotated[int, "tokens of a caption that is written"] = 30
+    val_limit: Annotated[int, "validation images, one caption each, per evaluation"] = 500
+    samples: Annotated[int, "captions of validation images that each evaluation writes into metrics.jsonl"] = 8
+    num_beams: Annotated[int, "beams of the captions that are scored at the end; 1: greedy"] = 1
+    max_new_tokens: Annotated[int, "maximum tokens of a generated caption"] = 30
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,16 +86,7 @@ class TrainFusionConfig(TrainingConfig):
         require_above(self, 0, "adapter_lr", "fusion_lr", "lora_alpha")
         require_cache(self.cache)
         if not self.prompt.strip():
-            raise UsageError("--prompt is empty: say what the model is asked")
-        self._refuse_idle("--fusion mlp", self.fusion == "mlp", "queries", "fusion_layers")
-        self._refuse_idle("no --llm-lora", self.llm_lora is None, "lora_alpha", "lora_dropout")
-        self._refuse_idle(f"--llm {self.llm}", self.llm != TINY_LLM, "teach_steps")
-
-    def _refuse_idle(self, why: str, idle: bool, *names: str) -> None:
-        """Refuse a setting that would change nothing; at its default it says nothing."""
-        for name in names:
-            if idle and getattr(self, name) != self.fields()[name].default:
-                raise UsageError(f"{self.fields()[name].flag} has no use with {why}", hint="leave it out")
+            raise UsageError("--prompt is empty", hint=f"give a text, such as {PROMPT!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,17 +94,19 @@ class CaptionConfig(Settings):
     """`vlkit caption`."""
 
     run: Annotated[Path, "finished run of train-fusion"]
-    pictures: Annotated[tuple[str, ...], "pictures, and folders of them", POSITIONAL, REPEATED] = ()
-    num_beams: Annotated[int, "of a beam search; 1: greedy"] = 1
-    max_new_tokens: Annotated[int, "tokens of a caption, at most"] = 30
-    prompt: Annotated[str | None, "what the language model is asked (default: what it was trained with)"] = None
-    batch_size: Annotated[int, "pictures at a time"] = 16
-    precision: Annotated[Literal["bf16", "fp16", "fp32"] | None, "of the products (default: the run's)"] = None
-    decode: Annotated[Decode | None, "how pictures are read (default: as the run read them)"] = None
-    out: Annotated[Path | None, "JSON lines of {image, caption}; goes on where it stopped"] = None
-    limit: Annotated[int | None, "only the first of the pictures"] = None
+    pictures: Annotated[tuple[str, ...], "images, and folders of images", POSITIONAL, REPEATED] = ()
+    num_beams: Annotated[int, "beams of the beam search; 1: greedy"] = 1
+    max_new_tokens: Annotated[int, "maximum tokens of a caption"] = 30
+    prompt: Annotated[str | None, "text that the language model reads after the image (default: the run's)"] = None
+    batch_size: Annotated[int, "images captioned at once"] = 16
+    precision: Annotated[
+        Literal["bf16", "fp16", "fp32"] | None, "precision of matrix products (default: the run's)"
+    ] = None
+    decode: Annotated[Decode | None, "how images are read (default: the run's way)"] = None
+    out: Annotated[Path | None, "file for JSON lines of {image, caption}; resumes where it stopped"] = None
+    limit: Annotated[int | None, "caption only the first images"] = None
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "num_beams", "max_new_tokens", "batch_size", "limit")
         if self.prompt is not None and not self.prompt.strip():
-            raise UsageError("--prompt is empty: say what the model is asked")
+            raise UsageError("--prompt is empty", hint=f"give a text, such as {PROMPT!r}")

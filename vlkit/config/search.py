@@ -34,9 +34,9 @@ class IndexConfig(Settings):
     out: Annotated[
         Location | None, "folder of the index (default: indexes/ and the name of run or model); s3:// too"
     ] = None
-    of: Annotated[Contents, "what is found: the docstore's texts, the pictures, or both, each in an index of its own"] = (
-        "both"
-    )
+    of: Annotated[
+        Contents, "what is found: the docstore's texts, the pictures, or both, each in an index of its own"
+    ] = "both"
     type: Annotated[
         IndexType | None,
         "of search: exact, a graph, or compressed lists (default: flat below 200,000 vectors, hnsw to 3 million)",

@@ -170,7 +170,7 @@ def _print_plan(config: IndexConfig, out: Location, tables: Tables, types: Types
 def _estimate_bytes(tables: Tables, types: Types, width: int) -> int:
     """Estimate the size of the index folder."""
     vectors = sum(estimate_bytes(len(table), width, types[modality]) for modality, table in tables.items())
-    return vectors + sum(table.nbytes + ROW_BYTES * len(table) for table in tables.values())
+    return vectors + sum(int(table.nbytes) + ROW_BYTES * len(table) for table in tables.values())
 
 
 def _refuse_full_disk(out: Location, needed: int) -> None:
