@@ -159,6 +159,13 @@ class Run:
         path = self.folder / "environment.yaml"
         return _read_yaml(path) if path.is_file() else {}
 
+    def data_location(self) -> Location:
+        """Return the prepared folder: as the command named it, or where it was, for calls from another folder."""
+        location = Location(self.config()["data"])
+        if location.is_remote or location.path.exists():
+            return location
+        return Location(self.environment().get("data", {}).get("path", location))
+
     def log(self, line: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
         if not self.is_writer:
