@@ -1,7 +1,7 @@
-"""torchrun: which of several processes this is, and the few things that they tell each other.
+"""The processes of torchrun: which one this is, and the few messages that they exchange.
 
-Every process knows the whole batch's rows, so nothing is told but embeddings, gradients and a wish to stop. Alone, all
-of it costs nothing.
+Every process knows the rows of the whole batch, so only embeddings, gradients and a request to stop are exchanged. In a
+single process all of it is free.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class World:
     """The processes of a run.
 
     Attributes:
-        rank: which one this is; 0 alone writes and talks.
-        size: how many there are.
-        wish: whether this process would like to stop. It travels with the next sum of gradients.
-        heard: whether any of them wished it by then.
+        rank: number of this process; only 0 writes files and messages.
+        size: number of processes.
+        stop_wanted: this process asks to stop. The request travels with the next sum of gradients.
+        any_stop_wanted: one of them had asked by then.
     """
 
     rank: int = 0
@@ -37,15 +37,15 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """This one writes and talks."""
+        """True for the process that writes files and messages."""
         return self.rank == 0
 
     def shard(self, count: int) -> slice:
-        """This process' part of `count` items; the parts differ by one item at most, and may be empty."""
-        return _shares(count, self.size)[self.rank]
+        """Return this process' part of `count` items; the parts differ by one item at most, and may be empty."""
+        return _shards(count, self.size)[self.rank]
 
     def all_gather(self, mine: torch.Tensor, count: int) -> torch.Tensor:
-        """The rows of all processes, [count, ...], in the order of their shares. Gradients do not pass through.
+        """Return the rows of all processes, [count, ...], in the order of their shards. Gradients do not pass through.
 
         Args:
             mine: rows of this process, as many as `shard(count)` has.
@@ -55,24 +55,24 @@ class World:
 
         if self.size == 1:
             return mine.detach()
-        shares = _shares(count, self.size)
-        # Messages of equal length: gloo has no other.
-        longest = max(part.stop - part.start for part in shares)
+        shards = _shards(count, self.size)
+        # Messages of equal length, which is all that gloo has.
+        longest = max(part.stop - part.start for part in shards)
         padded = mine.new_zeros((longest, *mine.shape[1:]))
         padded[: len(mine)] = mine.detach()
-        received = [torch.empty_like(padded) for _ in shares]
+        received = [torch.empty_like(padded) for _ in shards]
         dist.all_gather(received, padded)
-        return torch.cat([rows[: part.stop - part.start] for rows, part in zip(received, shares, strict=True)])
+        return torch.cat([rows[: part.stop - part.start] for rows, part in zip(received, shards, strict=True)])
 
     def all_reduce(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Replace each tensor by its sum over the processes, and hear of wishes, all in one message."""
+        """Replace each tensor by its sum over the processes; requests to stop travel in the same message."""
         import torch
         import torch.distributed as dist
 
         if self.size == 1 or not tensors:
             return
-        wish = tensors[0].new_full((1,), float(self.stop_wanted))
-        flat = torch.cat([*(tensor.reshape(-1) for tensor in tensors), wish])
+        request = tensors[0].new_full((1,), float(self.stop_wanted))
+        flat = torch.cat([*(tensor.reshape(-1) for tensor in tensors), request])
         dist.all_reduce(flat)
         self.any_stop_wanted = bool(flat[-1] > 0)
         start = 0
@@ -80,23 +80,32 @@ class World:
             tensor.copy_(flat[start : start + tensor.numel()].view_as(tensor))
             start += tensor.numel()
 
-    def sync_stop(self, wish: bool) -> bool:
-        """Whether all stop now: alone, as wished; else when a wish has gone round, which takes a step more."""
-        self.stop_wanted = wish
-        return wish if self.size == 1 else self.any_stop_wanted
+    def sync_stop(self, stop_wanted: bool) -> bool:
+        """Return whether all processes stop now; a request reaches the others one step later."""
+        self.stop_wanted = stop_wanted
+        return stop_wanted if self.size == 1 else self.any_stop_wanted
 
     def broadcast(self, value: Any) -> Any:
-        """What process 0 has."""
+        """Return the value of process 0, in every process."""
         import torch.distributed as dist
 
         if self.size == 1:
             return value
-        told = [value]
-        dist.broadcast_object_list(told, src=0, device=_device())
-        return told[0]
+        values = [value]
+        dist.broadcast_object_list(values, src=0, device=_device())
+        return values[0]
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """Run the block on rank 0 first, then on the others: they find what rank 0 wrote."""
+        if not self.is_main:
+            self.barrier()
+        yield
+        if self.is_main:
+            self.barrier()
 
     def barrier(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes are here."""
         import torch.distributed as dist
 
         if self.size > 1:
@@ -108,7 +117,7 @@ SINGLE = World()
 
 @contextmanager
 def init_distributed() -> Iterator[World]:
-    """Among the processes that torchrun started, for as long as the block runs; without torchrun, alone."""
+    """Join the processes that torchrun started while the block runs; without torchrun, yield a world of one."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield World()
@@ -124,12 +133,12 @@ def init_distributed() -> Iterator[World]:
     if not world.is_main:
         console.silence()
     yield world
-    # In order: a process that goes while others still talk to it takes them along. After an error there is no order.
+    # A process that leaves while others still send to it would stop them too. After an error there is no order.
     world.barrier()
     dist.destroy_process_group()
 
 
-def _shares(count: int, size: int) -> list[slice]:
+def _shards(count: int, size: int) -> list[slice]:
     whole, more = divmod(count, size)
     starts = [rank * whole + min(rank, more) for rank in range(size + 1)]
     return [slice(start, stop) for start, stop in pairwise(starts)]

@@ -1,7 +1,7 @@
-"""What can go wrong, each kind with its exit code.
+"""Errors that users understand, each kind with its exit code.
 
-Raise one of these anywhere; `flags.py` catches it once, prints the message and the hint, and leaves with the code.
-A message names the file, the row and what was found; the hint is the way out. Whatever else escapes is a bug.
+Raise one of these anywhere; `flags.py` catches it once, prints message and hint, and exits with the code. A message
+says what happened, to which file and row; the hint is the way out. Any other exception is a bug.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
-# Names that a hint lists.
+# Names that a hint lists at most.
 MAX_SUGGESTIONS = 40
 
 
 class VlkitError(Exception):
-    """A failure that the user can understand. `hint` says what to do about it."""
+    """A failure that the user can do something about: `hint` says what."""
 
     exit_code = 1
 
@@ -25,30 +25,30 @@ class VlkitError(Exception):
         self.hint = hint
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled with its hint: it may be raised in a loader's process."""
+        """Pickle it with its hint: it may be raised in a loader's process."""
         return _rebuild, (type(self), self.message, self.hint)
 
 
 class UsageError(VlkitError):
-    """A flag, a setting or a name that cannot be meant."""
+    """A flag, a setting or a name that makes no sense."""
 
     exit_code = 2
 
 
 class DataError(VlkitError):
-    """A table, a row, a picture or a folder that cannot be used."""
+    """A table, a row, an image or a folder that cannot be used."""
 
     exit_code = 3
 
 
 class NonFiniteError(VlkitError):
-    """A loss or a gradient that is not a finite number; the weights were not touched by it."""
+    """A loss or a gradient is not a finite number; no weight was changed by it."""
 
     exit_code = 4
 
 
 class ResourceError(VlkitError):
-    """Disk or memory ran out, or would."""
+    """Disk or memory ran out, or would run out."""
 
     exit_code = 5
 
@@ -60,19 +60,19 @@ class ArtifactError(VlkitError):
 
 
 class Stopped(VlkitError):
-    """Asked to end by a signal, with a checkpoint saved: the same command goes on."""
+    """A signal stopped the command after a checkpoint was saved; the same command resumes."""
 
     exit_code = 75
 
 
 class NetworkError(VlkitError):
-    """Something that had to be fetched was not to be had."""
+    """A download or an upload failed."""
 
     exit_code = 7
 
 
 class QualityError(VlkitError):
-    """A quality that was demanded is missed; everything is measured and written."""
+    """A demanded quality was missed; all results are written."""
 
     exit_code = 8
 
@@ -82,7 +82,7 @@ def _rebuild(kind: type[VlkitError], message: str, hint: str | None) -> VlkitErr
 
 
 def suggest_name(word: str, known: Iterable[str]) -> str:
-    """A hint for a mistyped name: the known one that looks most like it, or all of them."""
+    """Return a hint for a mistyped name: the known name most similar to it, or all known names."""
     known = list(known)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     if close:

@@ -1,13 +1,13 @@
-"""Places where a test may let the process die or the disk fail: after every flush to the disk, around every rename.
+"""Fault points, where a test can kill the process or fail the disk: after every flush to disk, around every rename.
 
-Off, which is always but in tests, a place costs one look at the environment. VLKIT_FAULT says what happens where:
+Outside of tests a fault point costs one look at the environment. VLKIT_FAULT says what happens at which point:
 
-    record=FILE            every place that is passed goes into FILE, a line each
-    kill@PLACE             the process dies at once, as by SIGKILL
-    enospc@PLACE, eio@PLACE    the disk is full, or fails
-    kill@PLACE#3           the third time that PLACE is passed
+    record=FILE            append the name of every point that is reached to FILE
+    kill@POINT             kill the process at once, as by SIGKILL
+    enospc@POINT, eio@POINT    raise the error of a full disk, or of a failing one
+    kill@POINT#3           the third time that POINT is reached
 
-A place is called after what happens there: "before rename of step-000004", "after fsync of state.json".
+A point is named after what happens there: "before rename of step-000004", "after fsync of state.json".
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from pathlib import Path
 
 VARIABLE = "VLKIT_FAULT"
 ERRORS = {"enospc": errno.ENOSPC, "eio": errno.EIO}
-_passed: Counter[str] = Counter()
+_reached: Counter[str] = Counter()
 
 
 def fault_point(event: str, path: Path) -> None:
-    """Something is about to happen to `path`, or just has."""
-    told = os.environ.get(VARIABLE)
-    if told:
-        _trigger(told, f"{event} of {path.name}")
+    """Mark a point where `event` is about to happen to `path`, or just has."""
+    fault = os.environ.get(VARIABLE)
+    if fault:
+        _trigger(fault, f"{event} of {path.name}")
 
 
-def _trigger(told: str, name: str) -> None:
-    if told.startswith("record="):
-        with open(told.removeprefix("record="), "a", encoding="utf-8") as file:
+def _trigger(fault: str, name: str) -> None:
+    if fault.startswith("record="):
+        with open(fault.removeprefix("record="), "a", encoding="utf-8") as file:
             file.write(name + "\n")
         return
-    what, _, where = told.partition("@")
-    where, _, time = where.partition("#")
-    if name != where:
+    effect, _, point = fault.partition("@")
+    point, _, time = point.partition("#")
+    if name != point:
         return
-    _passed[name] += 1
-    if _passed[name] != int(time or 1):
+    _reached[name] += 1
+    if _reached[name] != int(time or 1):
         return
-    if what == "kill":
+    if effect == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
-    raise OSError(ERRORS[what], os.strerror(ERRORS[what]), name)
+    raise OSError(ERRORS[effect], os.strerror(ERRORS[effect]), name)

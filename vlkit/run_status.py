@@ -1,4 +1,4 @@
-"""How a run stands: running, finished, or ended on the way, why, and how to go on."""
+"""The status of a run: running, finished, or stopped on the way, why, and how to resume."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ STOPPED = "stopped.json"
 
 @dataclass(frozen=True)
 class RunStatus:
-    """How a run stands.
+    """The status of a run.
 
     Attributes:
         state: stopped: by a signal, its steps saved; failed: by an error; interrupted: killed, or the machine went
-            down; measured: no run, but the results of a model as it is; damaged: its files cannot be read.
-        step, steps: the last one taken, and how many there are to be.
-        why: what ended it.
+            down; measured: not a run but the results of an untouched model; damaged: its files cannot be read.
+        step, steps: the last step, and how many are planned.
+        why: what stopped it.
         hint: the way out.
-        seconds: since it ended, or last took a step; of results alone, since they were written.
+        seconds: since it stopped, or since its last step; of results alone, since they were written.
     """
 
     state: State
@@ -38,65 +38,65 @@ class RunStatus:
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """For --json."""
+        """Return it as JSON."""
         return asdict(self)
 
 
 @contextmanager
 def record_failure(run: Run) -> Iterator[None]:
-    """Write down why the block ends, where it ends by an error, for whoever looks in the morning.
+    """Write the error that ends the block, if one does, to stopped.json.
 
-    Of several processes, for the one that writes.
+    Of several processes only the main one does this.
     """
     (run.folder / STOPPED).unlink(missing_ok=True)
     try:
         yield
     except Exception as error:
-        # One that could not begin is gone.
+        # A run that could not begin is removed.
         if run.started:
-            told = error.message if isinstance(error, VlkitError) else f"{type(error).__name__}: {error}"
+            message = error.message if isinstance(error, VlkitError) else f"{type(error).__name__}: {error}"
             note = {
-                "why": told,
+                "why": message,
                 "hint": getattr(error, "hint", None),
                 "exit_code": getattr(error, "exit_code", 1),
                 "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             }
-            with suppress(OSError):  # The disk may be what is full.
+            with suppress(OSError):  # The error may be that the disk is full.
                 run.write_json(STOPPED, note)
         raise
 
 
 def run_status(run: Run) -> RunStatus:
-    """Look at a run folder, which need not be whole.
+    """Return the status of a run folder, which may be incomplete.
 
     Raises:
-        ArtifactError: it is no run folder.
+        ArtifactError: it is not a run folder.
     """
     seconds = max(0.0, time.time() - _last_written(run.folder))
     if not run.started:
         if (run.folder / "results.json").is_file():
             return RunStatus("measured", 0, None, None, None, seconds)
-        raise ArtifactError(f"{run.folder} is no run folder: it has neither config.yaml nor results.json")
+        raise ArtifactError(f"{run.folder} is not a run folder: it has neither config.yaml nor results.json")
     try:
         settings, step = run.config(), run.last_step()
-        finished, working = run.read_json("finished.json"), is_locked(run)
+        finished, running = run.read_json("finished.json"), is_locked(run)
         stopped = run.read_json(STOPPED)
     except ArtifactError as error:
         return RunStatus("damaged", 0, None, error.message, error.hint, seconds)
     steps = settings.get("steps")
     if run.finished:
         return RunStatus("finished", int(finished.get("steps", step)), steps, None, None, seconds)
-    if working:
+    if running:
         return RunStatus("running", step, steps, None, None, seconds)
     if stopped:
         state: State = "stopped" if stopped.get("exit_code") == 75 else "failed"
         return RunStatus(state, step, steps, stopped.get("why"), stopped.get("hint"), seconds)
-    why = "it was killed, or the machine went down: it ended without a word"
-    return RunStatus("interrupted", step, steps, why, "the same command goes on from the newest checkpoint", seconds)
+    why = "it was killed, or the machine went down"
+    return RunStatus("interrupted", step, steps, why, "the same command resumes from the newest checkpoint", seconds)
 
 
 def is_locked(run: Run) -> bool:
-    """Whether a process holds the run's lock."""
+    """Return whether a process holds the run's lock."""
     path = run.folder / ".lock"
     if not path.is_file():
         return False
@@ -111,7 +111,7 @@ def is_locked(run: Run) -> bool:
 
 
 def _last_written(folder: Path) -> float:
-    """When the run itself last wrote something; a report, or another measurement, makes it no younger."""
+    """Return when training last wrote something, as seconds since 1970; a report or an evaluation does not count."""
     times = []
     for name in ("config.yaml", "metrics.jsonl", "finished.json", STOPPED):
         with suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT end a command in order; in training, the step at hand is finished and saved first.
+"""Stop a command in order on SIGTERM and SIGINT; training first finishes and saves its current step.
 
 A second signal ends the command at once.
 """
@@ -15,22 +15,22 @@ from vlkit import console
 
 
 class StopRequest:
-    """Whether somebody asked for the end, and by which signal."""
+    """The signal that asked to stop, if any."""
 
-    def __init__(self, droppable: bool = True) -> None:
+    def __init__(self, interruptible: bool = True) -> None:
         self.signal: signal.Signals | None = None
-        self.droppable = droppable
+        self.interruptible = interruptible
 
     def __bool__(self) -> bool:
         return self.signal is not None
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM where nobody listens for it: the command ends as by Ctrl-C, and cleans up after itself."""
+    """SIGTERM outside of `catch_stop_signals`: the command ends as by Ctrl-C, and cleans up."""
 
 
 def install_sigterm_handler() -> None:
-    """From now on SIGTERM raises `Terminated` in this process; the processes that it starts just end."""
+    """Make SIGTERM raise `Terminated` in this process; the processes that it starts just end."""
     own = os.getpid()
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -42,39 +42,38 @@ def install_sigterm_handler() -> None:
 
 
 class StopRequested(Exception):
-    """The end was asked for in the middle of a piece of work that can be dropped."""
+    """A signal asked to stop during work that can be repeated."""
 
 
-_listening: list[StopRequest] = []
+_requests: list[StopRequest] = []
 
 
 def raise_if_stopped() -> None:
-    """Raise `StopRequested` where the end was asked for, and whoever listens can drop the work at hand."""
-    if _listening and _listening[-1].droppable and _listening[-1]:
+    """Raise `StopRequested` if a signal asked to stop and the current work may be interrupted."""
+    if _requests and _requests[-1].interruptible and _requests[-1]:
         raise StopRequested
 
 
 @contextmanager
-def catch_stop_signals(*, droppable: bool = True) -> Iterator[StopRequest]:
-    """Within the block the first SIGTERM or SIGINT is only noted; the code asks for it where it can stop.
+def catch_stop_signals(*, interruptible: bool = True) -> Iterator[StopRequest]:
+    """Only record the first SIGTERM or SIGINT within the block; the code stops where it can.
 
     Args:
-        droppable: `raise_if_stopped` may end a piece of work; not so where other processes wait for its end.
+        interruptible: `raise_if_stopped` may raise; not so if other processes wait for this one.
     """
-    asked = StopRequest(droppable)
-    listened = (signal.SIGTERM, signal.SIGINT)
+    request = StopRequest(interruptible)
 
-    def note(number: int, frame: FrameType | None) -> None:
-        asked.signal = signal.Signals(number)
-        for each in listened:
-            signal.signal(each, before[each])
-        console.say(f"{asked.signal.name}: what is done will be saved; once more ends it at once")
+    def record(number: int, frame: FrameType | None) -> None:
+        request.signal = signal.Signals(number)
+        for caught, handler in previous.items():
+            signal.signal(caught, handler)
+        console.say(f"{request.signal.name}: saving before the stop; a second signal stops at once")
 
-    before = {number: signal.signal(number, note) for number in listened}
-    _listening.append(asked)
+    previous = {number: signal.signal(number, record) for number in (signal.SIGTERM, signal.SIGINT)}
+    _requests.append(request)
     try:
-        yield asked
+        yield request
     finally:
-        _listening.remove(asked)
-        for number in listened:
-            signal.signal(number, before[number])
+        _requests.remove(request)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -22,17 +22,17 @@ from vlkit.data.images.spec import PixelSpec
 from vlkit.data.loading.epoch_sampler import EpochSampler, batch_stream
 from vlkit.data.loading.retrieval_batches import PairDataset
 from vlkit.data.pairs import read_pairs
-from vlkit.distributed import SINGLE, World, _shares
+from vlkit.distributed import SINGLE, World, _shards
 from vlkit.models import tuning
-from vlkit.models.dual_encoder import load
+from vlkit.models.loading import load_dual_encoder
 from vlkit.remote import file_sha256
 from vlkit.training.gradient_cache import Contrast
 from vlkit.training.loop import steps
 
 
 @given(st.integers(0, 200), st.integers(1, 9))
-def test_shares_are_all_of_it_once_and_even(count, size):
-    parts = _shares(count, size)
+def test_shards_are_all_of_it_once_and_even(count, size):
+    parts = _shards(count, size)
     assert list(itertools.chain.from_iterable(range(part.start, part.stop) for part in parts)) == list(range(count))
     sizes = [part.stop - part.start for part in parts]
     assert max(sizes) - min(sizes) <= 1
@@ -46,7 +46,7 @@ def work(rank, size, folder, task):
         path = f"file://{folder}/meet-{task['name']}-{size}"
         torch.distributed.init_process_group("gloo", init_method=path, rank=rank, world_size=size)
         world = World(rank, size)
-    encoder = load(task["model"])
+    encoder = load_dual_encoder(task["model"])
     tuning.apply_tuning(encoder, TrainRetrievalConfig(tune=task["tune"], lora_dropout=0.0), seed=0)
     frame = read_pairs(task["data"]).frame
     wrong = frame[(frame["match"] == 0) & (frame["split"] == "train")].reset_index(drop=True)
@@ -159,7 +159,7 @@ def test_processes_take_the_steps_of_one(size, task, augmented, tiny_folder, tmp
     assert found[0] == pytest.approx(losses, rel=1e-3), "of every step"
     assert found[0][0] == pytest.approx(losses[0], rel=1e-6)
     assert apart(grads, found[1]) <= 1e-5
-    start = {key: p.detach() for key, p in load(task["model"]).model.named_parameters()}
+    start = {key: p.detach() for key, p in load_dual_encoder(task["model"]).model.named_parameters()}
     moved = {key: weights[key] - start.get(key, torch.zeros(())) for key in weights}
     assert apart(moved, {key: found[2][key] - start.get(key, torch.zeros(())) for key in moved}) <= 1e-4
     assert apart(weights, found[2]) <= 1e-5
@@ -210,7 +210,7 @@ def test_torchrun_stops_together_and_goes_on(prepared, tmp_path):
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     _, told = process.communicate(timeout=60)
-    assert process.returncode != 0 and "what is done will be saved" in told, told
+    assert process.returncode != 0 and "a second signal stops at once" in told, told
     saved = json.loads((tmp_path / "s/last.json").read_text())["step"]
     assert 3 <= saved < 400 and len(read_metrics(tmp_path / "s")) == saved
     assert not (tmp_path / "s/finished.json").exists()
