@@ -119,7 +119,7 @@ def test_one_bad_row_or_picture_does_not_stop_the_rest(tmp_path, vlkit):
     assert "does not decode" in told["recipes.jsonl:3"]
     assert told["recipes.jsonl:4"] == "no such image"
     assert told["recipes.jsonl:5"] == "the file is empty"
-    assert told["recipes.jsonl:9"] == "no picture in images"
+    assert told["recipes.jsonl:9"] == "no image in images"
     assert told["recipes.jsonl:10"] == "no text in title, description"
     assert told["recipes.jsonl:11"] == "no recipe_id"
     assert told["recipes.jsonl:12"] == "the path leads out of the source"
@@ -180,7 +180,7 @@ def test_a_planted_leak_is_refused(prepared, tmp_path, vlkit):
     train, test = frame[frame["split"] == "train"].iloc[0], frame[frame["split"] == "test"].iloc[0]
     stolen = {**test, "image": train["image"], "image_id": train["image_id"], "pair_id": "stolen"}
     pd.concat([frame, pd.DataFrame([stolen])]).to_parquet(tmp_path / "leaky/pairs.parquet")
-    with pytest.raises(DataError, match=r"picture .* stands in test and train"):
+    with pytest.raises(DataError, match=r"image .* is in test and train"):
         read_pairs(tmp_path / "leaky")
     for command in (
         ("train-retrieval", "--model", "tiny-siglip"),

@@ -366,7 +366,7 @@ def test_augment_touches_no_picture_of_somebody_else_and_fetches_few_to_forecast
     assert 0 < sum(asked.startswith("GET") and asked.endswith(".png") for asked in server.asked) <= 12
     lake.pipe("fine-tuning-zone/recipes/augmented_images/mine.png", b"mine")
     outcome = vlkit("augment", "--data", zone)
-    assert outcome.code == 2 and "mine.png is not augment's" in outcome.err
+    assert outcome.code == 2 and "mine.png was not written by augment" in outcome.err
     lake.rm("fine-tuning-zone/recipes/augmented_images/mine.png")
     server.puts_left = 3
     try:

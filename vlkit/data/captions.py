@@ -1,4 +1,4 @@
-"""Texts: cleaned, filled into templates, identified."""
+"""Clean texts, fill them into templates, identify them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from html import unescape
 from html.parser import HTMLParser
 
 _SPACE = re.compile(r"\s+")
-_PLAIN = re.compile(r"[ !-%\'-;=?-~]*")  # ASCII that is no markup, no entity and no control character
+_PLAIN = re.compile(r"[ !-%\'-;=?-~]*")  # ASCII without markup, entities and control characters
 _TAGS = frozenset(
     re.findall(
         r"\w+",
@@ -27,7 +27,7 @@ _MARKUP = re.compile(
 )
 _COMMENT, _ESCAPED = re.compile(r"<!--(?:(?!-->)[^<]|<(?!!--))*(?:-->)?"), re.compile(r"&(?:amp;)+(?=[#a-zA-Z])")
 _HIDDEN_TAGS = frozenset(["script", "style"])
-# Characters that show nothing and mean nothing here; zero-width joiners and non-joiners are not among them.
+# Characters that are invisible and mean nothing here; zero-width joiners and non-joiners are not among them.
 _INVISIBLE = frozenset("\ufeff\u200b\u2060\u00ad\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _BLOCKS = frozenset(["br", "p", "div", "li", "ul", "ol", "tr", "td", "th", "table", "h1", "h2", "h3", "h4", "h5", "h6"])
 MAX_ESCAPE_DEPTH = 8
@@ -38,99 +38,101 @@ _PERSIAN = str.maketrans({"\u064a": "\u06cc", "\u0649": "\u06cc", "\u0643": "\u0
 
 
 def clean(text: object, *, persian: bool = False) -> str:
-    """NFC, without markup and control characters, white space collapsed; zero-width joiners carry meaning and stay.
+    """Normalise a text: NFC, no markup, no control characters, single spaces; meaningful zero-width joiners stay.
 
-    What is not a text (None, NaN, a number) becomes an empty string or its digits. Cleaning twice changes nothing.
+    None and NaN become an empty string, a number its digits. Cleaning twice changes nothing.
 
     Args:
-        persian: unify what Persian texts write in two ways (Arabic ye and kaf), and drop the stretching tatweel.
+        persian: unify letters that Persian texts write in two ways (Arabic ye and kaf), and drop the tatweel.
     """
     if text is None or (isinstance(text, float) and text != text):
         return ""
     cleaned = str(text)
     if not _PLAIN.fullmatch(cleaned):
         for _ in range(MAX_ESCAPE_DEPTH):
-            shown = _normalize(_visible_text(cleaned), persian)
-            if shown == cleaned:
+            visible = _normalize(_visible_text(cleaned), persian)
+            if visible == cleaned:
                 break
-            cleaned = shown
+            cleaned = visible
         else:
-            # Markup within markup within markup is nobody's text.
+            # Markup nested this deep is not a text that somebody wrote.
             cleaned = _normalize(re.sub("[<>&]", " ", cleaned), persian)
     return _SPACE.sub(" ", cleaned).strip()
 
 
 def _normalize(text: str, persian: bool) -> str:
-    seen = "".join(c for c in text if c.isspace() or (unicodedata.category(c) not in ("Cc", "Cs") and c not in _INVISIBLE))
-    normal = unicodedata.normalize("NFC", seen)
+    visible = "".join(
+        c for c in text if c.isspace() or (unicodedata.category(c) not in ("Cc", "Cs") and c not in _INVISIBLE)
+    )
+    normal = unicodedata.normalize("NFC", visible)
     return normal.translate(_PERSIAN) if persian else normal
 
 
 def _visible_text(text: str) -> str:
-    """What a browser would show: without tags, comments and entities; `a < b` stays."""
-    # An entity may have been escaped many times over, and a comment may never end: both cost the parser dearly.
+    """Return the text that a browser would show: without tags, comments and entities; `a < b` stays."""
+    # Entities escaped many times over and comments without an end make the parser slow.
     text = _COMMENT.sub(" ", _ESCAPED.sub("&", text))
     if not _MARKUP.search(text):
         return text
     reader = _VisibleText()
     reader.feed(text)
     reader.close()
-    shown = "".join(reader.parts)
-    # A lone `<` makes the parser wait for what never comes; entities are then all there is to undo.
-    return shown if shown != text else unescape(text)
+    visible = "".join(reader.parts)
+    # A lone `<` makes the parser wait for a tag that never comes; then only entities are left to decode.
+    return visible if visible != text else unescape(text)
 
 
 class _VisibleText(HTMLParser):
-    """Collects what a page would show; a block's end is a space."""
+    """Collects the visible text of a page; a block's end is a space."""
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
         self.parts: list[str] = []
-        self._unseen = 0
+        self._hidden_depth = 0
 
     def handle_starttag(self, tag: str, attrs: object) -> None:
         if tag not in _TAGS:
             self.parts.append(self.get_starttag_text() or "")
-        self._unseen += tag in _HIDDEN_TAGS
+        self._hidden_depth += tag in _HIDDEN_TAGS
         if tag in _BLOCKS:
             self.parts.append(" ")
 
     def handle_endtag(self, tag: str) -> None:
         if tag not in _TAGS:
             self.parts.append(f"</{tag}>")
-        self._unseen -= tag in _HIDDEN_TAGS and self._unseen > 0
+        self._hidden_depth -= tag in _HIDDEN_TAGS and self._hidden_depth > 0
         if tag in _BLOCKS:
             self.parts.append(" ")
 
     def handle_data(self, data: str) -> None:
-        if not self._unseen:
+        if not self._hidden_depth:
             self.parts.append(data)
 
 
 def text_id(text: str) -> str:
-    """Identity of a cleaned text: 20 hex digits of its SHA-256."""
+    """Return the identity of a cleaned text: 20 hex digits of its SHA-256."""
     return hashlib.sha256(clean(text).encode("utf-8", "surrogatepass")).hexdigest()[:20]
 
 
 def fold_case(text: str) -> str:
-    """A text as it is compared where case says nothing."""
+    """Return a cleaned, case-folded text, for comparisons where case does not matter."""
     return clean(text).casefold()
 
 
 def readable_class(name: str) -> str:
-    """A class folder's name as words: `Tomato___Early_blight` -> `tomato early blight`."""
+    """Return a class folder's name as words: `Tomato___Early_blight` -> `tomato early blight`."""
     words = re.sub(r"[_\-./\\]+", " ", name)
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", words)
     return clean(words).lower()
 
 
 def template_fields(template: str) -> list[str]:
-    """The names in {braces}."""
+    """Return the names in {braces}."""
     return _FIELD.findall(template)
 
 
 def fill_template(template: str, fields: Mapping[str, str]) -> str | None:
-    """A template with its {fields} filled in, cleaned; None where one of them is empty or missing."""
+    """Fill in the {fields} of a template and clean it; return None where one of them is empty or missing."""
     if not all(fields.get(name) for name in template_fields(template)):
         return None
-    return clean(_FIELD.sub(lambda found: fields[found[1]], template))
+    return clean(_FIELD.sub(lambda match: fields[match[1]], template))

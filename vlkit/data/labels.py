@@ -1,8 +1,8 @@
-"""What matches what: the one definition that training labels and evaluation hits share.
+"""Define what matches what: the one definition that training labels and evaluation hits share.
 
-A picture and a text match when their group sets intersect or when their text ids are equal. Both halves become one rule
-by giving a picture the ids of its own texts, and a text its own id, as further members of their sets: then two
-things match when their sets intersect, and nothing else needs to know about it.
+An image and a text match when their group sets intersect or when their text ids are equal. Both halves become one rule:
+an image gets the ids of its own texts, and a text its own id, as further members of their sets. Then two things match
+when their sets intersect, and nothing else needs to know about it.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ LabelMode = Literal["eye", "multi-positive", "mask"]
 
 
 def as_set(groups: Groups) -> frozenset[str]:
-    """One id or a collection of them, as a set of strings."""
+    """Return one id or a collection of them as a set of strings."""
     several = isinstance(groups, Collection) and not isinstance(groups, str)
     return frozenset(map(str, groups)) if several else frozenset((str(groups),))
 
 
 def matching_pairs(image_groups: Sequence[Groups], text_groups: Sequence[Groups]) -> tuple[np.ndarray, np.ndarray]:
-    """Positions (image, text) of every matching pair, each pair once, sorted by image and then by text.
+    """Return positions (image, text) of every matching pair, each pair once, sorted by image and then by text.
 
-    Works through the ids they share, so the cost is that of the matches, not of images times texts.
+    Goes through the ids they share, so the cost grows with the matches, not with images times texts.
 
     Returns:
         Two int64 arrays of equal length.
@@ -43,16 +43,16 @@ def matching_pairs(image_groups: Sequence[Groups], text_groups: Sequence[Groups]
     positions_of = {group: np.array(positions, np.int64) for group, positions in members.items()}
     images, texts = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for position, groups in enumerate(image_groups):
-        found = [positions_of[group] for group in as_set(groups) if group in positions_of]
-        if found:
-            hits = np.unique(np.concatenate(found))
+        shared = [positions_of[group] for group in as_set(groups) if group in positions_of]
+        if shared:
+            hits = np.unique(np.concatenate(shared))
             texts.append(hits)
             images.append(np.full(len(hits), position, np.int64))
     return np.concatenate(images), np.concatenate(texts)
 
 
 def count_false_negatives(image_groups: Sequence[Groups], text_groups: Sequence[Groups]) -> int:
-    """Matching pairs off the diagonal, where pair i is picture i with text i: what `eye` labels would push apart."""
+    """Count matching pairs off the diagonal, which `eye` labels push apart; pair i is image i with text i."""
     images, texts = matching_pairs(image_groups, text_groups)
     return int((images != texts).sum())
 
@@ -60,10 +60,10 @@ def count_false_negatives(image_groups: Sequence[Groups], text_groups: Sequence[
 def label_matrix(
     image_groups: Sequence[Groups], text_groups: Sequence[Groups], mode: LabelMode = "multi-positive"
 ) -> torch.Tensor:
-    """Labels of a batch: +1 pulls a picture and a text together, -1 pushes them apart, 0 leaves them alone.
+    """Return the labels of a batch: +1 pulls an image and a text together, -1 pushes them apart, 0 leaves them alone.
 
     Args:
-        image_groups: for each picture (row) the id or ids that make a match.
+        image_groups: for each image (row) the id or ids that make a match.
         text_groups: the same for each text (column).
         mode: "eye" knows only position: the diagonal is positive, all else negative, whatever the ids say.
             "multi-positive" makes every matching pair positive. "mask" makes the diagonal positive and leaves
@@ -77,7 +77,7 @@ def label_matrix(
 
 @dataclass(frozen=True)
 class Labels:
-    """A label matrix that is not written out: as many numbers as there are matches.
+    """A sparse label matrix: it stores the matches alone.
 
     Attributes:
         images, texts: int64 [matches], positions of the matching pairs, sorted by image.
@@ -92,13 +92,13 @@ class Labels:
 
     @classmethod
     def from_groups(cls, image_groups: Sequence[Groups], text_groups: Sequence[Groups], mode: LabelMode) -> Labels:
-        """The labels of these pictures and texts. Arguments as for `label_matrix`."""
+        """Build the labels of these images and texts. Arguments as for `label_matrix`."""
         none = np.empty(0, np.int64)
         images, texts = (none, none) if mode == "eye" else matching_pairs(image_groups, text_groups)
         return cls(images, texts, (len(image_groups), len(text_groups)), mode)
 
     def rows(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
-        """float32 [stop - start, texts]: the rows of some pictures, or of all."""
+        """Return float32 [stop - start, texts]: the rows of images `start` to `stop`."""
         import torch
 
         stop = self.shape[0] if stop is None else stop
@@ -112,10 +112,10 @@ class Labels:
 
 
 def match_sets(pairs: pd.DataFrame) -> tuple[dict[str, frozenset[str]], dict[str, frozenset[str]]]:
-    """For every image id and every text id of a pairs table, the set whose intersections are the matches.
+    """Return image id -> set and text id -> set of a pairs table; two match when their sets intersect.
 
-    A picture or a text that stands in several rows has the groups of all of them. Rows of mismatched pairs (`match` 0)
-    say what a picture and a text belong to, but do not give the picture their text.
+    An image or a text of several rows has the groups of all of them. Rows of mismatched pairs (`match` 0) add the
+    groups of an image and a text, but do not give the image their text.
     """
     images: dict[str, set[str]] = defaultdict(set)
     texts: dict[str, set[str]] = defaultdict(set)
@@ -134,5 +134,5 @@ def match_sets(pairs: pd.DataFrame) -> tuple[dict[str, frozenset[str]], dict[str
 
 
 def _text_as_group(text_id: str) -> str:
-    """A text's id as a group, out of the way of any group that a user may name."""
+    """Return a text's id as a group that no group of a user can equal."""
     return f"\0text:{text_id}"

@@ -1,6 +1,6 @@
-"""Work on pictures spread over all cores, its results in order.
+"""Run work on images on all cores, with the results in order.
 
-The processes end with the one that started them, however it ends, and leave Ctrl-C to it.
+Worker processes end with the process that started them, however it ends, and leave Ctrl-C to it.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ B = TypeVar("B")
 
 
 def usable_cores() -> int:
-    """Cores that this process may use."""
+    """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def map_in_order(work: Callable[[A], B], chunks: Iterable[A], *, workers: int) -> Iterator[B]:
-    """`work` on every chunk, in this process (one worker) or in several; the results in the order of the chunks.
+    """Yield `work(chunk)` in the order of the chunks, computed in this process (one worker) or in several.
 
     Args:
-        work: a function of a module, which other processes can import.
-        chunks: taken a few ahead of what is worked on.
+        work: a function at module level, which other processes can import.
+        chunks: read a few ahead of the results.
 
     Raises:
         DataError: a process was killed.
@@ -52,26 +52,26 @@ def map_in_order(work: Callable[[A], B], chunks: Iterable[A], *, workers: int) -
 
 @contextmanager
 def _pool(workers: int, module: str) -> Iterator[ProcessPoolExecutor]:
-    ways = multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if "forkserver" in ways else "spawn")
+    methods = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     if context.get_start_method() == "forkserver":
         context.set_forkserver_preload([module])
-    pool = ProcessPoolExecutor(workers, context, initializer=_begin_worker)
+    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker)
     try:
         yield pool
     except BrokenProcessPool:
-        told = "a process that decodes pictures was killed: memory ran out, or a picture crashes the decoder"
-        raise DataError(told, hint="--workers 1 needs the least memory, and stops at the picture") from None
+        message = "a process that decodes images was killed: memory ran out, or an image crashes the decoder"
+        raise DataError(message, hint="--workers 1 needs the least memory, and stops at the image") from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _begin_worker() -> None:
+def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -1,6 +1,6 @@
-"""Which unit goes to which split, and the proof that none went to two.
+"""Assign units to splits, and prove that no unit is in two.
 
-A unit is what must not be torn apart: all pairs of a recipe, every copy of a picture. Its place is drawn by hashing
+A unit is what must stay together: all pairs of a recipe, every copy of an image. Its split follows from a hash of
 (seed, unit), so adding a recipe moves few others and the order of the rows does not matter.
 """
 
@@ -19,22 +19,23 @@ if TYPE_CHECKING:
     from numpy.random import Generator
 
 SPLITS = ("train", "val", "test")
+LEAK_HINT = "a test that was trained on measures nothing: run prep again, or repair the split column"
 
 
 def hash_order(seed: int, item: str) -> int:
-    """A 64-bit number that looks random and depends on nothing but the seed and the item."""
+    """Return a pseudo-random 64-bit number that depends on the seed and the item alone."""
     return int.from_bytes(hashlib.blake2b(f"{seed}\0{item}".encode(), digest_size=8).digest())
 
 
 def seeded_rng(key: str) -> Generator:
-    """Random numbers that depend on nothing but the key."""
+    """Return a random generator that depends on the key alone."""
     from numpy.random import PCG64, Generator
 
     return Generator(PCG64(int.from_bytes(hashlib.blake2b(key.encode(), digest_size=16).digest())))
 
 
 def connected_components(links: Iterable[tuple[str, Hashable]]) -> dict[str, str]:
-    """Merge units that share something (a picture's bytes): unit -> the first name among those it hangs with."""
+    """Merge units that share something, such as an image's bytes: unit -> the first name in its component."""
     parent: dict[str, str] = {}
 
     def root(unit: str) -> str:
@@ -43,17 +44,17 @@ def connected_components(links: Iterable[tuple[str, Hashable]]) -> dict[str, str
             unit = parent[unit]
         return unit
 
-    holder: dict[Hashable, str] = {}
+    first_unit: dict[Hashable, str] = {}
     for unit, shared in links:
         parent.setdefault(unit, unit)
-        other = holder.setdefault(shared, unit)
+        other = first_unit.setdefault(shared, unit)
         low, high = sorted((root(unit), root(other)))
         parent[high] = low
     return {unit: root(unit) for unit in parent}
 
 
 def split_from_name(name: str) -> str | None:
-    """The split that a folder, a file or a cell means: train2017 -> train, valid -> val; None for any other name."""
+    """Return the split that a folder, file or cell names: train2017 -> train, valid -> val; None for other names."""
     word = re.sub(r"(?:[\W\d_]+(?:images?|imgs?|set|data|split))?[\W\d_]*$", "", name.strip().lower())
     return {
         **dict.fromkeys(("train", "training", "restval"), "train"),
@@ -65,129 +66,129 @@ def split_from_name(name: str) -> str | None:
 def split_units(
     units: Mapping[str, Collection[str]], *, test_share: float, val_share: float, seed: int
 ) -> dict[str, str]:
-    """unit -> "train", "val" or "test".
+    """Assign every unit to "train", "val" or "test".
 
     Args:
         units: each unit with its classes: none, one or several. Every class is split in the same shares, and so are
-            the units of none.
+            the units without a class.
         test_share: of all units.
         val_share: of the units that remain after the test.
 
-    A share above zero takes at least one unit of a class while one is left for training: a class of three stands in
-    all splits, a class of two trains and is tested or, for every other one, validated. A class of one trains, unless
-    most units are such: then they are split like units of no class. Where units have several classes the rarest class
-    is served first (Sechidis and others, 2011); a commoner one takes what those units leave.
+    A share above zero takes at least one unit of a class while one is left for training: a class of three is in all
+    splits, a class of two trains and is tested or, for every other class, validated. A class of one trains, unless
+    most units are such: then they are split like units without a class. Where units have several classes the rarest
+    class is served first (Sechidis and others, 2011); a commoner one takes the units that are left.
     """
     members: dict[str | None, list[str]] = defaultdict(list)
     for unit, classes in units.items():
         for class_name in dict.fromkeys(classes) if classes else (None,):
             members[class_name].append(unit)
-    _pool_single(members, len(units))
+    _pool_single_unit_classes(members, len(units))
     split: dict[str, str] = {}
     for class_name in sorted(members, key=lambda name: (len(members[name]), name or "")):
-        of_class = members[class_name]
-        wanted = _wanted(len(of_class), test_share, val_share, hash_order(seed, f"two of {class_name}") % 2 == 0)
-        placed = [split[unit] for unit in of_class if unit in split]
-        free = sorted((unit for unit in of_class if unit not in split), key=lambda unit: (hash_order(seed, unit), unit))
-        if free and "train" not in placed:
+        class_units = members[class_name]
+        test_first = hash_order(seed, f"two of {class_name}") % 2 == 0
+        quotas = _held_out_quotas(len(class_units), test_share, val_share, test_first)
+        assigned = [split[unit] for unit in class_units if unit in split]
+        free = sorted(
+            (unit for unit in class_units if unit not in split), key=lambda unit: (hash_order(seed, unit), unit)
+        )
+        if free and "train" not in assigned:
             split[free.pop()] = "train"
-        given = 0
-        for name, count in wanted.items():
-            more = max(0, count - placed.count(name))
-            split |= dict.fromkeys(free[given : given + more], name)
-            given += more
-        split |= dict.fromkeys(free[given:], "train")
+        start = 0
+        for name, quota in quotas.items():
+            stop = start + max(0, quota - assigned.count(name))
+            split |= dict.fromkeys(free[start:stop], name)
+            start = stop
+        split |= dict.fromkeys(free[start:], "train")
     return split
 
 
-def _pool_single(members: dict[str | None, list[str]], units: int) -> None:
-    """Classes of one unit become units of no class, where they are most."""
-    single = [name for name, of_class in members.items() if len(of_class) == 1 and name is not None]
-    if 2 * len(single) > units:
+def _pool_single_unit_classes(members: dict[str | None, list[str]], unit_count: int) -> None:
+    """Move classes of one unit to the units without a class, if they are more than half."""
+    single = [name for name, class_units in members.items() if len(class_units) == 1 and name is not None]
+    if 2 * len(single) > unit_count:
         for name in single:
             unit = members.pop(name)[0]
             if unit not in members[None]:
                 members[None].append(unit)
 
 
-def _wanted(size: int, test_share: float, val_share: float, tested: bool) -> dict[str, int]:
-    """How many of a class' units go to the test and to validation."""
+def _held_out_quotas(size: int, test_share: float, val_share: float, test_first: bool) -> dict[str, int]:
+    """Return how many of a class' units go to the test and to validation."""
     if size == 2 and test_share > 0 and val_share > 0:
-        return {"test": int(tested), "val": int(not tested)}
-    test = _count(test_share, size)
-    return {"test": test, "val": _count(val_share, size - test)}
+        return {"test": int(test_first), "val": int(not test_first)}
+    test = _quota(test_share, size)
+    return {"test": test, "val": _quota(val_share, size - test)}
+
+
+def _quota(share: float, size: int) -> int:
+    if share <= 0 or size < 2:
+        return 0
+    return min(max(1, round(share * size)), size - 1)
 
 
 def splits_from_source(units: Mapping[str, Collection[str]]) -> tuple[dict[str, str], list[str]]:
-    """unit -> split as the source has it. A unit that stands in several goes wholly to the one that is held out most.
+    """Return unit -> split as the source has it; a unit in several splits goes to the one held out most.
 
     Returns:
-        The splits, without the units that the source puts nowhere; and the units that stood in several.
+        The splits, without units that the source puts in none; and the units that were in several.
     """
-    split, torn = {}, []
-    for unit, named in units.items():
-        found = [name for name in reversed(SPLITS) if name in named]
-        if found:
-            split[unit] = found[0]
-        if len(found) > 1:
-            torn.append(unit)
-    return split, torn
-
-
-def _count(share: float, members: int) -> int:
-    if share <= 0 or members < 2:
-        return 0
-    return min(max(1, round(share * members)), members - 1)
+    split, in_several = {}, []
+    for unit, names in units.items():
+        known = [name for name in reversed(SPLITS) if name in names]
+        if known:
+            split[unit] = known[0]
+        if len(known) > 1:
+            in_several.append(unit)
+    return split, in_several
 
 
 def subsample_units(sizes: Mapping[str, int], limit: int, seed: int) -> list[str]:
-    """Whole units in the order of their draw until they have `limit` rows or more."""
-    kept: list[str] = []
-    total = 0
+    """Return whole units in the order of their hash until they have `limit` rows or more."""
+    chosen: list[str] = []
+    rows = 0
     for unit in sorted(sizes, key=lambda unit: (hash_order(seed, unit), unit)):
-        if total >= limit:
+        if rows >= limit:
             break
-        kept.append(unit)
-        total += sizes[unit]
-    return kept
+        chosen.append(unit)
+        rows += sizes[unit]
+    return chosen
 
 
 def refuse_leaks(pairs: pd.DataFrame, where: str, near: int = -1) -> None:
-    """Refuse a table in which a unit or a picture stands in two splits, or two that look the same stand in two.
+    """Refuse a table in which a unit, an image, or two images that look alike are in two splits.
 
     Args:
-        near: bits in which perceptual hashes (the column image_looks, where there is one) may differ; -1: not asked.
+        near: bits in which perceptual hashes (the column image_looks, where there is one) may differ; -1: no check.
 
     Raises:
         DataError: names the first offender and its splits.
     """
-    for column, what in (("unit", "unit"), ("image_id", "picture")):
-        splits = pairs.groupby(column)["split"].nunique()
-        torn = splits[splits > 1]
-        if len(torn):
-            rows = pairs[pairs[column] == torn.index[0]]
-            both = " and ".join(sorted(set(rows["split"])))
-            more = f", and {len(torn) - 1} more" if len(torn) > 1 else ""
-            told = f"{where}: {what} {torn.index[0]} ({rows['image'].iloc[0]}) stands in {both}{more}"
-            raise DataError(told, hint=LEAK_HINT)
+    for column, what in (("unit", "unit"), ("image_id", "image")):
+        split_counts = pairs.groupby(column)["split"].nunique()
+        leaks = split_counts[split_counts > 1]
+        if len(leaks):
+            rows = pairs[pairs[column] == leaks.index[0]]
+            names = " and ".join(sorted(set(rows["split"])))
+            more = f", and {len(leaks) - 1} more" if len(leaks) > 1 else ""
+            message = f"{where}: {what} {leaks.index[0]} ({rows['image'].iloc[0]}) is in {names}{more}"
+            raise DataError(message, hint=LEAK_HINT)
     if near >= 0 and "image_looks" in pairs:
         _refuse_lookalikes(pairs.drop_duplicates("image_id"), where, near)
 
 
-def _refuse_lookalikes(pictures: pd.DataFrame, where: str, near: int) -> None:
+def _refuse_lookalikes(images: pd.DataFrame, where: str, near: int) -> None:
     from vlkit.data.images import phash
 
-    looks = [phash.from_hex(each) for each in pictures["image_looks"]]
-    split = pictures["split"].to_numpy()
-    seen: list[int] = []
+    hashes = [phash.from_hex(text) for text in images["image_looks"]]
+    split = images["split"].to_numpy()
+    earlier: list[int] = []
     for name in SPLITS:
-        here = [int(i) for i in (split == name).nonzero()[0]]
-        found = phash.first_lookalike([looks[i] for i in here], [looks[i] for i in seen], near)
-        if found is not None:
-            first, second = pictures.iloc[here[found[0]]], pictures.iloc[seen[found[1]]]
+        current = [int(row) for row in (split == name).nonzero()[0]]
+        match = phash.first_lookalike([hashes[row] for row in current], [hashes[row] for row in earlier], near)
+        if match is not None:
+            first, second = images.iloc[current[match[0]]], images.iloc[earlier[match[1]]]
             both = f"{first['image']} ({first['split']}) and {second['image']} ({second['split']})"
             raise DataError(f"{where}: {both} look the same", hint=LEAK_HINT)
-        seen += here
-
-
-LEAK_HINT = "a test that was trained on measures nothing: run prep again, or repair the split column"
+        earlier += current

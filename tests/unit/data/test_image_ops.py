@@ -212,7 +212,7 @@ def test_pictures_are_the_same_on_any_number_of_processes(tmp_path, form):
     for workers in (1, 2):
         folder = tmp_path / f"by-{workers}"
         folder.mkdir()
-        found = list(render_images(jobs, variation, folder, form=form, workers=workers))
+        found = list(render_images(jobs, variation, folder, image_format=form, workers=workers))
         assert [job for job, _ in found] == jobs
         written.append([(each, (folder / each.name).read_bytes()) for _, each in found])
     assert written[0] == written[1]

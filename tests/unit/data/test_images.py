@@ -159,7 +159,7 @@ def test_of_any_proportion(size, spec):
 
 def test_large_pictures_too_take_the_fast_way(monkeypatch):
     file, taken = jpeg(photograph(4032, 1200)), []
-    monkeypatch.setattr(decode, "quickly_resized", lambda *a: taken.append(resize_with_torch(*a)) or taken[-1])
+    monkeypatch.setattr(decode, "resize_with_torch", lambda *a: taken.append(resize_with_torch(*a)) or taken[-1])
     decode_pixels(file, SQUASH)
     import torch
 
@@ -303,10 +303,10 @@ def test_of_a_damaged_file_pillow_says_what_it_is(
             return error.message
 
     with pytest.MonkeyPatch.context() as patched:
-        directly, taken = decode.jpeg.decoded, []
-        patched.setattr(decode.jpeg, "decoded", lambda *a: taken.append(directly(*a)) or taken[-1])
+        directly, taken = decode.jpeg.decode_jpeg, []
+        patched.setattr(decode.jpeg, "decode_jpeg", lambda *a: taken.append(directly(*a)) or taken[-1])
         found = outcome()
-        patched.setattr(decode.jpeg, "decoded", lambda *_: None)
+        patched.setattr(decode.jpeg, "decode_jpeg", lambda *_: None)
         expected = outcome()
     if damage == "whole":
         assert (taken[0] is not None) == (mode == "RGB"), "Pillow is not compared with itself"
@@ -329,7 +329,7 @@ def test_what_is_decoded_at_once_is_what_pillow_decodes(part, orientation, tmp_p
         return picture
 
     picture = opened()
-    found = decode.jpeg.decoded(path, picture)
+    found = decode.jpeg.decode_jpeg(path, picture)
     assert picture.fp is None, "closed"
     assert found.flags.c_contiguous
     assert np.array_equal(found, np.asarray(ImageOps.exif_transpose(opened())))
@@ -365,21 +365,21 @@ def test_an_orientation_is_what_pillow_takes_for_one(given_as):
 def test_exif_that_cannot_be_read_says_nothing(monkeypatch):
     packed = jpeg(photograph(90, 70), orientation=6)
     monkeypatch.setattr(Image.Image, "getexif", lambda _: {}[0])
-    assert decode.jpeg.decoded(packed, Image.open(packed)).shape == (70, 90, 3)
+    assert decode.jpeg.decode_jpeg(packed, Image.open(packed)).shape == (70, 90, 3)
 
 
 def test_of_several_pictures_in_one_file_the_first_is_seen(monkeypatch):
     packed, taken = io.BytesIO(), []
     photograph(90, 70).save(packed, "MPO", save_all=True, append_images=[photograph(90, 70, seed=1)])
     assert Image.open(packed).format == "MPO"
-    directly = decode.jpeg.decoded
-    monkeypatch.setattr(decode.jpeg, "decoded", lambda *a: taken.append(directly(*a)) or taken[-1])
+    directly = decode.jpeg.decode_jpeg
+    monkeypatch.setattr(decode.jpeg, "decode_jpeg", lambda *a: taken.append(directly(*a)) or taken[-1])
     assert_near(apart(packed, SQUASH, "fast"))
     assert taken[0] is not None
 
 
 def test_the_exact_way_is_pillows_alone(monkeypatch):
-    monkeypatch.setattr(decode.jpeg, "decoded", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr(decode.jpeg, "decode_jpeg", lambda *_: pytest.fail("asked"))
     decode_pixels(jpeg(photograph(90, 70)), replace(SQUASH, decode="exact"))
 
 
@@ -401,4 +401,4 @@ def test_what_is_no_jpeg_of_colours_is_left_to_pillow(tmp_path):
     for name, mode, kind in (("grey.jpg", "L", "JPEG"), ("print.jpg", "CMYK", "JPEG"), ("colours.png", "RGB", "PNG")):
         photograph(90, 70).convert(mode).save(tmp_path / name, kind)
         with Image.open(tmp_path / name) as picture:
-            assert decode.jpeg.decoded(tmp_path / name, picture) is None
+            assert decode.jpeg.decode_jpeg(tmp_path / name, picture) is None

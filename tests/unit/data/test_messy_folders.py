@@ -52,7 +52,7 @@ def test_folders_of_splits_are_seen_wherever_they_stand(tree, prep, tmp_path):
     for key, split in zip(frame["image_key"], frame["split"], strict=True):
         assert split in key.split("/")
     if tree == "beside":
-        assert read_rejects(tmp_path)["docs/figure.png"] == "lies beside the folders of the splits"
+        assert read_rejects(tmp_path)["docs/figure.png"] == "not in a folder of a split"
 
 
 def test_folders_that_look_like_masks_or_places_may_be_classes(prep, tmp_path):
@@ -74,7 +74,7 @@ def test_folders_that_look_like_masks_or_places_may_be_classes(prep, tmp_path):
     pictures(tmp_path / "raw/leaf", ["1.png", "mask/1.png"])
     write_patterned_image(tmp_path / "raw/leaf/only_mask.png", 77)
     frame = prep()
-    assert read_rejects(tmp_path)["leaf/mask/1.png"] == "a mask, by its folder"
+    assert read_rejects(tmp_path)["leaf/mask/1.png"] == "a mask: it is in a folder of masks"
     # A name that ends like a mask's, with nothing beside it that it could mask, is a picture.
     assert "leaf/only_mask.png" in set(frame["image_key"])
 
@@ -88,7 +88,7 @@ def test_rows_that_the_source_puts_in_no_split_are_listed(prep, tmp_path):
     write_table(tmp_path / "raw", rows)
     frame = prep("--split-by", "source")
     assert len(frame) == 16
-    assert list(read_rejects(tmp_path).values()).count("the source puts it in no split") == 8
+    assert list(read_rejects(tmp_path).values()).count("the source assigns it to no split") == 8
     assert dict(zip(frame["image_key"], frame["split"], strict=True)) == {
         row["image"]: row["split"] for row in rows if row["split"] in ("train", "val", "test")
     }
@@ -98,7 +98,7 @@ def test_a_copy_in_two_of_the_sources_splits_is_told_and_held_out(vlkit, tmp_pat
     pictures(tmp_path / "raw", [f"{s}/{c}/{n}.png" for s in ("train", "test") for c in "ab" for n in range(4)])
     (tmp_path / "raw/test/a/0.png").write_bytes((tmp_path / "raw/train/a/0.png").read_bytes())
     outcome = vlkit("prep", "--source", tmp_path / "raw", "--out", tmp_path / "out", "--split-by", "source")
-    assert outcome.code == 0 and "1 unit stands in several of the source's splits" in outcome.err
+    assert outcome.code == 0 and "1 unit is in several of the source's splits" in outcome.err
     frame = pd.read_parquet(tmp_path / "out/pairs.parquet")
     assert not frame.loc[frame["split"] == "train", "image_key"].str.contains("a/0.png").any()
 
@@ -313,15 +313,16 @@ def test_a_leak_in_what_was_written_stops_it(vlkit, tmp_path, monkeypatch):
     raw = write_class_folders(tmp_path / "raw", per_class=4)
     whole = prepare.build_table
 
-    def torn(gathered, config):
-        frame = whole(gathered, config)
+    def leaking(collected, config):
+        table = whole(collected, config)
+        frame = table.frame
         frame.loc[frame.index[0], "split"] = "test" if frame["split"].iloc[0] != "test" else "train"
         frame["unit"] = "one"
-        return frame
+        return table
 
-    monkeypatch.setattr(prepare, "build_table", torn)
+    monkeypatch.setattr(prepare, "build_table", leaking)
     outcome = vlkit("prep", "--source", raw, "--out", tmp_path / "out")
-    assert outcome.code == 3 and "stands in" in outcome.err
+    assert outcome.code == 3 and " is in t" in outcome.err
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
 
 
@@ -400,7 +401,7 @@ def test_a_class_of_masks_is_a_class_and_masks_are_masks(prep, tmp_path):
     pictures(tmp_path / "raw", [f"images/leaf/{n}.png" for n in range(3)])
     pictures(tmp_path / "raw", [f"masks/leaf/{n}_mask.png" for n in range(3)])
     prep("--layout", "class-folders")
-    assert list(read_rejects(tmp_path).values()).count("a mask, by its folder") == 3
+    assert list(read_rejects(tmp_path).values()).count("a mask: it is in a folder of masks") == 3
 
 
 def test_a_prepared_folder_inside_the_source_is_not_read(prep, vlkit, tmp_path):

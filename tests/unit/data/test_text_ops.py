@@ -115,7 +115,7 @@ def test_every_word_list_reaches_the_rules():
     lists = {"prefixes": ("A",), "suffixes": ("B",), "leading": ("c",), "compounds": ("d",)}
     rules = TextRules.from_config(AugmentConfig(**lists, synonyms=("e = f",), text_rules=("simplify",)))
     assert {name: getattr(rules, name) for name in lists} == lists
-    assert (rules.synonyms, rules.on) == ({"e": ["f"]}, ("simplify",))
+    assert (rules.synonyms, rules.enabled) == ({"e": ["f"]}, ("simplify",))
 
 
 def test_a_rule_that_is_off_says_nothing():
@@ -190,8 +190,8 @@ def test_no_variant_belongs_to_two_groups_or_is_held_out(rows, wanted):
     found = TextVariants(frame, AugmentConfig(texts=wanted, text_rules=TEXT_RULES, **words))
     training = [(text, groups) for text, groups, split in rows if split == "train"]
     own = {text: set().union(*(groups for other, groups in training if other == text)) for text, _ in training}
-    assert found.of_text.keys() == own.keys()
-    said = [(variant, text) for text, of in found.of_text.items() for variant in of]
+    assert found.by_text.keys() == own.keys()
+    said = [(variant, text) for text, of in found.by_text.items() for variant in of]
     for variant, text in said:
         for other, groups, split in rows:
             if other.casefold() == variant.casefold():
@@ -209,7 +209,7 @@ def test_what_was_left_out_is_counted():
     )
     frame["text_id"] = frame["text"]
     found = TextVariants(frame, AugmentConfig(text_rules=("simplify",)))
-    assert not any(found.of_text.values())
+    assert not any(found.by_text.values())
     assert found.dropped == {OTHER_GROUP: 1, HELD_OUT: 1}
 
 
@@ -219,7 +219,7 @@ def test_a_phrasing_that_differs_in_case_alone_from_its_own_text_is_no_leak():
     frame = pd.DataFrame(rows, columns=["text", "text_group", "split"])
     frame["text_id"] = frame["text"]
     found = TextVariants(frame, AugmentConfig(text_rules=("lower-case",)))
-    assert {text: list(of) for text, of in found.of_text.items()} == {"Tart": ["tart"], "Pie": []}
+    assert {text: list(of) for text, of in found.by_text.items()} == {"Tart": ["tart"], "Pie": []}
 
 
 def test_two_groups_that_would_say_the_same_both_do_not():
@@ -228,14 +228,14 @@ def test_two_groups_that_would_say_the_same_both_do_not():
         frame = pd.DataFrame(order, columns=["text", "text_group", "split"])
         frame["text_id"] = frame["text"]
         found = TextVariants(frame, AugmentConfig(text_rules=("simplify",)))
-        assert not any(found.of_text.values()) and found.dropped == {OTHER_GROUP: 2}
+        assert not any(found.by_text.values()) and found.dropped == {OTHER_GROUP: 2}
 
 
 def test_another_seed_chooses_other_phrasings():
     frame = pd.DataFrame([("Tart", "a", "train")], columns=["text", "text_group", "split"])
     frame["text_id"] = frame["text"]
     words = {**WORDS, "synonyms": (), "prefixes": ("Big", "Fine", "Good", "New", "Old", "Hot")}
-    found = [TextVariants(frame, AugmentConfig(seed=seed, **words)).of_pair("p", "Tart") for seed in (1, 1, 2)]
+    found = [TextVariants(frame, AugmentConfig(seed=seed, **words)).for_pair("p", "Tart") for seed in (1, 1, 2)]
     assert found[0] == found[1] != found[2]
 
 
@@ -245,5 +245,5 @@ def test_a_text_of_several_groups_has_the_same_variants_in_every_row():
     frame = pd.DataFrame(rows, columns=["text", "text_group", "split"])
     frame["text_id"] = frame["text"]
     found = TextVariants(frame, AugmentConfig(text_rules=("add-prefix", "add-suffix"), **{**WORDS, "synonyms": ()}))
-    assert len({tuple(found.of_pair(str(row), "Tart")) for row in range(30)}) == 1
-    assert len({tuple(found.of_pair(str(row), "Pie")) for row in range(30)}) == 4
+    assert len({tuple(found.for_pair(str(row), "Tart")) for row in range(30)}) == 1
+    assert len({tuple(found.for_pair(str(row), "Pie")) for row in range(30)}) == 4

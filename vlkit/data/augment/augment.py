@@ -1,8 +1,8 @@
-"""augment: more pictures, more phrasings and honest negatives for the training rows of a prepared folder.
+"""augment: more images, text variants and negatives for the training rows of a prepared folder.
 
-New rows stand behind the old ones, which stay as they are. What an earlier augmentation added goes first: running it
-twice changes nothing, and asking for no row at all undoes it. Validation and test rows stay as they are; they are
-looked at, so that no new phrasing equals one of theirs and no negative matches by them.
+New rows follow the old ones, which stay as they are. The rows of an earlier augmentation are removed first: running it
+twice changes nothing, and asking for no rows at all undoes it. Validation and test rows stay as they are; they are read
+so that no text variant equals one of theirs and no negative matches by them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vlkit import console
 from vlkit.config.base import yaml_text
@@ -22,18 +22,26 @@ from vlkit.data.augment.image_ops import ImageAugmenter
 from vlkit.data.augment.negatives import EmbedTexts, NegativeSampler
 from vlkit.data.augment.render import RenderJob, WrittenImage, encode_image, render_images
 from vlkit.data.augment.text_variants import TextVariants
-from vlkit.data.pairs import AUGMENTED_FOLDER, COPIED_IMAGE, NEGATIVES_VIEW, Pairs, read_pairs
+from vlkit.data.pairs import AUGMENTED_FOLDER, COPIED_IMAGE, NEGATIVES_VIEW, PREVIEW_FILE, Pairs, read_pairs
 from vlkit.errors import DataError, ResourceError, UsageError
 from vlkit.remote import MANIFEST, ZONE_TABLES, Remote, local_folder, tables_location
-from vlkit.storage import Location, atomic_update, refuse_unwritable
+from vlkit.storage import Location, atomic_file, atomic_update, refuse_unwritable
 
 if TYPE_CHECKING:
     import pandas as pd
 
-NEW = ("augmented pictures", "augmented texts", "negatives")
-WRITTEN = ("pairs.parquet", "data.yaml", AUGMENTED_FOLDER, NEGATIVES_VIEW)
+ROW_KINDS = ("augmented pictures", "augmented texts", "negatives")
+REPLACED_FILES = ("pairs.parquet", "data.yaml", AUGMENTED_FOLDER, NEGATIVES_VIEW)
 WORD_LISTS = ("synonyms", "prefixes", "suffixes", "leading", "compounds")
-TRIED = 12  # pictures that are drawn to forecast the size of all
+ESTIMATE_SAMPLES = 12  # images that are drawn to estimate the size of all
+MAX_DISK_SHARE = 0.95
+
+
+class ImageVariant(NamedTuple):
+    """An image as an epoch of training would see it."""
+
+    image_id: str
+    epoch: int
 
 
 def augment(
@@ -42,33 +50,31 @@ def augment(
     """Run `vlkit augment`.
 
     Args:
-        embed_of: model or run -> how it embeds texts; needed for --hard alone.
+        embed_of: model or run -> function that embeds texts; needed for --hard alone.
 
     Returns:
-        Counts of the new rows and of what was left out, as --json prints them.
+        Counts of the new rows and of everything left out, as --json prints them.
 
     Raises:
-        DataError: the folder has no training rows, or a picture is gone.
-        ResourceError: the pictures would not fit on the disk.
+        DataError: the folder has no training rows, or an image is gone.
+        ResourceError: the images would not fit on the disk.
     """
     work = Augmentation(config)
     if config.preview is not None:
-        from vlkit.data.augment.preview import write_preview
-
-        return write_preview(work, None if dry_run else _embed(config, embed_of), dry_run=dry_run)
-    wanted = work.wanted()
-    disk_gb, embed = _forecast(wanted, work), _embed(config, embed_of)
+        return _write_preview(work, config.preview, None if dry_run else _embedder(config, embed_of), dry_run=dry_run)
+    variants = work.image_variants()
+    disk_gb, embed = _estimate_disk_gb(variants, work), _embedder(config, embed_of)
     if dry_run:
-        return _tell(work.counts(wanted, embed), work, config, disk_gb, dry_run=True)
-    if config.data.is_remote:
-        counts = _write_remote(work, wanted, embed)
+        return _print_summary(work.count_rows(variants, embed), work, disk_gb, dry_run=True)
+    if work.data.is_remote:
+        counts = _write_remote(work, variants, embed)
     else:
-        with atomic_update(config.data.path, without=WRITTEN) as folder:
-            counts = _write(folder, folder / AUGMENTED_FOLDER, work, wanted, embed)
-    return _tell(counts, work, config, disk_gb)
+        with atomic_update(work.data.path, without=REPLACED_FILES) as folder:
+            counts = _write(folder, folder / AUGMENTED_FOLDER, work, variants, embed)
+    return _print_summary(counts, work, disk_gb)
 
 
-def _embed(config: AugmentConfig, embed_of: Callable[[str], EmbedTexts] | None) -> EmbedTexts | None:
+def _embedder(config: AugmentConfig, embed_of: Callable[[str], EmbedTexts] | None) -> EmbedTexts | None:
     if config.hard is None or config.negatives_per_positive == 0:
         return None
     assert embed_of is not None, "--hard needs a model"
@@ -76,170 +82,191 @@ def _embed(config: AugmentConfig, embed_of: Callable[[str], EmbedTexts] | None) 
 
 
 class Augmentation:
-    """The rows of a prepared folder, and those that are added to them.
+    """The rows of a prepared folder, and the rows that are added to them.
 
     Attributes:
-        prepared: the folder as it is read, an earlier augmentation included.
-        old: its rows without that.
-        training: the matching ones of them that are trained on.
+        prepared: the folder as it is, rows of an earlier augmentation included.
+        old: its rows without those.
+        training: the matching rows of the training split.
+        short_rows: how many rows got fewer negatives than asked for; see `NegativeSampler`.
+        positive_rows: how many rows got negatives, new ones included.
     """
 
     def __init__(self, config: AugmentConfig) -> None:
-        self.config = config
-        self.prepared = _read(config.data)
-        self.old = _without_earlier(self.prepared)
+        assert config.data is not None, "the command line has chosen a folder"
+        self.config, self.data = config, config.data
+        self.prepared = _read_prepared(self.data)
+        self.old = _without_earlier_rows(self.prepared)
         self.group = pairs.group_name(self.old, self.prepared.metadata.get("settings", {}).get("group_column"))
         self.matching = self.old[self.old["match"] == 1]
         self.training = self.matching[self.matching["split"] == "train"].reset_index(drop=True)
         if not len(self.training):
-            raise DataError(
-                f"{config.data} has no training rows", hint="prep with smaller --test-share and --val-share"
-            )
+            raise DataError(f"{self.data} has no training rows", hint="prep with smaller --test-share and --val-share")
         held_out = self.old.loc[self.old["split"] != "train", "text"]
-        self.augmenter, self.phrasings = ImageAugmenter.from_settings(config), TextVariants(self.matching, config, held_out)
-        self.short = self.asked = 0
+        self.augmenter = ImageAugmenter.from_settings(config)
+        self.text_variants = TextVariants(self.matching, config, held_out)
+        self.short_rows = self.positive_rows = 0
 
-    def paths(self, rows: pd.DataFrame) -> list[Path]:
-        """Where the pictures of these rows lie."""
-        return Pairs(rows, self.prepared.folder, self.prepared.metadata).image_paths(rows)
+    def image_paths(self, rows: pd.DataFrame) -> list[Path]:
+        """Return the paths of these rows' images; remote ones are fetched."""
+        return self.prepared.with_rows(rows).image_paths(rows)
 
-    def wanted(self) -> list[tuple[str, int]]:
-        """The pictures to draw, (image id, epoch): epoch 0, 1, ... of each, but for those that leave it as it is."""
+    def image_variants(self) -> list[ImageVariant]:
+        """Return the images to draw: epoch 0, 1, ... of each, without epochs that leave the image as it is."""
         epochs = range(self.config.pictures)
         ids = self.training["image_id"].unique().tolist()
-        return [(image_id, epoch) for image_id in ids for epoch in epochs if self.augmenter.chosen_operations(epoch, image_id)]
+        return [
+            ImageVariant(image_id, epoch)
+            for image_id in ids
+            for epoch in epochs
+            if self.augmenter.chosen_operations(epoch, image_id)
+        ]
 
-    def jobs(self, wanted: Sequence[tuple[str, int]]) -> list[RenderJob]:
-        """The same with the files to draw from; remote ones are fetched."""
-        needed = self.training.drop_duplicates("image_id")
-        needed = needed[needed["image_id"].isin({image_id for image_id, _ in wanted})]
-        path_of = dict(zip(needed["image_id"], self.paths(needed), strict=True))
-        return [RenderJob(path_of[image_id], image_id, epoch) for image_id, epoch in wanted]
+    def render_jobs(self, variants: Sequence[ImageVariant]) -> list[RenderJob]:
+        """Return the images to draw with the files to draw from; remote ones are fetched."""
+        unique = self.training.drop_duplicates("image_id")
+        unique = unique[unique["image_id"].isin({image_id for image_id, _ in variants})]
+        path_of = dict(zip(unique["image_id"], self.image_paths(unique), strict=True))
+        return [RenderJob(path_of[image_id], image_id, epoch) for image_id, epoch in variants]
 
-    def new_rows(self, drawn: Mapping[tuple[str, int], WrittenImage], embed: EmbedTexts | None) -> dict[str, pd.DataFrame]:
-        """The new rows by kind, in the order of NEW.
+    def new_rows(
+        self, written: Mapping[ImageVariant, WrittenImage], embed: EmbedTexts | None
+    ) -> dict[str, pd.DataFrame]:
+        """Return the new rows by kind, in the order of ROW_KINDS.
 
         Args:
-            drawn: (image id, epoch) -> the picture that was written.
+            written: the image that was written for each variant.
         """
         import pandas as pd
 
-        taken = set(self.old["pair_id"])
-        found = [_unseen(self._picture_rows(drawn), taken), _unseen(self._text_rows(), taken)]
-        positives = pd.concat([self.training.assign(source_pair_id=None), *found], ignore_index=True)
-        found.append(_unseen(self._negative_rows(positives, embed), taken))
-        return dict(zip(NEW, found, strict=True))
+        known = set(self.old["pair_id"])
+        new = [_drop_known(self._image_rows(written), known), _drop_known(self._text_rows(), known)]
+        positives = pd.concat([self.training.assign(source_pair_id=None), *new], ignore_index=True)
+        new.append(_drop_known(self._negative_rows(positives, embed), known))
+        return dict(zip(ROW_KINDS, new, strict=True))
 
-    def counts(self, wanted: Sequence[tuple[str, int]], embed: EmbedTexts | None) -> dict[str, int]:
-        """How many rows of each kind there would be, without drawing a picture: as if no two came out the same."""
-        drawn = {each: WrittenImage(name="", image_id="-".join(map(str, each)), width=0, height=0) for each in wanted}
-        return {kind: len(rows) for kind, rows in self.new_rows(drawn, embed).items()}
+    def count_rows(self, variants: Sequence[ImageVariant], embed: EmbedTexts | None) -> dict[str, int]:
+        """Count the new rows of each kind without drawing an image, as if no two drawn images were equal."""
+        placeholders = {
+            variant: WrittenImage(name="", image_id="-".join(map(str, variant)), width=0, height=0)
+            for variant in variants
+        }
+        return {kind: len(rows) for kind, rows in self.new_rows(placeholders, embed).items()}
 
-    def _picture_rows(self, drawn: Mapping[tuple[str, int], WrittenImage]) -> pd.DataFrame:
-        """Every training row with each variant of its picture."""
+    def _image_rows(self, written: Mapping[ImageVariant, WrittenImage]) -> pd.DataFrame:
+        """Return every training row with each variant of its image."""
         chosen = [
-            (row, drawn[image_id, epoch])
+            (row, written[ImageVariant(image_id, epoch)])
             for row, image_id in enumerate(self.training["image_id"])
             for epoch in range(self.config.pictures)
-            if (image_id, epoch) in drawn
+            if (image_id, epoch) in written
         ]
-        names = [f"{AUGMENTED_FOLDER}/{each.name}" for _, each in chosen]
-        changed = {"image": names, "image_id": [each.image_id for _, each in chosen], "image_key": names}
-        changed |= {"width": [each.width for _, each in chosen], "height": [each.height for _, each in chosen]}
-        changed["image_looks"] = [""] * len(chosen)  # Not compared: it looks like its original on purpose.
-        return self._made([row for row, _ in chosen], "augmented", changed)
+        names = [f"{AUGMENTED_FOLDER}/{image.name}" for _, image in chosen]
+        changed: dict[str, list[Any]] = {
+            "image": names,
+            "image_id": [image.image_id for _, image in chosen],
+            "image_key": names,
+            "width": [image.width for _, image in chosen],
+            "height": [image.height for _, image in chosen],
+            "image_looks": [""] * len(chosen),  # Not compared: it looks like its original on purpose.
+        }
+        return self._copy_rows([row for row, _ in chosen], "augmented", changed)
 
     def _text_rows(self) -> pd.DataFrame:
-        """Every training row with variants of its text."""
-        named = zip(self.training["pair_id"], self.training["text_id"], strict=True)
-        chosen = [(row, text) for row, pair in enumerate(named) for text in self.phrasings.of_pair(*pair)]
+        """Return every training row with variants of its text."""
+        keys = zip(self.training["pair_id"], self.training["text_id"], strict=True)
+        chosen = [(row, text) for row, key in enumerate(keys) for text in self.text_variants.for_pair(*key)]
         texts = [text for _, text in chosen]
         changed = {"text": texts, "text_id": [captions.text_id(text) for text in texts]}
-        return self._made([row for row, _ in chosen], "augmented", changed)
+        return self._copy_rows([row for row, _ in chosen], "augmented", changed)
 
-    def negatives(self, positives: pd.DataFrame, embed: EmbedTexts | None) -> NegativeSampler:
-        """What chooses wrong texts for the pictures of these training rows."""
+    def negative_sampler(self, positives: pd.DataFrame, embed: EmbedTexts | None) -> NegativeSampler:
+        """Return the sampler of negatives for these training rows."""
         import pandas as pd
 
         rows = pd.concat([self.matching[self.matching["split"] != "train"], positives], ignore_index=True)
-        return NegativeSampler(rows, self.phrasings.folded, self.config.seed, embed)
+        return NegativeSampler(rows, self.text_variants.folded, self.config.seed, embed)
 
     def _negative_rows(self, positives: pd.DataFrame, embed: EmbedTexts | None) -> pd.DataFrame:
-        """Every positive row's picture with texts that do not match it."""
-        count, negatives = self.config.negatives_per_positive, self.negatives(positives, embed)
+        """Return the image of every positive row with texts that do not match it."""
+        count, sampler = self.config.negatives_per_positive, self.negative_sampler(positives, embed)
         text_of = dict(zip(self.training["pair_id"], self.training["text_id"], strict=True))
-        original = positives["source_pair_id"].where(positives["source_pair_id"].notna(), positives["pair_id"])
-        asked = zip(positives["pair_id"], positives["image_id"], original, strict=True)
+        originals = positives["source_pair_id"].where(positives["source_pair_id"].notna(), positives["pair_id"])
+        keys = zip(positives["pair_id"], positives["image_id"], originals, strict=True)
         chosen = [
-            (row, wrong)
-            for row, (pair, image_id, source) in enumerate(asked)
-            for wrong in negatives.choose(pair, image_id, text_of[source], count)
+            (row, negative)
+            for row, (pair_id, image_id, original) in enumerate(keys)
+            for negative in sampler.choose(pair_id, image_id, text_of[original], count)
         ]
-        self.short, self.asked = negatives.short, len(positives)
+        self.short_rows, self.positive_rows = sampler.short_rows, len(positives)
         first = self.training.drop_duplicates("text_id")
         group_of = dict(zip(first["text_id"], first["text_group"], strict=True))
-        changed = {name: [getattr(wrong, name) for _, wrong in chosen] for name in ("text", "text_id")}
-        changed["text_group"] = [group_of[wrong.text_id] for _, wrong in chosen]
-        changed["match"] = [0] * len(chosen)
-        return self._made([row for row, _ in chosen], "negative", changed, positives)
+        changed: dict[str, list[Any]] = {
+            "text": [negative.text for _, negative in chosen],
+            "text_id": [negative.text_id for _, negative in chosen],
+            "text_group": [group_of[negative.text_id] for _, negative in chosen],
+            "match": [0] * len(chosen),
+        }
+        return self._copy_rows([row for row, _ in chosen], "negative", changed, positives)
 
-    def _made(
+    def _copy_rows(
         self, rows: list[int], origin: str, changed: Mapping[str, list[Any]], source: pd.DataFrame | None = None
     ) -> pd.DataFrame:
-        """Copies of rows with some columns changed, an id of their own, and the id of what they were made from."""
+        """Copy rows, change some columns, and give each copy its own id and the id of its source."""
         source = self.training if source is None else source
-        made = source.iloc[rows].reset_index(drop=True)
-        made["source_pair_id"] = made["pair_id"]
+        copies = source.iloc[rows].reset_index(drop=True)
+        copies["source_pair_id"] = copies["pair_id"]
         for name, values in changed.items():
-            if name in made:
-                made[name] = values
-        made["origin"] = origin
-        named = ("image_id", "text_id", "image_group", "text_group", "unit")
-        made["pair_id"] = [pairs.pair_id(*row) for row in zip(*(made[name] for name in named), strict=True)]
-        return made
+            if name in copies:
+                copies[name] = values
+        copies["origin"] = origin
+        identifying = ("image_id", "text_id", "image_group", "text_group", "unit")
+        keys = zip(*(copies[name] for name in identifying), strict=True)
+        copies["pair_id"] = [pairs.pair_id(*key) for key in keys]
+        return copies
 
 
-def _unseen(rows: pd.DataFrame, taken: set[str]) -> pd.DataFrame:
-    """The rows that are not there yet; they are from now on."""
-    fresh = []
-    for pair in rows["pair_id"]:
-        fresh.append(pair not in taken)
-        taken.add(pair)
-    return rows[fresh].reset_index(drop=True)
+def _drop_known(rows: pd.DataFrame, known: set[str]) -> pd.DataFrame:
+    """Return the rows whose pair id is not in `known`, and add their ids to it."""
+    is_new = []
+    for pair_id in rows["pair_id"]:
+        is_new.append(pair_id not in known)
+        known.add(pair_id)
+    return rows[is_new].reset_index(drop=True)
 
 
-def _read(data: Location) -> Pairs:
-    """A prepared folder; another table of pairs has no place for new pictures and rows.
+def _read_prepared(data: Location) -> Pairs:
+    """Read a prepared folder; a plain table of pairs has no room for new images and rows.
 
     Raises:
-        UsageError: there is none, it cannot be written, or it holds files of somebody else's under augment's names.
+        UsageError: there is none, it cannot be written, or it holds somebody else's files under augment's names.
     """
     if data.is_remote:
         names = [name for name in Remote(data).listing() if name.startswith(f"{AUGMENTED_FOLDER}/")]
-        return _refuse_foreign(read_pairs(data), data, names)
+        return _refuse_foreign_files(read_pairs(data), data, names)
     if not data.path.exists():
         return read_pairs(data)
     if not (data.path / "pairs.parquet").is_file():
-        told = f"{data} holds no pairs.parquet: augment adds to a folder that prep wrote"
-        raise UsageError(told, hint="turn a raw folder into one: vlkit prep --source RAW --out data/NAME")
+        message = f"{data} holds no pairs.parquet: augment adds to a folder that prep wrote"
+        raise UsageError(message, hint="turn a raw folder into one: vlkit prep --source RAW --out data/NAME")
     refuse_unwritable(data.path.resolve().parent, "--data")
-    found = read_pairs(data)
+    prepared = read_pairs(data)
     names = [path.relative_to(data.path).as_posix() for path in sorted((data.path / AUGMENTED_FOLDER).rglob("*"))]
-    if (data.path / NEGATIVES_VIEW).exists() and not found.metadata.get("augmentation"):
+    if (data.path / NEGATIVES_VIEW).exists() and not prepared.metadata.get("augmentation"):
         names.append(NEGATIVES_VIEW)
-    return _refuse_foreign(found, data, names)
+    return _refuse_foreign_files(prepared, data, names)
 
 
-def _refuse_foreign(found: Pairs, data: Location, names: list[str]) -> Pairs:
-    """Refuse files of somebody else's where augment's are replaced. Returns the folder."""
-    if odd := [name for name in names if not COPIED_IMAGE.fullmatch(name)]:
-        told = f"{data / odd[0]} is not augment's, which would replace it"
-        raise UsageError(told, hint="move it out of the way")
-    return found
+def _refuse_foreign_files(prepared: Pairs, data: Location, names: list[str]) -> Pairs:
+    """Return the folder; refuse it where files that augment did not write have names that augment replaces."""
+    if foreign := [name for name in names if not COPIED_IMAGE.fullmatch(name)]:
+        message = f"{data / foreign[0]} was not written by augment, which would replace it"
+        raise UsageError(message, hint="move it out of the way")
+    return prepared
 
 
-def _without_earlier(prepared: Pairs) -> pd.DataFrame:
-    """The rows of a prepared folder but for those that an earlier augmentation added."""
+def _without_earlier_rows(prepared: Pairs) -> pd.DataFrame:
+    """Return the rows of a prepared folder without those that an earlier augmentation added."""
     frame = prepared.frame
     if prepared.metadata.get("augmentation"):
         added = frame["origin"].isin(["augmented", "negative"]) & frame["source_pair_id"].notna()
@@ -247,111 +274,136 @@ def _without_earlier(prepared: Pairs) -> pd.DataFrame:
     return frame.reset_index(drop=True)
 
 
-def _forecast(wanted: Sequence[tuple[str, int]], work: Augmentation) -> float:
-    """Gigabytes of the pictures, from a few of them.
+def _estimate_disk_gb(variants: Sequence[ImageVariant], work: Augmentation) -> float:
+    """Estimate the gigabytes of all images from a few of them.
 
     Raises:
         ResourceError: they would not fit.
     """
     config = work.config
-    tried = sorted(wanted, key=lambda each: splits.hash_order(config.seed, f"{each[0]} {each[1]}"))[:TRIED]
-    if not tried:
+    order = sorted(variants, key=lambda variant: splits.hash_order(config.seed, f"{variant.image_id} {variant.epoch}"))
+    samples = order[:ESTIMATE_SAMPLES]
+    if not samples:
         return 0.0
-    sizes = [len(encode_image(job, work.augmenter, config.format)[0]) for job in work.jobs(tried)]
-    needed = len(wanted) * sum(sizes) / len(sizes)
-    where = Path(tempfile.gettempdir()) if config.data.is_remote else config.data.path
-    free = shutil.disk_usage(where).free
-    if needed > 0.95 * free:
-        told = (
-            f"{len(wanted)} pictures need about {needed / 2**30:.1f} GB, {free / 2**30:.1f} GB are free under {where}"
+    sizes = [len(encode_image(job, work.augmenter, config.format)[0]) for job in work.render_jobs(samples)]
+    needed = len(variants) * sum(sizes) / len(sizes)
+    folder = Path(tempfile.gettempdir()) if work.data.is_remote else work.data.path
+    free = shutil.disk_usage(folder).free
+    if needed > MAX_DISK_SHARE * free:
+        message = (
+            f"{len(variants)} images need about {needed / 2**30:.1f} GB, {free / 2**30:.1f} GB are free under {folder}"
         )
-        raise ResourceError(told, hint="a smaller --pictures or --max-side, or train-retrieval --augment")
+        raise ResourceError(message, hint="a smaller --pictures or --max-side, or train-retrieval --augment")
     return needed / 2**30
 
 
 def _write(
-    folder: Path, drawings: Path, work: Augmentation, wanted: Sequence[tuple[str, int]], embed: EmbedTexts | None
+    folder: Path, image_folder: Path, work: Augmentation, variants: Sequence[ImageVariant], embed: EmbedTexts | None
 ) -> dict[str, int]:
-    """The new tables into `folder`, the pictures into `drawings`. Returns the number of rows of each kind."""
+    """Write the new tables into `folder` and the images into `image_folder`; return how many rows each kind has."""
     import pandas as pd
 
-    config, jobs = work.config, work.jobs(wanted)
-    drawn: dict[tuple[str, int], WrittenImage] = {}
+    config, jobs = work.config, work.render_jobs(variants)
+    written: dict[ImageVariant, WrittenImage] = {}
     if jobs:
-        drawings.mkdir()
-    with console.progress("drawing pictures", len(jobs)) as bar:
-        for job, written in render_images(jobs, work.augmenter, drawings, form=config.format, workers=config.workers):
-            drawn[job.image_id, job.epoch] = written
-            bar.update(len(drawn))
-    rows = work.new_rows(drawn, embed)
-    added = [each for each in rows.values() if len(each)]
+        image_folder.mkdir()
+    with console.progress("drawing images", len(jobs)) as bar:
+        images = render_images(jobs, work.augmenter, image_folder, image_format=config.format, workers=config.workers)
+        for job, image in images:
+            written[ImageVariant(job.image_id, job.epoch)] = image
+            bar.update(len(written))
+    rows = work.new_rows(written, embed)
+    added = [frame for frame in rows.values() if len(frame)]
     old = work.old.assign(source_pair_id=None) if added else work.old
-    frame = pairs.validate_rows(pd.concat([old, *added], ignore_index=True), str(config.data))
-    splits.refuse_leaks(frame, str(config.data))
+    frame = pairs.validate_rows(pd.concat([old, *added], ignore_index=True), str(work.data))
+    splits.refuse_leaks(frame, str(work.data))
     frame.to_parquet(folder / "pairs.parquet", index=False)
-    counts = {kind: len(each) for kind, each in rows.items()}
-    described = {key: value for key, value in work.prepared.metadata.items() if key != "augmentation"}
+    counts = {kind: len(new) for kind, new in rows.items()}
+    metadata = {key: value for key, value in work.prepared.metadata.items() if key != "augmentation"}
     if added:
-        pairs.view(frame[frame["split"] == "train"], work.group, label=True).to_csv(
-            folder / NEGATIVES_VIEW, index=False
-        )
-        described["augmentation"] = {
+        training = pairs.view(frame[frame["split"] == "train"], work.group, label=True)
+        training.to_csv(folder / NEGATIVES_VIEW, index=False)
+        metadata["augmentation"] = {
             "rows": counts,
-            "left_out": dict(work.phrasings.dropped),
+            "left_out": dict(work.text_variants.dropped),
             "fingerprint": pairs.fingerprint(pd.concat(added, ignore_index=True)),
             "settings": {
                 key: value for key, value in config.to_dict().items() if key not in ("data", "preview", "workers")
             },
         }
-    (folder / "data.yaml").write_text(yaml_text(described), encoding="utf-8")
+    (folder / "data.yaml").write_text(yaml_text(metadata), encoding="utf-8")
     return counts
 
 
-def _write_remote(work: Augmentation, wanted: Sequence[tuple[str, int]], embed: EmbedTexts | None) -> dict[str, int]:
-    """The same for a folder behind a URL: readers have the old rows and pictures until the new manifest stands."""
-    config = work.config
-    with tempfile.TemporaryDirectory() as aside:
-        tables, drawings = Path(aside) / "tables", Path(aside) / AUGMENTED_FOLDER
+def _write_remote(work: Augmentation, variants: Sequence[ImageVariant], embed: EmbedTexts | None) -> dict[str, int]:
+    """Write to a folder behind a URL: readers see the old rows and images until the new manifest is there."""
+    with tempfile.TemporaryDirectory() as temporary:
+        tables, image_folder = Path(temporary) / "tables", Path(temporary) / AUGMENTED_FOLDER
         tables.mkdir()
-        counts = _write(tables, drawings, work, wanted, embed)
-        mirrored = local_folder(config.data)
-        before = mirrored / ZONE_TABLES if config.data.is_bucket else mirrored
-        files = {path.name: path for path in sorted(before.iterdir()) if path.name not in WRITTEN}
+        counts = _write(tables, image_folder, work, variants, embed)
+        mirrored = local_folder(work.data)
+        old_tables = mirrored / ZONE_TABLES if work.data.is_bucket else mirrored
+        files = {path.name: path for path in sorted(old_tables.iterdir()) if path.name not in REPLACED_FILES}
         files |= {path.name: path for path in sorted(tables.iterdir())}
-        new = {f"{AUGMENTED_FOLDER}/{path.name}": path for path in sorted(drawings.glob("*"))}
-        pictures = Remote(config.data)
-        pictures.upload(new)
-        Remote(tables_location(config.data)).replace(files, MANIFEST)
-        there = pictures.listing()
-        stale = [name for name in there if name.startswith(f"{AUGMENTED_FOLDER}/") and name not in new]
-        pictures.remove([name for name in stale if COPIED_IMAGE.fullmatch(name)])
+        new = {f"{AUGMENTED_FOLDER}/{path.name}": path for path in sorted(image_folder.glob("*"))}
+        images = Remote(work.data)
+        images.upload(new)
+        Remote(tables_location(work.data)).replace(files, MANIFEST)
+        listing = images.listing()
+        stale = [name for name in listing if name.startswith(f"{AUGMENTED_FOLDER}/") and name not in new]
+        images.remove([name for name in stale if COPIED_IMAGE.fullmatch(name)])
     return counts
 
 
-def _tell(
-    counts: Mapping[str, int], work: Augmentation, config: AugmentConfig, disk_gb: float, *, dry_run: bool = False
+def _write_preview(work: Augmentation, count: int, embed: EmbedTexts | None, *, dry_run: bool) -> dict[str, Any]:
+    """Write the preview of `count` images: into the prepared folder, or the working directory for one behind a URL."""
+    from vlkit.data.augment.preview import choose_preview_rows, preview_cells, write_contact_sheet
+
+    path = Path(PREVIEW_FILE) if work.data.is_remote else work.data.path / PREVIEW_FILE
+    rows = choose_preview_rows(work.training, count, work.config.seed)
+    result = {"data": str(work.data), "preview": str(path), "pictures": len(rows), "dry_run": dry_run}
+    if dry_run:
+        console.print_result(f"{path} would show {len(rows)} images with their variants")
+        return result
+    sampler = work.negative_sampler(work.training, embed)
+    records = zip(rows.to_dict("records"), work.image_paths(rows), strict=True)
+    cells = [
+        list(preview_cells(row, image_path, work.config, work.augmenter, work.text_variants, sampler))
+        for row, image_path in records
+    ]
+    with atomic_file(path) as temporary:
+        write_contact_sheet(temporary, cells)
+    console.print_result(f"{path}: {len(rows)} training images with their variants and negatives")
+    return result
+
+
+def _print_summary(
+    counts: Mapping[str, int], work: Augmentation, disk_gb: float, *, dry_run: bool = False
 ) -> dict[str, Any]:
-    """Say what was added and what was left out. Returns the same for --json."""
+    """Print what was added and what was left out; return the same for --json."""
+    config, dropped = work.config, dict(work.text_variants.dropped)
     kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items())
-    console.print_result(f"{len(work.training)} training rows {'would get' if dry_run else 'and'} {kinds}: {config.data}")
-    for reason, count in work.phrasings.dropped.items():
-        console.say(f"{count} phrasings left out: {reason}")
+    console.print_result(f"{len(work.training)} training rows {'would get' if dry_run else 'and'} {kinds}: {work.data}")
+    for reason, count in dropped.items():
+        console.say(f"{count} text variants left out: {reason}")
     if config.texts and config.text_rules and not counts["augmented texts"]:
-        lists = ", ".join(name for name in WORD_LISTS if getattr(config, name)) or "none at all"
-        console.say(f"no rule gave another phrasing of these texts; word lists: {lists}")
-    if work.short:
-        told = f"{work.short} of {work.asked} rows, new ones included, got fewer negatives than asked for"
-        console.warn(f"{told}: no other text is wrong for their pictures")
+        lists = ", ".join(name for name in WORD_LISTS if getattr(config, name)) or "none"
+        console.say(f"no rule changed any of these texts; word lists: {lists}")
+    if work.short_rows:
+        console.warn(
+            f"{work.short_rows} of {work.positive_rows} rows, new ones included, got fewer negatives than "
+            "--negatives-per-positive: every other text matches their images"
+        )
     if dry_run:
         console.say(f"disk about {disk_gb:.2f} GB")
     elif any(counts.values()):
-        console.hint(f"vlkit train-retrieval --data {quote(str(config.data))}")
+        console.hint(f"vlkit train-retrieval --data {quote(str(work.data))}")
     return {
-        "data": str(config.data),
+        "data": str(work.data),
         "training_rows": len(work.training),
         "added": dict(counts),
-        "left_out": dict(work.phrasings.dropped),
-        "short_of_negatives": work.short,
+        "left_out": dropped,
+        "short_of_negatives": work.short_rows,
         "disk_gb": round(disk_gb, 4),
         "dry_run": dry_run,
         **({"settings": config.to_dict()} if dry_run else {}),

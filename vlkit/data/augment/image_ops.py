@@ -1,7 +1,7 @@
-"""Pictures, varied: each operation with a probability and a range, all of it a pure function of (seed, epoch, sample).
+"""Augment images: each operation has a probability and a range, and is a pure function of (seed, epoch, sample).
 
-The operations are OpenCV's, which measures three to twenty times faster here than Pillow. Every one of them has numbers
-of its own to draw from, so that switching one off leaves the others as they were.
+The operations are OpenCV's, which measures three to twenty times faster here than Pillow. Every operation draws its own
+random numbers, so switching one off leaves the others as they were.
 """
 
 from __future__ import annotations
@@ -13,35 +13,37 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vlkit.config.data import IMAGE_OPERATIONS, IMAGE_OPERATION_RANGES, ImageAugmentSettings
+from vlkit.config.data import IMAGE_OPERATION_RANGES, IMAGE_OPERATIONS, ImageAugmentSettings
 from vlkit.data.images import decode
 from vlkit.data.splits import seeded_rng
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from PIL import Image
 
 # (uint8 [height, width, 3], amount, two further numbers in [0, 1)) -> uint8 [height, width, 3]
 Operation = Callable[[np.ndarray, float, np.ndarray], np.ndarray]
-NUMBERS_PER_OPERATION = 4  # numbers of an operation: whether, how much, and two further
+NUMBERS_PER_OPERATION = 4  # whether, how much, and two further
 
 
-def _flip_horizontal(pixels: np.ndarray, amount: float, more: np.ndarray) -> np.ndarray:
+def _flip_horizontal(pixels: np.ndarray, amount: float, numbers: np.ndarray) -> np.ndarray:
     return _cv2().flip(pixels, 1)
 
 
-def _flip_vertical(pixels: np.ndarray, amount: float, more: np.ndarray) -> np.ndarray:
+def _flip_vertical(pixels: np.ndarray, amount: float, numbers: np.ndarray) -> np.ndarray:
     return _cv2().flip(pixels, 0)
 
 
-def _rotate_90(pixels: np.ndarray, amount: float, more: np.ndarray) -> np.ndarray:
-    """By 90, 180 or 270 degrees."""
+def _rotate_90(pixels: np.ndarray, amount: float, numbers: np.ndarray) -> np.ndarray:
+    """Rotate by 90, 180 or 270 degrees."""
     cv2 = _cv2()
-    ways = (cv2.ROTATE_90_CLOCKWISE, cv2.ROTATE_180, cv2.ROTATE_90_COUNTERCLOCKWISE)
-    return cv2.rotate(pixels, ways[int(more[0] * len(ways))])
+    rotations = (cv2.ROTATE_90_CLOCKWISE, cv2.ROTATE_180, cv2.ROTATE_90_COUNTERCLOCKWISE)
+    return cv2.rotate(pixels, rotations[int(numbers[0] * len(rotations))])
 
 
-def _rotate(pixels: np.ndarray, amount: float, more: np.ndarray) -> np.ndarray:
-    """Counter-clockwise about the centre; the corners that come free have the picture's mean colour."""
+def _rotate(pixels: np.ndarray, amount: float, numbers: np.ndarray) -> np.ndarray:
+    """Rotate counter-clockwise about the centre; the corners that become free get the image's mean colour."""
     cv2 = _cv2()
     height, width = pixels.shape[:2]
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), amount, 1.0)
@@ -49,46 +51,47 @@ def _rotate(pixels: np.ndarray, amount: float, more: np.ndarray) -> np.ndarray:
     return cv2.warpAffine(pixels, matrix, (width, height), flags=cv2.INTER_CUBIC, borderValue=mean)
 
 
-def _crop(pixels: np.ndarray, amount: float, more: np.ndarray) -> np.ndarray:
-    """A window of `amount` of both sides, somewhere, brought back to the size of the whole."""
+def _crop(pixels: np.ndarray, amount: float, numbers: np.ndarray) -> np.ndarray:
+    """Cut a window of `amount` of both sides, somewhere, and resize it to the size of the whole."""
     cv2 = _cv2()
     sides = pixels.shape[:2]
     window = [max(1, round(amount * side)) for side in sides]
-    top, left = (int(share * (side - cut + 1)) for share, side, cut in zip(more, sides, window, strict=True))
-    kept = pixels[top : top + window[0], left : left + window[1]]
-    return cv2.resize(kept, (sides[1], sides[0]), interpolation=cv2.INTER_CUBIC)
+    top, left = (int(number * (side - cut + 1)) for number, side, cut in zip(numbers, sides, window, strict=True))
+    cropped = pixels[top : top + window[0], left : left + window[1]]
+    return cv2.resize(cropped, (sides[1], sides[0]), interpolation=cv2.INTER_CUBIC)
 
 
-def _brightness(pixels: np.ndarray, amount: float, more: np.ndarray) -> np.ndarray:
-    return _by_table(pixels, amount * np.arange(256))
+def _brightness(pixels: np.ndarray, amount: float, numbers: np.ndarray) -> np.ndarray:
+    return _map_values(pixels, amount * np.arange(256))
 
 
-def _contrast(pixels: np.ndarray, amount: float, more: np.ndarray) -> np.ndarray:
-    """About the mean of the grey picture."""
+def _contrast(pixels: np.ndarray, amount: float, numbers: np.ndarray) -> np.ndarray:
+    """Scale the distance from the mean of the grey image."""
     mean = float(_grey(pixels).mean())
-    return _by_table(pixels, mean + amount * (np.arange(256) - mean))
+    return _map_values(pixels, mean + amount * (np.arange(256) - mean))
 
 
-def _saturation(pixels: np.ndarray, amount: float, more: np.ndarray) -> np.ndarray:
-    """Away from the grey picture, or towards it."""
+def _saturation(pixels: np.ndarray, amount: float, numbers: np.ndarray) -> np.ndarray:
+    """Scale the distance from the grey image."""
     cv2 = _cv2()
     grey = cv2.cvtColor(_grey(pixels), cv2.COLOR_GRAY2RGB)
     return cv2.addWeighted(pixels, amount, grey, 1.0 - amount, 0.0)
 
 
-def _blur(pixels: np.ndarray, amount: float, more: np.ndarray) -> np.ndarray:
+def _blur(pixels: np.ndarray, amount: float, numbers: np.ndarray) -> np.ndarray:
     return _cv2().GaussianBlur(pixels, (0, 0), amount) if amount > 0 else pixels
 
 
-def _noise(pixels: np.ndarray, amount: float, more: np.ndarray) -> np.ndarray:
+def _noise(pixels: np.ndarray, amount: float, numbers: np.ndarray) -> np.ndarray:
     cv2 = _cv2()
-    cv2.setRNGSeed(int(more[0] * 2**31))
-    # As one channel: a deviation given as one number is that of the first channel alone.
+    cv2.setRNGSeed(int(numbers[0] * 2**31))
+    # As one channel: OpenCV applies a deviation given as one number to the first channel alone.
     noise = cv2.randn(np.empty((pixels.size, 1), np.int16), 0.0, amount).reshape(pixels.shape)
     return cv2.add(pixels, noise, dtype=cv2.CV_8U)
 
 
-# In the order of OPERATIONS: form first, then light and colour, then what a camera adds.
+# In the order of IMAGE_OPERATIONS: geometry first, then light and colour, then effects of a camera. Append only: an
+# operation draws the row of numbers at its index, so one inserted before others changes what they all draw.
 _OPERATION_FUNCTIONS: dict[str, Operation] = {
     "flip_horizontal": _flip_horizontal,
     "flip_vertical": _flip_vertical,
@@ -106,13 +109,13 @@ _OPERATION_FUNCTIONS: dict[str, Operation] = {
 
 @dataclass(frozen=True)
 class ImageAugmenter:
-    """The operations under their settings.
+    """The operations with their settings.
 
     Attributes:
         probability: operation -> how often it is applied.
-        ranges: operation -> lowest and highest amount; those without one have none.
+        ranges: operation -> lowest and highest amount; operations without an amount are absent.
         seed: decides everything that is drawn.
-        max_side: longer pictures are reduced to this many pixels first.
+        max_side: larger images are first reduced to this many pixels on the longer side.
     """
 
     probability: Mapping[str, float]
@@ -122,42 +125,44 @@ class ImageAugmenter:
 
     @classmethod
     def from_settings(cls, settings: ImageAugmentSettings) -> ImageAugmenter:
-        """From the settings of augment, or of train-retrieval --augment."""
+        """Build it from the settings of augment, or of train-retrieval --augment."""
         probability = {name: 0.0 if name in settings.forbid else getattr(settings, name) for name in IMAGE_OPERATIONS}
         ranges = {name: getattr(settings, f"{name}_range") for name in IMAGE_OPERATION_RANGES}
         return cls(probability, ranges, settings.seed, settings.max_side)
 
     def chosen_operations(self, epoch: int, sample: str) -> dict[str, float]:
-        """operation -> amount, of those that this epoch applies to this sample."""
-        return {name: amount for name, amount, _ in self._drawn(epoch, sample)}
+        """Return operation -> amount of the operations that an epoch applies to a sample."""
+        return {name: amount for name, amount, _ in self._draw_operations(epoch, sample)}
 
     def load_image(self, path: Path, epoch: int, sample: str) -> Image.Image:
-        """The picture, RGB, as this epoch sees this sample.
+        """Read an image, RGB, and apply the operations of an epoch and a sample.
 
         Raises:
             DataError: it is gone or does not decode; names the file.
         """
         from PIL import Image
 
-        return Image.fromarray(self.apply(np.asarray(decode.load_rgb(path, max_side=self.max_side)), epoch, sample))
+        pixels = np.asarray(decode.load_rgb(path, max_side=self.max_side))
+        return Image.fromarray(self.apply(pixels, epoch, sample))
 
     def apply(self, pixels: np.ndarray, epoch: int, sample: str) -> np.ndarray:
-        """uint8 [height, width, 3] varied; a quarter turn swaps the sides, all else keeps them."""
-        for name, amount, more in self._drawn(epoch, sample):
-            pixels = _OPERATION_FUNCTIONS[name](pixels, amount, more)
+        """Return uint8 [height, width, 3] with the operations applied; a quarter turn swaps the sides."""
+        for name, amount, numbers in self._draw_operations(epoch, sample):
+            pixels = _OPERATION_FUNCTIONS[name](pixels, amount, numbers)
         return pixels
 
-    def _drawn(self, epoch: int, sample: str) -> Iterator[tuple[str, float, np.ndarray]]:
-        draws = seeded_rng(f"{self.seed}\0{epoch}\0{sample}").random((len(IMAGE_OPERATIONS), NUMBERS_PER_OPERATION))
-        for name, (whether, how_much, *_), more in zip(IMAGE_OPERATIONS, draws.tolist(), draws[:, 2:], strict=True):
+    def _draw_operations(self, epoch: int, sample: str) -> Iterator[tuple[str, float, np.ndarray]]:
+        rows = seeded_rng(f"{self.seed}\0{epoch}\0{sample}").random((len(IMAGE_OPERATIONS), NUMBERS_PER_OPERATION))
+        for name, row in zip(IMAGE_OPERATIONS, rows, strict=True):
+            whether, how_much = row[:2].tolist()
             if whether < self.probability[name]:
                 low, high = self.ranges.get(name, (0.0, 0.0))
-                yield name, low + (high - low) * how_much, more
+                yield name, low + (high - low) * how_much, row[2:]
 
 
-def _by_table(pixels: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Every value replaced by its entry in `values` [256], rounded and clipped to a byte."""
-    return _cv2().LUT(pixels, values.round().clip(0, 255).astype(np.uint8))
+def _map_values(pixels: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Replace every value by its entry in `table` [256], rounded and clipped to a byte."""
+    return _cv2().LUT(pixels, table.round().clip(0, 255).astype(np.uint8))
 
 
 def _grey(pixels: np.ndarray) -> np.ndarray:
@@ -165,8 +170,8 @@ def _grey(pixels: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
 
 
-def _cv2():  # type: ignore[no-untyped-def]
-    """OpenCV, on this thread alone: the processes share the cores already, and its threads do not survive a fork."""
+def _cv2() -> ModuleType:
+    """Return OpenCV with one thread: processes share the cores already, and its threads do not survive a fork."""
     import cv2
 
     cv2.setNumThreads(0)

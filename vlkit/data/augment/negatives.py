@@ -1,6 +1,6 @@
-"""Honest negatives: a picture with a text that does not match it, drawn at random or the nearest by a model.
+"""Negatives: an image with a text that does not match it, drawn at random or chosen as the nearest by a model.
 
-Never a text that matches the picture in the sense of `labels.py`, nor one that equals a right one but for case.
+A negative never matches the image in the sense of `labels.py`, nor equals a matching text but for case.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.random import Generator
 
 from vlkit.data import captions, labels
+from vlkit.data.pairs import index_of_ids
 from vlkit.data.splits import seeded_rng
 
 if TYPE_CHECKING:
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
 # Texts -> unit vectors, float32 [texts, width].
 EmbedTexts = Callable[[Sequence[str]], np.ndarray]
-NEAREST = 64  # that are found for all texts at once
-TRIES = 40
+NEAREST_COUNT = 64  # neighbours that are searched for all texts at once
+RANDOM_TRIES = 40
 
 
 class Negative(NamedTuple):
@@ -33,117 +34,123 @@ class Negative(NamedTuple):
 
 
 class NegativeSampler:
-    """Chooses wrong texts for pictures.
+    """Chooses negatives for images.
 
-    The texts are those of the training rows that augment has not made: first those that are in training alone, then, as
-    with captions of classes, those that validation and test have too.
+    The texts are those of the original training rows: first those that are in training alone, then, as with captions
+    of classes, those that validation and test have too.
 
     Args:
-        rows: the matching rows of all splits, new ones included; what matches by any of them is no negative.
-        phrasings: other words for a text, case folded, by its id: they are right where it is.
+        rows: the matching rows of all splits, new ones included; a text that matches by any of them is no negative.
+        variants: text id -> its variants, case folded; they match where the text does.
         seed: of the draws.
-        embed: where the nearest texts are wanted; None: at random.
+        embed: to choose the nearest texts; None: choose at random.
 
     Attributes:
-        short: how many rows got fewer texts than they asked for: there were no more that do not match.
+        short_rows: how many rows got fewer negatives than asked for, because no other text fails to match.
     """
 
     def __init__(
-        self, rows: pd.DataFrame, phrasings: Mapping[str, Collection[str]], seed: int, embed: EmbedTexts | None = None
+        self, rows: pd.DataFrame, variants: Mapping[str, Collection[str]], seed: int, embed: EmbedTexts | None = None
     ) -> None:
-        self.seed, self.short = seed, 0
+        self.seed, self.short_rows = seed, 0
         self.image_sets, text_sets = labels.match_sets(rows)
         originals = rows[rows["split"] == "train"]
         if "source_pair_id" in rows:
             originals = originals[originals["source_pair_id"].isna()]
         originals = originals.drop_duplicates("text_id")
-        self.texts = [Negative(*each) for each in zip(originals["text_id"], originals["text"], strict=True)]
-        self.place = {each.text_id: position for position, each in enumerate(self.texts)}
+        self.texts = [Negative(*row) for row in zip(originals["text_id"], originals["text"], strict=True)]
+        self.position_of = index_of_ids(text.text_id for text in self.texts)
         held_out = set(rows.loc[rows["split"] != "train", "text_id"])
-        own = [position for position, each in enumerate(self.texts) if each.text_id not in held_out]
-        self.pools = [np.array(own, np.int64), np.arange(len(self.texts))]
-        self.members = self._members(rows, text_sets, phrasings)
-        reached: dict[str, list[int]] = defaultdict(list)
+        training_only = [position for position, text in enumerate(self.texts) if text.text_id not in held_out]
+        self.pools = [np.array(training_only, np.int64), np.arange(len(self.texts))]
+        self.members = self._match_members(rows, text_sets, variants)
+        positions_of: dict[str, list[int]] = defaultdict(list)
         for position, members in enumerate(self.members):
             for member in members:
-                reached[member].append(position)
-        self.reached = {member: np.array(positions) for member, positions in reached.items()}
-        self.words: dict[str, set[str]] = defaultdict(set)
+                positions_of[member].append(position)
+        self.positions_of = {member: np.array(positions) for member, positions in positions_of.items()}
+        self.wordings: dict[str, set[str]] = defaultdict(set)
         for image_id, text_id, text in zip(rows["image_id"], rows["text_id"], rows["text"], strict=True):
-            words = map(_said, phrasings.get(text_id, ()))
-            self.words[image_id].update(words, [_can_be_said(captions.fold_case(text))])
-        self.given: dict[str, set[int]] = defaultdict(set)
-        self.near = NearestTexts(embed([each.text for each in self.texts])) if embed and len(self.texts) > 1 else None
+            wordings = map(_text_member, variants.get(text_id, ()))
+            self.wordings[image_id].update(wordings, [_variant_member(captions.fold_case(text))])
+        self.used: dict[str, set[int]] = defaultdict(set)
+        self.nearest = (
+            NearestTexts(embed([text.text for text in self.texts])) if embed and len(self.texts) > 1 else None
+        )
 
-    def _members(
-        self, rows: pd.DataFrame, text_sets: Mapping[str, frozenset[str]], phrasings: Mapping[str, Collection[str]]
+    def _match_members(
+        self, rows: pd.DataFrame, text_sets: Mapping[str, frozenset[str]], variants: Mapping[str, Collection[str]]
     ) -> list[frozenset[str]]:
-        """The match set of each text, and its wordings. Texts that differ in case alone have one set between them."""
+        """Return the match set of each text, with its wordings. Texts that differ in case alone share one set."""
         sets: dict[str, set[str]] = defaultdict(set)
         for text_id, text in zip(rows["text_id"], rows["text"], strict=True):
             sets[captions.fold_case(text)] |= text_sets[text_id]
-        found = []
-        for each in self.texts:
-            folded = captions.fold_case(each.text)
-            words = map(_can_be_said, phrasings.get(each.text_id, ()))
-            found.append(frozenset({*sets[folded], _said(folded), *words}))
-        return found
+        members = []
+        for text in self.texts:
+            folded = captions.fold_case(text.text)
+            wordings = map(_variant_member, variants.get(text.text_id, ()))
+            members.append(frozenset({*sets[folded], _text_member(folded), *wordings}))
+        return members
 
-    def choose(self, row: str, image_id: str, original_text: str, count: int) -> list[Negative]:
-        """`count` texts that do not match a picture, none that it was given before; fewer where there are no more.
+    def choose(self, pair_id: str, image_id: str, original_text: str, count: int) -> list[Negative]:
+        """Return up to `count` texts that do not match an image, none that it got before.
 
         Args:
-            row: the pair's id, which decides what is drawn.
-            original_text: id of the pair's text, or of the one that it is a variant of: nearest to this.
+            pair_id: of the row; seeds the draws.
+            original_text: id of the row's text, or of the text that it is a variant of: nearest to this one.
         """
-        rng, found = seeded_rng(f"{self.seed}\0{row}"), list[int]()
+        rng, chosen = seeded_rng(f"{self.seed}\0{pair_id}"), list[int]()
         for pool in self.pools:
-            wanted = count - len(found)
-            if wanted and len(pool):
-                nearest = self.near is not None
-                some = self._nearest(pool, image_id, original_text) if nearest else self._drawn(pool, image_id, rng)
-                found += islice(some, wanted)
-                self.given[image_id].update(found)
-        self.short += len(found) < count
-        return [self.texts[position] for position in found]
+            missing = count - len(chosen)
+            if missing and len(pool):
+                candidates = (
+                    self._random_texts(pool, image_id, rng)
+                    if self.nearest is None
+                    else self._nearest_texts(self.nearest, pool, image_id, original_text)
+                )
+                chosen += islice(candidates, missing)
+                self.used[image_id].update(chosen)
+        self.short_rows += len(chosen) < count
+        return [self.texts[position] for position in chosen]
 
-    def _drawn(self, pool: np.ndarray, image_id: str, rng: Generator) -> Iterator[int]:
-        """Texts of the pool that do not match, in random order: a few tries, which mostly do, then what is left."""
-        tried = dict.fromkeys(pool[rng.integers(len(pool), size=TRIES)].tolist())
-        fitting = [each for each in tried if each not in self.given[image_id] and not self._matches(image_id, each)]
+    def _random_texts(self, pool: np.ndarray, image_id: str, rng: Generator) -> Iterator[int]:
+        """Yield texts of the pool that do not match, in random order: first a few tries, then the rest."""
+        tries = dict.fromkeys(pool[rng.integers(len(pool), size=RANDOM_TRIES)].tolist())
+        fitting = [text for text in tries if text not in self.used[image_id] and not self._matches(image_id, text)]
         yield from fitting
-        left = self._free(pool, image_id)
-        left[fitting] = False
-        yield from rng.permutation(np.flatnonzero(left)).tolist()
+        free = self._free_texts(pool, image_id)
+        free[fitting] = False
+        yield from rng.permutation(np.flatnonzero(free)).tolist()
 
-    def _nearest(self, pool: np.ndarray, image_id: str, original_text: str) -> Iterator[int]:
-        """Texts of the pool that do not match, those nearest to the right one first."""
-        assert self.near is not None
-        free = self._free(pool, image_id)
-        for some in self.near.blocks(self.place[original_text]):
-            yield from some[free[some]].tolist()
+    def _nearest_texts(
+        self, nearest: NearestTexts, pool: np.ndarray, image_id: str, original_text: str
+    ) -> Iterator[int]:
+        """Yield texts of the pool that do not match, those nearest to the matching one first."""
+        free = self._free_texts(pool, image_id)
+        for block in nearest.blocks(self.position_of[original_text]):
+            yield from block[free[block]].tolist()
 
     def _matches(self, image_id: str, position: int) -> bool:
         members = self.members[position]
-        return not (members.isdisjoint(self.image_sets[image_id]) and members.isdisjoint(self.words[image_id]))
+        return not (members.isdisjoint(self.image_sets[image_id]) and members.isdisjoint(self.wordings[image_id]))
 
-    def _free(self, pool: np.ndarray, image_id: str) -> np.ndarray:
-        """bool [texts]: those of the pool that neither match the picture nor were given to it."""
+    def _free_texts(self, pool: np.ndarray, image_id: str) -> np.ndarray:
+        """Return bool [texts]: the texts of the pool that neither match the image nor were used for it."""
         free = np.zeros(len(self.texts), np.bool_)
         free[pool] = True
-        for member in (*self.image_sets[image_id], *self.words[image_id]):
-            free[self.reached.get(member, [])] = False
-        free[list(self.given[image_id])] = False
+        for member in (*self.image_sets[image_id], *self.wordings[image_id]):
+            free[self.positions_of.get(member, [])] = False
+        free[list(self.used[image_id])] = False
         return free
 
 
-def _said(folded: str) -> str:
-    """A wording as a member of match sets, out of the way of any group and any text's id."""
+def _text_member(folded: str) -> str:
+    """Return a text as a member of match sets that no group and no text id can equal."""
     return f"\0said:{folded}"
 
 
-def _can_be_said(folded: str) -> str:
-    """The same of what a text becomes by a rule: a picture's own text must not be that, either way round."""
+def _variant_member(folded: str) -> str:
+    """Return a text that a rule makes of another as such a member; no text of an image may equal it, either way."""
     return f"\0can be said:{folded}"
 
 
@@ -159,19 +166,19 @@ class NearestTexts:
 
         self.vectors, index = vectors, faiss.IndexFlatIP(vectors.shape[1])
         index.add(vectors)
-        _, self.first = index.search(vectors, min(NEAREST, len(vectors)))
+        _, self.first = index.search(vectors, min(NEAREST_COUNT, len(vectors)))
 
     def blocks(self, position: int) -> Iterator[np.ndarray]:
-        """All other texts by blocks, nearest first; those beyond the first few are looked for when asked for."""
-        seen = np.array([position])
-        for wanted in (0, 32 * NEAREST, len(self.vectors)):
-            found = self._first(position, wanted) if wanted else self.first[position]
-            new = found[~np.isin(found, seen)]
+        """Yield all other texts in blocks, nearest first; those beyond the first block are searched on demand."""
+        earlier = np.array([position])
+        for count in (0, 32 * NEAREST_COUNT, len(self.vectors)):
+            nearest = self._search(position, count) if count else self.first[position]
+            new = nearest[~np.isin(nearest, earlier)]
             yield new
-            seen = np.concatenate([seen, new])
+            earlier = np.concatenate([earlier, new])
 
-    def _first(self, position: int, count: int) -> np.ndarray:
-        """The `count` nearest, nearest first."""
+    def _search(self, position: int, count: int) -> np.ndarray:
+        """Return the `count` nearest texts, nearest first."""
         scores = self.vectors @ self.vectors[position]
         count = min(count, len(scores))
         best = np.argpartition(-scores, count - 1)[:count]

@@ -1,60 +1,97 @@
-"""augment --preview: what the rows would show, on one sheet, before thousands are written."""
+"""augment --preview: one sheet of originals with their variants beside them, before thousands are written."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vlkit import console
-from vlkit.data.augment.contact_sheet import Cell, write_contact_sheet
-from vlkit.data.augment.negatives import EmbedTexts, NegativeSampler
+from vlkit.config.data import AugmentConfig
+from vlkit.data.augment.image_ops import ImageAugmenter
+from vlkit.data.augment.negatives import NegativeSampler
+from vlkit.data.augment.text_variants import TextVariants
 from vlkit.data.images import decode
-from vlkit.data.pairs import PREVIEW_FILE
 from vlkit.data.splits import hash_order
-from vlkit.storage import atomic_file
 
 if TYPE_CHECKING:
-    from vlkit.data.augment.augment import Augmentation
+    import pandas as pd
+    from PIL import Image, ImageFont
 
-AT_LEAST = 3  # variants of a picture, so that ranges can be judged
+MIN_VARIANTS = 3  # variants of an image, enough to judge the ranges
+SIDE, MARGIN = 200, 12  # pixels
+LINE_LETTERS, LINE_HEIGHT = 32, 15  # of a caption: letters, pixels
+CAPTION_LINES, NOTE_LINES = 3, 4
 
 
-def write_preview(work: Augmentation, embed: EmbedTexts | None, *, dry_run: bool = False) -> dict[str, Any]:
-    """Write augment_preview.png: a row for each of --preview pictures, a cell for each row of its first text.
+class Cell(NamedTuple):
+    """An image, the caption under it, and a note in grey."""
 
-    Where fewer variants of a picture are wanted than tell what the ranges do, later epochs stand beside them. It goes
-    into the prepared folder; of one behind a URL, into the working directory.
+    image: Image.Image
+    caption: str
+    note: str
+
+
+def choose_preview_rows(training: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
+    """Return the first row of `count` images, in a seeded order."""
+    unique = training.drop_duplicates("image_id")
+    order = sorted(unique.index, key=lambda row: hash_order(seed, unique["image_id"][row]))
+    return unique.loc[order[:count]].reset_index(drop=True)
+
+
+def preview_cells(
+    row: Mapping[str, Any],
+    path: Path,
+    config: AugmentConfig,
+    augmenter: ImageAugmenter,
+    text_variants: TextVariants,
+    sampler: NegativeSampler,
+) -> Iterator[Cell]:
+    """Yield a training row's original, and each new row that it would get.
+
+    Later epochs follow where --pictures asks for fewer variants than it takes to judge the ranges.
     """
-    config = work.config
-    path = Path(PREVIEW_FILE) if config.data.is_remote else config.data.path / PREVIEW_FILE
-    unique = work.training.drop_duplicates("image_id")
-    order = sorted(unique.index, key=lambda row: hash_order(config.seed, unique["image_id"][row]))
-    chosen = unique.loc[order[: config.preview]].reset_index(drop=True)
-    result = {"data": str(config.data), "preview": str(path), "pictures": len(chosen), "dry_run": dry_run}
-    if dry_run:
-        console.print_result(f"{path} would show {len(chosen)} pictures with their variants")
-        return result
-    negatives = work.negatives(work.training, embed)
-    named = zip(chosen.to_dict("records"), work.paths(chosen), strict=True)
-    with atomic_file(path) as aside:
-        write_contact_sheet(aside, [list(_cells(row, place, work, negatives)) for row, place in named])
-    console.print_result(f"{path}: {len(chosen)} training pictures with their variants and negatives")
-    return result
-
-
-def _cells(row: dict[str, Any], path: Path, work: Augmentation, negatives: NegativeSampler) -> Iterator[Cell]:
-    config, image_id, text_id = work.config, row["image_id"], row["text_id"]
+    image_id, text_id = row["image_id"], row["text_id"]
     original = decode.load_rgb(path, max_side=config.max_side)
     yield Cell(original, row["text"], "the original")
-    for epoch in range(max(AT_LEAST, config.pictures)) if config.pictures else ():
-        applied = ", ".join(
+    for epoch in range(max(MIN_VARIANTS, config.pictures)) if config.pictures else ():
+        operations = ", ".join(
             f"{name.replace('_', ' ')} {amount:.2g}".removesuffix(" 0")
-            for name, amount in work.augmenter.chosen_operations(epoch, image_id).items()
+            for name, amount in augmenter.chosen_operations(epoch, image_id).items()
         )
-        seen = "" if epoch < config.pictures else f"(epoch {epoch}) "
-        yield Cell(work.augmenter.load_image(path, epoch, image_id), row["text"], seen + (applied or "as it is"))
-    for variant in work.phrasings.of_pair(row["pair_id"], text_id):
-        yield Cell(original, variant, work.phrasings.of_text[text_id][variant])
-    for wrong in negatives.choose(row["pair_id"], image_id, text_id, config.negatives_per_positive):
-        yield Cell(original, wrong.text, "a negative")
+        prefix = "" if epoch < config.pictures else f"(epoch {epoch}) "
+        yield Cell(augmenter.load_image(path, epoch, image_id), row["text"], prefix + (operations or "unchanged"))
+    for variant in text_variants.for_pair(row["pair_id"], text_id):
+        yield Cell(original, variant, text_variants.by_text[text_id][variant])
+    for negative in sampler.choose(row["pair_id"], image_id, text_id, config.negatives_per_positive):
+        yield Cell(original, negative.text, "a negative")
+
+
+def write_contact_sheet(path: Path, rows: Sequence[Sequence[Cell]]) -> None:
+    """Write a PNG with a row of cells for each row."""
+    from PIL import Image, ImageDraw, ImageOps
+
+    width, height = SIDE + MARGIN, SIDE + MARGIN + (CAPTION_LINES + NOTE_LINES) * LINE_HEIGHT
+    sheet = Image.new("RGB", (max(map(len, rows)) * width + MARGIN, len(rows) * height + MARGIN), "white")
+    draw, font = ImageDraw.Draw(sheet), _font()
+    for i, row in enumerate(rows):
+        for j, cell in enumerate(row):
+            left, top = MARGIN + j * width, MARGIN + i * height
+            sheet.paste(ImageOps.pad(cell.image, (SIDE, SIDE), color="#eeeeee"), (left, top))
+            lines = [(line, "black") for line in _wrap(cell.caption, CAPTION_LINES)]
+            lines += [(line, "#777777") for line in _wrap(cell.note, NOTE_LINES)]
+            for number, (line, colour) in enumerate(lines):
+                draw.text((left + SIDE / 2, top + SIDE + 3 + number * LINE_HEIGHT), line, colour, font, anchor="ma")
+    sheet.save(path, "PNG")
+
+
+def _wrap(text: str, lines: int) -> list[str]:
+    return textwrap.wrap(text, LINE_LETTERS, max_lines=lines, placeholder=" ...")
+
+
+def _font() -> ImageFont.FreeTypeFont:
+    """Return DejaVu Sans, which has Persian and most other letters, from matplotlib's files."""
+    import matplotlib
+    from PIL import ImageFont
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", 11)

@@ -1,4 +1,4 @@
-"""Varied pictures, written on all cores: each a pure function of (seed, epoch, sample)."""
+"""Write augmented images on all cores: each a pure function of (seed, epoch, sample)."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from vlkit.data.augment.image_ops import ImageAugmenter
-from vlkit.data.parallel import usable_cores, map_in_order
+from vlkit.data.parallel import map_in_order, usable_cores
 
 if TYPE_CHECKING:
     from PIL import Image
 
-CHUNK = 16
-# Fewer pictures than this are drawn sooner by one process than a second one starts.
-WORTH_PROCESSES = 200
-# Of Pillow's writers; png, which is not among them, and webp keep every pixel: what is written is what training sees.
-OPTIONS: dict[str, dict[str, Any]] = {
+CHUNK_SIZE = 16
+# One process draws fewer images than this sooner than a second process starts.
+MIN_IMAGES_FOR_WORKERS = 200
+# Options of Pillow's writers. webp keeps every pixel, and so does png, which OpenCV writes: training sees these pixels.
+WRITER_OPTIONS: dict[str, dict[str, Any]] = {
     "webp": {"lossless": True, "method": 0, "quality": 0},
     "jpeg": {"quality": 95},
 }
 
 
 class RenderJob(NamedTuple):
-    """A picture to vary: where it lies, its image id, and the epoch whose picture it becomes."""
+    """An image to augment: its path, its image id, and the epoch that it is drawn for."""
 
     source: Path
     image_id: str
@@ -35,7 +35,7 @@ class RenderJob(NamedTuple):
 
 
 class WrittenImage(NamedTuple):
-    """A picture that was written.
+    """An image that was written.
 
     Attributes:
         name: of the file.
@@ -50,47 +50,55 @@ class WrittenImage(NamedTuple):
 
 
 def render_images(
-    jobs: Sequence[RenderJob], variation: ImageAugmenter, folder: Path, *, form: str = "png", workers: int | None = None
+    jobs: Sequence[RenderJob],
+    augmenter: ImageAugmenter,
+    folder: Path,
+    *,
+    image_format: str = "png",
+    workers: int | None = None,
 ) -> Iterator[tuple[RenderJob, WrittenImage]]:
-    """Write the pictures into `folder`, named by their content; in the order of the jobs.
+    """Write the images into `folder`, named by their content, and yield them in the order of the jobs.
 
     Raises:
-        DataError: a picture is gone or does not decode any more; names it.
+        DataError: an image is gone or no longer decodes; names it.
     """
     if workers is None:
-        workers = usable_cores() if len(jobs) >= WORTH_PROCESSES else 1
-    chunks = [(jobs[start : start + CHUNK], variation, folder, form) for start in range(0, len(jobs), CHUNK)]
-    for (done, *_), written in zip(chunks, map_in_order(_render, chunks, workers=min(workers, len(chunks))), strict=True):
-        yield from zip(done, written, strict=True)
+        workers = usable_cores() if len(jobs) >= MIN_IMAGES_FOR_WORKERS else 1
+    chunks = [
+        (jobs[start : start + CHUNK_SIZE], augmenter, folder, image_format) for start in range(0, len(jobs), CHUNK_SIZE)
+    ]
+    results = map_in_order(_write_chunk, chunks, workers=min(workers, len(chunks)))
+    for (chunk_jobs, *_), images in zip(chunks, results, strict=True):
+        yield from zip(chunk_jobs, images, strict=True)
 
 
-def encode_image(job: RenderJob, variation: ImageAugmenter, form: str) -> tuple[bytes, tuple[int, int]]:
-    """The varied picture as a file's bytes, and its size in pixels."""
-    picture = variation.load_image(job.source, job.epoch, job.image_id)
-    if form == "png":
-        return _png(picture), picture.size
+def encode_image(job: RenderJob, augmenter: ImageAugmenter, image_format: str) -> tuple[bytes, tuple[int, int]]:
+    """Return the augmented image as the bytes of a file, and its width and height."""
+    image = augmenter.load_image(job.source, job.epoch, job.image_id)
+    if image_format == "png":
+        return _encode_png(image), image.size
     file = io.BytesIO()
-    picture.save(file, form.upper(), **OPTIONS[form])
-    return file.getvalue(), picture.size
+    image.save(file, image_format.upper(), **WRITER_OPTIONS[image_format])
+    return file.getvalue(), image.size
 
 
-def _png(picture: Image.Image) -> bytes:
-    """By OpenCV, whose run-length strategy is faster than Pillow's fastest, and smaller on noisy pictures."""
+def _encode_png(image: Image.Image) -> bytes:
+    """Encode by OpenCV, whose run-length strategy is faster than Pillow's fastest, and smaller on noisy images."""
     import cv2
 
     options = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
-    done, content = cv2.imencode(".png", cv2.cvtColor(np.asarray(picture), cv2.COLOR_RGB2BGR), options)
-    assert done, "a PNG of any pixels can be made"
+    ok, content = cv2.imencode(".png", cv2.cvtColor(np.asarray(image), cv2.COLOR_RGB2BGR), options)
+    assert ok, "a PNG of any pixels can be made"
     return content.tobytes()
 
 
-def _render(chunk: tuple[Sequence[RenderJob], ImageAugmenter, Path, str]) -> list[WrittenImage]:
-    jobs, variation, folder, form = chunk
-    written = []
+def _write_chunk(chunk: tuple[Sequence[RenderJob], ImageAugmenter, Path, str]) -> list[WrittenImage]:
+    jobs, augmenter, folder, image_format = chunk
+    images = []
     for job in jobs:
-        content, (width, height) = encode_image(job, variation, form)
-        digits = hashlib.sha256(content).hexdigest()[:20]
-        name = f"{digits}.{form.replace('jpeg', 'jpg')}"
+        content, (width, height) = encode_image(job, augmenter, image_format)
+        image_id = hashlib.sha256(content).hexdigest()[:20]
+        name = f"{image_id}.{image_format.replace('jpeg', 'jpg')}"
         (folder / name).write_bytes(content)
-        written.append(WrittenImage(name, digits, width, height))
-    return written
+        images.append(WrittenImage(name, image_id, width, height))
+    return images

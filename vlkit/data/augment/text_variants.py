@@ -1,4 +1,4 @@
-"""What the rules make of the training texts, without what would lie or leak."""
+"""Variants that the rules make of the training texts, without those that would be wrong or leak."""
 
 from __future__ import annotations
 
@@ -26,52 +26,59 @@ class TextVariants:
         held_out: texts of validation and test; None: those of `rows`.
 
     Attributes:
-        of_text: text id -> its variants, each with the rule that gives it. None of them equals a text of another group,
-            be it an original or a variant, or one that is held out; case does not count.
-        folded: text id -> all that the rules make of it, honest or not, case folded: other words for the same.
+        by_text: text id -> its variants, each with the rule that makes it. None of them equals a text of another group,
+            original or variant, or a held-out text; case does not count.
+        folded: text id -> everything that the rules make of it, usable or not, case folded.
         dropped: why variants were left out -> how many.
     """
 
     def __init__(self, rows: pd.DataFrame, config: AugmentConfig, held_out: Iterable[str] | None = None) -> None:
-        self.rules, self.seed, self.wanted = TextRules.from_config(config), config.seed, config.texts
+        self.rules, self.seed, self.count = TextRules.from_config(config), config.seed, config.texts
         self.dropped: Counter[str] = Counter()
         self._held_out = set(rows.loc[rows["split"] != "train", "text"] if held_out is None else held_out)
         self._held_out_folded = set(map(captions.fold_case, self._held_out))
-        self._groups_of: dict[str, set[str]] = defaultdict(set)
+        self._groups_by_wording: dict[str, set[str]] = defaultdict(set)
         for text, groups in zip(rows["text"], rows["text_group"], strict=True):
-            self._groups_of[captions.fold_case(text)] |= labels.as_set(groups)
+            self._groups_by_wording[captions.fold_case(text)] |= labels.as_set(groups)
         training = rows[rows["split"] == "train"]
         self._groups: dict[str, set[str]] = defaultdict(set)
         for text_id, groups in zip(training["text_id"], training["text_group"], strict=True):
             self._groups[text_id] |= labels.as_set(groups)
         unique = training.drop_duplicates("text_id")
         texts = dict(zip(unique["text_id"], unique["text"], strict=True))
-        made = {text_id: self.rules.variants(text) for text_id, text in texts.items()}
-        self.folded = {text_id: {captions.fold_case(variant) for variant in of} for text_id, of in made.items()}
-        for text_id, of in self.folded.items():
-            for folded in of:
-                self._groups_of[folded] |= self._groups[text_id]
-        self.of_text = {text_id: self._honest(text_id, texts[text_id], of) for text_id, of in made.items()}
-        if not self.wanted:
+        variants_of = {text_id: self.rules.variants(text) for text_id, text in texts.items()}
+        self.folded = {
+            text_id: {captions.fold_case(variant) for variant in variants} for text_id, variants in variants_of.items()
+        }
+        for text_id, wordings in self.folded.items():
+            for wording in wordings:
+                self._groups_by_wording[wording] |= self._groups[text_id]
+        self.by_text = {
+            text_id: self._usable_variants(text_id, texts[text_id], variants)
+            for text_id, variants in variants_of.items()
+        }
+        if not self.count:
             self.dropped.clear()
 
-    def of_pair(self, pair_id: str, text_id: str) -> list[str]:
-        """The variants that a row gets: drawn for the row, but for a text of several groups the same in every row.
+    def for_pair(self, pair_id: str, text_id: str) -> list[str]:
+        """Return the variants of a row: drawn for the row, but the same in every row of a text of several groups.
 
-        A variant belongs to the groups of the rows it stands in, and must belong to all that its text belongs to.
+        A variant belongs to the groups of the rows it is in, and must belong to all groups of its text.
         """
         key = pair_id if len(self._groups[text_id]) == 1 else text_id
-        found = sorted(self.of_text[text_id], key=lambda variant: (hash_order(self.seed, f"{key}\0{variant}"), variant))
-        return found[: self.wanted]
+        variants = sorted(
+            self.by_text[text_id], key=lambda variant: (hash_order(self.seed, f"{key}\0{variant}"), variant)
+        )
+        return variants[: self.count]
 
-    def _honest(self, text_id: str, text: str, variants: dict[str, str]) -> dict[str, str]:
-        found, groups = {}, self._groups[text_id]
+    def _usable_variants(self, text_id: str, text: str, variants: dict[str, str]) -> dict[str, str]:
+        usable, groups = {}, self._groups[text_id]
         for variant, rule in variants.items():
             folded = captions.fold_case(variant)
             if variant in self._held_out or (folded in self._held_out_folded and folded != captions.fold_case(text)):
                 self.dropped[HELD_OUT] += 1
-            elif self._groups_of[folded] - groups:
+            elif self._groups_by_wording[folded] - groups:
                 self.dropped[OTHER_GROUP] += 1
             else:
-                found[variant] = rule
-        return found
+                usable[variant] = rule
+        return usable

@@ -1,1 +1,1 @@
-"""."""
+"""Image files: decoding, resizing, and perceptual hashes."""

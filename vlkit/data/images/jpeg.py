@@ -1,7 +1,7 @@
-"""JPEG files decoded by simplejpeg, which is libjpeg-turbo and little else; Pillow wraps the same library in more.
+"""Decode JPEG files by simplejpeg, a thin wrapper of libjpeg-turbo; Pillow wraps the same library with more overhead.
 
-Pillow still opens the file and says how large it is to be decoded, and it decodes whatever makes simplejpeg complain.
-So the pixels are Pillow's, and so is the answer to whether a picture is damaged; only the time is less
+Pillow still opens the file, says at what size it is decoded, and decodes whatever simplejpeg refuses. So the pixels
+are Pillow's, and so is the verdict on whether an image is damaged; only the time is less
 (`tests/benchmarks/pictures.py`).
 """
 
@@ -16,11 +16,11 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL import Image
 
-# Pillow's names of what holds a JPEG.
+# Pillow's names of formats that hold a JPEG.
 JPEG_FORMATS = ("JPEG", "MPO")
-ORIENTATION = 0x0112
-# From an orientation in EXIF to the picture as a person sees it: rows and columns change places or not, then the steps
-# through rows and columns.
+ORIENTATION_TAG = 0x0112
+# EXIF orientation -> how to turn the image upright: whether rows and columns are swapped, then the steps through rows
+# and columns.
 EXIF_TRANSFORMS = {
     2: (False, 1, -1),
     3: (False, -1, -1),
@@ -32,45 +32,45 @@ EXIF_TRANSFORMS = {
 }
 
 
-def exif_orientation(picture: Image.Image) -> int:
-    """How a picture lies by its EXIF, 1 to 8; 1, upright, also where EXIF cannot be read or makes no sense."""
+def exif_orientation(image: Image.Image) -> int:
+    """Return an image's orientation by its EXIF, 1 to 8; 1 is upright, also for EXIF that is unreadable or invalid."""
     with contextlib.suppress(Exception):
-        found = picture.getexif().get(ORIENTATION, 1)
-        return next((each for each in EXIF_TRANSFORMS if each == found), 1)
+        value = image.getexif().get(ORIENTATION_TAG, 1)
+        return next((known for known in EXIF_TRANSFORMS if known == value), 1)
     return 1
 
 
-def decode_jpeg(file: Path | IO[bytes], picture: Image.Image) -> np.ndarray | None:
-    """Upright pixels: uint8 [height, width, 3], RGB.
+def decode_jpeg(file: Path | IO[bytes], image: Image.Image) -> np.ndarray | None:
+    """Decode a JPEG upright: uint8 [height, width, 3], RGB.
 
     Args:
-        picture: the file, opened by Pillow and not loaded; its size says at which part of it the file is decoded. It
-            is closed where pixels are returned.
+        image: the file, opened by Pillow and not loaded; its size is the one to decode at. It is closed where pixels
+            are returned.
 
     Returns:
-        None where it is left to Pillow: other formats and colours, and what may be damaged.
+        None where Pillow has to decode: other formats and colours, and files that may be damaged.
     """
-    if picture.format not in JPEG_FORMATS or picture.mode != "RGB":
+    if image.format not in JPEG_FORMATS or image.mode != "RGB":
         return None
     import simplejpeg
 
-    width, height = picture.size
+    width, height = image.size
     try:
-        pixels: np.ndarray = simplejpeg.decode_jpeg(_content(file), min_height=height, min_width=width)
+        pixels: np.ndarray = simplejpeg.decode_jpeg(_read(file), min_height=height, min_width=width)
     except ValueError:
         return None
     if pixels.shape != (height, width, 3):
         return None
-    way = EXIF_TRANSFORMS.get(exif_orientation(picture))
-    with picture:  # Closes a file that Pillow has opened by its name, and no other.
+    transform = EXIF_TRANSFORMS.get(exif_orientation(image))
+    with image:  # Closes a file that Pillow has opened by its name, and no other.
         pass
-    if way is None:
+    if transform is None:
         return pixels
-    swapped, down, across = way
-    return (pixels.transpose(1, 0, 2) if swapped else pixels)[::down, ::across].copy()
+    swapped, row_step, column_step = transform
+    return (pixels.transpose(1, 0, 2) if swapped else pixels)[::row_step, ::column_step].copy()
 
 
-def _content(file: Path | IO[bytes]) -> bytes:
+def _read(file: Path | IO[bytes]) -> bytes:
     if isinstance(file, Path):
         return file.read_bytes()
     file.seek(0)

@@ -1,1 +1,1 @@
-"""."""
+"""Sample data drawn offline, in every raw layout."""
