@@ -1,30 +1,30 @@
-"""Checkpoints: save, verify, resume.
+"""Save, verify and restore checkpoints.
 
     checkpoints/step-000400/
-      trainable.safetensors     what is trained, by parameter name; what is frozen comes from the base model
+      trainable.safetensors     the trained parameters by name; frozen ones come from the base model
       optimizer.safetensors     AdamW's moments and step counts, as "parameter/moment"
       state.json                the step, the loss scaler, seconds trained, the best so far and its scores, and whether
                                 the evaluation of this very step is still to come
       MANIFEST.json             SHA-256 of each of the three
 
 Why this is enough. Everything else that a step depends on is a function of its number and the settings: which rows make
-its batch (a hash of seed, epoch and pair id), how pictures are varied (seed, epoch, picture), what dropout drops (seed,
+its batch (a hash of seed, epoch and pair id), how images are varied (seed, epoch, image), what dropout drops (seed,
 step, batch within the step), the learning rate (step). No random generator and no position in a data set has a state
 that would have to be saved. On a CPU, in float32, the same bytes in give the same bytes out; so a run that was killed
-and started again ends with the bytes of one that was left alone.
+and started again ends with the bytes of one that was never interrupted.
 
-How it is written. Into a folder aside: the tensors, then the state, then the manifest, last; each file and the folder
-flushed to the disk, then one rename, then the folder above flushed. A kill at any moment leaves no new checkpoint, or a
-whole one. last.json and best.json are written after it and only point: the truth is the newest checkpoint whose
-manifest verifies, and on a resume the pointers are written again.
+How it is written. Into a temporary folder: the tensors, then the state, then the manifest, last; each file and the
+folder flushed to disk, then one rename, then the folder above flushed. A kill at any moment leaves no new checkpoint or
+a complete one. last.json and best.json are written after it and only point: the truth is the newest checkpoint whose
+manifest verifies, and a resume writes the pointers again.
 
 How it is read. The manifest must name exactly the three files, so that a name like ../x is never opened; their hashes
 must agree before anything is parsed. Tensors are safetensors and the rest is JSON: nothing that is read can execute. A
 damaged checkpoint is named and the one before is taken; if none verifies the run ends with exit code 6, and never
-begins at step 0 again.
+starts at step 0 again.
 
-What is never written: a number that is not finite. And what was logged of steps after the one that is resumed is
-dropped from metrics.jsonl: these steps are taken, and logged, again, so that each stands there once.
+What is never written: a number that is not finite. A resume drops later steps from metrics.jsonl: they are repeated and
+logged again, so that each step is logged once.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ from safetensors.torch import load_file, save_file
 
 from vlkit import console
 from vlkit.errors import ArtifactError, NonFiniteError, ResourceError
-from vlkit.storage import atomic_folder, json_text, format_bytes
+from vlkit.storage import atomic_folder, format_bytes, json_text
 
 SCHEMA = 1
 MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # AdamW's
-# Bytes, about, of headers, state and manifest.
+# Approximate bytes of headers, state and manifest.
 OVERHEAD_BYTES = 2**15
 FILES = ("trainable.safetensors", "optimizer.safetensors", "state.json")
 FOLDER_NAME = re.compile(r"step-(\d{6,})")
@@ -68,17 +68,17 @@ class Checkpoint:
     def restore(
         self, trainable: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer | None = None
     ) -> None:
-        """Put the saved values into the parameters, and the moments into the optimizer.
+        """Copy the saved values into the parameters, and the moments into the optimizer.
 
         Raises:
-            ArtifactError: other names or shapes than were saved.
+            ArtifactError: names or shapes differ from the saved ones.
         """
         saved = _load_tensors(self.folder / "trainable.safetensors")
-        wanted = {name: tuple(p.shape) for name, p in trainable.items()}
-        found = {name: tuple(t.shape) for name, t in saved.items()}
-        if wanted != found:
-            odd = sorted(wanted.items() ^ found.items())[0][0]
-            raise ArtifactError(f"{self.folder} is of another model or way of tuning: {odd} differs")
+        shapes = {name: tuple(p.shape) for name, p in trainable.items()}
+        saved_shapes = {name: tuple(t.shape) for name, t in saved.items()}
+        if shapes != saved_shapes:
+            name = sorted(shapes.items() ^ saved_shapes.items())[0][0]
+            raise ArtifactError(f"{self.folder} belongs to another model or way of tuning: {name} differs")
         with torch.no_grad():
             for name, parameter in trainable.items():
                 parameter.copy_(saved[name])
@@ -87,12 +87,12 @@ class Checkpoint:
 
 
 def folder_name(step: int) -> str:
-    """The folder's name of a step's checkpoint."""
+    """Return the name of the folder of a step's checkpoint."""
     return f"step-{step:06d}"
 
 
 def step_number(path: Path) -> int:
-    """The step that a checkpoint's folder is named after."""
+    """Return the step that a checkpoint's folder is named after."""
     return int(path.name.removeprefix("step-"))
 
 
@@ -103,32 +103,31 @@ def save(
     optimizer: torch.optim.Optimizer,
     state: Mapping[str, Any],
 ) -> Checkpoint:
-    """Save one checkpoint below `folder`, whole or not at all.
+    """Save one checkpoint below `folder`, complete or not at all.
 
     Raises:
         NonFiniteError: a weight or a moment is not a finite number; nothing is written.
-        ResourceError: the disk is full, or fails; what was there is as it was.
+        ResourceError: the disk is full or fails; earlier checkpoints are unchanged.
     """
     tensors = {
         "trainable.safetensors": {name: p.detach().cpu().contiguous() for name, p in trainable.items()},
         "optimizer.safetensors": _optimizer_tensors(optimizer),
     }
-    for name, value in ((name, value) for each in tensors.values() for name, value in each.items()):
-        if not torch.isfinite(value).all():
-            raise NonFiniteError(f"after step {step}: {name} is not finite; this step is not saved")
+    for file_tensors in tensors.values():
+        for name, value in file_tensors.items():
+            if not torch.isfinite(value).all():
+                raise NonFiniteError(f"after step {step}: {name} is not finite; this step is not saved")
     try:
         return _write(folder, step, tensors, state)
     except (OSError, SafetensorError) as error:
         if not _is_disk_error(error):
             raise
-        needed = sum(value.numel() * value.element_size() for each in tensors.values() for value in each.values())
-        needed += OVERHEAD_BYTES
+        values = (value for file_tensors in tensors.values() for value in file_tensors.values())
+        required = sum(value.numel() * value.element_size() for value in values) + OVERHEAD_BYTES
         free = shutil.disk_usage(folder).free
-        told = (
-            f"{folder}: step {step} could not be saved ({error}): it needs {format_bytes(needed)}, {format_bytes(free)} are free"
-        )
-        hint = "the checkpoints before it are whole: make room, and run the same command again"
-        raise ResourceError(told, hint=hint) from None
+        space = f"it needs {format_bytes(required)}, {format_bytes(free)} are free"
+        hint = "the checkpoints before it are complete: make room, and run the same command again"
+        raise ResourceError(f"{folder}: step {step} could not be saved ({error}): {space}", hint=hint) from None
 
 
 def _is_disk_error(error: OSError | SafetensorError) -> bool:
@@ -142,35 +141,34 @@ def _write(
     folder: Path, step: int, tensors: Mapping[str, Mapping[str, torch.Tensor]], state: Mapping[str, Any]
 ) -> Checkpoint:
     target = folder / folder_name(step)
-    complete = {"schema": SCHEMA, "step": step, **state}
+    full_state = {"schema": SCHEMA, "step": step, **state}
     with atomic_folder(target) as aside:
-        for name, each in tensors.items():
-            save_file(dict(each), aside / name)
-        (aside / "state.json").write_text(json_text(complete, indent=2), encoding="utf-8")
+        for name, file_tensors in tensors.items():
+            save_file(dict(file_tensors), aside / name)
+        (aside / "state.json").write_text(json_text(full_state, indent=2), encoding="utf-8")
         manifest = {"schema": SCHEMA, "files": {name: _hash(aside / name) for name in FILES}}
         (aside / "MANIFEST.json").write_text(json_text(manifest, indent=2), encoding="utf-8")
-    return Checkpoint(target, step, dict(complete))
+    return Checkpoint(target, step, dict(full_state))
 
 
 def newest(folder: Path, *, before: int | None = None) -> Checkpoint | None:
-    """The newest checkpoint that verifies; a damaged one is named and the one before is taken.
+    """Return the newest checkpoint that verifies; warn about a damaged one and take the one before.
 
     Args:
-        before: only those of earlier steps.
+        before: consider only earlier steps.
 
     Raises:
-        ArtifactError: there are checkpoints, and none of them is whole.
+        ArtifactError: there are checkpoints, and all of them are damaged.
     """
-    found = [path for path in list_checkpoints(folder) if before is None or step_number(path) < before]
-    for path in reversed(found):
+    paths = [path for path in list_checkpoints(folder) if before is None or step_number(path) < before]
+    for path in reversed(paths):
         try:
             return read_verified(path)
         except ArtifactError as error:
             console.warn(f"{error.message}; taking the one before")
-    if found:
-        raise ArtifactError(
-            f"{folder}: none of {len(found)} checkpoints is whole", hint="start anew under another --name"
-        )
+    if paths:
+        message = f"{folder}: all {len(paths)} checkpoints are damaged"
+        raise ArtifactError(message, hint="start again under another --name")
     return None
 
 
@@ -178,26 +176,26 @@ def read_verified(path: Path) -> Checkpoint:
     """Check every file against the manifest, then read the state.
 
     Raises:
-        ArtifactError: a file is missing or changed, or the schema is another one.
+        ArtifactError: a file is missing or changed, or the schema is another version's.
     """
     try:
         manifest = json.loads((path / "MANIFEST.json").read_text(encoding="utf-8"))
         hashes = manifest["files"]
-        whole = (
+        is_valid = (
             manifest["schema"] == SCHEMA
             and set(hashes) == set(FILES)
             and all(_hash(path / name) == hashes[name] for name in FILES)
         )
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        if whole and state["schema"] == SCHEMA and state["step"] == step_number(path):
+        if is_valid and state["schema"] == SCHEMA and state["step"] == step_number(path):
             return Checkpoint(path, int(state["step"]), state)
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    raise ArtifactError(f"the checkpoint {path} is damaged, or of another version of vlkit")
+    raise ArtifactError(f"the checkpoint {path} is damaged, or written by another version of vlkit")
 
 
 def parameter_names(folder: Path) -> set[str]:
-    """The parameters that the newest readable checkpoint holds, verified or not; none where there is no checkpoint."""
+    """Return the parameters in the newest readable checkpoint, verified or not; none if there is no checkpoint."""
     for path in reversed(list_checkpoints(folder)):
         with suppress(OSError, SafetensorError), safe_open(path / FILES[0], "pt") as file:
             return set(file.keys())
@@ -205,12 +203,13 @@ def parameter_names(folder: Path) -> set[str]:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints' folders, oldest first, unverified."""
-    return sorted((p for p in folder.glob("step-*") if FOLDER_NAME.fullmatch(p.name)), key=step_number) if folder.is_dir() else []
+    """Return the checkpoints' folders, oldest first, unverified."""
+    paths = folder.glob("step-*") if folder.is_dir() else ()
+    return sorted((path for path in paths if FOLDER_NAME.fullmatch(path.name)), key=step_number)
 
 
 def remove_after(folder: Path, step: int) -> None:
-    """Remove what stands for later steps, damaged or not: those steps will be taken, and saved, again."""
+    """Remove the checkpoints of later steps, damaged or not: those steps will be repeated, and saved again."""
     for path in list_checkpoints(folder):
         if step_number(path) > step:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -227,7 +226,7 @@ def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ArtifactError(f"{path} is no safetensors file: {error}") from None
+        raise ArtifactError(f"{path} is not a safetensors file: {error}") from None
 
 
 def _hash(path: Path) -> str:
@@ -236,7 +235,7 @@ def _hash(path: Path) -> str:
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimizer's state as "parameter/moment" -> tensor."""
+    """Return the optimizer's state as "parameter/moment" -> tensor."""
     tensors = {}
     for group in optimizer.param_groups:
         for name, parameter in zip(group["param_names"], group["params"], strict=True):
@@ -251,9 +250,9 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, t
         name, _, moment = key.rpartition("/")
         moments[name][moment] = value
     known = {name for group in optimizer.param_groups for name in group["param_names"]}
-    # Empty where no step has touched a weight yet; else of every parameter the same.
-    if moments and (set(moments) != known or any(set(each) != MOMENTS for each in moments.values())):
-        raise ArtifactError("optimizer.safetensors of this checkpoint is of another model or optimizer")
+    # Empty before the first step that changed a weight; after it, complete for every parameter.
+    if moments and (set(moments) != known or any(set(values) != MOMENTS for values in moments.values())):
+        raise ArtifactError("optimizer.safetensors of this checkpoint belongs to another model or optimizer")
     for group in optimizer.param_groups:
         for name, parameter in zip(group["param_names"], group["params"], strict=True):
             optimizer.state[parameter] = {moment: value.to(parameter.device) for moment, value in moments[name].items()}

@@ -16,7 +16,7 @@ from vlkit.config.fusion import CaptionConfig, TrainFusionConfig
 from vlkit.config.presets import resolve_augment, resolve_prep, resolve_train_fusion, resolve_train_retrieval
 from vlkit.config.search import IndexConfig, SearchConfig, ServeConfig
 from vlkit.config.training import TrainRetrievalConfig
-from vlkit.errors import suggest_name
+from vlkit.errors import VlkitError, suggest_name
 from vlkit.signals import Terminated, install_sigterm_handler
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ app = typer.Typer(
 
 
 @app.callback(invoke_without_command=True)
-def _root(
+def _print_version(
     version: Annotated[bool, typer.Option("--version", help="print the version", show_default=False)] = False,
 ) -> None:
     if version:
@@ -43,7 +43,7 @@ def _root(
 
 @command(app, "quickstart", QuickstartConfig)
 def quickstart(config: QuickstartConfig) -> dict[str, Any]:
-    """The offline tour: sample data, an untouched tiny model, training, both measured, an index and a search."""
+    """Take the offline tour: sample data, a tiny model before and after training, an index, a search and captions."""
     from vlkit.quickstart import quickstart
 
     return quickstart(config)
@@ -51,7 +51,7 @@ def quickstart(config: QuickstartConfig) -> dict[str, Any]:
 
 @command(app, "sample", SampleConfig)
 def sample(config: SampleConfig) -> dict[str, Any]:
-    """Write sample data in a raw layout, to try everything else on."""
+    """Write sample data in a raw layout, to try the other commands on."""
     from vlkit.data.samples.write import sample
 
     return sample(config)
@@ -59,7 +59,7 @@ def sample(config: SampleConfig) -> dict[str, Any]:
 
 @command(app, "download-coco", DownloadCocoConfig, dry_run=True)
 def download_coco(config: DownloadCocoConfig, dry_run: bool) -> dict[str, Any]:
-    """Fetch COCO's pictures and captions, resumed where it broke off, and see that they are all there."""
+    """Download COCO's images and captions, resume after an interruption, and check that none is missing."""
     from vlkit.data.coco.download import download_coco
 
     return download_coco(config, dry_run=dry_run)
@@ -70,28 +70,35 @@ def prep(config: PrepConfig, dry_run: bool) -> dict[str, Any]:
     """Turn a raw folder into a clean, leak-free table of pairs."""
     from vlkit.data.prep.prepare import prepare
 
-    return prepare(config, dry_run=dry_run, tokens_of=_tokens_of)
+    return prepare(config, dry_run=dry_run, load_token_counter=_load_token_counter)
 
 
-def _tokens_of(model: str) -> TokenCounter | None:
-    """How `model` counts tokens, where its tokenizer is on this machine; hub names that never were cost no import."""
+def _load_token_counter(model: str) -> TokenCounter | None:
+    """Return how a model counts tokens; None if its tokenizer is not on this machine, which is known without torch."""
+    from vlkit.models.hub import has_local_tokenizer
+
+    if not has_local_tokenizer(model):
+        return None
     from vlkit.data.prep.summary import TokenCounter
-    from vlkit.models.at_hand import tokenizer_at_hand
+    from vlkit.models.loading import load_tokenizer
 
-    found = tokenizer_at_hand(model)
-    return TokenCounter(lambda texts: [len(ids) for ids in found[0](texts)], found[1]) if found else None
+    try:
+        tokenize, limit = load_tokenizer(model)
+    except VlkitError:
+        return None
+    return TokenCounter(lambda texts: [len(ids) for ids in tokenize(texts)], limit)
 
 
 @command(app, "augment", AugmentConfig, resolve=resolve_augment, dry_run=True)
 def augment(config: AugmentConfig, dry_run: bool) -> dict[str, Any]:
-    """Add varied pictures, other phrasings and honest negatives to the training rows of a prepared folder."""
+    """Add varied images, reworded texts and hard negatives to the training rows of a prepared folder."""
     from vlkit.data.augment.augment import augment
 
-    return augment(config, dry_run=dry_run, embed_of=_embed_of)
+    return augment(config, dry_run=dry_run, embed_of=_load_text_encoder)
 
 
-def _embed_of(model: str) -> EmbedTexts:
-    """How a model, or a finished run, embeds texts."""
+def _load_text_encoder(model: str) -> EmbedTexts:
+    """Return how a model, or the model of a finished run, embeds texts."""
     from vlkit.models.encode import text_encoder
     from vlkit.models.loading import load_model
 
@@ -100,7 +107,7 @@ def _embed_of(model: str) -> EmbedTexts:
 
 @command(app, "train-retrieval", TrainRetrievalConfig, resolve=resolve_train_retrieval, dry_run=True)
 def train_retrieval(config: TrainRetrievalConfig, dry_run: bool) -> dict[str, Any]:
-    """Adapt CLIP or SigLIP to a prepared folder: fully, its upper layers, or by LoRA."""
+    """Adapt CLIP or SigLIP to a prepared folder: all weights, upper layers, or LoRA."""
     from vlkit.runs import refuse_locked
 
     if not dry_run and config.replay is None:
@@ -112,7 +119,7 @@ def train_retrieval(config: TrainRetrievalConfig, dry_run: bool) -> dict[str, An
 
 @command(app, "train-fusion", TrainFusionConfig, resolve=resolve_train_fusion, dry_run=True)
 def train_fusion(config: TrainFusionConfig, dry_run: bool) -> dict[str, Any]:
-    """Teach a frozen language model to describe pictures: train what stands between it and a frozen encoder."""
+    """Train a captioner: the layers that connect a frozen image encoder with a frozen language model."""
     from vlkit.runs import refuse_locked
 
     if not dry_run and config.replay is None:
@@ -124,7 +131,7 @@ def train_fusion(config: TrainFusionConfig, dry_run: bool) -> dict[str, Any]:
 
 @command(app, "eval", EvalConfig)
 def evaluate(config: EvalConfig) -> dict[str, Any]:
-    """Measure a run, or a model as it is, beside the untouched model on the same rows, with intervals."""
+    """Measure a run beside the untouched model on the same rows, with intervals; or a model as it is, or captions."""
     if config.captions is not None:
         from vlkit.evaluation.captioning.score import score_captions
 
@@ -144,7 +151,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
 
 @command(app, "index", IndexConfig, dry_run=True)
 def index(config: IndexConfig, dry_run: bool) -> dict[str, Any]:
-    """Embed a docstore's texts, the pictures, or both, and build an index that search and serve answer from."""
+    """Embed a docstore's texts, the images, or both, and build an index for search and serve."""
     from vlkit.inference.index.build import index
 
     return index(config, dry_run=dry_run)
@@ -152,7 +159,7 @@ def index(config: IndexConfig, dry_run: bool) -> dict[str, Any]:
 
 @command(app, "search", SearchConfig)
 def search(config: SearchConfig) -> dict[str, Any]:
-    """Find the texts and pictures of an index that are nearest to words, or to a picture."""
+    """Find the texts and images of an index that are nearest to words or to an image."""
     from vlkit.inference.search.search import search
 
     return search(config)
@@ -160,7 +167,7 @@ def search(config: SearchConfig) -> dict[str, Any]:
 
 @command(app, "serve", ServeConfig)
 def serve(config: ServeConfig) -> dict[str, Any]:
-    """Open a local page, and a JSON API, that search one index, or two side by side."""
+    """Serve a local page and a JSON API that search one index, or two side by side."""
     from vlkit.inference.serve.serve import serve
 
     return serve(config)
@@ -168,7 +175,7 @@ def serve(config: ServeConfig) -> dict[str, Any]:
 
 @command(app, "caption", CaptionConfig)
 def caption(config: CaptionConfig) -> dict[str, Any]:
-    """Describe pictures with a run of train-fusion."""
+    """Caption images with a run of train-fusion."""
     from vlkit.inference.caption import caption
 
     return caption(config)
@@ -176,7 +183,7 @@ def caption(config: CaptionConfig) -> dict[str, Any]:
 
 @command(app, "report", ReportConfig)
 def report(config: ReportConfig) -> dict[str, Any]:
-    """Write one page with everything about a run: curves, numbers with intervals, pictures; and compare runs."""
+    """Write one page about a run: curves, metrics with intervals, images; and compare runs."""
     from vlkit.report.report import report
 
     return report(config)
@@ -184,16 +191,16 @@ def report(config: ReportConfig) -> dict[str, Any]:
 
 @command(app, "runs", RunsConfig)
 def runs(config: RunsConfig) -> dict[str, Any]:
-    """List the runs: how they stand, and how good they are."""
-    from vlkit.report.list_runs import listed
+    """List the runs with their status and their metrics."""
+    from vlkit.report.list_runs import list_runs
 
-    return listed(config)
+    return list_runs(config)
 
 
 def main() -> None:
-    """Entry point of the `vlkit` program."""
-    # On cores that are shared with other work, OpenMP's busy waiting makes a step several times slower; a short wait
-    # before sleeping costs nothing where they are not. It must be set before torch is loaded.
+    """Run the `vlkit` program."""
+    # On cores shared with other work, OpenMP's busy waiting makes a step several times slower; a short wait before
+    # sleeping costs nothing on idle cores. It must be set before torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     install_sigterm_handler()
     try:
@@ -203,17 +210,18 @@ def main() -> None:
     except KeyboardInterrupt as error:
         status = 143 if isinstance(error, Terminated) else 130
     except Exception as error:
-        # Typer's own usage errors are told in vlkit's voice, and under --json as its one object.
+        # Typer's own usage errors are printed as vlkit's, and under --json as the one object.
         if not hasattr(error, "format_message"):
             raise
         console.set_json_mode("--json" in sys.argv)
-        console.fail(error.format_message(), _way_out(error), 2)
+        console.fail(error.format_message(), _usage_hint(error), 2)
         status = 2
     sys.exit(status or 0)
 
 
-def _way_out(error: Exception) -> str:
-    context, known = getattr(error, "ctx", None), [str(each.name) for each in app.registered_commands]
+def _usage_hint(error: Exception) -> str:
+    """Return the known command most similar to a mistyped one, or the --help to read."""
+    context, known = getattr(error, "ctx", None), [str(entry.name) for entry in app.registered_commands]
     mistyped = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
     if mistyped and mistyped not in known:
         return suggest_name(mistyped, known)

@@ -1,7 +1,7 @@
-"""The one console: results on stdout, talk on stderr.
+"""The one console: results on stdout, messages on stderr.
 
-`say`, `warn`, `hint` and `progress` are talk. `print_result` is what the command was called for: a table or a line on stdout,
-or nothing under --json, where stdout holds one JSON object that `flags.py` prints at the end.
+`say`, `warn`, `hint` and `progress` print messages. `print_result` and `print_table` print what the command was called
+for; under --json they print nothing, and stdout holds one JSON object that `flags.py` prints at the end.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _json_mode = _silent = False
 
 
 def set_json_mode(on: bool) -> None:
-    """Under --json results are kept off stdout; `print_json` prints the one object there."""
+    """Keep results off stdout under --json; `print_json` prints the one object there."""
     global _json_mode
     _json_mode = on
 
 
 @cache
 def stderr() -> Console:
-    """The console on stderr."""
+    """Return the console on stderr."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False, soft_wrap=True)
@@ -36,38 +36,38 @@ def stderr() -> Console:
 
 @cache
 def stdout() -> Console:
-    """The console on stdout. Off a terminal it is wide enough for any table that vlkit prints."""
+    """Return the console on stdout. Off a terminal it is wide enough for every table that vlkit prints."""
     from rich.console import Console
 
     return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 
 
 def say(text: str = "") -> None:
-    """One line of talk."""
+    """Print one message."""
     stderr().print(text, markup=False)
 
 
 def warn(text: str) -> None:
-    """Something the user should know before it costs them a night."""
+    """Print what the user should know before the work starts, or should not miss."""
     stderr().print("warning:", style="yellow", end=" ")
     stderr().print(text, markup=False)
 
 
 def hint(text: str) -> None:
-    """What to do next."""
+    """Print what to do next."""
     stderr().print("  ->", style="cyan", end=" ")
     stderr().print(text, markup=False)
 
 
 def silence() -> None:
-    """Say nothing from now on but why the command fails: of several processes one talks."""
+    """Print nothing from now on but an error: of several processes one prints."""
     global _silent
     _silent = True
     stderr().quiet = stdout().quiet = True
 
 
 def fail(message: str, hint_text: str | None, exit_code: int) -> None:
-    """Print why the command stops. Under --json the same goes to stdout as its one object."""
+    """Print why the command stops; under --json, print it on stdout too, as the one object."""
     stderr().quiet = False
     stderr().print("error:", style="bold red", end=" ")
     stderr().print(message, markup=False)
@@ -78,13 +78,13 @@ def fail(message: str, hint_text: str | None, exit_code: int) -> None:
 
 
 def print_result(renderable: Any) -> None:
-    """Print a table or a line on stdout; under --json on nothing."""
+    """Print a table or a line on stdout; under --json, print nothing."""
     if not _json_mode:
         stdout().print(renderable, markup=False)
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """The one JSON object of a --json command."""
+    """Print the one JSON object of a --json command."""
     if _silent:
         return
     from vlkit.storage import json_text
@@ -94,55 +94,61 @@ def print_json(value: dict[str, Any]) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> None:
-    """Print a small table as a result. The first `left` columns are left-aligned, the others hold numbers."""
+    """Print a small table as a result; its first `left` columns are left-aligned, the others hold numbers."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    style = {"title_justify": "left", "padding": (0, 1, 0, 0)}
-    # Names of folders and classes are no markup, whatever brackets they have.
-    drawn = Table(title=Text(title, style="bold"), box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, **style)
-    for position, column in enumerate(columns):
-        drawn.add_column(Text(column), justify="left" if position < left else "right", no_wrap=True)
+    # `Text`, because brackets in names of folders and classes are no markup.
+    table = Table(
+        title=Text(title, style="bold"),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    for index, column in enumerate(columns):
+        table.add_column(Text(column), justify="left" if index < left else "right", no_wrap=True)
     for row in rows:
-        drawn.add_row(*map(Text, row))
+        table.add_row(*map(Text, row))
     if not _json_mode:
-        # On a terminal that is too narrow the lines break; a number is never cut.
-        needed = stdout().measure(drawn, options=stdout().options.update(width=200)).maximum
-        wide = stdout() if needed <= stdout().width else Console(highlight=False, width=needed)
-        wide.print(drawn)
+        # In a terminal that is too narrow the lines break; a number is never cut.
+        width = stdout().measure(table, options=stdout().options.update(width=200)).maximum
+        wide = stdout() if width <= stdout().width else Console(highlight=False, width=width)
+        wide.print(table)
         wide.print()
 
 
 class Progress:
-    """How far a long piece of work is: a bar on a terminal, elsewhere one plain line every 30 seconds."""
+    """The progress of long work: a bar in a terminal, elsewhere one plain line every 30 seconds."""
 
-    def __init__(self, what: str, total: int, bar: Any = None) -> None:
-        self.what, self.total = what, total
+    def __init__(self, description: str, total: int, bar: Any = None) -> None:
+        self.description, self.total = description, total
         self._bar = bar
-        self._task = bar.add_task(what, total=total, figures="") if bar else None
+        self._task = bar.add_task(description, total=total, figures="") if bar else None
         self._last_line = time.monotonic()
 
     def update(self, done: int, **figures: float) -> None:
-        """`done` of the total; `figures` are shown beside it."""
+        """Show that `done` of the total are done, with `figures` beside it."""
         text = "  ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in figures.items())
         if self._bar:
             self._bar.update(self._task, completed=done, figures=text)
         elif time.monotonic() - self._last_line >= PLAIN_LINE_SECONDS:
             self._last_line = time.monotonic()
-            say(f"{self.what} {done}/{self.total}  {text}")
+            say(f"{self.description} {done}/{self.total}  {text}")
 
 
 @contextmanager
-def progress(what: str, total: int) -> Iterator[Progress]:
+def progress(description: str, total: int) -> Iterator[Progress]:
     """Show the progress of the block on stderr."""
     if not stderr().is_terminal:
-        yield Progress(what, total)
+        yield Progress(description, total)
         return
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Bar(*columns, TextColumn("{task.fields[figures]}"), console=stderr(), transient=True) as bar:
-        yield Progress(what, total, bar)
+        yield Progress(description, total, bar)

@@ -1,8 +1,8 @@
-"""s3:// and whatever else fsspec opens: list, fetch, upload.
+"""List, fetch and upload files at s3:// and every other URL that fsspec opens.
 
-What is read is kept in a local cache under the object's etag, so that it is fetched once, also when a run dies half
-way. A folder is uploaded with its manifest last: a reader that finds no manifest, or one that does not fit the files,
-is told so and never reads half.
+Fetched files are cached locally under the object's etag, so that each is fetched once, even if a run dies half way. A
+folder is uploaded with its manifest last: a reader refuses a folder without a manifest, or with one that does not fit
+the files, and never reads half of it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Any, NoReturn
 
 from vlkit import console, fault_injection
 from vlkit.errors import ArtifactError, DataError, NetworkError, UsageError
-from vlkit.storage import Location, cache_dir, json_text, atomic_file
+from vlkit.storage import Location, atomic_file, cache_dir, json_text
 
 MANIFEST, VERSIONS = "MANIFEST.json", ".versions"
-# Where a lake's zone, a whole bucket, keeps tables; pictures lie under images/ beside it.
+# The folder of tables in a lake's zone, which is a whole bucket; images are in images/ beside it.
 ZONE_TABLES = "datasets"
 FILES_AT_ONCE = 32
 MAX_ATTEMPTS = 5
@@ -44,48 +44,48 @@ class Remote:
         self.fs, self.root = _open_filesystem(self.location)
 
     def listing(self) -> dict[str, RemoteFile]:
-        """name -> Entry of every file below, sorted by name.
+        """Return name -> `RemoteFile` of every file below, sorted by name.
 
         Raises:
             NetworkError: it cannot be reached.
         """
         with _translate_errors(self.location):
             self.fs.invalidate_cache()
-            found = self.fs.find(self.root, detail=True)
+            infos = self.fs.find(self.root, detail=True)
         prefix = self.root.rstrip("/") + "/"
         return {
             path.removeprefix(prefix): RemoteFile(int(info["size"] or 0), _stamp(info))
-            for path, info in sorted(found.items())
+            for path, info in sorted(infos.items())
             if path.startswith(prefix) and not path.endswith("/") and _stays_inside(path.removeprefix(prefix))
         }
 
     def fetch(self, entries: Mapping[str, RemoteFile]) -> dict[str, Path]:
-        """Local copies of these files, by name; what is in the cache already is not read again.
+        """Return local copies of these files, by name; cached ones are not read again.
 
         Raises:
-            NetworkError: one cannot be read. What was read before it stays.
+            NetworkError: one cannot be read. Those read before it stay in the cache.
         """
-        places = {name: self._place(name, entry) for name, entry in entries.items()}
-        missing = [name for name, place in places.items() if not place.is_file()]
+        paths = {name: self._cache_path(name, entry) for name, entry in entries.items()}
+        missing = [name for name, path in paths.items() if not path.is_file()]
         with console.progress(f"fetching from {self.location}", len(missing)) as bar:
             for start in range(0, len(missing), FILES_AT_ONCE):
-                self._download({name: places[name] for name in missing[start : start + FILES_AT_ONCE]}, entries)
+                self._download({name: paths[name] for name in missing[start : start + FILES_AT_ONCE]}, entries)
                 bar.update(min(start + FILES_AT_ONCE, len(missing)))
-        return places
+        return paths
 
-    def _place(self, name: str, entry: RemoteFile) -> Path:
+    def _cache_path(self, name: str, entry: RemoteFile) -> Path:
         key = hashlib.sha256(f"{self.location}/{name}\0{entry.stamp}\0{entry.size}".encode()).hexdigest()
         return cache_dir() / "objects" / key[:2] / f"{key[2:34]}{PurePosixPath(name).suffix[:12]}"
 
-    def _download(self, places: Mapping[str, Path], entries: Mapping[str, RemoteFile]) -> None:
-        with _atomic_downloads(places) as parts:
+    def _download(self, paths: Mapping[str, Path], entries: Mapping[str, RemoteFile]) -> None:
+        with _atomic_downloads(paths) as parts:
             with _translate_errors(self.location):
                 self.fs.get([f"{self.root}/{name}" for name in parts], [str(part) for part in parts.values()])
             for name, part in parts.items():
                 if part.stat().st_size != entries[name].size:
                     raise NetworkError(
-                        f"{self.location}/{name}: {part.stat().st_size} of {entries[name].size} bytes came",
-                        hint="run the same command again: what was fetched stays",
+                        f"{self.location}/{name}: received {part.stat().st_size} of {entries[name].size} bytes",
+                        hint="run the same command again; fetched files are kept",
                     )
 
     def upload(self, files: Mapping[str, Path]) -> None:
@@ -97,15 +97,15 @@ class Remote:
         names = list(files)
         with _translate_errors(self.location), console.progress(f"uploading to {self.location}", len(names)) as bar:
             for start in range(0, len(names), FILES_AT_ONCE):
-                some = names[start : start + FILES_AT_ONCE]
-                self.fs.put([str(files[name]) for name in some], [f"{self.root}/{name}" for name in some])
+                batch = names[start : start + FILES_AT_ONCE]
+                self.fs.put([str(files[name]) for name in batch], [f"{self.root}/{name}" for name in batch])
                 bar.update(min(start + FILES_AT_ONCE, len(names)))
 
     def replace(self, files: Mapping[str, Path], manifest: str) -> None:
-        """Put a set of files in the place of an older one; readers of the manifest have the old set until the end.
+        """Replace an older set of files; readers of the manifest see the old set until the end.
 
-        Each set lies under a name of its own, which the manifest gives; the plain names beside it are for people and
-        other tools. The manifest changes last, then the old set goes.
+        Each set is stored in a folder of its own, which the manifest names; copies under plain names are for people and
+        other tools. The manifest changes last; then the old set is removed.
         """
         before = self.listing()
         old = self.read_manifest(manifest, before) if manifest in before else {}
@@ -114,33 +114,32 @@ class Remote:
         self.upload({f"{version}/{name}": path for name, path in files.items()})
         self.upload(files)
         self.write_manifest(manifest, {f"{version}/{name}": digits for name, digits in hashes.items()})
-        there = self.listing()
-        gone = {name.rpartition("/")[2] for name in old} - files.keys()
-        stale = [each for each in there if each.startswith(f"{VERSIONS}/") and not each.startswith(version)]
-        self.remove([*stale, *(name for name in gone if name in there)])
+        listing = self.listing()
+        removed = {name.rpartition("/")[2] for name in old} - files.keys()
+        stale = [name for name in listing if name.startswith(f"{VERSIONS}/") and not name.startswith(version)]
+        self.remove([*stale, *(name for name in removed if name in listing)])
 
     def write_manifest(self, name: str, hashes: Mapping[str, str]) -> None:
-        """Say which files belong together: name -> SHA-256."""
-        content = (
-            json_text({"schema": 1, "files": {each: {"sha256": hashes[each]} for each in hashes}}, indent=1) + "\n"
-        )
+        """Write which files belong together: name -> SHA-256."""
+        files = {file: {"sha256": digits} for file, digits in hashes.items()}
+        content = json_text({"schema": 1, "files": files}, indent=1) + "\n"
         with _translate_errors(self.location):
             self.fs.pipe_file(f"{self.root}/{name}", content.encode())
 
     def read_manifest(self, name: str, listing: Mapping[str, RemoteFile]) -> dict[str, str]:
-        """name -> SHA-256 of the files that belong together.
+        """Read which files belong together: name -> SHA-256.
 
         Raises:
-            ArtifactError: it is damaged, or names a file outside its folder.
+            ArtifactError: it is damaged, or names a file outside of its folder.
         """
         path = self.fetch({name: listing[name]})[name]
         try:
             files = json.loads(path.read_text(encoding="utf-8"))["files"]
-            hashes = {str(each): str(files[each]["sha256"]) for each in files}
+            hashes = {str(file): str(files[file]["sha256"]) for file in files}
         except (ValueError, KeyError, TypeError):
             raise ArtifactError(f"{self.location}/{name} is damaged", hint="write the folder again") from None
-        if odd := [each for each in hashes if not _stays_inside(each)]:
-            raise ArtifactError(f"{self.location}/{name} names {odd[0]!r}, which leads out of the folder")
+        if outside := [file for file in hashes if not _stays_inside(file)]:
+            raise ArtifactError(f"{self.location}/{name} names {outside[0]!r}, which is outside of the folder")
         return hashes
 
     def remove(self, names: Sequence[str]) -> None:
@@ -150,45 +149,47 @@ class Remote:
                 self.fs.rm([f"{self.root}/{name}" for name in names])
 
     def download_verified(self, manifest: str) -> Path:
-        """A local folder with the files that `manifest` lists, each verified by its hash, under its plain name.
+        """Return a local folder with the files that `manifest` lists, each verified by its hash, under its plain name.
 
         Raises:
             DataError: there is no manifest.
-            ArtifactError: a file is not the one that the manifest names.
+            ArtifactError: a file is missing, or not the one that the manifest lists.
         """
         listing = self.listing()
         if manifest not in listing:
-            hint = "a prepared folder is uploaded with its manifest last: was it interrupted? Run prep again"
-            raise DataError(f"{self.location} holds no {manifest}", hint=hint)
-        wanted = self.read_manifest(manifest, listing)
+            hint = "the manifest is uploaded last: if the upload was interrupted, run prep again"
+            raise DataError(f"{self.location} has no {manifest}", hint=hint)
+        hashes = self.read_manifest(manifest, listing)
         prefix = manifest.rpartition("/")[0]
-        names = {name: f"{prefix}/{name}" if prefix else name for name in wanted}
-        if gone := [name for name in names.values() if name not in listing]:
-            raise ArtifactError(f"{self.location}: {gone[0]} is missing", hint="write the folder again")
-        fetched = self.fetch({name: listing[name] for name in names.values()})
-        key = json_text([self.location, wanted])
+        names = {name: f"{prefix}/{name}" if prefix else name for name in hashes}
+        if missing := [name for name in names.values() if name not in listing]:
+            raise ArtifactError(f"{self.location}: {missing[0]} is missing", hint="write the folder again")
+        paths = self.fetch({name: listing[name] for name in names.values()})
+        key = json_text([self.location, hashes])
         folder = cache_dir() / "folders" / hashlib.sha256(key.encode()).hexdigest()[:32]
         for name, full in names.items():
-            if file_sha256(fetched[full]) != wanted[name]:
-                told = f"{self.location}/{full} is not the file that {manifest} names"
-                raise ArtifactError(told, hint="it is being written, or was half written: write the folder again")
+            if file_sha256(paths[full]) != hashes[name]:
+                message = f"{self.location}/{full} is not the file that {manifest} lists"
+                raise ArtifactError(message, hint="the folder is being written, or is half written: write it again")
             plain = folder / prefix / name.rpartition("/")[2]
             if not plain.is_file():
                 with atomic_file(plain) as aside:
-                    aside.write_bytes(fetched[full].read_bytes())
+                    aside.write_bytes(paths[full].read_bytes())
         return folder
 
 
 def tables_location(location: Location) -> Location:
-    """Where a remote prepared folder has its tables: a lake's zone keeps them apart from its pictures."""
+    """Return where a remote prepared folder has its tables; in a lake's zone they are in a folder of their own."""
     return location / ZONE_TABLES if location.is_bucket else location
 
 
 def local_folder(location: Location | Path | str) -> Path:
-    """A folder to read from: a local one as it is, of a remote one the verified copy of what its manifest lists.
+    """Return a folder to read from: a local one itself, or a verified copy of a remote one.
 
     Raises:
-        DataError: there is no manifest. ArtifactError: a file is not the one it names. NetworkError.
+        DataError: there is no manifest.
+        ArtifactError: a file is not the one that the manifest lists.
+        NetworkError: it cannot be reached.
     """
     location = Location(location)
     if not location.is_remote:
@@ -198,46 +199,45 @@ def local_folder(location: Location | Path | str) -> Path:
 
 
 def fetch_by_hash(urls: Mapping[str, str]) -> dict[str, Path]:
-    """Local copies of pictures, kept under the hash of their bytes.
+    """Return local copies of images, cached under the hash of their bytes.
 
     Args:
-        urls: URL -> the first digits of its content's SHA-256; none: it is not verified.
+        urls: URL -> the first digits of its content's SHA-256; "": do not verify it.
 
     Raises:
         DataError: a file has changed.
     """
     keys = {url: digits or f"url-{hashlib.sha256(url.encode()).hexdigest()[:32]}" for url, digits in urls.items()}
-    places = {url: cache_dir() / "pictures" / key[:2] / key for url, key in keys.items()}
+    paths = {url: cache_dir() / "pictures" / key[:2] / key for url, key in keys.items()}
     # Copies under several URLs are fetched once.
-    missing = list({place: url for url, place in places.items() if not place.is_file()}.values())
-    with console.progress("fetching pictures", len(missing)) as bar:
+    missing = list({path: url for url, path in paths.items() if not path.is_file()}.values())
+    with console.progress("fetching images", len(missing)) as bar:
         for start in range(0, len(missing), FILES_AT_ONCE):
-            some = missing[start : start + FILES_AT_ONCE]
-            location = Location(some[0])
-            opened = [_open_filesystem(Location(url)) for url in some]
-            with _atomic_downloads({url: places[url] for url in some}) as parts:
-                with _translate_errors(location):
-                    opened[0][0].get([path for _, path in opened], [str(part) for part in parts.values()])
+            batch = missing[start : start + FILES_AT_ONCE]
+            filesystems = [_open_filesystem(Location(url)) for url in batch]
+            with _atomic_downloads({url: paths[url] for url in batch}) as parts:
+                with _translate_errors(Location(batch[0])):
+                    fs = filesystems[0][0]
+                    fs.get([path for _, path in filesystems], [str(part) for part in parts.values()])
                 for url, part in parts.items():
                     if not file_sha256(part).startswith(urls[url]):
-                        told = f"{url} is not the picture that prep read"
-                        raise DataError(told, hint="it has changed since: run prep again")
+                        raise DataError(f"{url} has changed since prep read it", hint="run prep again")
             bar.update(min(start + FILES_AT_ONCE, len(missing)))
-    return places
+    return paths
 
 
 @contextmanager
-def _atomic_downloads(places: Mapping[str, Path]) -> Iterator[dict[str, Path]]:
-    """Paths to download to; renamed to their places when the block ends well, removed when not."""
-    parts = {name: place.with_name(f".{place.name}.{os.getpid()}.part") for name, place in places.items()}
+def _atomic_downloads(paths: Mapping[str, Path]) -> Iterator[dict[str, Path]]:
+    """Yield temporary paths to download to; rename them to `paths` if the block succeeds, else remove them."""
+    parts = {name: path.with_name(f".{path.name}.{os.getpid()}.part") for name, path in paths.items()}
     for part in parts.values():
         part.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield parts
         for name, part in parts.items():
-            fault_injection.fault_point("before rename", places[name])
-            os.replace(part, places[name])
-            fault_injection.fault_point("after rename", places[name])
+            fault_injection.fault_point("before rename", paths[name])
+            os.replace(part, paths[name])
+            fault_injection.fault_point("after rename", paths[name])
     finally:
         for part in parts.values():
             part.unlink(missing_ok=True)
@@ -251,35 +251,39 @@ def _stamp(info: Mapping[str, Any]) -> str:
 
 
 def _stays_inside(name: str) -> bool:
-    """A name below its folder, as a local path too."""
+    """Return whether a name stays below its folder, as a local path too."""
     return bool(name) and not any(part in ("", ".", "..") for part in name.split("/"))
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file."""
+    """Return the SHA-256 of a file in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _open_filesystem(location: Location) -> tuple[Any, str]:
-    """fsspec's filesystem and the path in it."""
+    """Return fsspec's filesystem and the path in it."""
     import fsspec
 
     protocol = location.split("://", 1)[0]
     try:
         fs, root = fsspec.core.url_to_fs(location, **(_s3_options() if protocol == "s3" else {}))
         if protocol == "s3":
-            fs.retries = 1  # Its client tries again already; both together would take minutes to give up.
+            fs.retries = 1  # Its client retries already; both together would take minutes to give up.
         return fs, root
     except ImportError:
-        hint = "pip install 'vlkit[s3]'" if protocol == "s3" else f"install what fsspec needs for {protocol}://"
+        hint = (
+            "pip install 'vlkit[s3]'"
+            if protocol == "s3"
+            else f"install the package that fsspec needs for {protocol}://"
+        )
         raise UsageError(f"{location}: {protocol}:// needs another package", hint=hint) from None
     except ValueError as error:
         raise UsageError(f"{location}: {error}") from None
 
 
 def _s3_options() -> dict[str, Any]:
-    """AWS' own variables are read by its client; those of MinIO are translated here."""
+    """Return options of s3fs; its client reads AWS' own variables, those of MinIO are translated here."""
     options: dict[str, Any] = {
         "use_listings_cache": False,
         "config_kwargs": {
@@ -299,11 +303,11 @@ def _s3_options() -> dict[str, Any]:
 
 @contextmanager
 def _translate_errors(location: Location) -> Iterator[None]:
-    """What the storage's client raises, as one of ours."""
+    """Translate what the storage's client raises into vlkit's errors."""
     try:
         yield
     except OSError as error:
-        # A local file's error has its name; the client's have none.
+        # The error of a local file has its name; the client's have none.
         if error.filename is not None or error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         _raise_translated(location, error)
@@ -317,7 +321,7 @@ def _raise_translated(location: Location, error: Exception) -> NoReturn:
     if isinstance(error, FileNotFoundError):
         raise DataError(f"{location}: no such bucket or file: {error}") from None
     if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
-        hint = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or MINIO_USER and MINIO_PASSWORD, say who you are"
+        hint = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or MINIO_USER and MINIO_PASSWORD"
         raise NetworkError(f"{location}: access denied: {error}", hint=hint) from None
-    hint = "AWS_ENDPOINT_URL or MINIO_ENDPOINT names another server than Amazon's; run the same command again"
+    hint = "run the same command again; for a server other than Amazon's set AWS_ENDPOINT_URL or MINIO_ENDPOINT"
     raise NetworkError(f"{location}: {type(error).__name__}: {error}", hint=hint) from None

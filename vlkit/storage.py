@@ -1,7 +1,7 @@
-"""Files and folders that appear whole or not at all, and where they lie.
+"""Locations, and files and folders that appear complete or not at all.
 
-The content is written aside, flushed to the disk, and renamed into place, so that a reader meets the old state or the
-new one, never half of it, also after a kill. What a kill leaves aside begins with a dot and ends in `.part`.
+The content is written to a temporary path, flushed to disk, and renamed. A reader sees the old state or the new one,
+never half of it, even after a kill. What a kill leaves behind begins with a dot and ends in `.part`.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from vlkit.errors import UsageError
 
 
 class Location(str):
-    """Where a folder lies: a local path, or a URL such as s3://bucket/prefix."""
+    """The location of a folder or file: a local path, or a URL such as s3://bucket/prefix."""
 
     @property
     def is_remote(self) -> bool:
-        """A URL; `remote.py` reads and writes it."""
+        """True for a URL, which `remote.py` reads and writes."""
         return re.match(r"[a-z0-9+.]+://", self) is not None
 
     @property
@@ -40,22 +40,22 @@ class Location(str):
 
     @property
     def name(self) -> str:
-        """The last part: of a bucket without a prefix, the bucket."""
+        """The last part; the bucket, if there is no prefix."""
         return self.rstrip("/").rpartition("/")[2] if self.is_remote else self.path.resolve().name
 
     @property
     def absolute(self) -> Location:
-        """The same from any working directory."""
+        """The same location, from any working directory."""
         return self if self.is_remote else Location(self.path.resolve())
 
     @property
     def is_bucket(self) -> bool:
-        """A whole bucket, as a lake's zones are."""
+        """True for a whole bucket, such as a zone of a lake."""
         return self.is_remote and "/" not in self.split("://", 1)[1].strip("/")
 
     @property
     def parent(self) -> Location:
-        """What it lies in."""
+        """The folder that contains it."""
         return Location(self.rstrip("/").rpartition("/")[0] if self.is_remote else self.path.parent)
 
     def __truediv__(self, name: str) -> Location:
@@ -63,17 +63,17 @@ class Location(str):
 
 
 def cache_dir() -> Path:
-    """Where vlkit keeps what it can make or fetch again; it may be removed at any time."""
+    """Return the folder of what vlkit can compute or download again; it may be removed at any time."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vlkit"
 
 
 def nearest_existing(path: Path) -> Path:
-    """The path, or the nearest folder above it that is there."""
+    """Return the path, or the nearest folder above it that exists."""
     return path if path.exists() else nearest_existing(path.parent) if path.parent != path else Path()
 
 
 def format_bytes(count: float) -> str:
-    """Bytes as people read them."""
+    """Return a number of bytes as people read it, such as "1.2 GB"."""
     for unit, size in (("GB", 2**30), ("MB", 2**20), ("kB", 2**10)):
         if count >= size:
             return f"{count / size:.1f} {unit}"
@@ -81,23 +81,24 @@ def format_bytes(count: float) -> str:
 
 
 def refuse_unwritable(folder: Path, flag: str) -> None:
-    """Refuse, before any work is done, a folder that cannot be written, or made where it is to be.
+    """Refuse, before any work starts, a folder that cannot be written or created.
+
+    Args:
+        flag: what the user should change.
 
     Raises:
-        UsageError: names what refuses; `flag` is what to change.
+        UsageError: names the folder that denies it.
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file", hint=f"choose another {flag}")
-    nearest_existing = folder.resolve()
-    while not nearest_existing.exists():
-        nearest_existing = nearest_existing.parent
-    if not nearest_existing.is_dir() or not os.access(nearest_existing, os.W_OK | os.X_OK):
-        raise UsageError(f"{folder} cannot be written: {nearest_existing} refuses", hint=f"choose another {flag}")
+    existing = nearest_existing(folder.resolve())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise UsageError(f"{folder} cannot be written: no permission in {existing}", hint=f"choose another {flag}")
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Give a path beside `path` to write to; rename it to `path` when the block ends well, remove it when not."""
+    """Yield a temporary path to write to; rename it to `path` if the block succeeds, else remove it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
@@ -117,7 +118,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """The same for a folder. An older folder at `path` stays until the new one is complete, then they change places."""
+    """Do the same for a folder. The old folder at `path` stays until the new one is complete; then they are swapped."""
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     owner = f".{path.name}.{socket.gethostname()}-"
@@ -126,9 +127,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     try:
         yield aside
         aside.chmod(0o777 & ~_umask())
-        for written in sorted(aside.rglob("*")):
-            if not written.is_symlink():
-                flush(written)
+        for content in sorted(aside.rglob("*")):
+            if not content.is_symlink():
+                flush(content)
         flush(aside, path.name)
         fault_injection.fault_point("before rename", path)
         if path.exists():
@@ -143,21 +144,21 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_update(path: Path, without: Collection[str]) -> Iterator[Path]:
-    """The same for a folder that keeps what it holds, all but the entries named `without`: those are written anew.
+    """Do the same for a folder that keeps its contents, except for the entries named `without`, which are rewritten.
 
-    What is kept is linked, not copied, and must not be written into.
+    Kept files are linked, not copied, and must not be written into.
     """
 
-    def left_out(folder: str, names: list[str]) -> list[str]:
+    def ignore(folder: str, names: list[str]) -> list[str]:
         return [name for name in names if os.path.samefile(folder, path) and name in without]
 
     with atomic_folder(path) as aside:
-        shutil.copytree(path, aside, symlinks=True, ignore=left_out, copy_function=_link_or_copy, dirs_exist_ok=True)
+        shutil.copytree(path, aside, symlinks=True, ignore=ignore, copy_function=_link_or_copy, dirs_exist_ok=True)
         yield aside
 
 
 def _link_or_copy(source: str, target: str) -> None:
-    """A second name for a file; a copy where the system gives none."""
+    """Hard-link a file; copy it where the system cannot link."""
     try:
         os.link(source, target)
     except OSError:
@@ -165,11 +166,11 @@ def _link_or_copy(source: str, target: str) -> None:
 
 
 def _remove_abandoned(parent: Path, owner: str) -> None:
-    """Remove what killed processes of this machine left aside."""
-    for left in parent.glob(f"{glob.escape(owner)}*.part"):
-        process = left.name.removeprefix(owner).split(".")[0]
+    """Remove the temporary folders of killed processes of this machine."""
+    for folder in parent.glob(f"{glob.escape(owner)}*.part"):
+        process = folder.name.removeprefix(owner).split(".")[0]
         if process.isdigit() and not _is_alive(int(process)):
-            shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_alive(process: int) -> bool:
@@ -183,7 +184,7 @@ def _is_alive(process: int) -> bool:
 
 
 def _exchange(one: Path, other: Path) -> None:
-    """Two folders change names: at once where the system can (Linux, macOS), else by three renames."""
+    """Swap the names of two folders: atomically where the system can (Linux, macOS), else by three renames."""
     here, swap = -100, 2  # AT_FDCWD; RENAME_EXCHANGE, which macOS calls RENAME_SWAP
     names = (os.fsencode(one), os.fsencode(other))
     system = ctypes.CDLL(None, use_errno=True)
@@ -198,16 +199,16 @@ def _exchange(one: Path, other: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small text file, whole or not at all, in UTF-8."""
+    """Write a small text file in UTF-8, complete or not at all."""
     with atomic_file(path) as aside:
         aside.write_text(text, encoding="utf-8")
 
 
 def flush(path: Path, name: str | None = None) -> None:
-    """fsync a file or a folder, so that a rename that follows cannot overtake its content.
+    """Flush a file or a folder to disk, so that no later rename overtakes its content.
 
     Args:
-        name: what it will be called.
+        name: its final name, for the fault point.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -224,7 +225,7 @@ def _umask() -> int:
 
 
 def json_text(value: Any, *, indent: int | None = None) -> str:
-    """JSON that any reader takes: numbers that are not finite become null, paths become strings."""
+    """Return JSON that every parser reads: non-finite numbers become null, paths become strings."""
     return json.dumps(_replace_non_finite(value), ensure_ascii=False, allow_nan=False, indent=indent, default=str)
 
 

@@ -454,7 +454,7 @@ def test_another_folder_is_never_replaced(trained, indexed, tmp_path, vlkit):
     [
         ((), "give --run RUN or --model M"),
         (("--model", "tiny-siglip"), "a tiny model exists only in the run"),
-        (("--model", "x/y", "--untouched"), "--untouched is about a run"),
+        (("--model", "x/y", "--untouched"), "--untouched has no effect without --run"),
         (("--run", "r", "--target-recall", 1.5), "--target-recall 1.5 must lie between"),
         (("--run", "r", "--type", "annoy"), "none of flat, hnsw, ivf-pq"),
     ],

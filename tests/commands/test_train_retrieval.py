@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from vlkit import checkpoints
 from vlkit.config.evaluation import RANKED
 from vlkit.remote import file_sha256
-from vlkit.training import run_state
+from vlkit.training import train_retrieval
 
 
 def train(vlkit, prepared, runs, name, *extra):
@@ -100,14 +100,14 @@ def uninterrupted(prepared, vlkit, tmp_path_factory):
 
 @pytest.mark.parametrize(("way", "after"), [("full", 1), ("full", 5), ("full", 7), ("lora", 6), ("fp16", 6)])
 def test_a_stopped_run_goes_on_to_the_same_bytes(way, after, uninterrupted, prepared, vlkit, tmp_path, monkeypatch):
-    real = run_state.steps
+    real = train_retrieval.steps
 
     def stopping(*args, **settings):
         yield from itertools.islice(real(*args, **settings), after)
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(run_state, "steps", stopping)
+        patched.setattr(train_retrieval, "steps", stopping)
         with pytest.raises(Killed):
             train(vlkit, prepared, tmp_path, "k", *WAYS[way])
     assert not (tmp_path / "k/finished.json").exists()
@@ -143,14 +143,14 @@ def test_a_signal_saves_the_step_at_hand_and_the_command_goes_on(number, uninter
 
 def test_other_data_under_the_same_name_is_refused(prepared, raw, vlkit, tmp_path, monkeypatch):
     shutil.copytree(prepared, tmp_path / "data")
-    real = run_state.steps
+    real = train_retrieval.steps
 
     def stopping(*args, **settings):
         yield from itertools.islice(real(*args, **settings), 3)
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(run_state, "steps", stopping)
+        patched.setattr(train_retrieval, "steps", stopping)
         with pytest.raises(Killed):
             train(vlkit, tmp_path / "data", tmp_path, "d", "--save-every", 2)
     vlkit("prep", "--domain", "recipes", "--source", raw, "--out", tmp_path / "data", "--seed", 7)
@@ -189,7 +189,7 @@ def test_a_name_that_is_taken(trained, prepared, vlkit, tmp_path):
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign/thesis.txt").write_text("x")
     outcome = train(vlkit, prepared, tmp_path, "foreign")
-    assert (outcome.code, "is no run" in outcome.err) == (2, True)
+    assert (outcome.code, "is not a run" in outcome.err) == (2, True)
 
 
 def test_two_processes_on_one_run(prepared, vlkit, tmp_path):

@@ -239,8 +239,9 @@ class Settings:
         """Return `values` without the settings that have no effect with the others, or with their defaults."""
         fields = cls.fields()
         settings = {**{name: field.default for name, field in fields.items()}, **values}
-        marks = {name: fields[name].requirement for name in values}
-        return {name: value for name, value in values.items() if (mark := marks[name]) is None or mark.is_met(settings)}
+        marks = {name: field.requirement for name, field in fields.items()}
+        idle = {name for name, mark in marks.items() if mark is not None and not mark.is_met(settings)}
+        return {name: value for name, value in values.items() if name not in idle}
 
     def was_given(self, name: str) -> bool:
         """Return whether the user chose this value (by flag, YAML or in code), not a preset or a default."""

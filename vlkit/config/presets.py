@@ -99,7 +99,8 @@ def _image_augment_settings(value: Any, domain: str | None, seed: Any) -> ImageA
     given = dict(value) if isinstance(value, Mapping) else read_yaml(Path(value))
     AugmentConfig.check_keys(given, source)
     fields = ImageAugmentSettings.fields()
-    given = {key: fields[key].read(value, source) for key, value in given.items() if key in fields and value is not None}
+    given = {name: value for name, value in given.items() if name in fields and value is not None}
+    given = {name: fields[name].read(value, source) for name, value in given.items()}
     layers = [{key: value for key, value in layer.items() if key in fields} for layer in _augment_layers(domain, given)]
     seeded = {} if seed is None else {"seed": seed}
     return ImageAugmentSettings.from_layers(*layers, seeded, given, source=source)

@@ -1,4 +1,4 @@
-"""The settings of the commands that put a model to use: index, search, serve. See `config.py`."""
+"""The settings of the commands that search: index, search, serve."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vlkit.storage import Location
 INDEXES = Path("indexes")
 Contents = Literal["texts", "images", "both"]
 IndexType = Literal["flat", "hnsw", "ivf-pq"]
-# Hits that may be asked for at once.
+# Maximum number of hits per query.
 MAX_HITS = 1000
 
 
@@ -23,39 +23,38 @@ MAX_HITS = 1000
 class IndexConfig(Settings):
     """`vlkit index`."""
 
-    run: Annotated[Path | None, "finished run whose model embeds"] = None
-    model: Annotated[str | None, "instead of --run: a model as it is, by hub name or folder"] = None
-    untouched: Annotated[bool, "with --run: the model that it began with, to be searched beside the tuned one"] = False
+    run: Annotated[Path | None, "finished run whose model embeds the documents"] = None
+    model: Annotated[str | None, "untouched model by hub name or folder, instead of --run"] = None
+    untouched: Annotated[bool, "with --run: use its base model, to search it beside the tuned one"] = False
     data: Annotated[
         Location | None,
-        "prepared folder, s3:// too, or a table of texts: docstore.parquet, CSV, JSONL (default: the run's data, or "
+        "prepared folder, s3:// too, or a table of texts: docstore.parquet, CSV, JSONL (default: the run's data, else "
         "the only one under data/)",
     ] = None
-    out: Annotated[
-        Location | None, "folder of the index (default: indexes/ and the name of run or model); s3:// too"
-    ] = None
-    of: Annotated[
-        Contents, "what is found: the docstore's texts, the pictures, or both, each in an index of its own"
-    ] = "both"
+    out: Annotated[Location | None, "folder of the index (default: indexes/<run or model>); s3:// too"] = None
+    of: Annotated[Contents, "documents: the docstore's texts, the images, or both, each with an index of its own"] = (
+        "both"
+    )
     type: Annotated[
         IndexType | None,
-        "of search: exact, a graph, or compressed lists (default: flat below 200,000 vectors, hnsw to 3 million)",
+        "search algorithm: exact, graph, or compressed lists (default: flat below 200,000 vectors, hnsw to 3 million)",
     ] = None
     target_recall: Annotated[
-        float, "how much of the exact ten first hnsw and ivf-pq must find; their search is tuned to it"
+        float, "share of the exact top ten that hnsw and ivf-pq must find; their search is tuned to it"
     ] = 0.95
-    queries: Annotated[int, "held-out queries that it is tuned and measured by, half for each"] = 1000
-    update: Annotated[bool, "embed only what is new or changed, and drop what is gone"] = False
-    batch_size: Annotated[int, "pictures or texts encoded at a time"] = 64
-    precision: Annotated[Literal["bf16", "fp16", "fp32"] | None, "of the encoders (default: the run's)"] = None
-    decode: Annotated[Decode | None, "how pictures are read (default: as the run read them; of a model fast)"] = None
+    queries: Annotated[int, "held-out queries: half tune the search, half measure it"] = 1000
+    update: Annotated[bool, "embed only new and changed documents, and drop removed ones"] = False
+    batch_size: Annotated[int, "images or texts encoded at once"] = 64
+    precision: Annotated[
+        Literal["bf16", "fp16", "fp32"] | None, "precision of matrix products (default: the run's)"
+    ] = None
+    decode: Annotated[Decode | None, "how images are read (default: the run's way; for a model fast)"] = None
     cache: Annotated[
         str,
-        "keep embeddings while they are made, so that an interrupted index goes on: off, auto (~/.cache/vlkit), or a "
-        "folder",
+        "keep finished embeddings, so that an interrupted index resumes: off, auto (~/.cache/vlkit), or a folder",
     ] = "auto"
-    limit: Annotated[int | None, "index about this many texts and pictures, drawn by the seed"] = None
-    seed: Annotated[int, "of --limit, and of the queries"] = 42
+    limit: Annotated[int | None, "index about this many texts and images, drawn by the seed"] = None
+    seed: Annotated[int, "seed of --limit and of the queries"] = 42
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "batch_size", "limit")
@@ -64,40 +63,39 @@ class IndexConfig(Settings):
         require_between(self, 0.01, 1.0, "target_recall")
         require_cache(self.cache)
         if (self.run is None) == (self.model is None):
-            raise UsageError("index embeds with a run's model or another: give --run RUN or --model M")
+            raise UsageError("index needs --run RUN or --model M, not both")
         if self.model in TINY_MODELS:
-            told = f"--model {self.model}: a tiny model exists only in the run that it was made for"
-            raise UsageError(told, hint="--run RUN, or --run RUN --untouched for the one it began with")
+            message = f"--model {self.model}: a tiny model exists only in the run that made it"
+            raise UsageError(message, hint="give --run RUN, or --run RUN --untouched for its base model")
         if self.untouched and self.run is None:
-            raise UsageError("--untouched is about a run's model: give --run RUN")
+            raise UsageError("--untouched has no effect without --run", hint="give --run RUN")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig(Settings):
     """`vlkit search`."""
 
-    texts: Annotated[tuple[str, ...], "what to search for; several are searched at once", POSITIONAL, REPEATED] = ()
+    texts: Annotated[tuple[str, ...], "texts to search for; several are searched at once", POSITIONAL, REPEATED] = ()
     index: Annotated[Location | None, "folder of an index (default: the only one under indexes/); s3:// too"] = None
-    image: Annotated[tuple[str, ...], "search by a picture; give it again for more", REPEATED] = ()
-    queries: Annotated[Path | None, "file with a query a line"] = None
-    like: Annotated[str | None, "search by what the index holds: the id of a text or picture"] = None
-    k: Annotated[int, "hits of each kind"] = 5
-    of: Annotated[Contents, "what to find"] = "both"
+    image: Annotated[tuple[str, ...], "image to search by; repeat for more", REPEATED] = ()
+    queries: Annotated[Path | None, "file with one query per line"] = None
+    like: Annotated[str | None, "id of a text or image of the index to search by"] = None
+    k: Annotated[int, "hits of each modality"] = 5
+    of: Annotated[Contents, "modality to find"] = "both"
     filter: Annotated[
         tuple[str, ...],
-        "only what has this value: class=rust, group=..., or a column of the data; the same name again: this value too",
+        "find only documents with this value: class=rust, group=..., or a column of the data; repeat for more",
         REPEATED,
     ] = ()
-    model: Annotated[str | None, "the index's run or model, where it lies elsewhere now"] = None
+    model: Annotated[str | None, "run or model of the index, if it was moved"] = None
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "k")
         if self.k > MAX_HITS:
-            raise UsageError(f"-k {self.k}: at most {MAX_HITS} hits can be asked for")
+            raise UsageError(f"-k {self.k} must be at most {MAX_HITS}")
         if not (self.texts or self.image or self.queries or self.like):
-            raise UsageError(
-                "search needs something to search for", hint='vlkit search "a tart with plums", or --image FILE'
-            )
+            hint = 'for example: vlkit search "a tart with plums", or --image FILE'
+            raise UsageError("search needs a text, --image, --queries or --like", hint=hint)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,18 +104,19 @@ class ServeConfig(Settings):
 
     index: Annotated[
         tuple[str, ...],
-        "folder of an index; a second one is shown beside it (default: the only one under indexes/)",
+        "folder of an index; a second one is searched beside it (default: the only one under indexes/)",
         REPEATED,
     ] = ()
-    host: Annotated[str, "address to listen at; 0.0.0.0 lets others in"] = "127.0.0.1"
-    port: Annotated[int, "0: any that is free"] = 8000
-    max_upload: Annotated[float, "megabytes that a picture may have"] = 10.0
+    host: Annotated[str, "address to listen on; 0.0.0.0 admits other machines"] = "127.0.0.1"
+    port: Annotated[int, "port to listen on; 0: any free one"] = 8000
+    max_upload: Annotated[float, "maximum megabytes of an uploaded image"] = 10.0
     model: Annotated[
-        tuple[str, ...], "the indexes' runs or models, where they lie elsewhere now, in the same order", REPEATED
+        tuple[str, ...], "runs or models of the indexes, in the same order, if they were moved", REPEATED
     ] = ()
 
     def __post_init__(self) -> None:
         require_between(self, 0, 65535, "port")
         require_between(self, 0.001, 1000, "max_upload")
         if self.model and len(self.model) != max(1, len(self.index)):
-            raise UsageError(f"--model is given {len(self.model)} times, --index {len(self.index)} times")
+            message = f"--model is given {len(self.model)} times, --index {len(self.index)} times"
+            raise UsageError(message, hint="give one --model for every --index")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vlkit.config.base import yaml_text
+from vlkit.config.training import TrainRetrievalConfig
 from vlkit.evaluation.retrieval.retention import retention_sentence
 from vlkit.evaluation.summary import format_direction, format_with_interval
 from vlkit.metrics import DIRECTIONS
@@ -24,7 +25,6 @@ TOLD = (
     *("lora_targets", "lora_rank", "lora_alpha", "lora_dropout", "loss", "labels", "batch_size", "grad_accum"),
     *("lr", "head_lr", "logit_lr", "weight_decay", "warmup", "precision", "augment", "negatives", "seed"),
 )
-ONLY_WITH = {"lora_": "lora", "unfreeze_": "last"}
 
 
 def write_card(run: Run) -> Path:
@@ -173,17 +173,10 @@ def _training(run: Run, settings: dict[str, Any]) -> str:
     if "strength" in facts:
         between = f"strength {facts['strength']:g} between the untouched (0) and the tuned weights (1)"
         told += f" They are at {between}, as validation prefers." if settings.get("interpolate") else ""
-    kept = {
-        name: settings[name] for name in TOLD if settings.get(name) not in (None, [], ()) and _meant(name, settings)
-    }
+    active = TrainRetrievalConfig.drop_idle(settings)
+    kept = {name: active[name] for name in TOLD if active.get(name) not in (None, [], ())}
     fingerprint = (environment.get("data") or {}).get("fingerprint")
     return f"{told} Data fingerprint `{fingerprint}`.\n\n```yaml\n{yaml_text(kept)}```"
-
-
-def _meant(name: str, settings: dict[str, Any]) -> bool:
-    """Whether a setting had anything to say with this --tune."""
-    needed = next((tune for prefix, tune in ONLY_WITH.items() if name.startswith(prefix)), None)
-    return needed in (None, settings.get("tune"))
 
 
 def _limits(run: Run, results: dict[str, Any]) -> str:
