@@ -237,9 +237,9 @@ def test_a_dry_run_needs_no_network_and_writes_nothing(vlkit, tmp_path):
     assert sizes["train2017.zip"] == COCO_SPLITS["train2017"].archive and len(sizes) == 3
     assert told["bytes_to_fetch"] == sum(sizes.values()) < told["disk"]["needed"]
     outcome = vlkit("download-coco", *nowhere)
-    assert outcome.code == 0 and "val2017.zip: 777.8 MB, 5000 pictures" in outcome.out
+    assert outcome.code == 0 and "val2017.zip: 777.8 MB, 5000 images" in outcome.out
     outcome = vlkit("download-coco", *nowhere, "--limit", 500)
-    assert "500 pictures of val2017: about 77.8 MB" in outcome.out and "one archive" in outcome.out
+    assert "500 images of val2017: about 77.8 MB" in outcome.out and "one archive" in outcome.out
     assert list(tmp_path.iterdir()) == []
 
 
@@ -266,7 +266,7 @@ def test_progress_counts_the_attempts_anew_and_none_ends_them(get, server):
     server.faults[TRAIN] = [("truncate", 3000)] + [("truncate", 0)] * 20
     outcome = get("--split", "train2017", "--retries", 2, code=7)
     assert len(server.gets(TRAIN)) == 1 + 2, "one attempt with progress, which is the first failure; two without"
-    assert TRAIN in outcome.err and "--url" in outcome.err and "the same command goes on" in outcome.err
+    assert TRAIN in outcome.err and "--url" in outcome.err and "run the same command" in outcome.err
     assert len(server.gets(VAL)) == 7
 
 
@@ -338,7 +338,7 @@ def test_waits_grow_and_are_as_long_as_the_server_asks(get, server, monkeypatch)
     asked = [{"Retry-After": "7"}, {}, {"Retry-After": "99999"}, {}, {"Retry-After": "Wed, 01 Jan 2020 00:00:00 GMT"}]
     server.faults[VAL] = [*(("answer", 503, each) for each in asked), ("",)]
     get()
-    assert [waits[0], waits[2], waits[4]] == [7, http.LONGEST_ASKED, 0]
+    assert [waits[0], waits[2], waits[4]] == [7, http.MAX_SERVER_DELAY, 0]
     assert 1 <= waits[1] <= 3 and 4 <= waits[3] <= 12
 
 
@@ -427,7 +427,7 @@ def test_missing_pictures_are_fetched_singly_and_told_where_they_stay_missing(ge
     server.tree[VAL] = zipped(tmp_path / "less.zip", lacking).read_bytes()
     del server.tree[f"/{second}"]
     outcome = get(code=3)
-    assert "1 pictures of val2017" in outcome.err and second.rpartition("/")[2] in outcome.err
+    assert "1 image of val2017" in outcome.err and second.rpartition("/")[2] in outcome.err
     assert server.gets(f"/{first}") == [f"/{first}"]
     content = json.loads((tmp_path / "d/coco/annotations/captions_val2017.json").read_text())
     assert len(content["images"]) == 29 and len(content["annotations"]) == 145
@@ -520,7 +520,7 @@ def test_from_archives_without_network(get, server, scenes, tmp_path):
     assert (own / "train2017.zip").exists()
     pictures = {name[1:]: each for name, each in scenes[1].items() if name.startswith("/train2017/")}
     zipped(own / "train2017.zip", dict(list(pictures.items())[:-3]))
-    assert "3 pictures of train2017" in get("--from-archive", own, "--split", "train2017", url=False, code=3).err
+    assert "3 images of train2017" in get("--from-archive", own, "--split", "train2017", url=False, code=3).err
 
 
 def test_an_archive_of_the_annotations_of_one_split_is_enough_for_it(get, scenes, tmp_path):
@@ -626,7 +626,7 @@ def test_killed_on_the_way_it_goes_on_without_fetching_twice(number, code, get, 
     process.send_signal(number)
     _, err = process.communicate(timeout=20)
     assert process.returncode == code
-    assert number == signal.SIGKILL or "the same command goes on" in err
+    assert number == signal.SIGKILL or "run the same command" in err
     here = part.stat().st_size
     server.faults.clear()
     time.sleep(0.1)

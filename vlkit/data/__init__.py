@@ -1,1 +1,1 @@
-"""Raw folder -> pairs table -> batches."""
+"""Read raw data, build the pairs table, and batch it for training."""

@@ -108,13 +108,13 @@ def test_one_picture_under_two_classes(rule, folders, tmp_path, vlkit):
     outcome = vlkit(
         "prep", "--domain", "agriculture", "--source", raw, "--out", tmp_path / "out", "--on-conflict", rule
     )
-    assert outcome.code == 0 and "1 picture stands under several classes" in outcome.err
+    assert outcome.code == 0 and "1 image has several classes" in outcome.err
     frame = pd.read_parquet(tmp_path / "out/pairs.parquet")
     rows = frame[frame["image_key"].str.endswith(("original.png", "copy.png"))]
     matches = read_pairs(tmp_path / "out").match_sets()[0]
     if rule == "drop":
         assert not len(rows)
-        assert sum(pd.read_csv(tmp_path / "out/rejects.csv")["reason"].str.contains("under other classes")) == 2
+        assert sum(pd.read_csv(tmp_path / "out/rejects.csv")["reason"].str.contains("other classes")) == 2
     else:
         kept = {names[0], names[2]} if rule == "keep" else {names[0]}
         assert {group for group in matches[rows["image_id"].iloc[0]] if "\0" not in group} == kept
@@ -189,9 +189,9 @@ def test_processes_find_what_one_finds(tmp_path):
     raw = write_class_folders(tmp_path / "raw", per_class=30)
     (raw / "broken.png").write_bytes(b"no")
     source = SourceFolder(Location(raw))
-    one = verify_images.verify_images(source, list(source.files), workers=1, rehash=True).of
+    one = verify_images.verify_images(source, list(source.files), workers=1, rehash=True).results
     assert len(one) == 151
-    assert verify_images.verify_images(source, list(source.files), workers=2, rehash=True).of == one
+    assert verify_images.verify_images(source, list(source.files), workers=2, rehash=True).results == one
 
 
 def test_a_cache_that_is_damaged_is_told_and_not_used(tmp_path, monkeypatch, vlkit):
@@ -200,7 +200,7 @@ def test_a_cache_that_is_damaged_is_told_and_not_used(tmp_path, monkeypatch, vlk
     (tmp_path / "cache/vlkit/pictures.sqlite").write_bytes(b"garbage" * 400)
     raw = write_class_folders(tmp_path / "raw", per_class=2)
     outcome = vlkit("prep", "--domain", "agriculture", "--source", raw, "--out", tmp_path / "out")
-    assert outcome.code == 0 and "read anew" in outcome.err
+    assert outcome.code == 0 and "read again" in outcome.err
 
 
 def test_killed_at_any_moment_the_old_folder_is_whole(tmp_path, vlkit):
@@ -237,7 +237,7 @@ def test_the_cache_knows_a_picture_by_size_and_by_time(tmp_path):
         path.write_bytes(content + b" " * size)
         os.utime(path, ns=(mtime, mtime))
         source = SourceFolder(Location(tmp_path / "raw"))
-        return verify_images.verify_images(source, list(source.files)).read
+        return verify_images.verify_images(source, list(source.files)).images_read
 
     assert [read(0, 10**18), read(0, 10**18), read(0, 11 * 10**17), read(5, 11 * 10**17), read(5, 11 * 10**17)] == [
         1,
@@ -254,7 +254,7 @@ def test_a_picture_written_this_moment_is_not_remembered(tmp_path):
     now = time.time_ns() + 10**10
     os.utime(tmp_path / "raw/a.png", ns=(now, now))
     source = SourceFolder(Location(tmp_path / "raw"))
-    assert [verify_images.verify_images(source, ["a.png"]).read for _ in range(2)] == [1, 1]
+    assert [verify_images.verify_images(source, ["a.png"]).images_read for _ in range(2)] == [1, 1]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -262,9 +262,9 @@ def test_a_closed_picture_is_tried_again(tmp_path):
     path = write_patterned_image(tmp_path / "raw/a.png", 1)
     source = SourceFolder(Location(tmp_path / "raw"))
     path.chmod(0)
-    assert verify_images.verify_images(source, ["a.png"]).of["a.png"].passing
+    assert verify_images.verify_images(source, ["a.png"]).results["a.png"].temporary
     path.chmod(0o644)
-    assert isinstance(verify_images.verify_images(source, ["a.png"]).of["a.png"], ImageInfo)
+    assert isinstance(verify_images.verify_images(source, ["a.png"]).results["a.png"], ImageInfo)
 
 
 def test_what_could_not_be_read_is_not_remembered(tmp_path, monkeypatch):
@@ -274,8 +274,8 @@ def test_what_could_not_be_read_is_not_remembered(tmp_path, monkeypatch):
     source = SourceFolder(Location(tmp_path / "raw"))
     with monkeypatch.context() as broken:
         broken.setattr(Path, "read_bytes", lambda self: (_ for _ in ()).throw(OSError(5, "Input/output error")))
-        assert "Input/output error" in verify_images.verify_images(source, ["a.png"]).of["a.png"]
-    assert isinstance(verify_images.verify_images(source, ["a.png"]).of["a.png"], ImageInfo)
+        assert "Input/output error" in verify_images.verify_images(source, ["a.png"]).results["a.png"].reason
+    assert isinstance(verify_images.verify_images(source, ["a.png"]).results["a.png"], ImageInfo)
 
 
 def test_what_killed_preps_left_aside_is_removed_by_the_next(tmp_path, vlkit):
@@ -323,7 +323,7 @@ def test_lookalikes_of_two_classes_count_for_both_when_split(tmp_path, vlkit):
             write_patterned_image(raw / name / f"{number}.png", start + number, size=(160, 120))
     Image.open(raw / "a/0.png").rotate(180).save(raw / "b/turned.jpg", quality=85)
     outcome = vlkit("prep", "--source", raw, "--out", tmp_path / "out")
-    assert outcome.code == 0 and "1 group of lookalikes stands under different classes" in outcome.err
+    assert outcome.code == 0 and "1 group of lookalikes has different classes" in outcome.err
     sizes = yaml.safe_load((tmp_path / "out/data.yaml").read_text())["classes"]
     assert all(min(of.values()) >= 1 for of in sizes.values()), sizes
 
@@ -336,9 +336,7 @@ def test_the_fingerprint_follows_the_splits(tmp_path, vlkit):
 
 def test_what_the_table_would_call_alike_is_one_cluster(tmp_path):
     """The table keeps one hash, from which a mirrored one follows nearly: prep must not write what reading refuses."""
-    from types import SimpleNamespace
-
-    from vlkit.data.prep.collect import CollectedRows, find_lookalikes
+    from vlkit.data.prep.collect import find_lookalikes
 
     rng = np.random.default_rng(0)
     colour, own = bytes([90, 90, 90]), rng.integers(0, 2, (16, 16), dtype=np.uint8)
@@ -347,7 +345,5 @@ def test_what_the_table_would_call_alike_is_one_cluster(tmp_path):
     looks = [colour + np.packbits(one).tobytes() + rest for one, rest in zip((own, mirrored), far, strict=True)]
     assert len(set(phash.cluster_lookalikes(looks, 28).tolist())) == 2
     assert phash.first_lookalike([phash.from_hex(phash.to_hex(looks[0]))], looks[1:], 28) == (0, 0)
-    gathered = CollectedRows(SimpleNamespace())
-    gathered.checked = {name: ImageInfo(name, 9, 9, each) for name, each in zip("ab", looks, strict=True)}
-    find_lookalikes(gathered, 28)
-    assert gathered.cluster == {"a": "a", "b": "a"}
+    images = {name: ImageInfo(name, 9, 9, each) for name, each in zip("ab", looks, strict=True)}
+    assert find_lookalikes(images, 28) == {"a": "a", "b": "a"}

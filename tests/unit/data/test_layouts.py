@@ -135,10 +135,10 @@ def test_names_are_found_however_they_are_spelt(prep, tmp_path):
         f"words {n}": name for n, name in enumerate(spelt.values())
     }
     told = read_rejects(tmp_path)
-    assert told["x"] == "several pictures have this name"
+    assert told["x"] == "several images have this name"
     assert told["gone.png"] == "no such image"
     assert told["../out.png"] == told["/etc/hostname"] == "the path leads out of the source"
-    assert told["other/x.png"] == "no row names this picture"
+    assert told["other/x.png"] == "no row names this image"
 
 
 def test_links_out_of_the_source_are_refused_and_links_inside_followed(prep, tmp_path):
@@ -174,8 +174,8 @@ def test_class_folders_nested_with_originals_masks_and_splits(prep, tmp_path):
     assert dict(zip(frame["image_key"], frame["split"], strict=True)) == source
     told = read_rejects(tmp_path)
     assert told["train/rice/blast/aug/0.png"].startswith("an augmented copy")
-    assert told["train/Tomato___Early_blight/0_mask.png"] == "a mask, by its name beside the picture"
-    assert told["train/Tomato___Early_blight/masks/1.png"] == "a mask, by its folder"
+    assert told["train/Tomato___Early_blight/0_mask.png"] == "a mask: its name is that of an image beside it"
+    assert told["train/Tomato___Early_blight/masks/1.png"] == "a mask: it is in a folder of masks"
 
 
 def test_pictures_with_texts_beside_them(prep, tmp_path):
@@ -189,8 +189,8 @@ def test_pictures_with_texts_beside_them(prep, tmp_path):
     assert set(frame["text"]) == {f"{which} of {n}" for which in ("first", "second") for n in range(4)}
     told = read_rejects(tmp_path)
     assert told == {
-        "a/4.png": "no .txt of this name beside the picture",
-        "a/orphan.txt": "no picture of this name beside the text",
+        "a/4.png": "no .txt file of this name beside the image",
+        "a/orphan.txt": "no image of this name beside the text file",
     }
 
 
@@ -221,7 +221,7 @@ def test_json_in_folders(prep, tmp_path):
     assert len(same) == 4 and same["image_group"].nunique() == same["unit"].nunique() == 1
     assert "\u200c" in same["text"].iloc[0] and "ك" not in same["text"].iloc[0]
     told = read_rejects(tmp_path)
-    assert told["two/ingredients.png"] == "no JSON names this picture"
+    assert told["two/ingredients.png"] == "no JSON names this image"
     assert told["elsewhere"] == "no such folder in the source"
     docstore = pd.read_parquet(tmp_path / "out/docstore.parquet")
     assert docstore["text_id"].is_unique and set(docstore["text"]) == set(frame["text"])
@@ -255,7 +255,7 @@ BAD = {
     "no picture matches": ({"t.csv": "image,caption\ngone.png,x\nlost.png,y\n"}, "2 x no such image"),
     "no texts": ({"t.csv": "image,caption\na.png,\n"}, "no text in caption"),
     "no image column": ({"t.csv": "what,caption\na.png,x\n"}, "which column names the images"),
-    "no text column": ({"t.csv": "image,what\na.png,x\n"}, "no column with texts"),
+    "no text column": ({"t.csv": "image,what\na.png,x\n"}, "no column of texts"),
     "no rows": ({"t.csv": "image,caption\n"}, "no row under its header"),
     "two tables": ({"t.csv": "image,caption\na.png,x\n", "u.csv": "image,caption\na.png,x\n"}, "--table"),
     "broken coco": ({"annotations/captions_x.json": '{"images": ['}, "not a COCO caption file"),

@@ -122,19 +122,19 @@ def test_no_structure_leaks(rows, alike, split_by, limit, stratify):
     """Random units, classes, copies and lookalikes: nothing of one cluster stands in two splits, nothing is lost."""
     bytes_of = {file: content for file, content, *_ in rows}
     config = PrepConfig(split_by=split_by, limit=limit, stratify=stratify, test_share=0.2, val_share=0.1)
-    gathered = CollectedRows(SimpleNamespace(config=config, pictures=SimpleNamespace(address=lambda name: f"/x/{name}")))
-    gathered.checked = {str(file): ImageInfo(f"id{content}", 9, 9) for file, content in bytes_of.items()}
+    collected = CollectedRows(SimpleNamespace(config=config, image_source=SimpleNamespace(address=lambda name: f"/x/{name}")))
+    collected.images = {str(file): ImageInfo(f"id{content}", 9, 9) for file, content in bytes_of.items()}
     for number, pair in enumerate(alike):
-        gathered.cluster |= {f"id{content}": f"cluster{number}" for content in pair}
-    gathered.rows = [
+        collected.cluster |= {f"id{content}": f"cluster{number}" for content in pair}
+    collected.rows = [
         RawRow(
             str(file), text, tuple(sorted(classes)) or (f"u{unit}",), f"u{unit}", tuple(sorted(classes)), "x:1", split
         )
         for file, _, text, unit, classes, split in rows
     ]
-    asked = list(gathered.rows)
+    asked = list(collected.rows)
     try:
-        frame = build_table(gathered, config)
+        frame = build_table(collected, config).frame
     except DataError as error:
         # The source puts none of them anywhere.
         assert split_by == "source" and "no rows" in error.message
@@ -145,7 +145,7 @@ def test_no_structure_leaks(rows, alike, split_by, limit, stratify):
     unit_of = dict(zip(frame["image_id"], frame["unit"], strict=True))
     for one in unit_of:
         for other in unit_of:
-            if one in gathered.cluster and gathered.cluster[one] == gathered.cluster.get(other):
+            if one in collected.cluster and collected.cluster[one] == collected.cluster.get(other):
                 assert unit_of[one] == unit_of[other] and split_of[one] == split_of[other]
     assert not frame.duplicated(["image_id", "text_id"]).any()
     if limit is None and split_by == "seed":
@@ -154,7 +154,7 @@ def test_no_structure_leaks(rows, alike, split_by, limit, stratify):
         for image_id, text, groups in zip(frame["image_id"], frame["text"], frame["image_group"], strict=True):
             kept[image_id, text] |= {groups} if isinstance(groups, str) else set(groups)
         for each in asked:
-            assert set(each.groups) <= kept[gathered.checked[each.image].image_id, each.text]
+            assert set(each.groups) <= kept[collected.images[each.image].image_id, each.text]
     assert list(frame["image_group"]) == list(frame["text_group"])
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlkit.data.prep.tables import BadLine, records, values
+from vlkit.data.prep.tables import BadLine, read_records, cell_values
 from vlkit.errors import DataError
 
 ROWS = [
@@ -51,7 +51,7 @@ def test_every_dialect_gives_the_same_records(name, tmp_path):
         pd.DataFrame(ROWS).to_parquet(path)
     else:
         path.write_bytes(DIALECTS[name])
-    assert [record for _, record in records(path)] == ROWS
+    assert [record for _, record in read_records(path)] == ROWS
 
 
 @settings(max_examples=100, deadline=None)
@@ -72,35 +72,35 @@ def test_whatever_csv_writes_is_read_back(tmp_path_factory, cells):
         writer.writerow(("one", "two"))
         writer.writerows(cells)
     expected = [dict(zip(("one", "two"), row, strict=True)) for row in cells if any(cell.strip() for cell in row)]
-    assert [record for _, record in records(path)] == expected
+    assert [record for _, record in read_records(path)] == expected
 
 
 def test_a_file_that_ends_inside_a_quote_is_refused_with_the_row(tmp_path):
     (tmp_path / "cut.csv").write_text('image,caption\na.jpg,fine\nb.jpg,"begins here\nc.jpg,and swallows\n', newline="")
     with pytest.raises(DataError, match=r"cut\.csv, line 3: a quote that opens in this row is never closed"):
-        list(records(tmp_path / "cut.csv"))
+        list(read_records(tmp_path / "cut.csv"))
     (tmp_path / "stray.csv").write_text('image,caption\na.jpg,"x"y\n')
     with pytest.raises(DataError, match=r"stray\.csv, line 2") as caught:
-        list(records(tmp_path / "stray.csv"))
+        list(read_records(tmp_path / "stray.csv"))
     assert "doubled" in caught.value.hint
 
 
 def test_what_is_no_text_is_refused_with_the_line(tmp_path):
     (tmp_path / "latin.csv").write_bytes("image,caption\na.jpg,ok\nb.jpg,crème\n".encode("latin1"))
     with pytest.raises(DataError, match="line 3: not UTF-8") as caught:
-        list(records(tmp_path / "latin.csv"))
+        list(read_records(tmp_path / "latin.csv"))
     assert "iconv" in caught.value.hint
 
 
 def test_lines_that_are_no_records_do_not_stop_the_rest(tmp_path):
     (tmp_path / "x.csv").write_text("image,caption\na.jpg\nb.jpg,fine\nc.jpg,too,many\n")
-    found = list(records(tmp_path / "x.csv"))
+    found = list(read_records(tmp_path / "x.csv"))
     assert [where for where, _ in found] == ["x.csv:2", "x.csv:3", "x.csv:4"]
     assert isinstance(found[0][1], BadLine) and "cut off" in found[0][1].reason
     assert found[1][1] == {"image": "b.jpg", "caption": "fine"}
     assert isinstance(found[2][1], BadLine)
     (tmp_path / "x.jsonl").write_text('{"a": 1}\n{no\n[1]\n')
-    kinds = [type(record) for _, record in records(tmp_path / "x.jsonl")]
+    kinds = [type(record) for _, record in read_records(tmp_path / "x.jsonl")]
     assert kinds == [dict, BadLine, BadLine]
 
 
@@ -108,7 +108,7 @@ def test_lines_that_are_no_records_do_not_stop_the_rest(tmp_path):
 def test_a_header_that_cannot_be_used_is_refused(content, tmp_path):
     (tmp_path / "x.csv").write_bytes(content)
     with pytest.raises(DataError):
-        list(records(tmp_path / "x.csv"))
+        list(read_records(tmp_path / "x.csv"))
 
 
 @pytest.mark.parametrize(
@@ -131,4 +131,4 @@ def test_a_header_that_cannot_be_used_is_refused(content, tmp_path):
     ],
 )
 def test_what_a_cell_holds(cell, expected):
-    assert values(cell) == expected
+    assert cell_values(cell) == expected

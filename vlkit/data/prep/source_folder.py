@@ -1,8 +1,7 @@
-"""A raw folder, local or behind a URL: its files by name, and no name that leads out of it.
+"""List a raw folder, local or behind a URL, and find the image that a table names; no name leads out of the folder.
 
-Names are relative to the folder, with `/` between their parts. A table may spell a picture's name in its own way: with
-backslashes, without its suffix or its folder, with other Unicode or other capitals; `locate` finds the file that is
-meant, if there is just one.
+Names are relative to the folder, with `/` between their parts. A table may spell an image's name in its own way: with
+backslashes, without suffix or folder, in other Unicode or other capitals. `locate` finds the file if only one fits.
 """
 
 from __future__ import annotations
@@ -18,49 +17,49 @@ from pathlib import Path, PurePosixPath
 from vlkit import console
 from vlkit.data.images.decode import IMAGE_SUFFIXES
 from vlkit.errors import DataError
-from vlkit.remote import RemoteFile, Remote
+from vlkit.remote import Remote, RemoteFile
 from vlkit.storage import Location
 
-LEADS_OUT = "the path leads out of the source"
+PATH_LEADS_OUT = "the path leads out of the source"
 LINK_LEADS_OUT = "the link leads out of the source"
-PREPARED = "a prepared folder, not part of the raw one"
-JUNK = frozenset(["__MACOSX", "Thumbs.db", "desktop.ini"])
+PREPARED_FOLDER = "a prepared folder, not part of the raw one"
+JUNK_NAMES = frozenset(["__MACOSX", "Thumbs.db", "desktop.ini"])
 
 
 class SourceFolder:
     """A raw folder.
 
     Args:
-        location: where it lies.
-        without: folders inside it that are not part of it, such as prep's own output.
-        what: the setting that names it, for messages.
+        location: its path or URL.
+        exclude: folders inside it that are not part of it, such as prep's own output.
+        flag: the setting that names it, for messages.
 
     Attributes:
-        refused: name -> why a file or folder below is not read: links that lead out or nowhere, closed folders.
+        skipped: name -> why a file or folder is not read: a link that leads out or nowhere, a folder without access.
 
     Raises:
         DataError: it is missing, a file, or empty.
     """
 
-    def __init__(self, location: Location, without: Collection[Location] = (), what: str = "--source") -> None:
+    def __init__(self, location: Location, exclude: Collection[Location] = (), flag: str = "--source") -> None:
         self.location = Location(location.rstrip("/")) if location.is_remote else location.absolute
         self.remote = Remote(self.location) if self.location.is_remote else None
-        self._without = {str(each.absolute).rstrip("/") for each in without}
+        self._exclude = {str(folder.absolute).rstrip("/") for folder in exclude}
         self._fetched: dict[str, Path] = {}
-        self.refused: dict[str, str] = {}
+        self.skipped: dict[str, str] = {}
         if self.remote is None:
-            self._check_local(location, what)
+            self._check_local(location, flag)
 
-    def _check_local(self, given: Location, what: str) -> None:
+    def _check_local(self, location: Location, flag: str) -> None:
         path = self.location.path
         if not path.exists():
-            hint = f"{what} DIR names an existing folder"
-            hint += "; vlkit sample recipes raw/ makes one to try" if what == "--source" else ""
-            raise DataError(f"no such folder: {given}", hint=hint)
+            hint = f"{flag} DIR names an existing folder"
+            hint += "; vlkit sample recipes raw/ makes one to try" if flag == "--source" else ""
+            raise DataError(f"no such folder: {location}", hint=hint)
         if not path.is_dir():
-            raise DataError(f"{given} is a file; {what} wants a folder")
+            raise DataError(f"{location} is a file; {flag} wants a folder")
         if not any(path.iterdir()):
-            raise DataError(f"{given} is empty")
+            raise DataError(f"{location} is empty")
 
     @property
     def root(self) -> Path:
@@ -69,151 +68,153 @@ class SourceFolder:
 
     @cached_property
     def files(self) -> dict[str, RemoteFile]:
-        """name -> size and stamp of every file, sorted by name; hidden ones are left out."""
+        """The name -> size and stamp of every file, sorted by name; hidden ones are left out."""
         if self.remote is None:
             return dict(sorted(self._walk(self.root, "")))
         console.say(f"listing {self.location}")
-        found = self.remote.listing()
-        if not found:
+        files = self.remote.listing()
+        if not files:
             raise DataError(f"{self.location} is empty")
-        out = tuple(f"{each}/" for each in self._without)
-        found = {
+        excluded = tuple(f"{folder}/" for folder in self._exclude)
+        files = {
             name: entry
-            for name, entry in found.items()
-            if not _hidden(name) and not f"{self.location}/{name}".startswith(out)
+            for name, entry in files.items()
+            if not _is_hidden(name) and not f"{self.location}/{name}".startswith(excluded)
         }
-        inner = [folder for folder in {name.rpartition("/")[0] for name in found} if _prepared(folder, found)]
-        self.refused |= dict.fromkeys(inner, PREPARED)
-        return {name: found[name] for name in found if not name.startswith(tuple(f"{folder}/" for folder in inner))}
+        prepared = [folder for folder in {name.rpartition("/")[0] for name in files} if _is_prepared(folder, files)]
+        self.skipped |= dict.fromkeys(prepared, PREPARED_FOLDER)
+        inside = tuple(f"{folder}/" for folder in prepared)
+        return {name: entry for name, entry in files.items() if not name.startswith(inside)}
 
     def _walk(self, folder: Path, prefix: str) -> Iterator[tuple[str, RemoteFile]]:
         try:
             entries = list(os.scandir(folder))
         except OSError as error:
-            self.refused[prefix.rstrip("/")] = f"the folder cannot be read: {error.strerror}"
+            self.skipped[prefix.rstrip("/")] = f"the folder cannot be read: {error.strerror}"
             return
         for entry in entries:
             name = prefix + entry.name
-            if _hidden(entry.name):
+            if _is_hidden(entry.name):
                 continue
-            if reason := self._not_read(entry):
-                self.refused[name] = reason
+            if reason := self._skip_reason(entry):
+                self.skipped[name] = reason
             elif entry.is_dir(follow_symlinks=False):
-                if os.path.realpath(entry.path) in self._without:
+                if os.path.realpath(entry.path) in self._exclude:
                     continue
-                if {"pairs.parquet", "data.yaml"} <= set(_names(entry.path)):
-                    self.refused[name] = PREPARED
+                if {"pairs.parquet", "data.yaml"} <= set(_list_names(entry.path)):
+                    self.skipped[name] = PREPARED_FOLDER
                 else:
                     yield from self._walk(Path(entry.path), name + "/")
             else:
                 stat = entry.stat()
                 yield name, RemoteFile(stat.st_size, str(stat.st_mtime_ns))
 
-    def _not_read(self, entry: os.DirEntry[str]) -> str | None:
-        """Why an entry of a folder is passed over."""
+    def _skip_reason(self, entry: os.DirEntry[str]) -> str | None:
+        """Return why an entry of a folder is skipped; None for files and folders to read."""
         try:
             entry.name.encode("utf-8")
         except UnicodeEncodeError:
             return "its name is not UTF-8"
         if entry.is_symlink():
-            if not self._within(entry.path):
+            if not self._contains(entry.path):
                 return LINK_LEADS_OUT
             if not os.path.exists(entry.path):
                 return "the link leads nowhere"
             return "a link to a folder inside the source: not followed" if entry.is_dir() else None
         return None if entry.is_dir() or entry.is_file() else "neither a file nor a folder"
 
-    def _within(self, path: str | Path) -> bool:
+    def _contains(self, path: str | Path) -> bool:
         return Path(os.path.realpath(path)).is_relative_to(self.root)
 
     @cached_property
-    def pictures(self) -> list[str]:
-        """Names that may be pictures: by their suffix, or without one."""
+    def image_names(self) -> list[str]:
+        """Names of files that may be images: with an image's suffix, or without any."""
         return [name for name in self.files if PurePosixPath(name).suffix.lower() in {*IMAGE_SUFFIXES, ""}]
 
     @cached_property
-    def folders(self) -> dict[str, list[str]]:
-        """folder -> the pictures directly in it; the source itself is ""."""
-        found: dict[str, list[str]] = defaultdict(list)
-        for name in self.pictures:
-            found[name.rpartition("/")[0]].append(name)
-        return found
+    def images_by_folder(self) -> dict[str, list[str]]:
+        """The images directly in each folder; the source itself is ""."""
+        folders: dict[str, list[str]] = defaultdict(list)
+        for name in self.image_names:
+            folders[name.rpartition("/")[0]].append(name)
+        return folders
 
-    def locate(self, name: str, beside: str = "", *, listed: bool = True) -> str:
-        """The file that a table means by `name`.
+    def locate(self, name: str, beside: str = "", *, must_exist: bool = True) -> str:
+        """Return the file that a table means by `name`.
 
         Args:
             beside: folder of the table, tried first.
-            listed: look for it; otherwise only see that the name stays inside.
+            must_exist: look the file up; False only checks that the name stays inside the source.
 
         Raises:
             DataError: why there is no such file, in words that fit a row of rejects.csv.
         """
         name = self._relative(name.strip())
-        candidates = [_joined(folder, each) for each in (name, name.replace("\\", "/")) for folder in (beside, "")]
+        candidates = [_join(folder, path) for path in (name, name.replace("\\", "/")) for folder in (beside, "")]
         inside = [candidate for candidate in candidates if candidate is not None]
         if not inside:
-            raise DataError(LEADS_OUT)
-        if not listed:
+            raise DataError(PATH_LEADS_OUT)
+        if not must_exist:
             return inside[0]
         for candidate in inside:
             if candidate in self.files:
                 return candidate
         for candidate in inside:
-            above = [candidate, *(str(parent) for parent in PurePosixPath(candidate).parents)]
-            reason = next((self.refused[each] for each in above if each in self.refused), None)
-            if self.remote is None and (self.root / candidate).is_file() and self._within(self.root / candidate):
-                # Through a link that leads to another place inside; where names have no case, by their own spelling.
-                return self._folded_name(candidate) or candidate
+            levels = [candidate, *(str(parent) for parent in PurePosixPath(candidate).parents)]
+            reason = next((self.skipped[level] for level in levels if level in self.skipped), None)
+            if self.remote is None and (self.root / candidate).is_file() and self._contains(self.root / candidate):
+                # Reached through a link inside, or on a disk that ignores case: then by the name that the disk has.
+                return self._name_on_disk(candidate) or candidate
             if reason is not None:
                 raise DataError(reason)
-        return self._by_other_spelling(inside)
+        return self._locate_by_spelling(inside)
 
-    def _folded_name(self, candidate: str) -> str | None:
-        found = self._spellings[_folded.__name__].get(_folded(candidate), [])
-        return found[0] if len(found) == 1 else None
+    def _name_on_disk(self, candidate: str) -> str | None:
+        names = self._spellings[_fold_case.__name__].get(_fold_case(candidate), [])
+        return names[0] if len(names) == 1 else None
 
     def _relative(self, name: str) -> str:
         if "://" in name:
             if not name.startswith(f"{self.location}/"):
-                raise DataError("a URL: pictures are read from the source only")
+                raise DataError("a URL: images are read only from the source")
             return name.removeprefix(f"{self.location}/")
         if not name.startswith("/") or self.remote is not None:
             return name
-        for spelt in (os.path.normpath(name), os.path.realpath(name)):
-            if Path(spelt).is_relative_to(self.root):
-                return Path(spelt).relative_to(self.root).as_posix()
-        raise DataError(LEADS_OUT)
+        for path in (os.path.normpath(name), os.path.realpath(name)):
+            if Path(path).is_relative_to(self.root):
+                return Path(path).relative_to(self.root).as_posix()
+        raise DataError(PATH_LEADS_OUT)
 
-    def _by_other_spelling(self, candidates: Sequence[str]) -> str:
-        for spelling in (_folded, _without_suffix, _last_part, _stem):
+    def _locate_by_spelling(self, candidates: Sequence[str]) -> str:
+        for spelling in (_fold_case, _strip_suffix, _last_part, _stem):
             for candidate in candidates:
                 if spelling in (_last_part, _stem) and "/" in candidates[-1]:
                     continue
-                found = self._spellings[spelling.__name__].get(spelling(candidate), [])
-                if len(found) == 1:
-                    return found[0]
-                if found:
-                    raise DataError("several pictures have this name", hint=f"{found[0]}, {found[1]}")
+                names = self._spellings[spelling.__name__].get(spelling(candidate), [])
+                if len(names) == 1:
+                    return names[0]
+                if names:
+                    raise DataError("several images have this name", hint=f"{names[0]}, {names[1]}")
         raise DataError("no such image")
 
     @cached_property
     def _spellings(self) -> dict[str, dict[str, list[str]]]:
-        tables: dict[str, dict[str, list[str]]] = {}
-        for spelling in (_folded, _without_suffix, _last_part, _stem):
-            table = tables.setdefault(spelling.__name__, defaultdict(list))
-            for name in self.pictures:
-                table[spelling(name)].append(name)
-        return tables
+        """The images by the name that each way of spelling gives them."""
+        spellings: dict[str, dict[str, list[str]]] = {}
+        for spelling in (_fold_case, _strip_suffix, _last_part, _stem):
+            names = spellings.setdefault(spelling.__name__, defaultdict(list))
+            for name in self.image_names:
+                names[spelling(name)].append(name)
+        return spellings
 
     def has_stem(self, stem: str) -> bool:
-        """There is a picture of this name without its suffix."""
-        return bool(self._spellings[_without_suffix.__name__].get(_folded(stem)))
+        """Return whether there is an image of this name, whatever its suffix."""
+        return bool(self._spellings[_strip_suffix.__name__].get(_fold_case(stem)))
 
-    def path(self, name: str) -> Path:
-        """The local file: itself, or its copy in the cache."""
+    def local_path(self, name: str) -> Path:
+        """Return the local file: itself, or its copy in the cache."""
         if self.remote is None:
-            if name not in self.files and not self._within(self.root / name):
+            if name not in self.files and not self._contains(self.root / name):
                 raise DataError(f"{name}: {LINK_LEADS_OUT}")
             return self.root / name
         if name not in self.files:
@@ -223,36 +224,36 @@ class SourceFolder:
         return self._fetched[name]
 
     def fetch(self, names: Sequence[str]) -> None:
-        """Bring these files here, many at a time; local ones are here."""
+        """Copy remote files into the cache, many at a time; local ones stay where they are."""
         if self.remote is not None:
             self._fetched |= self.remote.fetch({name: self.files[name] for name in names if name not in self._fetched})
 
     def address(self, name: str) -> str:
-        """What stands in the pairs table: an absolute path or a URL."""
-        return f"{self.location.rstrip('/')}/{name}" if self.remote is not None else (self._absolute + name)
+        """Return what the pairs table holds for an image: an absolute path or a URL."""
+        return f"{self.location.rstrip('/')}/{name}" if self.remote is not None else (self._prefix + name)
 
     @cached_property
-    def _absolute(self) -> str:
+    def _prefix(self) -> str:
         return self.root.as_posix().rstrip("/") + "/"
 
 
-def _prepared(folder: str, names: Collection[str]) -> bool:
+def _is_prepared(folder: str, names: Collection[str]) -> bool:
     return bool(folder) and f"{folder}/pairs.parquet" in names and f"{folder}/data.yaml" in names
 
 
-def _names(folder: str) -> list[str]:
+def _list_names(folder: str) -> list[str]:
     try:
         return os.listdir(folder)
     except OSError:
         return []
 
 
-def _hidden(name: str) -> bool:
-    return any(part.startswith(".") or part in JUNK for part in name.split("/"))
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") or part in JUNK_NAMES for part in name.split("/"))
 
 
-def _joined(folder: str, name: str) -> str | None:
-    """folder/name without dots; None where it leads out."""
+def _join(folder: str, name: str) -> str | None:
+    """Return folder/name without dots; None where it leads out."""
     parts: list[str] = []
     for part in f"{folder}/{name}".split("/"):
         if part == "..":
@@ -264,23 +265,23 @@ def _joined(folder: str, name: str) -> str | None:
     return "/".join(parts) or None
 
 
-def _folded(name: str) -> str:
+def _fold_case(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def _without_suffix(name: str) -> str:
-    path = PurePosixPath(_folded(name))
+def _strip_suffix(name: str) -> str:
+    path = PurePosixPath(_fold_case(name))
     return str(path.with_suffix("")) if path.suffix in IMAGE_SUFFIXES else str(path)
 
 
 def _last_part(name: str) -> str:
-    return PurePosixPath(_folded(name)).name
+    return PurePosixPath(_fold_case(name)).name
 
 
 def _stem(name: str) -> str:
-    return PurePosixPath(_without_suffix(name)).name
+    return PurePosixPath(_strip_suffix(name)).name
 
 
 def path_id(name: str) -> str:
-    """Stands for a picture's hash where pictures are not read: 20 hex digits of the hash of its name."""
+    """Return 20 hex digits of the hash of an image's name, which stand for its content where images are not opened."""
     return hashlib.sha256(b"path\0" + os.fsencode(name)).hexdigest()[:20]

@@ -1,4 +1,4 @@
-"""A table that names pictures: CSV, TSV, JSON lines, JSON or Parquet; one row a picture, or several of each."""
+"""Read a table that names images: CSV, TSV, JSON lines, JSON or Parquet, with one row or several per image."""
 
 from __future__ import annotations
 
@@ -14,27 +14,28 @@ from vlkit import console
 from vlkit.config.data import PrepConfig
 from vlkit.data import captions
 from vlkit.data.prep import tables
-from vlkit.data.prep.raw_folder import RawImage, RawFolder, RawRow, Reject, reject_from_error
+from vlkit.data.prep.raw_folder import RawFolder, RawImage, RawRow, Reject, reject_from_error
 from vlkit.data.prep.source_folder import SourceFolder
 from vlkit.data.splits import split_from_name
 from vlkit.errors import DataError, suggest_name
 
-# Where no flag or preset names a column, the first of these that the table has.
+# Where neither a flag nor a preset names a column, the first of these that the table has.
 IMAGE_COLUMNS = (
     *("image", "image_path", "image_file", "image_name", "file_name", "filename", "file", "path", "filepath"),
     *("images", "img", "img_path", "image_id", "image_key", "photo", "picture"),
 )
 TEXT_COLUMNS = ("caption", "captions", "text", "description", "sentence", "title")
 LABEL_COLUMNS = ("condition", "label", "class", "class_name", "category", "disease", "diagnosis", "dx", "species")
-SEPARATORS = "|;"
-PEEKED, TRIED = 200, 20
+CLASS_SEPARATORS = "|;"
+# Records read before the columns are chosen; and those of them that show whether a column names images.
+PEEK_RECORDS, PROBE_RECORDS = 200, 20
 # Kinds of tables whose records need not all have the same columns.
-OPEN_ENDED = (".jsonl", ".ndjson", ".json")
+SCHEMALESS_SUFFIXES = (".jsonl", ".ndjson", ".json")
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a table are what. `labels`: one column of names, or several of 0 and 1."""
+    """What each column of a table means. `labels`: one column of names, or several of 0 and 1."""
 
     image: str
     texts: tuple[str, ...]
@@ -44,86 +45,86 @@ class Columns:
     split: str | None
 
     @classmethod
-    def of(cls, config: PrepConfig, names: Sequence[str], image: str, where: str) -> Columns:
-        """Choose by the settings, else by the usual names.
+    def choose(cls, config: PrepConfig, names: Sequence[str], image: str, where: str) -> Columns:
+        """Choose the columns by the settings, else by the usual names.
 
         Args:
-            names: the columns that there are.
-            image: the one that names the pictures.
+            names: the table's columns.
+            image: the one that names the images.
 
         Raises:
-            DataError: a column is missing; names those that are there.
+            DataError: a column is missing; lists the existing ones.
         """
         texts = tuple(column for column in config.text_column if column in names)
         if not config.text_column:
-            texts = tuple(column for column in usual(TEXT_COLUMNS, names) if column != image)[:1]
+            texts = tuple(column for column in usual_columns(TEXT_COLUMNS, names) if column != image)[:1]
         labels = tuple(column for column in config.label_column if column in names)
         if not config.label_column:
-            labels = tuple(column for column in usual(LABEL_COLUMNS, names) if column not in (image, *texts))[:1]
-        asked = [config.group_column, config.unit_column]
-        asked += config.text_column if config.was_given("text_column") else ()
-        asked += config.label_column if config.was_given("label_column") else ()
-        for column in asked:
+            labels = tuple(c for c in usual_columns(LABEL_COLUMNS, names) if c not in (image, *texts))[:1]
+        requested = [config.group_column, config.unit_column]
+        requested += config.text_column if config.was_given("text_column") else ()
+        requested += config.label_column if config.was_given("label_column") else ()
+        for column in requested:
             if column and column not in names:
-                raise _no_column(where, column, names)
+                raise _missing_column(where, column, names)
         if not texts and not labels:
-            wanted = config.text_column or TEXT_COLUMNS
-            raise DataError(
-                f"{where}: no column with texts ({', '.join(wanted)}) and none with classes; it has {', '.join(names)}",
-                hint="name it: --text-column NAME, or --label-column NAME",
-            )
-        split = next(iter(usual(("split",), names)), None)
+            tried = ", ".join(config.text_column or TEXT_COLUMNS)
+            message = f"{where}: no column of texts ({tried}) and none of classes; it has {', '.join(names)}"
+            raise DataError(message, hint="name it: --text-column NAME, or --label-column NAME")
+        split = next(iter(usual_columns(("split",), names)), None)
         return cls(image, texts, labels, config.group_column, config.unit_column, split)
 
     @property
-    def used(self) -> set[str | None]:
-        """Columns whose content the table of pairs has under its own names."""
+    def mapped(self) -> set[str | None]:
+        """Columns whose content the pairs table holds under its own names."""
         return {self.image, *self.texts, *self.labels, self.group, self.split}
 
-    def told(self) -> str:
-        """In words."""
-        parts = [f"pictures from {self.image}"]
+    def describe(self) -> str:
+        """Return the choice in words."""
+        parts = [f"images from {self.image}"]
         parts += [f"texts from {', '.join(self.texts)}"] if self.texts else []
         parts += [f"classes from {', '.join(self.labels)}"] if self.labels else []
         return ", ".join(parts)
 
 
-def usual(known: Sequence[str], names: Sequence[str]) -> list[str]:
-    """The columns that are called as such columns usually are, whatever their capitals."""
-    return [name for word in known for name in names if name.lower() == word]
+def usual_columns(usual: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Return the columns with a usual name, in the order of the usual names, whatever their capitals."""
+    return [name for word in usual for name in names if name.lower() == word]
 
 
-def _image_column(raw: RawFolder, names: Sequence[str], records: Sequence[Any], where: str) -> str:
-    """The column that names pictures: as told, else of the usual ones that whose names are found most often."""
-    given = raw.config.image_column
-    if given:
-        if given not in names:
-            raise _no_column(where, given, names)
-        return given
-    candidates = usual(IMAGE_COLUMNS, names)
+def _choose_image_column(raw: RawFolder, names: Sequence[str], records: Sequence[Any], where: str) -> str:
+    """Return the column that --image-column names, else the usual one with the most existing images."""
+    column = raw.config.image_column
+    if column:
+        if column not in names:
+            raise _missing_column(where, column, names)
+        return column
+    candidates = usual_columns(IMAGE_COLUMNS, names)
     if not candidates:
-        told = f"{where}: which column names the images? It has {', '.join(names)}"
-        raise DataError(told, hint="say so: --image-column NAME")
-    return max(candidates, key=lambda column: _found(raw, column, records)) if len(candidates) > 1 else candidates[0]
+        message = f"{where}: which column names the images? It has {', '.join(names)}"
+        raise DataError(message, hint="name it: --image-column NAME")
+    if len(candidates) == 1:
+        return candidates[0]
+    return max(candidates, key=lambda candidate: _count_existing_images(raw, candidate, records))
 
 
-def _found(raw: RawFolder, column: str, records: Sequence[Any]) -> int:
-    """How many of these records name a picture in this column that is there."""
-    found = 0
-    for record in records[:TRIED]:
+def _count_existing_images(raw: RawFolder, column: str, records: Sequence[Any]) -> int:
+    """Count the first records that name an existing image in this column."""
+    count = 0
+    for record in records[:PROBE_RECORDS]:
         for name in tables.cell_values(record.get(column))[:1]:
             with contextlib.suppress(DataError):
                 raw.locate(name)
-                found += 1
-    return found
+                count += 1
+    return count
 
 
-def _no_column(where: str, column: str, names: Sequence[str]) -> DataError:
+def _missing_column(where: str, column: str, names: Sequence[str]) -> DataError:
     return DataError(f"{where}: no column {column!r}; it has {', '.join(names)}", hint=suggest_name(column, names))
 
 
 def find_tables(source: SourceFolder) -> list[str]:
-    """Tables at the top of a source or under documents/."""
+    """Return the tables at the top of a source or under documents/."""
     return [
         name
         for name in source.files
@@ -132,139 +133,142 @@ def find_tables(source: SourceFolder) -> list[str]:
     ]
 
 
-def names_pictures(raw: RawFolder, name: str) -> bool:
-    """A table with a column of pictures, by its first records."""
+def has_image_column(raw: RawFolder, name: str) -> bool:
+    """Return whether a table has a column of images, by its first records."""
     try:
-        peeked = list(itertools.islice(tables.read_records(raw.source.path(name), name), TRIED))
+        head = list(itertools.islice(tables.read_records(raw.source.local_path(name), name), PROBE_RECORDS))
     except DataError:
-        # It is meant to be a table; what is wrong with it is told when it is read.
+        # It is meant to be a table; reading it will say what is wrong with it.
         return PurePosixPath(name).suffix.lower() != ".json"
-    columns = [column for _, record in peeked if isinstance(record, dict) for column in record]
-    return raw.config.image_column in columns or bool(usual(IMAGE_COLUMNS, columns))
+    columns = [column for _, record in head if isinstance(record, dict) for column in record]
+    return raw.config.image_column in columns or bool(usual_columns(IMAGE_COLUMNS, columns))
 
 
-def _the_table(raw: RawFolder) -> str:
-    found = find_tables(raw.source)
+def _choose_table(raw: RawFolder) -> str:
+    names = find_tables(raw.source)
     if raw.table:
         for name in (raw.table, f"documents/{raw.table}"):
             if name in raw.source.files:
                 return name
-        inside = ", ".join(found or sorted({name.split("/")[0] for name in raw.source.files})[:8]) or "nothing"
-        told = f"{raw.source.location}: no {raw.table}, and none under documents/"
-        raise DataError(told, hint=f"found: {inside}")
-    if not found:
+        content = ", ".join(names or sorted({name.split("/")[0] for name in raw.source.files})[:8]) or "nothing"
+        message = f"{raw.source.location}: no {raw.table}, and none under documents/"
+        raise DataError(message, hint=f"it holds {content}")
+    if not names:
         raise DataError(f"{raw.source.location}: no table ({', '.join(tables.SUFFIXES)}) in it or under documents/")
-    if len(found) > 1:
-        found = [name for name in found if names_pictures(raw, name)] or found
-    if len(found) > 1:
-        told = f"{raw.source.location} holds {len(found)} tables: {', '.join(found[:8])}"
-        raise DataError(told, hint=f"say which: --table {found[0]}; or --layout class-folders to read none of them")
-    return found[0]
+    if len(names) > 1:
+        names = [name for name in names if has_image_column(raw, name)] or names
+    if len(names) > 1:
+        message = f"{raw.source.location} holds {len(names)} tables: {', '.join(names[:8])}"
+        raise DataError(message, hint=f"choose one: --table {names[0]}; or read none: --layout class-folders")
+    return names[0]
 
 
-def table(raw: RawFolder) -> Iterator[RawRow | Reject]:
-    """The rows of the one table."""
-    name = _the_table(raw)
-    records = tables.read_records(raw.source.path(name), name)
-    peeked = list(itertools.islice(records, PEEKED))
-    good = [record for _, record in peeked if isinstance(record, dict)]
+def read_table(raw: RawFolder) -> Iterator[RawRow | Reject]:
+    """Yield the rows of the one table."""
+    name = _choose_table(raw)
+    records = tables.read_records(raw.source.local_path(name), name)
+    head = list(itertools.islice(records, PEEK_RECORDS))
+    good = [record for _, record in head if isinstance(record, dict)]
     names = list(dict.fromkeys(column for record in good for column in record if isinstance(column, str)))
     if not names:
-        first = next((each.reason for _, each in peeked if isinstance(each, tables.BadLine)), "no row under its header")
-        raise DataError(f"{raw.source.location}/{name}: {first}", hint="expected one record a line")
-    image = _image_column(raw, names, good, name)
-    if PurePosixPath(name).suffix.lower() in OPEN_ENDED:
-        # A column may begin further down than was looked.
-        names += [column for column in _configured(raw.config) if column not in names]
-    columns = Columns.of(raw.config, names, image, name)
+        bad = (record.reason for _, record in head if isinstance(record, tables.BadLine))
+        message = f"{raw.source.location}/{name}: {next(bad, 'no row under its header')}"
+        raise DataError(message, hint="expected one record per line")
+    image = _choose_image_column(raw, names, good, name)
+    if PurePosixPath(name).suffix.lower() in SCHEMALESS_SUFFIXES:
+        # A column may appear further down than the head.
+        names += [column for column in _requested_columns(raw.config) if column not in names]
+    columns = Columns.choose(raw.config, names, image, name)
     raw.check_templates(names)
-    console.say(f"{name}: {columns.told()}")
-    # Where pictures are not looked for, their names are taken as relative to the source, as they are as a rule.
-    folder = str(PurePosixPath(name).parent).removeprefix(".") if raw.listed else ""
+    console.say(f"{name}: {columns.describe()}")
+    # Where images are not looked up, their names count as relative to the source, as they usually are.
+    folder = str(PurePosixPath(name).parent).removeprefix(".") if raw.lists_images else ""
     named: set[str] = set()
-    seen: set[str] = set()
-    for where, record in itertools.chain(peeked, records):
+    existing: set[str] = set()
+    for where, record in itertools.chain(head, records):
         if isinstance(record, tables.BadLine):
-            yield Reject(where, record.what, record.reason)
+            yield Reject(where, record.content, record.reason)
             continue
-        seen.update(record)
-        yield from _rows_of(raw, columns, record, where, folder, named)
-    for column in _configured(raw.config):
-        if column not in seen and (column in columns.used or column == columns.unit):
-            raise _no_column(name, column, sorted(seen))
-    yield from raw.unnamed(named, "no row names this picture")
+        existing.update(record)
+        yield from _make_rows(raw, columns, record, where, folder, named)
+    for column in _requested_columns(raw.config):
+        if column not in existing and (column in columns.mapped or column == columns.unit):
+            raise _missing_column(name, column, sorted(existing))
+    yield from raw.reject_unnamed_images(named, "no row names this image")
 
 
-def _configured(config: PrepConfig) -> list[str]:
-    """Columns that the user named; those of a preset alone may be missing."""
-    named = [config.group_column, config.unit_column]
+def _requested_columns(config: PrepConfig) -> list[str]:
+    """Return the columns that the user named; those that only a preset names may be missing."""
+    columns = [config.group_column, config.unit_column]
     for setting in ("text_column", "label_column"):
         if config.was_given(setting):
-            named += getattr(config, setting)
-    return [column for column in named if column]
+            columns += getattr(config, setting)
+    return [column for column in columns if column]
 
 
-def _rows_of(
+def _make_rows(
     raw: RawFolder, columns: Columns, record: tables.Record, where: str, folder: str, named: set[str]
 ) -> Iterator[RawRow | Reject]:
+    """Yield the rows of a record, and add its images to `named`."""
     texts = [text for column in columns.texts for text in tables.cell_values(record.get(column))]
-    classes = _classes(columns.labels, record)
-    groups = _cleaned(record.get(columns.group)) if columns.group else ()
+    classes = _parse_classes(columns.labels, record)
+    groups = _clean_values(record.get(columns.group)) if columns.group else ()
     images = [image.strip() for image in dict.fromkeys(tables.cell_values(record.get(columns.image)))]
-    missing = [
-        reason
-        for reason, there in (
-            (f"no {columns.group}", groups or not columns.group),
-            (_no_words(columns), texts or classes),
-            (f"no picture in {columns.image}", images),
-            (f"a list that cannot be read in {', '.join(columns.labels)}", not any(map(tables.is_unreadable_list, classes))),
+    unreadable = any(map(tables.is_unreadable_list, classes))
+    problems = [
+        problem
+        for problem, applies in (
+            (f"no {columns.group}", columns.group and not groups),
+            (_no_text_reason(columns), not texts and not classes),
+            (f"no image in {columns.image}", not images),
+            (f"a list that cannot be read in {', '.join(columns.labels)}", unreadable),
         )
-        if not there
+        if applies
     ]
     fields = {key: text for key in record if (text := captions.clean(" ".join(tables.cell_values(record[key]))))}
-    units = _cleaned(record.get(columns.unit)) if columns.unit else groups
+    units = _clean_values(record.get(columns.unit)) if columns.unit else groups
     split = split_from_name(str(record[columns.split])) if columns.split and record.get(columns.split) else None
-    extra = {column: _plain(record[column]) for column in record if column not in columns.used} or None
+    extra = {column: _to_text(record[column]) for column in record if column not in columns.mapped} or None
     for image in images:
         try:
-            found = raw.locate(image, folder)
+            image_name = raw.locate(image, folder)
         except DataError as error:
             yield reject_from_error(error, where, image)
             continue
-        named.add(found)
-        if not missing:
-            unit = units[0] if units else found
-            yield from raw.rows_of(RawImage(found, texts, where, unit, groups, classes, split, fields, extra))
-    if missing:
-        yield Reject(where, groups[0] if groups else images[0] if images else where, "; ".join(missing))
+        named.add(image_name)
+        if not problems:
+            unit = units[0] if units else image_name
+            yield from raw.make_rows(RawImage(image_name, texts, where, unit, groups, classes, split, fields, extra))
+    if problems:
+        yield Reject(where, groups[0] if groups else images[0] if images else where, "; ".join(problems))
 
 
-def _no_words(columns: Columns) -> str:
+def _no_text_reason(columns: Columns) -> str:
     parts = [f"no text in {', '.join(columns.texts)}"] if columns.texts else []
     parts += [f"no class in {', '.join(columns.labels)}"] if columns.labels else []
     return ", ".join(parts)
 
 
-def _cleaned(cell: Any) -> tuple[str, ...]:
+def _clean_values(cell: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(text for value in tables.cell_values(cell) if (text := captions.clean(value))))
 
 
-def _classes(columns: Sequence[str], record: tables.Record) -> tuple[str, ...]:
-    """A cell may hold several: a list, or names with | or ; between. Several columns are yes or no each."""
+def _parse_classes(columns: Sequence[str], record: tables.Record) -> tuple[str, ...]:
+    """Return a record's classes: names in one cell (a list, or separated by | or ;), or several columns of 0 and 1."""
     if len(columns) > 1:
         return tuple(
             column for column in columns if str(record.get(column)).strip().lower() in ("1", "1.0", "true", "yes")
         )
-    found = []
+    names = []
     for column in columns:
         for value in tables.cell_values(record.get(column)):
-            for mark in SEPARATORS[1:]:
-                value = value.replace(mark, SEPARATORS[0])
-            found += [captions.clean(part) for part in value.split(SEPARATORS[0])]
-    return tuple(dict.fromkeys(name for name in found if name))
+            for separator in CLASS_SEPARATORS[1:]:
+                value = value.replace(separator, CLASS_SEPARATORS[0])
+            names += [captions.clean(part) for part in value.split(CLASS_SEPARATORS[0])]
+    return tuple(dict.fromkeys(name for name in names if name))
 
 
-def _plain(cell: Any) -> str | None:
+def _to_text(cell: Any) -> str | None:
     if cell is None or cell != cell:
         return None
     text = cell if isinstance(cell, str) else json.dumps(cell, ensure_ascii=False, default=str)
