@@ -22,19 +22,19 @@ class Zygote:
         )
 
     def start(self, *args: object, log: object, **env: str) -> int:
-        """Run `vlkit ARGS...` in a process of its own; its id. What it says goes into the file `log`."""
+        """Start `vlkit ARGS...` in a process of its own and return its id; its output goes into the file `log`."""
         return self._ask({"args": list(map(str, args)), "env": env, "log": str(log)})
 
     def wait(self, pid: int) -> int:
-        """The exit code; -9 after SIGKILL."""
+        """Wait for a process and return its exit code; -9 after SIGKILL."""
         return self._ask({"wait": pid})
 
     def run(self, *args: object, log: object, **env: str) -> int:
-        """Start and wait."""
+        """Start a command, wait for it, and return its exit code."""
         return self.wait(self.start(*args, log=log, **env))
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         self.process.stdin.close()
         self.process.wait(30)
 
@@ -44,8 +44,8 @@ class Zygote:
         return json.loads(self.process.stdout.readline())
 
 
-def child(question: dict) -> None:
-    """In the forked process: be the command."""
+def run_command(question: dict) -> None:
+    """Become the command, in the forked process."""
     log = os.open(question["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -67,8 +67,8 @@ def child(question: dict) -> None:
         os._exit(code)
 
 
-def serve() -> None:
-    """Import, then fork whenever asked."""
+def fork_on_request() -> None:
+    """Import what training needs, then fork for every line on stdin."""
     import peft  # noqa: F401
     import transformers  # noqa: F401
     from transformers import CLIPModel, SiglipModel, SiglipTokenizer  # noqa: F401
@@ -84,9 +84,9 @@ def serve() -> None:
             continue
         pid = os.fork()
         if pid == 0:
-            child(question)
+            run_command(question)
         print(json.dumps(pid), flush=True)
 
 
 if __name__ == "__main__":
-    serve()
+    fork_on_request()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from browser import needs_browser, opened
+from browser import needs_browser, open_page
 from helpers import write_patterned_image, write_table
 from PIL import Image
 
@@ -77,7 +77,7 @@ def page(skin, vlkit):
 @pytest.mark.parametrize(("width", "scheme"), [(400, "dark"), (1600, "light")])
 def test_it_reads_well_in_a_browser(page, width, scheme):
     """Nothing sticks out, nothing fails to load, the console is silent, keys reach everything, text is not tiny."""
-    with opened(width, scheme) as (tab, said):
+    with open_page(width, scheme) as (tab, said):
         tab.goto((page / "report.html").as_uri())
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
         tab.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
@@ -113,7 +113,7 @@ def test_it_reads_well_in_a_browser(page, width, scheme):
 
 @needs_browser
 def test_it_prints(page, tmp_path):
-    with opened(1200) as (tab, _):
+    with open_page(1200) as (tab, _):
         tab.goto((page / "report.html").as_uri())
         tab.pdf(path=tmp_path / "a.pdf")
     assert (tmp_path / "a.pdf").stat().st_size > 100_000
@@ -165,7 +165,7 @@ def test_the_numbers_are_those_of_the_files(page):
         for name, (low, high) in results["intervals"][group].items():
             form = ".1f" if name.endswith("rank") else ".3f"
             assert f"{results['metrics'][group][name]:{form}} [{low:{form}}, {high:{form}}]" in text, (group, name)
-    for name in ("acne", "psoriasis", "eczema", "low-light", "jpeg", "site: arm", "One-to-one", "What is kept of"):
+    for name in ("acne", "psoriasis", "eczema", "low-light", "jpeg", "site: arm", "One-to-one", "Retention on"):
         assert name in text, name
 
 
@@ -191,14 +191,16 @@ def test_galleries_show_what_they_say(page):
         rows = frame[frame["direction"] == direction]
         part = html[html.index(f"{arrow}: worst") :]
         part = part[: part.index("</details>")]
-        tuned = [float(each.replace(",", "")) for each in re.findall(r"tuned: first right one at rank ([\d.,]+)", part)]
+        tuned = [
+            float(each.replace(",", "")) for each in re.findall(r"tuned: first right answer at rank ([\d.,]+)", part)
+        ]
         worst = rows.sort_values("rank", ascending=False).drop_duplicates("unit")["rank"].head(4)
         assert tuned == pytest.approx(worst.tolist(), rel=1e-2)
         best = html[html.index(f"{arrow}: most improved") :]
         best = best[: best.index("</details>")]
         pairs = zip(
-            re.findall(r"untouched: first right one at rank ([\d.,]+)", best),
-            re.findall(r"tuned: first right one at rank ([\d.,]+)", best),
+            re.findall(r"untouched: first right answer at rank ([\d.,]+)", best),
+            re.findall(r"tuned: first right answer at rank ([\d.,]+)", best),
             strict=True,
         )
         assert all(float(after.replace(",", "")) < float(before.replace(",", "")) for before, after in pairs)
@@ -229,13 +231,13 @@ def test_runs_on_other_data_are_not_compared_unless_it_is_said(skin, trained, vl
     assert vlkit("eval", "--run", trained, "--out", tmp_path / "other").code == 0
     flags = ("report", "--run", skin / "runs/one", "--against", tmp_path / "other", "--out", tmp_path / "page")
     outcome = vlkit(*flags)
-    assert outcome.code == 2 and "measured on different data" in outcome.err and "--across-data" in outcome.err
+    assert outcome.code == 2 and "evaluated on different data" in outcome.err and "--across-data" in outcome.err
     assert not (tmp_path / "page").exists()
     outcome = vlkit(*flags, "--across-data")
     assert outcome.code == 0, outcome.err
     text = read(tmp_path / "page").text
-    assert "other was measured on something else" in text and "must not be compared" in text
-    assert "less other" not in text
+    assert "other cannot be compared with this run" in text and "evaluated on different data" in text
+    assert "minus other" not in text
 
 
 def test_bad_input_has_a_message(skin, trained, vlkit, tmp_path):
@@ -255,7 +257,7 @@ def test_bad_input_has_a_message(skin, trained, vlkit, tmp_path):
     assert vlkit("report", "--run", tmp_path / "empty").code == 6
     assert vlkit("report", "--run", skin / "runs/one", "--against", skin / "runs/one").code == 2
     outcome = vlkit("report", "--run", skin / "runs/one", "--against", trained, "--out", tmp_path)
-    assert outcome.code == 2 and ("not measured" in outcome.err or "different data" in outcome.err)
+    assert outcome.code == 2 and ("not evaluated" in outcome.err or "different data" in outcome.err)
 
 
 @pytest.mark.slow
@@ -279,13 +281,13 @@ def test_what_is_missing_is_marked(skin, vlkit, tmp_path):
     environment = (run / "environment.yaml").read_text().replace(str(skin / "data"), str(tmp_path / "nowhere"))
     (run / "environment.yaml").write_text(environment)
     outcome = vlkit("report", "--run", run, "--json")
-    assert outcome.code == 0 and "is not to be read" in outcome.json()["notes"][0]
+    assert outcome.code == 0 and "cannot be read" in outcome.json()["notes"][0]
     assert "most improved" not in read(run).text
     frame.iloc[:5].to_parquet(run / "queries.parquet")
     results["data"]["path"] = str(data)
     (run / "results.json").write_text(json.dumps(results))
     outcome = vlkit("report", "--run", run)
-    assert outcome.code == 0 and "not the one that results.json speaks of" in outcome.err
+    assert outcome.code == 0 and "does not belong to results.json" in outcome.err
 
 
 def test_a_model_as_it_is_has_a_report(skin, vlkit, tmp_path):
@@ -294,7 +296,7 @@ def test_a_model_as_it_is_has_a_report(skin, vlkit, tmp_path):
     outcome = vlkit("report", "--run", tmp_path / "base")
     assert outcome.code == 0, outcome.err
     text = read(tmp_path / "base").text
-    assert "as it is" in text and "Training" not in text and "untouched:" not in text
+    assert "untouched, on" in text and "Training" not in text and "untouched:" not in text
 
 
 def test_a_run_that_failed_says_why_and_how_to_go_on(skin, vlkit, tmp_path):
@@ -360,7 +362,7 @@ def test_a_finished_run_that_was_not_measured_says_so(trained, vlkit, tmp_path):
         (tmp_path / "run" / name).unlink(missing_ok=True)
     outcome = vlkit("report", "--run", tmp_path / "run")
     assert outcome.code == 0 and "vlkit eval --run" in outcome.err
-    assert "Not measured yet" in read(tmp_path / "run").text
+    assert "Not evaluated yet" in read(tmp_path / "run").text
     assert Run(tmp_path / "run").finished
 
 
@@ -395,7 +397,7 @@ def test_another_order_of_the_queries_is_the_same_comparison(page, skin, vlkit, 
     (tmp_path / "two/results.json").write_text(json.dumps(results))
     against = ("report", "--run", skin / "runs/one", "--against", tmp_path / "two", "--out", tmp_path / "page")
     assert vlkit(*against).code == 0
-    told = [re.findall(r"less two\s*([^A-Za-z]+)", read(folder).text) for folder in (page, tmp_path / "page")]
+    told = [re.findall(r"minus two\s*([^A-Za-z]+)", read(folder).text) for folder in (page, tmp_path / "page")]
     assert told[0] and told[0] == told[1]
 
 

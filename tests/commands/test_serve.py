@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from browser import needs_browser, opened
+from browser import needs_browser, open_page
 from helpers import rewrite_manifest, write_class_folders
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -150,7 +150,13 @@ def test_pictures_are_small_jpegs_by_row_and_nothing_else_is_given_away(server, 
         assert made.format == "JPEG" and max(made.size) <= 320
     places = ("0/40", "0/-1", "2/0", "-1/0", "0/x", "0/..%2f..%2fetc%2fpasswd", "0/0/../../../../etc/passwd")
     outside = [f"/api/pictures/{place}" for place in places]
-    outside += ["/files/web.py", "/files/..%2fweb.py", "/docs/files/..%2f..%2fcore.py", f"//{site}/raw", "/files/"]
+    outside += [
+        "/files/web_app.py",
+        "/files/..%2fweb_app.py",
+        "/docs/files/..%2f..%2fcore.py",
+        f"//{site}/raw",
+        "/files/",
+    ]
     for path in outside:
         status, _, content = server.ask(path)
         assert status in (404, 422, 405), path
@@ -445,7 +451,7 @@ def test_without_its_packages_it_says_what_to_install(site, vlkit, monkeypatch):
 @contextmanager
 def at_the_page(server):
     """The page, and what its console says."""
-    with opened(1300) as (page, said):
+    with open_page(1300) as (page, said):
         page.goto(server.url)
         until(page, "document.getElementById('status').textContent.includes('images')")
         yield page, said
@@ -490,33 +496,33 @@ def test_a_person_types_clicks_filters_and_drops(server, site):
 
 
 def types_clicks_filters_and_drops(tab, server, site):
-    tab.fill("#words", "a leaf with red spots")
-    tab.press("#words", "Enter")
-    tab.wait_for_selector(".pictures .hit")
+    tab.fill("#text", "a leaf with red spots")
+    tab.press("#text", "Enter")
+    tab.wait_for_selector(".images .hit")
     assert tab.locator("section").count() == 2 and "base (untouched)" in tab.inner_text("main")
     assert pictures_loaded(tab)
-    shown = tab.locator("section >> nth=0 >> .pictures .score").all_inner_texts()
+    shown = tab.locator("section >> nth=0 >> .images .score").all_inner_texts()
     said = server.json("/api/search", q="a leaf with red spots")["results"][0]["images"]
     assert [float(each) for each in shown] == [round(hit["score"], 3) for hit in said]
     # Names that are markup are shown, not obeyed; right-to-left ones by their own direction.
     assert MARKUP in tab.inner_text("#class") and "onerror" in tab.inner_text(".texts")
     assert tab.locator("main b, option b, img[src=x]").count() == 0
     tab.select_option("#class", "Leaf___برگ سبز")
-    names = "[...document.querySelectorAll('.pictures .of span:first-child')].map(e => e.textContent)"
+    names = "[...document.querySelectorAll('.images .details span:first-child')].map(e => e.textContent)"
     until(tab, f"{names}.every(each => each.includes('برگ'))")
     tab.select_option("#class", "")
-    until(tab, "document.querySelectorAll('.pictures .hit').length === 24")
+    until(tab, "document.querySelectorAll('.images .hit').length === 24")
     # Click one: it is what is searched by, and no hit of itself.
-    wanted = tab.locator(".pictures .hit img >> nth=2").get_attribute("src")
-    tab.locator(".pictures .hit >> nth=2").click()
-    tab.wait_for_selector("#asked:not([hidden])")
-    assert tab.get_attribute("#asked", "src") == wanted
+    wanted = tab.locator(".images .hit img >> nth=2").get_attribute("src")
+    tab.locator(".images .hit >> nth=2").click()
+    tab.wait_for_selector("#query-image:not([hidden])")
+    assert tab.get_attribute("#query-image", "src") == wanted
     until(tab, "document.getElementById('status').textContent.startsWith('answered')")
     assert wanted not in [each.get_attribute("src") for each in tab.locator("section >> nth=0 >> .hit img").all()]
     # Choose a picture, then drop one: the page's own file is its own best hit.
     file = next((site / "raw").rglob("5.png"))
     tab.set_input_files("#file", file)
-    until(tab, "document.querySelector('section .pictures .score').textContent === '1.000'")
+    until(tab, "document.querySelector('section .images .score').textContent === '1.000'")
     tab.click("#clear")
     assert tab.locator(".hit").count() == 0 and tab.locator("#query").is_hidden()
     moved = tab.evaluate_handle(
@@ -527,8 +533,8 @@ def types_clicks_filters_and_drops(tab, server, site):
     tab.dispatch_event("body", "dragover", {"dataTransfer": moved})
     assert tab.locator("#drop").is_visible()
     tab.dispatch_event("body", "drop", {"dataTransfer": moved})
-    until(tab, "document.querySelector('section .pictures .score')?.textContent === '1.000'")
-    assert tab.inner_text("#said") == "dropped.png" and tab.locator("#drop").is_hidden()
+    until(tab, "document.querySelector('section .images .score')?.textContent === '1.000'")
+    assert tab.inner_text("#query-text") == "dropped.png" and tab.locator("#drop").is_hidden()
     assert pictures_loaded(tab)
 
 
@@ -540,30 +546,30 @@ def test_a_person_is_told_what_is_wrong(server):
 
 def told_what_is_wrong(tab):
     tab.set_input_files("#file", {"name": "x.png", "mimeType": "image/png", "buffer": b"no picture"})
-    tab.wait_for_selector("#status.wrong")
+    tab.wait_for_selector("#status.error")
     assert "not an image" in tab.inner_text("#status")
     tab.set_input_files("#file", {"name": "x.png", "mimeType": "image/png", "buffer": b"large" * 4_000_000})
     until(tab, "document.getElementById('status').textContent.includes('an image may have')")
     tab.context.set_offline(True)
-    tab.fill("#words", "leaf")
-    tab.press("#words", "Enter")
+    tab.fill("#text", "leaf")
+    tab.press("#text", "Enter")
     until(tab, "document.getElementById('status').textContent.includes('still running')")
     tab.context.set_offline(False)
-    tab.press("#words", "Enter")
-    tab.wait_for_selector(".pictures .hit")
-    assert tab.locator("#status.wrong").count() == 0
+    tab.press("#text", "Enter")
+    tab.wait_for_selector(".images .hit")
+    assert tab.locator("#status.error").count() == 0
 
 
 @needs_browser
 @pytest.mark.parametrize("width, scheme", [(390, "dark"), (1600, "light")])
 def test_the_page_fits_and_is_reached_by_keys(width, scheme, server):
-    with opened(width, scheme) as (page, said):
+    with open_page(width, scheme) as (page, said):
         page.goto(server.url)
         page.keyboard.type("برگ سبز")
-        assert page.evaluate("document.activeElement.id") == "words"
+        assert page.evaluate("document.activeElement.id") == "text"
         page.keyboard.press("Enter")
-        page.wait_for_selector(".pictures .hit")
-        assert page.evaluate("getComputedStyle(document.getElementById('words')).direction") == "rtl"
+        page.wait_for_selector(".images .hit")
+        assert page.evaluate("getComputedStyle(document.getElementById('text')).direction") == "rtl"
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         reached = set()
         for _ in range(40):

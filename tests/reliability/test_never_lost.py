@@ -125,7 +125,9 @@ def test_killed_at_every_place_inside_a_save(runs):
 @pytest.mark.parametrize("way", ["lora", "cached"])
 def test_killed_at_every_place_at_all(way, runs, tmp_path):
     own = runs(way)
-    for number, place in enumerate(places_of(own)):
+    places = places_of(own)
+    assert len(places) >= 40, places
+    for number, place in enumerate(places):
         shutil.rmtree(own.folder / "cache", ignore_errors=True)
         killed_at(own, number, place)
 
@@ -193,7 +195,7 @@ def test_every_rename_and_flush_has_its_places():
                 around = "\n".join(lines[max(0, number - 5) : number + 6])
                 inner = re.search(r"os\.rename\((other|one|old)", line)
                 wanted = 1 if "fsync" in line else 2
-                assert inner or around.count("faults.place(") >= wanted, f"{path.name}:{number + 1}"
+                assert inner or around.count("fault_point(") >= wanted, f"{path.name}:{number + 1}"
                 seen += 1
     assert seen >= 6
 
@@ -244,9 +246,9 @@ def test_a_signal_before_the_first_step(number, code, runs):
 def test_an_evaluation_that_was_dropped_is_made_when_the_run_goes_on(runs, prepared, vlkit, tmp_path, monkeypatch):
     """Asked to stop in the middle of one: the step is saved, and its evaluation is the first thing that comes next."""
     from vlkit.signals import StopRequested
-    from vlkit.training import train_retrieval
+    from vlkit.training import validation
 
-    own, real, calls = runs("lora"), train_retrieval.score, []
+    own, real, calls = runs("lora"), validation.score_task, []
 
     def asked(*args, **settings):
         calls.append(1)
@@ -255,7 +257,7 @@ def test_an_evaluation_that_was_dropped_is_made_when_the_run_goes_on(runs, prepa
         return real(*args, **settings)
 
     with monkeypatch.context() as patched:
-        patched.setattr(train_retrieval, "score", asked)
+        patched.setattr(validation, "score_task", asked)
         outcome = vlkit(*own.command, "dropped")
         assert outcome.code == 75 and "step 4" in outcome.err, outcome.err
     assert vlkit(*own.command, "dropped").code == 0
@@ -504,19 +506,19 @@ def test_a_run_that_does_not_fit_on_its_disk_is_refused_before_it_begins(prepare
 def test_a_stop_in_the_sweep_of_a_run_that_patience_ended(prepared, vlkit, tmp_path, monkeypatch):
     """The weights are then at some strength, and never get into the last step's checkpoint."""
     from vlkit.signals import StopRequested
-    from vlkit.training.wise_ft import Sweep
+    from vlkit.training.wise_ft import WeightInterpolation
 
     train = ("train-retrieval", "--data", prepared, "--model", "tiny-siglip", "--runs-dir", tmp_path, "--name")
     flags = ("--steps", 40, "--batch-size", 44, "--lr", 1e-9, "--eval-every", 3, "--save-every", 40, "--patience", 1)
     assert vlkit(*train, "whole", *flags, "--interpolate").code == 0
 
     def asked(self, *args):
-        for parameter in self.trained.values():
+        for parameter in self.parameters.values():
             parameter.data.zero_()
         raise StopRequested
 
     with monkeypatch.context() as patched:
-        patched.setattr(Sweep, "points", asked)
+        patched.setattr(WeightInterpolation, "measure", asked)
         outcome = vlkit(*train, "stopped", *flags, "--interpolate")
         assert outcome.code == 75, outcome.err
     assert final_state(tmp_path / "stopped") == final_state(tmp_path / "whole")
