@@ -452,7 +452,7 @@ def test_another_folder_is_never_replaced(trained, indexed, tmp_path, vlkit):
 @pytest.mark.parametrize(
     "flags, told",
     [
-        ((), "give --run RUN or --model M"),
+        ((), "--run RUN or --model M"),
         (("--model", "tiny-siglip"), "a tiny model exists only in the run"),
         (("--model", "x/y", "--untouched"), "--untouched has no effect without --run"),
         (("--run", "r", "--target-recall", 1.5), "--target-recall 1.5 must lie between"),
@@ -500,7 +500,10 @@ def test_parts_that_do_not_belong_together(indexed, tmp_path, vlkit):
     cases = [
         (lambda f: VectorIndex.build(unit_rows(7, 128, 0), "flat").write(f / "images.faiss"), "images.faiss has 7"),
         (shorter, "docstore.parquet"),
-        (with_yaml(lambda text: text.replace("width: 128", "width: 64").replace("width: 64\n", "width: 32\n")), "columns"),
+        (
+            with_yaml(lambda text: text.replace("width: 128", "width: 64").replace("width: 64\n", "width: 32\n")),
+            "columns",
+        ),
         (lambda f: (f / "texts.faiss").write_bytes(b"nonsense"), "not a FAISS index"),
         (with_yaml(lambda text: text.replace("schema: 1", "schema: 99")), "another version"),
         (with_yaml(lambda text: text.replace("searched:", "sought:")), "damaged"),

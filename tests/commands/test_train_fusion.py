@@ -19,7 +19,7 @@ import torch
 from helpers import COLOURS, write_image
 from safetensors.torch import load_file
 
-from vlkit.training import run_state
+from vlkit.training import train_fusion
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_every_evaluation_says_whether_it_looks_and_writes_captions(finished):
 @pytest.mark.parametrize(("flags", "after"), [((), 1), ((), 4), (("--llm-lora", 2, "--cache", "off"), 4)])
 def test_a_stopped_run_goes_on_to_the_same_bytes(flags, after, train, tmp_path, monkeypatch):
     assert train(tmp_path, "whole", *flags).code == 0
-    real = run_state.steps
+    real = train_fusion.steps
 
     class Killed(BaseException):
         pass
@@ -93,7 +93,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(flags, after, train, tmp_path, 
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(run_state, "steps", stopping)
+        patched.setattr(train_fusion, "steps", stopping)
         with pytest.raises(Killed):
             train(tmp_path, "killed", *flags)
     outcome = train(tmp_path, "killed", *flags)
@@ -105,11 +105,13 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(flags, after, train, tmp_path, 
 
 
 def test_the_cache_changes_nothing_and_lets_the_encoder_go(train, finished, tmp_path, monkeypatch):
-    from vlkit.training.train_fusion import CaptionTraining
+    kept, real = [], train_fusion.fill_patches
 
-    kept = []
-    real = CaptionTraining.prepare
-    monkeypatch.setattr(CaptionTraining, "prepare", lambda self: (real(self), kept.append(self.captioner.vision))[0])
+    def fill_and_look(config, rows, captioner, datasets, world):
+        real(config, rows, captioner, datasets, world)
+        kept.append(captioner.vision)
+
+    monkeypatch.setattr(train_fusion, "fill_patches", fill_and_look)
     assert train(tmp_path, "plain", "--cache", "off").code == 0
     assert train(tmp_path, "cached", "--cache", tmp_path / "kept").code == 0
     assert kept[0] is not None and kept[1] is None
@@ -270,11 +272,11 @@ def test_one_process_writes_into_a_file_and_failures_are_tried_again(finished, v
     (tmp_path / "p/b.png").write_text("<html>")
     ask = ("caption", "--run", finished, tmp_path / "p", "--max-new-tokens", 4, "--out", tmp_path / "out.jsonl")
     first = vlkit(*ask)
-    assert first.code == 0 and "1 captions written, 1 pictures cannot be read" in first.out
+    assert first.code == 0 and "1 captions written, 1 images cannot be read" in first.out
     again = vlkit(*ask)
-    assert again.code == 0 and "0 captions written, 1 were there, 1 pictures cannot be read" in again.out
+    assert again.code == 0 and "0 captions written, 1 were already there, 1 images cannot be read" in again.out
     write_image(tmp_path / "p/b.png", COLOURS["blue"], seed=2)
-    assert "1 captions written, 1 were there" in vlkit(*ask).out
+    assert "1 captions written, 1 were already there" in vlkit(*ask).out
     with (tmp_path / "out.jsonl").open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         held = vlkit(*ask)
@@ -375,14 +377,14 @@ def test_texts_without_a_word_and_pictures_that_are_gone_are_told(prepared, trai
 
 
 def test_a_run_does_not_go_on_with_another_language_model(train, tmp_path, monkeypatch):
-    real = run_state.steps
+    real = train_fusion.steps
 
     def stopping(*args, **given):
         yield from itertools.islice(real(*args, **given), 4)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(run_state, "steps", stopping)
+        patched.setattr(train_fusion, "steps", stopping)
         train(tmp_path)
     frozen = json.loads((tmp_path / "c/frozen.json").read_text())
     (tmp_path / "c/frozen.json").write_text(json.dumps({**frozen, "llm": "0"}))
@@ -391,14 +393,14 @@ def test_a_run_does_not_go_on_with_another_language_model(train, tmp_path, monke
 
 
 def test_what_cannot_fit_is_refused_with_the_setting_to_change(train, tmp_path, monkeypatch):
-    from vlkit.training import fusion_plan
+    from vlkit.training.setup import estimates
 
     outcome = train(tmp_path, "d", "--dry-run", "--json")
     assert outcome.code == 0, outcome.err
     facts = outcome.json()
     assert set(facts["memory_gb"]) == {"vision encoder", "language model", "trained", "activations", "output layer"}
     assert not (tmp_path / "d").exists()
-    monkeypatch.setattr(fusion_plan, "_memory", lambda device: 2**20)
+    monkeypatch.setattr(estimates, "_free_memory", lambda device: 2**20)
     outcome = train(tmp_path, "d")
     assert outcome.code == 5 and "--" in outcome.err
     assert not (tmp_path / "d").exists()
@@ -427,12 +429,12 @@ def test_settings_that_cannot_be_are_refused(train, vlkit, prepared, tmp_path):
 def test_the_names_of_the_settings_are_those_of_the_parameters(train, tmp_path):
     """A LoRA learns at --lr, adapter and cross-attention at their own rates."""
     from vlkit.config.fusion import TrainFusionConfig
-    from vlkit.training.train_fusion import _rates
+    from vlkit.training.train_fusion import learning_rates
 
     named = dict.fromkeys(("fusion.adapter.1.weight", "fusion.queries", "llm.x.lora_A"), torch.nn.Parameter())
     config = TrainFusionConfig(adapter_lr=0.1, fusion_lr=0.2)
-    assert _rates(named, config) == {"fusion.adapter.1.weight": 0.1, "fusion.queries": 0.2}
-    assert _rates(named, TrainFusionConfig()) == {}
+    assert learning_rates(named, config) == {"fusion.adapter.1.weight": 0.1, "fusion.queries": 0.2}
+    assert learning_rates(named, TrainFusionConfig()) == {}
 
 
 def test_a_raw_coco_folder_is_prepared_on_the_way(vlkit, trained, tiny_qwen, tmp_path):
@@ -462,17 +464,17 @@ def test_the_report_shows_the_worst_and_the_best_with_their_pictures(copied, fin
     assert outcome.code == 0, outcome.err
     page = (copied / "report.html").read_text()
     examples = json.loads((copied / "results.json").read_text())["examples"]
-    assert page.count('<figure class="saying">') == len(examples["worst"]) + len(examples["best"])
+    assert page.count('<figure class="caption-example">') == len(examples["worst"]) + len(examples["best"])
     assert page.count("data:image/jpeg;base64,") == len(examples["worst"]) + len(examples["best"])
-    assert escape(examples["worst"][0]["caption"] or "(nothing)") in page
-    assert "a blank picture" in page and (copied / "plots/looking.png").is_file()
+    assert escape(examples["worst"][0]["caption"] or "(empty)") in page
+    assert "a blank image" in page and (copied / "plots/looking.png").is_file()
     told = vlkit("runs", "--runs-dir", copied.parent)
-    assert "CIDEr" in told.out and "nats a token" in told.out
+    assert "CIDEr" in told.out and "nats per token" in told.out
     shutil.copytree(copied, copied.parent / "twin")
     beside = vlkit("report", "--run", copied, "--against", copied.parent / "twin")
     assert beside.code == 0, beside.err
     page = (copied / "report.html").read_text()
-    assert "Against other runs" in page and "no difference: CIDEr +0.000" in page
+    assert "Comparison with other runs" in page and "no difference: CIDEr +0.000" in page
     assert vlkit("report", "--run", copied, "--against", finished.parent.parent / "nothing").code == 6
     assert vlkit("report", "--run", copied, "--against", trained).code == 2
 

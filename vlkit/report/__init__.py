@@ -1,1 +1,1 @@
-"""What a run did, for people: one page, its plots, and the list of runs."""
+"""Show what a run did: one page with its plots, and the list of runs."""

@@ -1,4 +1,4 @@
-"""Runs beside each other: on the same queries the paired difference, on other data none."""
+"""Compare runs: paired differences on the same queries, no difference on other data."""
 
 from __future__ import annotations
 
@@ -20,115 +20,124 @@ from vlkit.evaluation.captioning.score import (
     read_other_captions,
 )
 from vlkit.evaluation.comparison import PerQueryMetrics, compare, format_p, verdict, verdict_label
-from vlkit.metrics import DIRECTIONS
+from vlkit.metrics import DIRECTIONS, headline_of, metric_names
 from vlkit.report.load_run import LoadedRun
-
-METRICS = ("recall@1", "recall@5", "recall@10", "mrr")
-OF_CAPTIONS = ("bleu_4", "rouge_l", "cider", "exact")
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The first run against another one.
+    """The first run compared with another one.
 
     Attributes:
-        other: its name.
-        apart: why nothing is subtracted; None: the queries are the same.
-        difference: direction -> metric -> {"value", "low", "high", "p_value"}: the first less the other.
-        verdict, judged: direction -> sentence, and better, worse or no difference.
+        other: name of the other run.
+        obstacle: why the two are not compared; None: they have the same queries.
+        difference: group -> metric -> {"value", "low", "high", "p_value"}: the first run minus the other.
+        verdict, labels: group -> sentence; group -> better, worse or no difference.
     """
 
     other: str
-    apart: str | None
+    obstacle: str | None
     difference: dict[str, dict[str, Any]]
     verdict: dict[str, str]
-    judged: dict[str, str]
+    labels: dict[str, str]
 
 
-def groups_of(run: LoadedRun) -> dict[str, tuple[str, ...]]:
-    """What runs of this kind are compared in: group of results.json -> metrics."""
-    return {"captions": OF_CAPTIONS} if run.captions else dict.fromkeys(DIRECTIONS, METRICS)
+def compared_metrics(run: LoadedRun) -> dict[str, tuple[str, ...]]:
+    """Return group of results.json -> metrics by which runs of this kind are compared."""
+    groups = ("captions",) if run.is_captioner else DIRECTIONS
+    return {group: metric_names(group, "comparison") for group in groups}
 
 
-def compared(first: LoadedRun, others: Sequence[LoadedRun], *, across_data: bool) -> list[Comparison]:
-    """Each of the others against the first.
+def compare_runs(first: LoadedRun, others: Sequence[LoadedRun], *, across_data: bool) -> list[Comparison]:
+    """Compare the first run with each of the others.
 
     Args:
-        across_data: show runs that were measured on other data, too.
+        across_data: accept runs that were evaluated on other data; they are not compared.
 
     Raises:
-        UsageError: one was not measured, or on other data and that was not asked for.
+        UsageError: a run is not evaluated, or was evaluated on other data without `across_data`.
     """
     for run in (first, *others):
         if not run.results:
-            told = f"{run.run.folder} was not measured, so there is nothing to compare"
-            raise UsageError(told, hint=f"vlkit eval --run {run.run.folder}")
-        if run.captions != first.captions:
+            message = f"{run.run.folder} is not evaluated yet, so it cannot be compared"
+            raise UsageError(message, hint=f"vlkit eval --run {run.run.folder}")
+        if run.is_captioner != first.is_captioner:
             raise UsageError(f"{first.name} and {run.name} cannot be compared: only one of them writes captions")
-    paired = _paired_captions if first.captions else _paired
-    found = []
+    compare_pair = _compare_captions if first.is_captioner else _compare_queries
+    comparisons = []
     for other in others:
-        apart = _apart(first, other)
-        if apart and not across_data:
-            hint = "measure both on the same folder (vlkit eval --data), or --across-data shows them side by side"
-            raise UsageError(f"{first.name} and {other.name} cannot be compared: {apart}", hint=hint)
-        found.append(Comparison(other.name, apart, {}, {}, {}) if apart else paired(first, other))
-    return found
+        obstacle = _find_obstacle(first, other)
+        if obstacle and not across_data:
+            hint = (
+                "evaluate both on the same folder with vlkit eval --data, or show them side by side with --across-data"
+            )
+            raise UsageError(f"{first.name} and {other.name} cannot be compared: {obstacle}", hint=hint)
+        comparisons.append(Comparison(other.name, obstacle, {}, {}, {}) if obstacle else compare_pair(first, other))
+    return comparisons
 
 
-def _apart(first: LoadedRun, other: LoadedRun) -> str | None:
-    """Why two results are about different things; None: they are not."""
+def _find_obstacle(first: LoadedRun, other: LoadedRun) -> str | None:
+    """Return why two results cannot be compared; None: they can."""
     one, two = first.results["data"], other.results["data"]
-    for key, what in (("fingerprint", "different data"), ("split", "different splits"), ("limit", "another --limit")):
+    for key, difference in (
+        ("fingerprint", "different data"),
+        ("split", "different splits"),
+        ("limit", "different values of --limit"),
+    ):
         if one.get(key) != two.get(key):
-            return f"they were measured on {what} ({one.get(key)} and {two.get(key)})"
-    if first.captions:
+            return f"they were evaluated on {difference} ({one.get(key)} and {two.get(key)})"
+    if first.is_captioner:
         return None
     if first.queries is None or other.queries is None:
-        return "the file of the queries is gone for one of them"
-    if _keys(first.queries) != _keys(other.queries):
-        return "their queries are not the same"
+        return "one of them has lost its file of queries"
+    if _query_keys(first.queries) != _query_keys(other.queries):
+        return "they have different queries"
     return None
 
 
-def _keys(queries: pd.DataFrame) -> set[tuple[str, str]]:
+def _query_keys(queries: pd.DataFrame) -> set[tuple[str, str]]:
     return set(zip(queries["direction"], queries["query_id"], strict=True))
 
 
-def _paired(first: LoadedRun, other: LoadedRun) -> Comparison:
+def _compare_queries(first: LoadedRun, other: LoadedRun) -> Comparison:
+    """Compare two retrieval runs query by query."""
     differences, verdicts = {}, {}
     assert first.queries is not None and other.queries is not None
     for direction in DIRECTIONS:
-        ours, theirs = (of[of["direction"] == direction].set_index("query_id") for of in (first.queries, other.queries))
+        ours, theirs = (
+            queries[queries["direction"] == direction].set_index("query_id")
+            for queries in (first.queries, other.queries)
+        )
         theirs = theirs.loc[ours.index]
-        one, two = (PerQueryMetrics({name: of[name].to_numpy() for name in METRICS}) for of in (ours, theirs))
-        how = {"draws": EvalConfig.draws, "seed": EvalConfig.seed}
-        found = compare(one, two, list(ours["unit"]), **how)
-        differences[direction] = found["difference"]
-        smallest = found["smallest_difference"]["recall@1"]
-        verdicts[direction] = verdict(found["difference"]["recall@1"], ours["unit"].nunique(), smallest)
-    judgements = {direction: verdict_label(of["recall@1"]) for direction, of in differences.items()}
-    return Comparison(other.name, None, differences, verdicts, judgements)
+        names, headline = metric_names(direction, "comparison"), headline_of(direction)
+        one, two = (PerQueryMetrics({name: rows[name].to_numpy() for name in names}) for rows in (ours, theirs))
+        result = compare(one, two, list(ours["unit"]), draws=EvalConfig.draws, seed=EvalConfig.seed)
+        differences[direction] = result["difference"]
+        detectable = result["smallest_difference"][headline]
+        verdicts[direction] = verdict(result["difference"][headline], ours["unit"].nunique(), detectable)
+    labels = {direction: verdict_label(values[headline_of(direction)]) for direction, values in differences.items()}
+    return Comparison(other.name, None, differences, verdicts, labels)
 
 
-def _paired_captions(first: LoadedRun, other: LoadedRun) -> Comparison:
-    """The captions that both wrote of the same pictures, scored anew."""
+def _compare_captions(first: LoadedRun, other: LoadedRun) -> Comparison:
+    """Score again, on the same images, the captions that both runs wrote."""
     data = first.results["data"]
     suffix = suffix_of(data["split"], data["limit"])
     if first.pairs is None:
-        raise UsageError(f"the data that {first.name} was measured on is not to be read")
-    asked, _ = first.pairs.positives().split(data["split"]).with_text()
-    told = {normalize_image_id(image): texts for image, texts in References.from_pairs(asked).of_image.items()}
-    written = dict(read_captions(first.run.folder / f"captions{suffix}.json"))
-    images = [image for image in written if image in told]
-    references = [told[image] for image in images]
+        raise UsageError(f"the data that {first.name} was evaluated on cannot be read")
+    rows, _ = first.pairs.positives().split(data["split"]).with_text()
+    references = {normalize_image_id(image): texts for image, texts in References.from_pairs(rows).of_image.items()}
+    captions = dict(read_captions(first.run.folder / f"captions{suffix}.json"))
+    images = [image for image in captions if image in references]
     one, two = (
-        ScoredCaptions.from_captions(CaptionSet.from_texts(images, texts, references))
-        for texts in ([written[image] for image in images], read_other_captions(other.run.folder, images, suffix))
+        ScoredCaptions.from_captions(CaptionSet.from_texts(images, texts, [references[image] for image in images]))
+        for texts in ([captions[image] for image in images], read_other_captions(other.run.folder, images, suffix))
     )
-    found = compare_captions(one, two, draws=EvalConfig.draws, seed=EvalConfig.seed)
-    change = found["difference"]["captions"]["cider"]
-    better = verdict_label(change)
-    sentence = f"{better}: CIDEr {change['value']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}], "
-    sentence += f"p {format_p(change['p_value'])}, over {len(images)} pictures"
-    return Comparison(other.name, None, found["difference"], {"captions": sentence}, {"captions": better})
+    result = compare_captions(one, two, draws=EvalConfig.draws, seed=EvalConfig.seed)
+    change = result["difference"]["captions"]["cider"]
+    label = verdict_label(change)
+    interval = f"[{change['low']:+.3f}, {change['high']:+.3f}]"
+    sentence = (
+        f"{label}: CIDEr {change['value']:+.3f} {interval}, p {format_p(change['p_value'])}, over {len(images)} images"
+    )
+    return Comparison(other.name, None, result["difference"], {"captions": sentence}, {"captions": label})

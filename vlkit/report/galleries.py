@@ -1,4 +1,4 @@
-"""Queries worth looking at: best, worst, most improved and most regressed, with what either model ranks first."""
+"""Examples on the page: the best, worst, most improved and most regressed queries, and the best and worst captions."""
 
 from __future__ import annotations
 
@@ -21,38 +21,38 @@ from vlkit.evaluation.summary import format_direction
 from vlkit.metrics import DIRECTIONS
 from vlkit.report.load_run import LoadedRun
 
-SIDE, QUALITY = 160, 80
+THUMBNAIL_SIDE, JPEG_QUALITY = 160, 80
 
 
 @dataclass(frozen=True)
 class Item:
-    """A picture or a text in a gallery.
+    """An image or a text in a gallery.
 
     Attributes:
-        text: the text; of a picture, one of its texts, for whoever cannot see it.
-        picture: its thumbnail as a data URI; None: it is a text, or the picture is not to be had.
+        text: the text; for an image, one of its texts, as alternative text.
+        thumbnail: data URI of an image; None: it is a text, or the image cannot be read.
         missing: why there is no thumbnail.
-        hit: whether it is right; None: it is the query.
+        hit: whether it is a right answer; None: it is the query.
     """
 
     text: str
-    picture: str | None = None
+    thumbnail: str | None = None
     missing: str | None = None
     hit: bool | None = None
 
 
 @dataclass(frozen=True)
 class RankedItems:
-    """What a model ranks first for a query, and where its first right item stands."""
+    """The items that a model ranks first for a query, and the rank of its first right one."""
 
-    who: str
+    model_name: str
     rank: float
     items: list[Item]
 
 
 @dataclass(frozen=True)
 class QueryExample:
-    """A query with both models' answers."""
+    """A query with the answers of both models."""
 
     query: Item
     answers: list[RankedItems]
@@ -60,32 +60,109 @@ class QueryExample:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Some queries of one kind."""
+    """Query examples of one kind."""
 
     title: str
     direction: str
-    asked: list[QueryExample]
+    examples: list[QueryExample]
 
 
-def galleries(collected: LoadedRun, count: int) -> Iterator[Gallery]:
-    """The galleries of a run, `count` queries each."""
-    queries, pairs = collected.queries, collected.pairs
+@dataclass(frozen=True)
+class CaptionExample:
+    """An image with its caption and the captions that people wrote."""
+
+    image: Item
+    caption: str
+    references: list[str]
+    cider: float
+
+
+@dataclass(frozen=True)
+class CaptionExamples:
+    """Captions of one kind: worst or best."""
+
+    title: str
+    examples: list[CaptionExample]
+
+
+class ItemLookup:
+    """Find the images and texts of a prepared folder by their ids."""
+
+    def __init__(self, pairs: Pairs) -> None:
+        frame = pairs.frame
+        images = frame.drop_duplicates("image_id")
+        self.pairs, self.images = pairs, images
+        self.row_of_image = dict(zip(images["image_id"], range(len(images)), strict=True))
+        self.text_of_image = dict(zip(images["image_id"], images["text"], strict=True))
+        self.text = dict(zip(frame["text_id"], frame["text"], strict=True))
+        self.thumbnail = cache(self._make_thumbnail)
+
+    def query_example(self, row: pd.Series[Any], direction: str) -> QueryExample:
+        """Return a row of queries.parquet with its items."""
+        query, answer = ("text", "image") if direction == "text_to_image" else ("image", "text")
+        answers = [
+            RankedItems(
+                model_name,
+                float(row[f"{prefix}rank"]),
+                [
+                    self.item(answer, key, bool(hit))
+                    for key, hit in zip(row[f"{prefix}top5"], row[f"{prefix}top5_hits"], strict=True)
+                ],
+            )
+            for prefix, model_name in (("baseline_", "untouched"), ("", "tuned"))
+            if f"{prefix}rank" in row
+        ]
+        return QueryExample(self.item(query, row["query_id"]), answers)
+
+    def item(self, kind: str, key: str, hit: bool | None = None) -> Item:
+        """Return an image or a text by its id."""
+        if kind == "text":
+            return Item(self.text.get(key, "(this text is no longer in the folder)"), hit=hit)
+        if key not in self.row_of_image:
+            return Item("", missing="this image is no longer in the folder", hit=hit)
+        thumbnail, missing = self.thumbnail(key)
+        return Item(self.text_of_image[key], thumbnail, missing, hit)
+
+    def _make_thumbnail(self, key: str) -> tuple[str | None, str | None]:
+        """Return the thumbnail of an image, or why there is none."""
+        try:
+            (path,) = self.pairs.image_paths(self.images.iloc[[self.row_of_image[key]]])
+            return encode_thumbnail(path), None
+        except VlkitError as error:
+            return None, error.message
+
+
+def encode_thumbnail(path: Path) -> str:
+    """Return a small JPEG as a data URI.
+
+    Raises:
+        DataError: the file is gone or does not decode.
+    """
+    image, content = decode.load_rgb(path, max_side=THUMBNAIL_SIDE), io.BytesIO()
+    image.save(content, "JPEG", quality=JPEG_QUALITY)
+    return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
+
+
+def query_galleries(run: LoadedRun, count: int) -> Iterator[Gallery]:
+    """Return the galleries of a run, `count` queries each; none where the queries or the data are missing."""
+    queries, pairs = run.queries, run.pairs
     if queries is None or pairs is None:
         return
-    shelf = ItemLookup(pairs)
+    lookup = ItemLookup(pairs)
     for direction in DIRECTIONS:
         rows = queries[queries["direction"] == direction].reset_index(drop=True)
-        for title, chosen in _chosen(rows, count):
-            yield Gallery(title, format_direction(direction), [shelf.asked(row, direction) for _, row in chosen.iterrows()])
+        for title, chosen in _choose_queries(rows, count):
+            examples = [lookup.query_example(row, direction) for _, row in chosen.iterrows()]
+            yield Gallery(title, format_direction(direction), examples)
 
 
-def _chosen(rows: pd.DataFrame, count: int) -> Iterator[tuple[str, pd.DataFrame]]:
-    """The kinds, with their rows; equals in an order that is drawn, one of a unit."""
+def _choose_queries(rows: pd.DataFrame, count: int) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Return titles with rows of queries: at most one per unit, ties in an order drawn by hash."""
     order = np.argsort([hash_order(0, str(key)) for key in rows["query_id"]])
     rows = rows.iloc[order]
 
-    def first(kept: pd.DataFrame, key: Callable[[pd.DataFrame], Any]) -> pd.DataFrame:
-        ranked = kept.iloc[np.argsort(key(kept), kind="stable")]
+    def first(candidates: pd.DataFrame, key: Callable[[pd.DataFrame], Any]) -> pd.DataFrame:
+        ranked = candidates.iloc[np.argsort(key(candidates), kind="stable")]
         return ranked.drop_duplicates("unit").head(count)
 
     yield "best", first(rows, lambda r: r["rank"])
@@ -96,59 +173,16 @@ def _chosen(rows: pd.DataFrame, count: int) -> Iterator[tuple[str, pd.DataFrame]
         yield "most regressed", first(worse, lambda r: r["mrr"] - r["baseline_mrr"])
 
 
-class ItemLookup:
-    """The pictures and texts of a prepared folder, by their ids."""
-
-    def __init__(self, pairs: Pairs) -> None:
-        frame = pairs.frame
-        pictures = frame.drop_duplicates("image_id")
-        self.pairs = pairs
-        self.row_of = dict(zip(pictures["image_id"], range(len(pictures)), strict=True))
-        self.pictures = pictures
-        self.caption = dict(zip(pictures["image_id"], pictures["text"], strict=True))
-        self.text = dict(zip(frame["text_id"], frame["text"], strict=True))
-        self.thumbnail = cache(self._thumbnail)
-
-    def asked(self, row: pd.Series[Any], direction: str) -> QueryExample:
-        """A row of queries.parquet, as the page shows it."""
-        kind, other = ("text", "image") if direction == "text_to_image" else ("image", "text")
-        answers = [
-            RankedItems(
-                who,
-                float(row[f"{prefix}rank"]),
-                [
-                    self.item(other, key, bool(hit))
-                    for key, hit in zip(row[f"{prefix}top5"], row[f"{prefix}top5_hits"], strict=True)
-                ],
-            )
-            for prefix, who in (("baseline_", "untouched"), ("", "tuned"))
-            if f"{prefix}rank" in row
-        ]
-        return QueryExample(self.item(kind, row["query_id"], None), answers)
-
-    def item(self, kind: str, key: str, hit: bool | None) -> Item:
-        """One picture or text."""
-        if kind == "text":
-            return Item(self.text.get(key, "(a text that the folder no longer has)"), hit=hit)
-        if key not in self.row_of:
-            return Item("", missing="the folder no longer has this picture", hit=hit)
-        picture, missing = self.thumbnail(key)
-        return Item(self.caption[key], picture, missing, hit)
-
-    def _thumbnail(self, key: str) -> tuple[str | None, str | None]:
-        try:
-            (path,) = self.pairs.image_paths(self.pictures.iloc[[self.row_of[key]]])
-            return thumbnail(path), None
-        except VlkitError as error:
-            return None, error.message
+def caption_galleries(run: LoadedRun) -> Iterator[CaptionExamples]:
+    """Return the worst and the best captions of results.json; none for a run that writes no captions."""
+    stored = run.results.get("examples") or {}
+    if not stored:
+        return
+    lookup = ItemLookup(run.pairs) if run.pairs else None
+    for title in ("worst", "best"):
+        yield CaptionExamples(title, [_caption_example(example, lookup) for example in stored.get(title, [])])
 
 
-def thumbnail(path: Path) -> str:
-    """A small JPEG as a data URI.
-
-    Raises:
-        DataError: the file is gone or does not decode.
-    """
-    picture, packed = decode.load_rgb(path, max_side=SIDE), io.BytesIO()
-    picture.save(packed, "JPEG", quality=QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(packed.getvalue()).decode()
+def _caption_example(example: dict[str, Any], lookup: ItemLookup | None) -> CaptionExample:
+    image = lookup.item("image", str(example["image"])) if lookup else Item("", missing="the images are not available")
+    return CaptionExample(image, example["caption"], list(example["references"]), float(example["cider"]))

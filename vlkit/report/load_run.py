@@ -1,4 +1,4 @@
-"""A run as a report needs it: what its folder says, checked, with a note on everything that is missing."""
+"""Load a run for its report: check what its folder says, and note everything that is missing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SECTIONS = ("metrics", "intervals", "data")
-# Those that not every evaluation has.
+# Sections that not every evaluation has.
 OPTIONAL = (
     *("baseline", "verdict", "judged", "one_to_one", "folds", "classes", "slices", "shifts", "retention"),
     *("efficiency", "examples", "diversity"),
@@ -29,61 +29,62 @@ OPTIONAL = (
 
 @dataclass
 class LoadedRun:
-    """One run.
+    """A run with everything that its report shows.
 
     Attributes:
-        settings, environment: of its training; empty where it has none.
-        lines: of metrics.jsonl.
-        results: of eval; empty where it was not measured.
-        notes: what a reader of the report should know is missing, and why.
+        settings, environment: of its training; empty for the results of a model that is not a run.
+        log: lines of metrics.jsonl.
+        results: content of results.json; empty where the run is not evaluated.
+        notes: what is missing in the report, and why.
     """
 
     run: Run
-    run_status: RunStatus
+    status: RunStatus
     settings: dict[str, Any]
     environment: dict[str, Any]
-    lines: list[dict[str, Any]]
+    log: list[dict[str, Any]]
     results: dict[str, Any]
     notes: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, folder: Path) -> LoadedRun:
+    def read(cls, folder: Path) -> LoadedRun:
         """Read a run folder, or one that holds the results of `eval --model`.
 
         Raises:
             ArtifactError: it is neither, or its results are damaged or of another schema.
         """
         run = Run(folder)
-        if not run.started and not (folder / "results.json").is_file():
-            run.config()  # Says that there is none, and which there are.
-        found = run_status(run)
-        if found.state == "damaged":
-            raise ArtifactError(str(found.why), hint=found.hint)
-        results = checked(run.read_json("results.json"), folder / "results.json")
-        begun = run.started
+        started = run.started
+        if not started and not (folder / "results.json").is_file():
+            run.config()  # Raises an error that lists the runs there are.
+        status = run_status(run)
+        if status.state == "damaged":
+            raise ArtifactError(str(status.why), hint=status.hint)
         return cls(
             run,
-            found,
-            run.config() if begun else {},
-            run.environment() if begun else {},
-            run.metrics() if begun else [],
-            results,
+            status,
+            run.config() if started else {},
+            run.environment() if started else {},
+            run.metrics() if started else [],
+            check_results(run.read_json("results.json"), folder / "results.json"),
         )
 
     @property
     def name(self) -> str:
-        """The folder's."""
+        """Name of the folder."""
         return self.run.folder.resolve().name
 
     @cached_property
     def queries(self) -> pd.DataFrame | None:
-        """Every query of the evaluation; None where its file is not that of the results."""
-        told = self.results.get("queries")
-        if not told:
+        """Every query of the evaluation; None where its file does not belong to the results."""
+        stored = self.results.get("queries")
+        if not stored:
             return None
-        path = self.run.folder / str(told.get("file"))
-        if not path.is_file() or file_sha256(path) != told.get("hash"):
-            self.notes.append(f"{path.name} is not the one that results.json speaks of: evaluate again for galleries")
+        path = self.run.folder / str(stored.get("file"))
+        if not path.is_file() or file_sha256(path) != stored.get("hash"):
+            self.notes.append(
+                f"{path.name} does not belong to results.json, so queries are left out: run vlkit eval again"
+            )
             return None
         import pandas as pd
 
@@ -91,37 +92,37 @@ class LoadedRun:
 
     @cached_property
     def pairs(self) -> Pairs | None:
-        """The prepared folder that was measured on, or trained on; None where it is not to be had."""
-        measured = self.results.get("data", {}).get("path")
+        """The prepared folder of the evaluation, else of the training; None where it cannot be read."""
+        evaluated_on = self.results.get("data", {}).get("path")
         if "captions" in self.results.get("data", {}):
-            return None  # Captions from files, whose pictures are nowhere named.
-        where = measured or (self.environment.get("data") or {}).get("path") or self.settings.get("data")
-        if not where:
+            return None  # Captions read from files name no images.
+        trained_on = (self.environment.get("data") or {}).get("path")
+        path = evaluated_on or trained_on or self.settings.get("data")
+        if not path:
             return None
         try:
-            place = Location(where)
-            trained = (self.environment.get("data") or {}).get("path")
-            if not place.is_remote and not place.path.exists() and trained:
-                place = Location(trained)
-            found = read_pairs(place)
-            if measured and found.fingerprint != self.results["data"].get("fingerprint"):
-                self.notes.append(f"{place} has changed since it was measured on: data and pictures are those of today")
-            return found
+            location = Location(path)
+            if not location.is_remote and not location.path.exists() and trained_on:
+                location = Location(trained_on)
+            pairs = read_pairs(location)
+            if evaluated_on and pairs.fingerprint != self.results["data"].get("fingerprint"):
+                self.notes.append(f"{location} has changed since the evaluation: data and images are the current ones")
+            return pairs
         except VlkitError as error:
-            self.notes.append(f"the prepared folder is not to be read, so pictures and data are left out: {error}")
+            self.notes.append(f"the prepared folder cannot be read, so images and data are left out: {error}")
             return None
 
     @property
-    def captions(self) -> bool:
-        """It is a captioner's."""
+    def is_captioner(self) -> bool:
+        """True for a run that writes captions."""
         return bool(self.settings.get("llm")) or self.results.get("task") == "captioning"
 
-    def others(self) -> list[dict[str, Any]]:
-        """Further results in the folder: of other splits and other data."""
+    def other_results(self) -> list[dict[str, Any]]:
+        """Read further results in the folder: of other splits and other data."""
         found = []
         for path in sorted(self.run.folder.glob("results-*.json")):
             try:
-                results = checked(self.run.read_json(path.name), path)
+                results = check_results(self.run.read_json(path.name), path)
             except ArtifactError as error:
                 self.notes.append(error.message)
                 continue
@@ -129,22 +130,22 @@ class LoadedRun:
         return found
 
 
-def checked(results: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Results that this version can read; empty ones are none.
+def check_results(results: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return results with their optional sections, empty where they are missing; {} for no results.
 
     Raises:
-        ArtifactError: of another schema, or not whole.
+        ArtifactError: they are of another schema, or incomplete.
     """
     if not results:
         return {}
     if results.get("schema") != SCHEMA:
-        told = f"{path} has schema {results.get('schema')!r}; this vlkit reads {SCHEMA}"
-        raise ArtifactError(told, hint="measure again with this version: vlkit eval")
+        message = f"{path} has schema {results.get('schema')!r}; this version of vlkit reads {SCHEMA}"
+        raise ArtifactError(message, hint="evaluate again with this version: vlkit eval")
     missing = [name for name in SECTIONS if not isinstance(results.get(name), dict)]
-    groups = [results["metrics"], results["intervals"]] if not missing else []
-    wanted = ("captions",) if results.get("task") == "captioning" else DIRECTIONS
-    missing += [name for of in groups for name in wanted if not isinstance(of.get(name), dict)]
+    sections = [results["metrics"], results["intervals"]] if not missing else []
+    groups = ("captions",) if results.get("task") == "captioning" else DIRECTIONS
+    missing += [name for section in sections for name in groups if not isinstance(section.get(name), dict)]
     missing += [name for name in ("task", "model") if not results.get(name)]
     if missing:
-        raise ArtifactError(f"{path} is damaged: it has no {missing[0]}", hint="measure again: vlkit eval")
+        raise ArtifactError(f"{path} is damaged: it has no {missing[0]}", hint="evaluate again: vlkit eval")
     return {**{name: {} for name in OPTIONAL}, **results}

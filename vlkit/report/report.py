@@ -1,7 +1,8 @@
-"""report: one page that holds everything, and the same plots as PNG beside it."""
+"""report: write one self-contained page about a run, and its plots as PNG files."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -15,38 +16,38 @@ from vlkit.evaluation.comparison import format_p
 from vlkit.evaluation.retrieval.retention import retention_sentence
 from vlkit.evaluation.summary import format_direction, format_metric, format_with_interval, metric_label
 from vlkit.report import charts
-from vlkit.report.compare import Comparison, compared, groups_of
-from vlkit.report.galleries import galleries
+from vlkit.report.compare import Comparison, compare_runs, compared_metrics
+from vlkit.report.galleries import caption_galleries, query_galleries
 from vlkit.report.load_run import OPTIONAL, LoadedRun
-from vlkit.report.sayings import sayings
 from vlkit.report.svg import Plot
 from vlkit.storage import format_bytes, refuse_unwritable, write_text
 
-HERE = Path(__file__).parent / "templates"
-# What a cost is called, where it stands in results.json, and its unit.
+TEMPLATES = Path(__file__).parent / "templates"
+MAX_CONFUSIONS = 10
+# Title, key in results.json, and unit.
 COSTS = (
     ("training", "train_seconds", "s"),
     ("training, memory of the process", "train_peak_memory_process_gb", "GB"),
     ("training, memory of the GPU", "train_peak_memory_gpu_gb", "GB"),
-    ("pictures a second", "images_per_second", ""),
-    ("captions a second", "captions_per_second", ""),
-    ("texts a second", "texts_per_second", ""),
-    ("a query's text encoded, median", "latency_ms", "ms"),
-    ("a query's text encoded, 95 of 100 below", "latency_ms_p95", "ms"),
+    ("images per second", "images_per_second", ""),
+    ("captions per second", "captions_per_second", ""),
+    ("texts per second", "texts_per_second", ""),
+    ("encoding a query text, median", "latency_ms", "ms"),
+    ("encoding a query text, 95th percentile", "latency_ms_p95", "ms"),
     ("evaluation, memory of the process", "peak_memory_process_gb", "GB"),
     ("evaluation, memory of the GPU", "peak_memory_gpu_gb", "GB"),
-    ("trained parameters", "trainable_parameters", ""),
+    ("trainable parameters", "trainable_parameters", ""),
     ("all parameters", "total_parameters", ""),
 )
 
 
 @dataclass(frozen=True)
 class Page:
-    """What a page is made of: the run, its plots by section, and the other runs."""
+    """Content of a page: the run, its plots by section, and the runs it is compared with."""
 
     run: LoadedRun
     plots: dict[str, list[Plot]]
-    against: list[Comparison]
+    comparisons: list[Comparison]
     others: list[LoadedRun]
 
 
@@ -54,136 +55,144 @@ def report(config: ReportConfig) -> dict[str, Any]:
     """Run `vlkit report`: write report.html and plots/*.png into the run's folder, or --out.
 
     Returns:
-        Where they are, and what is missing.
+        Their paths, and notes on what is missing.
+
+    Raises:
+        UsageError: --against cannot be compared. ArtifactError: see `LoadedRun.read`.
     """
     folder = config.out or config.run
     if not all(name.strip() for name in config.against):
         raise UsageError("--against is empty", hint="give the folder of a run")
-    run = LoadedRun.of(config.run)
-    others = [LoadedRun.of(Path(name)) for name in config.against]
-    if len({each.run.folder.resolve() for each in (run, *others)}) <= len(others):
+    run = LoadedRun.read(config.run)
+    others = [LoadedRun.read(Path(name)) for name in config.against]
+    if len({loaded.run.folder.resolve() for loaded in (run, *others)}) <= len(others):
         raise UsageError("--against names a run twice, or the run itself")
     refuse_unwritable(folder, "--out")
-    plots = {name: list(drawn) for name, drawn in _drawn(run, others).items()}
-    found = compared(run, others, across_data=config.across_data) if others else []
-    page = Page(run, plots, found, others)
-    html = rendered(page, config.queries)
+    plots = {section: list(drawn) for section, drawn in _draw_plots(run, others).items()}
+    comparisons = compare_runs(run, others, across_data=config.across_data) if others else []
+    html = render_page(Page(run, plots, comparisons, others), config.queries)
     folder.mkdir(parents=True, exist_ok=True)
-    for plot in (each for of in plots.values() for each in of):
+    every = [plot for section in plots.values() for plot in section]
+    for plot in every:
         plot.write(folder / "plots")
     write_text(folder / "report.html", html)
-    for note in dict.fromkeys(run.notes):
+    notes = list(dict.fromkeys(run.notes))
+    for note in notes:
         console.warn(note)
-    if run.run.started and config.out is None and run.standing.state != "running":
+    if run.run.started and config.out is None and run.status.state != "running":
         run.run.mirror(required=True)
-    console.print_result(f"{folder / 'report.html'}: {format_bytes(len(html.encode()))}, opens from disk")
-    if not run.results and run.standing.state == "finished":
-        console.hint(f"it was not measured yet: vlkit eval --run {quote(str(config.run))}")
-    names = sorted(f"plots/{plot.name}.png" for of in plots.values() for plot in of)
-    return {"report": str(folder / "report.html"), "plots": names, "notes": list(dict.fromkeys(run.notes))}
+    size = format_bytes(len(html.encode()))
+    console.print_result(f"{folder / 'report.html'}: {size}, self-contained: open it in a browser")
+    if not run.results and run.status.state == "finished":
+        console.hint(f"the run is not evaluated yet: vlkit eval --run {quote(str(config.run))}")
+    names = sorted(f"plots/{plot.name}.png" for plot in every)
+    return {"report": str(folder / "report.html"), "plots": names, "notes": notes}
 
 
-def _drawn(run: LoadedRun, others: list[LoadedRun]) -> dict[str, Any]:
-    """section -> its plots, drawn when they are asked for."""
-    measured = run.results
+def _draw_plots(run: LoadedRun, others: Sequence[LoadedRun]) -> dict[str, Iterable[Plot]]:
+    """Return section of the page -> its plots, drawn while they are iterated."""
+    retrieval = run.results if not run.is_captioner else {}
     return {
-        "learning": charts.learning(run.lines),
-        "against": charts.overlay([run, *others]) if others and not run.captions else (),
-        "metrics": charts.bars(measured) if measured and not run.captions else (),
-        "ranks": charts.ranks(measured),
-        "confusion": charts.confusion(measured),
-        "slices": charts.gaps(measured),
-        "data": charts.data(run),
+        "learning": charts.training_plots(run.log),
+        "against": charts.overlay([run, *others]) if others and not run.is_captioner else (),
+        "metrics": charts.metric_plots(retrieval) if retrieval else (),
+        "ranks": charts.rank_plots(run.results),
+        "confusion": charts.confusion_plots(run.results),
+        "slices": charts.slice_plots(run.results),
+        "data": charts.data_plots(run),
     }
 
 
-def rendered(page: Page, queries: int) -> str:
-    """The page.
+def render_page(page: Page, queries: int) -> str:
+    """Return the page as HTML.
 
     Args:
-        queries: how many a gallery shows.
+        queries: examples per gallery.
     """
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE),
+        loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "arrow": format_direction,
+        "direction": format_direction,
         "label": metric_label,
-        "share": lambda value, sign="": format_metric("", value, sign=sign),
-        # Within an interval no line breaks.
-        "cell": lambda value, interval, metric="", sign="": format_with_interval(metric, value, interval, sign=sign).replace(
-            ", ", ",\u00a0"
-        ),
+        "share": _share,
+        "cell": _cell,
         "amount": _amount,
         "p": format_p,
-        "retention_told": retention_sentence,
+        "retention_sentence": retention_sentence,
         "size": format_bytes,
     }
     run = page.run
-    shown = list(galleries(run, queries))
+    # Galleries read queries and data, which may add to the notes.
+    galleries, captions = list(query_galleries(run, queries)), list(caption_galleries(run))
     return environment.get_template("page.html.j2").render(
         page=page,
         run=run,
-        measured=bool(run.results),
+        evaluated=bool(run.results),
         results=run.results or dict.fromkeys(OPTIONAL),
-        galleries=shown,
-        sayings=list(sayings(run)),
-        described=run.pairs.metadata if run.pairs else {},
-        confused=_confused(run.results),
+        galleries=galleries,
+        captions=captions,
+        metadata=run.pairs.metadata if run.pairs else {},
+        confusions=_most_confused(run.results),
         shown_metrics=_shown_metrics(run.results),
-        compared_metrics=groups_of(run),
+        compared_metrics=compared_metrics(run),
         costs=COSTS,
         rare=RARE,
-        command=_command(run),
-        resume=_resume(run),
+        command=str(run.environment.get("command") or ""),
+        resume=_resume_command(run),
         settings=yaml_text(run.settings) if run.settings else "",
-        style=(HERE / "style.css").read_text(encoding="utf-8"),
+        style=(TEMPLATES / "style.css").read_text(encoding="utf-8"),
         version=__version__,
-        elsewhere=run.others(),
+        other_results=run.other_results(),
         notes=list(dict.fromkeys(run.notes)),
     )
 
 
 def _shown_metrics(results: dict[str, Any]) -> dict[str, list[str]]:
-    """group -> the metrics that have an interval, in their order."""
+    """Return group -> metrics that have an interval, in their order."""
     return {
         group: [name for name in metrics if name in results["intervals"].get(group, {})]
         for group, metrics in results.get("metrics", {}).items()
     }
 
 
-def _confused(results: dict[str, Any]) -> list[tuple[str, str, float, float]]:
-    """The ten commonest confusions of the tuned model: is, taken for, pictures, and of how many."""
-    found = results.get("confusion") or {}
-    names, counts = found.get("classes", []), found.get("tuned", [])
-    pairs = [
+def _most_confused(results: dict[str, Any]) -> list[tuple[str, str, float, float]]:
+    """Return the commonest confusions of the tuned model: true class, predicted class, images, and of how many."""
+    matrix = results.get("confusion") or {}
+    names, counts = matrix.get("classes", []), matrix.get("tuned", [])
+    confusions = [
         (name, names[column], value, sum(row))
-        for place, (name, row) in enumerate(zip(names, counts, strict=True))
+        for number, (name, row) in enumerate(zip(names, counts, strict=True))
         for column, value in enumerate(row)
-        if column != place and value > 0
+        if column != number and value > 0
     ]
-    return sorted(pairs, key=lambda each: -each[2])[:10]
+    return sorted(confusions, key=lambda confusion: -confusion[2])[:MAX_CONFUSIONS]
 
 
-def _command(run: LoadedRun) -> str:
-    """The line that the run was started with."""
-    return str(run.environment.get("command") or "")
-
-
-def _resume(run: LoadedRun) -> str:
-    """The line that goes on with it, from anywhere."""
-    command = "train-fusion" if run.captions else "train-retrieval"
+def _resume_command(run: LoadedRun) -> str:
+    """Return the command that resumes the run from any working directory."""
+    command = "train-fusion" if run.is_captioner else "train-retrieval"
     return f"vlkit {command} --config {quote(str(run.run.folder.resolve() / 'config.yaml'))}"
 
 
+def _share(value: float | None) -> str:
+    """Return a share with three digits."""
+    return format_metric("", value)
+
+
+def _cell(value: float | None, interval: Sequence[float], metric: str = "", sign: str = "") -> str:
+    """Return a value with its interval, which no line break may part."""
+    return format_with_interval(metric, value, list(interval), sign=sign).replace(", ", ",\u00a0")
+
+
 def _amount(value: Any) -> str:
-    """A number as people read it: whole ones with commas, others with four digits; what is not known as a dash."""
+    """Return a number for reading: integers with commas, others with three digits, a dash for a missing one."""
     if value is None or value != value:
         return "-"
     if isinstance(value, int) or float(value).is_integer():

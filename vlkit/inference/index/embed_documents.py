@@ -11,12 +11,11 @@ from vlkit import console
 from vlkit.config.search import IndexConfig
 from vlkit.data.loading.stores import InputStore, PixelStore, TokenStore
 from vlkit.data.splits import hash_order
-from vlkit.distributed import SINGLE
 from vlkit.inference.index.documents import MODALITIES, DocumentSource, Modality
 from vlkit.inference.index.index_folder import Index
 from vlkit.inference.index.query_encoder import QueryEncoder
-from vlkit.models.cache.feature_cache import Kept, text_keys
-from vlkit.models.encode import encode_captions, encode_images
+from vlkit.models.cache.feature_cache import FrozenImages, FrozenTexts, fill, text_keys
+from vlkit.models.encode import encode_images, encode_text_inputs
 
 # An index of fewer rows can spare none of them as queries.
 MIN_ROWS_TO_HOLD_OUT = 100
@@ -84,16 +83,16 @@ def _embed(
             console.warn(f"{message}: search does not find what stands after them")
         texts: InputStore = TokenStore(tokens, encoder.pad)
         if config.cache != "off":
-            longest = max(map(len, tokens))
-            texts = Kept(encoder, precision, longest, config.cache, SINGLE)("texts", texts, text_keys(tokens))
-        rows = encode_captions(encoder, texts, batch_size=config.batch_size, precision=precision)
+            frozen_texts = FrozenTexts.from_source(encoder, precision, max(map(len, tokens)))
+            texts = fill(frozen_texts, config.cache, texts, text_keys(tokens)) or texts
+        rows = encode_text_inputs(encoder, texts, batch_size=config.batch_size, precision=precision)
     else:
         assert source.pairs is not None
         chosen = source.pairs.unique_images().iloc[positions]
         images: InputStore = PixelStore(source.pairs.image_paths(chosen), encoder.pixel_spec)
         if config.cache != "off":
             keys = [str(table.column("key")[position]) for position in positions]
-            images = Kept(encoder, precision, 0, config.cache, SINGLE)("pictures", images, keys)
+            images = fill(FrozenImages.from_source(encoder, precision), config.cache, images, keys) or images
         rows = encode_images(encoder, images, batch_size=config.batch_size, precision=precision)
     return rows.float().cpu().numpy()
 

@@ -21,7 +21,7 @@ from vlkit.inference.index.documents import MODALITIES, Modality
 from vlkit.models.cache.feature_cache import weights_hash
 from vlkit.models.device import Precision, autocast, best_device, best_precision
 from vlkit.models.dual_encoder import DualEncoder
-from vlkit.models.encode import encode_captions
+from vlkit.models.encode import encode_text_inputs
 from vlkit.models.loading import load_base, load_model, load_tuned
 from vlkit.runs import Run
 from vlkit.storage import json_text
@@ -98,20 +98,16 @@ class QueryEncoder:
     def identity(self) -> dict[str, Any]:
         """Return what index.yaml stores of the model: hashes of both towers, and the preprocessing."""
         return {
-            "weights": {modality: self._weights_hash(modality) for modality in MODALITIES},
+            "weights": {modality: weights_hash(self.encoder.chain(modality)) for modality in MODALITIES},
             "preprocessing": {"images": self.encoder.pixel_spec.identity(), "texts": self._text_settings()},
         }
 
-    def _weights_hash(self, modality: Modality) -> str:
-        return weights_hash(self.encoder, "pictures" if modality == "images" else "texts")
-
     def _text_settings(self) -> dict[str, Any]:
-        pooling = getattr(self.encoder.model.config, "pooling", None)
         tokens = json_text(self.encoder.tokenize(PROBES)[0])
         return {
             "limit": self.encoder.text_limit,
             "pad": self.encoder.pad_id,
-            "pooling": pooling,
+            "pooling": self.encoder.text_pooling,
             "tokens": hashlib.sha256(tokens.encode()).hexdigest()[:20],
         }
 
@@ -126,7 +122,7 @@ class QueryEncoder:
         own = self.encoder.pixel_spec.identity() if modality == "images" else self._text_settings()
         stored = about.get("preprocessing", {}).get(modality, {})
         same = all(_as_yaml(stored.get(name)) == _as_yaml(own.get(name)) for name in {**own, **stored})
-        if not same or about.get("weights", {}).get(modality) != self._weights_hash(modality):
+        if not same or about.get("weights", {}).get(modality) != weights_hash(self.encoder.chain(modality)):
             difference = "weights" if same else "preprocessing"
             message = f"the index was built with another model: {self.encoder.source} has other {difference}"
             raise ArtifactError(
@@ -145,7 +141,7 @@ class QueryEncoder:
             (ids,), over = self.encoder.tokenize([text])
             tokens.append(ids)
             cut.append(over > 0)
-        rows = encode_captions(
+        rows = encode_text_inputs(
             self.encoder, TokenStore(tokens, self.encoder.pad), batch_size=QUERY_BATCH, precision=self.precision
         )
         return rows.float().cpu().numpy(), cut

@@ -1,3 +1,3 @@
 "use strict";
-// The API's own page, from files that this server has.
+// The page of the API, built from files of this server.
 SwaggerUIBundle({ url: "/openapi.json", dom_id: "#swagger-ui", validatorUrl: null });

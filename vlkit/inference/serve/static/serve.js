@@ -1,172 +1,173 @@
 "use strict";
-// The page of `vlkit serve`. Whatever comes from the data goes into the page as text, never as markup.
+// The page of `vlkit serve`. Everything that comes from the data is inserted as text, never as markup.
 
-const at = (id) => document.getElementById(id);
-let latest = 0; // Only the newest question may fill the page.
-let again = null; // The question, for when a filter changes.
+const byId = (id) => document.getElementById(id);
+let latestRequest = 0; // Only the newest search may fill the page.
+let repeatSearch = null; // Runs the current search again when a filter changes.
+let indexes = [];
 
-function made(name, className, text) {
+function createElement(name, className, text) {
   const element = document.createElement(name);
   if (className) element.className = className;
   if (text !== undefined) element.textContent = text;
   return element;
 }
 
-function tell(text, wrong = false) {
-  at("status").textContent = text;
-  at("status").classList.toggle("wrong", wrong);
+function showStatus(text, isError = false) {
+  byId("status").textContent = text;
+  byId("status").classList.toggle("error", isError);
 }
 
-function wanted() {
-  const how = new URLSearchParams({ k: at("k").value });
-  if (at("class").value) how.append("filter", "class=" + at("class").value);
-  return how;
+function searchOptions() {
+  const options = new URLSearchParams({ k: byId("k").value });
+  if (byId("class").value) options.append("filter", "class=" + byId("class").value);
+  return options;
 }
 
-async function asked(request) {
-  const mine = ++latest;
-  const began = performance.now();
-  tell("searching…");
+async function runSearch(sendRequest) {
+  const number = ++latestRequest;
+  const start = performance.now();
+  showStatus("searching…");
   try {
-    const response = await request();
+    const response = await sendRequest();
     const answer = await response.json().catch(() => ({}));
-    if (mine !== latest) return;
+    if (number !== latestRequest) return;
     if (!response.ok) {
-      const what = answer.error || "it failed: " + response.status;
-      tell(answer.hint ? what + " (" + answer.hint + ")" : what, true);
+      const message = answer.error || "the search failed with status " + response.status;
+      showStatus(answer.hint ? message + " (" + answer.hint + ")" : message, true);
       return;
     }
-    show(answer.results);
-    tell("answered in " + Math.round(performance.now() - began) + " ms");
+    showResults(answer.results);
+    showStatus("answered in " + Math.round(performance.now() - start) + " ms");
   } catch (error) {
-    if (mine === latest) tell("the server does not answer: is it still running?", true);
+    if (number === latestRequest) showStatus("the server does not answer: is it still running?", true);
   }
 }
 
-function query(text, source) {
-  at("query").hidden = false;
-  at("said").textContent = text;
-  if (at("asked").src.startsWith("blob:")) URL.revokeObjectURL(at("asked").src);
-  at("asked").hidden = !source;
-  if (source) at("asked").src = source;
-  else at("asked").removeAttribute("src");
+function showQuery(text, imageUrl) {
+  const image = byId("query-image");
+  byId("query").hidden = false;
+  byId("query-text").textContent = text;
+  if (image.src.startsWith("blob:")) URL.revokeObjectURL(image.src);
+  image.hidden = !imageUrl;
+  if (imageUrl) image.src = imageUrl;
+  else image.removeAttribute("src");
 }
 
-function byWords(text) {
-  query("“" + text + "”", null);
-  again = () => asked(() => fetch("/api/search?" + new URLSearchParams([["q", text], ...wanted()])));
-  again();
+function searchText(text) {
+  showQuery("“" + text + "”", null);
+  repeatSearch = () => runSearch(() => fetch("/api/search?" + new URLSearchParams([["q", text], ...searchOptions()])));
+  repeatSearch();
 }
 
-function byPicture(file) {
-  query(file.name, URL.createObjectURL(file));
-  again = () =>
-    asked(() => fetch("/api/search?" + wanted(), { method: "POST", body: file, headers: { "Content-Type": file.type || "image/unknown" } }));
-  again();
+function searchImage(file) {
+  showQuery(file.name, URL.createObjectURL(file));
+  const headers = { "Content-Type": file.type || "image/unknown" };
+  repeatSearch = () => runSearch(() => fetch("/api/search?" + searchOptions(), { method: "POST", body: file, headers }));
+  repeatSearch();
 }
 
-function byEntry(hit) {
-  query(hit.text, hit.picture);
-  again = () => asked(() => fetch("/api/like?" + new URLSearchParams([["id", hit.id], ...wanted()])));
-  again();
+function searchDocument(hit) {
+  showQuery(hit.text, hit.picture);
+  repeatSearch = () => runSearch(() => fetch("/api/like?" + new URLSearchParams([["id", hit.id], ...searchOptions()])));
+  repeatSearch();
   scrollTo({ top: 0 });
 }
 
-function hitOf(hit) {
-  const item = made("li");
-  const button = made("button", "hit");
+function createHit(hit) {
+  const item = createElement("li");
+  const button = createElement("button", "hit");
   button.type = "button";
   if (hit.picture) {
-    const picture = made("img");
-    picture.src = hit.picture;
-    picture.alt = hit.text;
-    picture.loading = "lazy";
-    button.append(picture);
+    const image = createElement("img");
+    image.src = hit.picture;
+    image.alt = hit.text;
+    image.loading = "lazy";
+    button.append(image);
   }
-  const text = made("span", "text", hit.text);
+  const text = createElement("span", "text", hit.text);
   text.dir = "auto";
-  const of = made("span", "of");
-  const name = made("span", "", hit.class || "");
-  name.dir = "auto";
-  of.append(name, made("span", "score", hit.score.toFixed(3)));
-  button.append(text, of);
-  button.title = "search by this";
-  button.addEventListener("click", () => byEntry(hit));
+  const details = createElement("span", "details");
+  const className = createElement("span", "", hit.class || "");
+  className.dir = "auto";
+  details.append(className, createElement("span", "score", hit.score.toFixed(3)));
+  button.append(text, details);
+  button.title = "search with this";
+  button.addEventListener("click", () => searchDocument(hit));
   item.append(button);
   return item;
 }
 
-function show(results) {
-  const main = at("results");
+function showResults(results) {
+  const main = byId("results");
   main.replaceChildren();
   main.classList.toggle("two", results.length > 1);
-  results.forEach((result, index) => {
-    const section = made("section");
-    if (results.length > 1) section.append(made("h2", "", served[index] ? served[index].label : result.index));
-    for (const note of new Set(result.notes)) section.append(made("p", "soft", note));
-    for (const [kind, title, className] of [["images", "Pictures", "pictures"], ["texts", "Texts", "texts"]]) {
-      const hits = result[kind];
+  results.forEach((result, number) => {
+    const section = createElement("section");
+    if (results.length > 1) section.append(createElement("h2", "", indexes[number] ? indexes[number].label : result.index));
+    for (const note of new Set(result.notes)) section.append(createElement("p", "soft", note));
+    for (const [modality, title] of [["images", "Images"], ["texts", "Texts"]]) {
+      const hits = result[modality];
       if (!hits) continue;
-      section.append(made("h3", "", hits.length ? title : "no " + title.toLowerCase()));
-      const list = made("ul", className);
-      list.append(...hits.map(hitOf));
+      section.append(createElement("h3", "", hits.length ? title : "no " + modality));
+      const list = createElement("ul", modality);
+      list.append(...hits.map(createHit));
       section.append(list);
     }
     main.append(section);
   });
 }
 
-let served = [];
-
-async function begin() {
-  served = await (await fetch("/api/indexes")).json();
-  for (const each of served) each.label = each.name + (each.untouched ? " (untouched)" : "");
-  for (const name of [...new Set(served.flatMap((each) => each.classes))].sort()) {
-    const option = made("option", "", name);
+async function loadIndexes() {
+  indexes = await (await fetch("/api/indexes")).json();
+  for (const index of indexes) index.label = index.name + (index.untouched ? " (untouched)" : "");
+  for (const name of [...new Set(indexes.flatMap((index) => index.classes))].sort()) {
+    const option = createElement("option", "", name);
     option.value = name;
-    at("class").append(option);
+    byId("class").append(option);
   }
-  at("class").parentElement.hidden = at("class").options.length < 2;
-  tell(served.map((each) => each.label + ": " + each.images.toLocaleString() + " pictures, " + each.texts.toLocaleString() + " texts").join("; "));
+  byId("class").parentElement.hidden = byId("class").options.length < 2;
+  const counts = (index) => index.images.toLocaleString() + " images, " + index.texts.toLocaleString() + " texts";
+  showStatus(indexes.map((index) => index.label + ": " + counts(index)).join("; "));
 }
 
-at("ask").addEventListener("submit", (event) => {
+byId("search").addEventListener("submit", (event) => {
   event.preventDefault();
-  const text = at("words").value.trim();
-  if (text) byWords(text);
+  const text = byId("text").value.trim();
+  if (text) searchText(text);
 });
-at("file").addEventListener("change", () => {
-  if (at("file").files.length) byPicture(at("file").files[0]);
-  at("file").value = "";
+byId("file").addEventListener("change", () => {
+  if (byId("file").files.length) searchImage(byId("file").files[0]);
+  byId("file").value = "";
 });
-for (const id of ["class", "k"]) at(id).addEventListener("change", () => again && again());
-at("clear").addEventListener("click", () => {
-  latest++;
-  again = null;
-  at("query").hidden = true;
-  at("results").replaceChildren();
-  at("words").value = "";
-  at("words").focus();
-  tell("");
+for (const id of ["class", "k"]) byId(id).addEventListener("change", () => repeatSearch && repeatSearch());
+byId("clear").addEventListener("click", () => {
+  latestRequest++;
+  repeatSearch = null;
+  byId("query").hidden = true;
+  byId("results").replaceChildren();
+  byId("text").value = "";
+  byId("text").focus();
+  showStatus("");
 });
 
 addEventListener("dragover", (event) => {
   event.preventDefault();
-  at("drop").hidden = false;
+  byId("drop").hidden = false;
 });
 addEventListener("dragleave", (event) => {
-  if (!event.relatedTarget) at("drop").hidden = true;
+  if (!event.relatedTarget) byId("drop").hidden = true;
 });
 addEventListener("drop", (event) => {
   event.preventDefault();
-  at("drop").hidden = true;
+  byId("drop").hidden = true;
   const files = [...event.dataTransfer.files];
-  if (files.length) byPicture(files[0]);
-  else tell("that was no picture file", true);
+  if (files.length) searchImage(files[0]);
+  else showStatus("that is not an image file", true);
 });
 addEventListener("paste", (event) => {
   const files = [...event.clipboardData.files];
-  if (files.length) byPicture(files[0]);
+  if (files.length) searchImage(files[0]);
 });
 
-begin().catch(() => tell("the server does not answer: is it still running?", true));
+loadIndexes().catch(() => showStatus("the server does not answer: is it still running?", true));
