@@ -116,9 +116,9 @@ def zygote():
 @pytest.fixture
 def tiny(tiny_folder):
     """A freshly loaded tiny model by name."""
-    from vlkit.models.dual_encoder import load
+    from vlkit.models.loading import load_dual_encoder
 
-    return lambda name: load(str(tiny_folder(name)))
+    return lambda name: load_dual_encoder(str(tiny_folder(name)))
 
 
 @pytest.fixture(scope="session")

@@ -82,7 +82,7 @@ def of_vlkit(work: peers.Work, loss_of: Callable[[Any], Any], pieces: int = 1) -
 
 def vlkit_ways(work: peers.Work, size: int, dropout: bool) -> dict[str, dict[str, float | None]]:
     """Micro-batches, and ordinary accumulation."""
-    from vlkit.training.gradient_cache import Contrast
+    from vlkit.training.gradient_cache import ContrastiveLoss
     from vlkit.training.losses import LOSSES
 
     def in_one_graph(model: Any) -> Callable[[Any], torch.Tensor]:
@@ -95,8 +95,8 @@ def vlkit_ways(work: peers.Work, size: int, dropout: bool) -> dict[str, dict[str
         return loss_of
 
     whole = of_vlkit(work, in_one_graph)
-    micro = of_vlkit(work, lambda model: Contrast(model, "softmax", size))
-    plain = of_vlkit(work, lambda model: Contrast(model, "softmax"), PIECES)
+    micro = of_vlkit(work, lambda model: ContrastiveLoss(model, "softmax", size))
+    plain = of_vlkit(work, lambda model: ContrastiveLoss(model, "softmax"), PIECES)
     return {"vlkit, micro-batches": micro.apart(whole), "vlkit, accumulation": plain.apart(whole)}
 
 

@@ -102,7 +102,7 @@ def fill(folder: Path, model: Any, dataset: Any, config: Any) -> measuring.Numbe
     from vlkit.training import fill_cache
 
     began = time.perf_counter()
-    fill_cache.cached(dataclasses.replace(config, cache=str(folder)), model, dataset, None)
+    fill_cache.fill_cache(dataclasses.replace(config, cache=str(folder)), model, dataset, None)
     seconds = time.perf_counter() - began
     tuning.train_mode(model)
     return {"filling_seconds": seconds, "disk_gb": sum(p.stat().st_size for p in folder.rglob("rows.bin")) / 2**30}

@@ -42,10 +42,12 @@ def towers_of(config: Any, device: torch.device, tune: str = "full") -> Any:
     from vlkit.config.training import TrainRetrievalConfig
     from vlkit.data.images.spec import PixelSpec
     from vlkit.models import tuning
-    from vlkit.models.dual_encoder import FAMILIES, DualEncoder, quiet_transformers
+    from vlkit.models.dual_encoder import DualEncoder
+    from vlkit.models.families import dual_family
+    from vlkit.models.hub import quiet_transformers
 
     with device:
-        model = getattr(quiet_transformers(), FAMILIES[config.model_type].model_class)(config)
+        model = getattr(quiet_transformers(), dual_family(config.model_type).model_class)(config)
     # No text is cut into tokens here, so none of its tokenizers is needed.
     encoder = DualEncoder(model, None, PixelSpec(config.vision_config.image_size), config.model_type).to(device)
     tuning.apply_tuning(encoder, TrainRetrievalConfig(data=".", tune=tune), seed=0)
@@ -66,12 +68,13 @@ def batch_of(images: Any, captions: torch.Tensor) -> Any:
 def trainer_of(encoder: Any, batches: Any, precision: str, *, micro: int | None = None, lr: float = 1e-5) -> Any:
     """The loop of train-retrieval over these batches, without end."""
     from vlkit.models import tuning
-    from vlkit.training.gradient_cache import Contrast
-    from vlkit.training.loop import adamw, new_scaler, steps
+    from vlkit.training.gradient_cache import ContrastiveLoss
+    from vlkit.training.loop import steps
+    from vlkit.training.optimizer import adamw, new_scaler
 
     optimizer = adamw(tuning.trainable(encoder), lr=lr, weight_decay=0.01)
     scaler = new_scaler(encoder.device, precision)
-    contrast = Contrast(encoder, encoder.family.loss, micro)
+    contrast = ContrastiveLoss(encoder, encoder.family.loss, micro)
     return steps(batches, contrast, len, optimizer, total=10**9, precision=precision, scaler=scaler)
 
 
@@ -87,7 +90,7 @@ def tiny(kind: str) -> Any:
 
 def fp32_is_the_cpus(device: Device, precision: str) -> Found:
     """A loss without rounding to 16 bits: on the device as on the CPU."""
-    from vlkit.training.gradient_cache import Contrast
+    from vlkit.training.gradient_cache import ContrastiveLoss
 
     apart = 0.0
     for kind in ("clip", "siglip"):
@@ -95,8 +98,8 @@ def fp32_is_the_cpus(device: Device, precision: str) -> Found:
         encoder = towers_of(tiny(kind), torch.device("cpu"))
         batch = batch_of(*pairs_of(encoder.model.config, PAIRS, 12 if kind == "clip" else SIDE))
         with torch.no_grad():
-            here = Contrast(encoder, encoder.family.loss)(batch).item()
-            there = Contrast(encoder.to(device.torch), encoder.family.loss)(batch).item()
+            here = ContrastiveLoss(encoder, encoder.family.loss)(batch).item()
+            there = ContrastiveLoss(encoder.to(device.torch), encoder.family.loss)(batch).item()
         apart = max(apart, abs(here - there) / abs(here))
     return Found(apart <= FP32_WITHIN, f"relative difference {apart:.1e}, at most {FP32_WITHIN}")
 
@@ -170,7 +173,8 @@ def nf4_captions(device: Device, precision: str) -> Found:
         return Found(None, "bitsandbytes is not installed")
     from vlkit.data.loading.caption_batches import CaptionBatch, pad_captions
     from vlkit.training.caption_loss import CaptionLoss
-    from vlkit.training.loop import adamw, new_scaler, steps
+    from vlkit.training.loop import steps
+    from vlkit.training.optimizer import adamw, new_scaler
 
     captioner, told = _captioner(device, precision)
     tokens = captioner.language.captions(told, 32)[0]
@@ -192,13 +196,14 @@ def _captioner(device: Device, precision: str) -> tuple[Any, list[str]]:
     from vlkit.models.captioner.language_model import load_llm
     from vlkit.models.captioner.tiny_llm import write_fresh_llm
     from vlkit.models.captioner.vision_encoder import VisionEncoder
+    from vlkit.models.families import SIGLIP
 
     told = [f"a {size} {colour} tart" for size in ("small", "large") for colour in ("red", "green", "blue", "white")]
     with tempfile.TemporaryDirectory() as folder:
         write_fresh_llm([*told, "Say what you see."], Path(folder), seed=0)
         language = load_llm(folder, quantize="nf4", precision=precision)  # type: ignore[arg-type]
     vision = towers_of(tiny("siglip"), device.torch).model.vision_model
-    encoder = VisionEncoder(vision, "siglip", PixelSpec(vision.config.image_size), "tiny").to(device.torch)
+    encoder = VisionEncoder(vision, SIGLIP, PixelSpec(vision.config.image_size), "tiny").to(device.torch)
     captioner = Captioner.fresh(encoder, language, "Say what you see.", precision, seed=0)  # type: ignore[arg-type]
     return captioner.to(device.torch), told
 

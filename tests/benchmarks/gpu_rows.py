@@ -24,9 +24,9 @@ from vlkit.data.images.spec import PixelSpec
 from vlkit.data.loading.epoch_sampler import BatchIndices, batch_stream
 from vlkit.data.loading.stores import PIXEL_CACHE_BYTES, PixelStore, loader_workers
 from vlkit.evaluation.retrieval.ranking import rank_both
-from vlkit.models.cache.feature_cache import FrozenPrefix
+from vlkit.models.cache.feature_cache import FrozenImages
 from vlkit.models.device import Precision
-from vlkit.models.encode import encode_captions, encode_images
+from vlkit.models.encode import encode_images, encode_text_inputs
 from vlkit.models.stages import PartialForward
 
 # Of the time left, divided by the rows left, the share that a row is measured; the rest is for its beginning.
@@ -145,7 +145,7 @@ def training(kind: str, batch: int | None = None, micro: int | None = None, tune
         work = cards.Work.of(config, TOKENS[kind])
         flops = work.training
         if tune == "text":
-            frozen, flops = FrozenPrefix.of(encoder, "pictures", bench.precision), 3 * work.text
+            frozen, flops = FrozenImages.from_source(encoder, bench.precision), 3 * work.text
             kept = [frozen(some).float().cpu() for some in images.split(64)]
             images = PartialForward(torch.cat(kept), frozen.depth)
         batches = cycle([gpu_checks.batch_of(images, captions)])
@@ -189,7 +189,7 @@ def embedding(kind: str, what: str) -> Measure:
         pixels, ids = gpu_checks.pairs_of(config, 8 * size, TOKENS[kind])
         work = cards.Work.of(config, TOKENS[kind])
         pictured = what == "pictures"
-        encode, held = (encode_images, Held(pixels)) if pictured else (encode_captions, Held(ids))
+        encode, held = (encode_images, Held(pixels)) if pictured else (encode_text_inputs, Held(ids))
         how = {"batch_size": size, "precision": bench.precision}
         found = bench.timed(lambda: len(encode(encoder, held, **how)), seconds)
         return {"flops": work.picture + work.patches if pictured else work.text, **found}

@@ -69,7 +69,7 @@ def hits(way: str, folder: Path, data: Path, seed: int, options: argparse.Namesp
     """Recall@1 of every text of the test, after training."""
     from vlkit.data.pairs import read_pairs
     from vlkit.evaluation.retrieval.task import RetrievalTask, score_task
-    from vlkit.models import dual_encoder
+    from vlkit.models import loading
 
     work, pairs = work_for(folder, data, seed, options)
     if way in (EYE, KEPT, OURS):
@@ -81,7 +81,7 @@ def hits(way: str, folder: Path, data: Path, seed: int, options: argparse.Namesp
         model, trained = peers.TRAINERS[way](work)
         trained(len(work.order))
         weights = peers.weights_of(way, model, dual_encoder.load_config(str(work.model)))
-    tuned = dual_encoder.load(str(work.model))
+    tuned = loading.load_dual_encoder(str(work.model))
     lacking = tuned.model.load_state_dict(weights, strict=False).missing_keys
     if [name for name in lacking if not name.endswith("position_ids")]:
         raise RuntimeError(f"{way}: {lacking} are not among its weights")

@@ -20,10 +20,11 @@ def opened(work: peers.Work, pairs: Any = None, **settings: Any) -> tuple[Any, A
     """
     from vlkit import console
     from vlkit.config.training import TrainRetrievalConfig
-    from vlkit.models import dual_encoder, tuning
+    from vlkit.distributed import SINGLE
+    from vlkit.models import loading, tuning
     from vlkit.models.device import best_device
-    from vlkit.models.fast import partial_embedding
-    from vlkit.training.plan import Rows, dataset_of
+    from vlkit.training.setup.rows import RetrievalRows
+    from vlkit.training.train_retrieval import build_dataset
 
     console.silence()
     pairs = photos.pairs_of(work.model.parent, work.files, work.texts) if pairs is None else pairs
@@ -37,12 +38,11 @@ def opened(work: peers.Work, pairs: Any = None, **settings: Any) -> tuple[Any, A
         weight_decay=work.weight_decay,
         **(common | settings),
     )
-    model = dual_encoder.load(str(work.model))
+    model = loading.load_dual_encoder(str(work.model))
     tuning.apply_tuning(model, config, seed=work.seed)
     tuning.train_mode(model)
     model.to(best_device())
-    dataset = dataset_of(Rows(pairs, pairs, pairs.split("val")), model, config)
-    partial_embedding.train_used_rows(model, dataset.tokens.tokens)
+    dataset = build_dataset(RetrievalRows(pairs, pairs, pairs.split("val")), model, config, SINGLE)
     return model, dataset, config
 
 
@@ -60,10 +60,11 @@ def trainer(
     """
     from vlkit.data.loading.epoch_sampler import batch_stream
     from vlkit.models import tuning
-    from vlkit.training.gradient_cache import Contrast
-    from vlkit.training.loop import adamw, new_scaler, steps
+    from vlkit.training.gradient_cache import ContrastiveLoss
+    from vlkit.training.loop import steps
+    from vlkit.training.optimizer import adamw, new_scaler
 
-    contrast = Contrast(model, config.loss, int(config.micro_batch) if config.micro_batch else None)
+    contrast = ContrastiveLoss(model, config.loss, config.micro_batch)
     optimizer = adamw(tuning.trainable(model), lr=config.lr, weight_decay=config.weight_decay)
     scaler = new_scaler(model.device, config.precision)
     batches = cycle(drawn(order, config.grad_accum))

@@ -84,7 +84,8 @@ def write_model(folder: Path, size: str, texts: Sequence[str], seed: int = 0) ->
 
     from vlkit.data.images.spec import PixelSpec
     from vlkit.models import tiny
-    from vlkit.models.dual_encoder import DualEncoder, quiet_transformers
+    from vlkit.models.dual_encoder import DualEncoder
+    from vlkit.models.hub import quiet_transformers
 
     quiet_transformers()
     torch.manual_seed(seed)

@@ -15,7 +15,7 @@ from vlkit.data.pairs import read_pairs
 from vlkit.inference.index.index_folder import open_index
 from vlkit.inference.index.query_encoder import image_decode
 from vlkit.inference.search.search import Searcher
-from vlkit.models.cache.feature_cache import FrozenPrefix
+from vlkit.models.cache.feature_cache import FrozenImages
 from vlkit.models.loading import load_base, load_model, load_tuned
 from vlkit.models.preprocessing import with_decode
 from vlkit.runs import Run
@@ -104,7 +104,7 @@ def test_a_cache_is_of_one_way_and_that_of_old_is_the_exact_one(tiny, tmp_path):
     encoder.model.requires_grad_(False)
 
     def folder(decode):
-        return FrozenPrefix.of(with_decode(encoder, decode), "pictures", "fp32", 8).folder(tmp_path)
+        return FrozenImages.from_source(with_decode(encoder, decode), "fp32").folder(tmp_path)
 
     assert len({folder(decode) for decode in ("exact", "fast", "reduced")}) == 3
     spec = with_decode(encoder, "exact").pixel_spec

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from vlkit.models.tuning import load_adapted
+from vlkit.models.loading import load_exported
 
 
 @pytest.fixture(scope="module")
@@ -59,5 +59,5 @@ def test_its_lines_of_python_load_the_model(kind, merged, tmp_path, monkeypatch)
     ids = torch.tensor([names["tokenizer"]("a tart")["input_ids"]])
     with torch.no_grad():
         found = names["model"].get_text_features(input_ids=ids).pooler_output
-        expected = load_adapted(merged, "").embed_texts(ids)
+        expected = load_exported(merged, "").embed_texts(ids)
     assert torch.allclose(torch.nn.functional.normalize(found, dim=1), expected, atol=1e-5)

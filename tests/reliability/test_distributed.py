@@ -26,7 +26,7 @@ from vlkit.distributed import SINGLE, World, _shards
 from vlkit.models import tuning
 from vlkit.models.loading import load_dual_encoder
 from vlkit.remote import file_sha256
-from vlkit.training.gradient_cache import Contrast
+from vlkit.training.gradient_cache import ContrastiveLoss
 from vlkit.training.loop import steps
 
 
@@ -71,7 +71,7 @@ def work(rank, size, folder, task):
             grads.update({name: p.grad.clone() for name, p in named.items()})
 
     optimizer.register_step_pre_hook(keep)
-    contrast = Contrast(encoder, task["loss"], task["micro"], world)
+    contrast = ContrastiveLoss(encoder, task["loss"], task["micro"], world)
     batches = batch_stream(items, order, workers=0)
     found = steps(batches, contrast, len, optimizer, total=task["steps"], world=world, max_grad_norm=1e9)
     losses = [step.loss for step in found]

@@ -1,4 +1,4 @@
-"""Many pictures or texts through the towers, block by block."""
+"""Embed many images or texts with a dual encoder, batch by batch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vlkit.data.loading.stores import ErrorAsItem, InputStore, TensorLike, Token
 from vlkit.models.device import Precision, autocast, best_device, best_precision
 from vlkit.models.dual_encoder import DualEncoder
 
-ALL = slice(None)
+EVERYTHING = slice(None)
 
 
 @torch.inference_mode()
@@ -24,13 +24,13 @@ def encode_images(
     *,
     batch_size: int,
     precision: Precision,
-    part: slice = ALL,
+    part: slice = EVERYTHING,
     watch: Callable[[TensorLike], None] | None = None,
 ) -> torch.Tensor:
-    """Embeddings of pictures, all or a part: float32 [pictures, width], in order, on the towers' device.
+    """Return embeddings of images, all or a part: float32 [images, width], in order, on the encoder's device.
 
     Args:
-        watch: is shown every batch that goes in.
+        watch: gets every batch before it is embedded.
     """
     positions = range(len(store))[part]
     order = [positions[start : start + batch_size] for start in range(0, len(positions), batch_size)]
@@ -38,7 +38,7 @@ def encode_images(
         ErrorAsItem(store), sampler=order, batch_size=None, num_workers=loader_workers(store)
     )
     blocks = [torch.zeros((0, encoder.width), device=encoder.device)]
-    with console.progress("encoding pictures", len(positions)) as bar:
+    with console.progress("encoding images", len(positions)) as bar:
         for number, pixels in enumerate(reraise_errors(loader), start=1):
             signals.raise_if_stopped()
             if watch:
@@ -50,7 +50,7 @@ def encode_images(
 
 
 def text_encoder(encoder: DualEncoder, *, batch_size: int = 64) -> Callable[[Sequence[str]], np.ndarray]:
-    """Texts -> float32 [texts, width], for rooms that know no model."""
+    """Return a function from texts to float32 [texts, width], for modules that know no model."""
     encoder.to(best_device()).eval()
     precision = best_precision(encoder.device, sum(p.numel() for p in encoder.model.parameters()))
 
@@ -61,23 +61,24 @@ def text_encoder(encoder: DualEncoder, *, batch_size: int = 64) -> Callable[[Seq
 
 
 def encode_texts(encoder: DualEncoder, texts: Sequence[str], *, batch_size: int, precision: Precision) -> torch.Tensor:
-    """Embeddings of texts: float32 [texts, width], in their order."""
-    captions = TokenStore(encoder.tokenize(texts)[0], encoder.pad)
-    return encode_captions(encoder, captions, batch_size=batch_size, precision=precision)
+    """Return embeddings of texts: float32 [texts, width], in their order."""
+    tokens = TokenStore(encoder.tokenize(texts)[0], encoder.pad)
+    return encode_text_inputs(encoder, tokens, batch_size=batch_size, precision=precision)
 
 
 @torch.inference_mode()
-def encode_captions(
-    encoder: DualEncoder, captions: InputStore, *, batch_size: int, precision: Precision, part: slice = ALL
+def encode_text_inputs(
+    encoder: DualEncoder, store: InputStore, *, batch_size: int, precision: Precision, part: slice = EVERYTHING
 ) -> torch.Tensor:
-    """The same of texts that are tokens already, or more than that. Like lengths go together: little is padded."""
-    positions = list(range(len(captions))[part])
-    if isinstance(captions, TokenStore):
-        positions.sort(key=lambda position: len(captions.tokens[position]))
+    """Return the same for tokens, or cached features. Texts of similar lengths go together: little is padded."""
+    positions = list(range(len(store))[part])
+    if isinstance(store, TokenStore):
+        tokens = store.tokens
+        positions.sort(key=lambda position: len(tokens[position]))
     blocks = [torch.zeros((0, encoder.width), device=encoder.device)]
     for start in range(0, len(positions), batch_size):
         signals.raise_if_stopped()
         with autocast(encoder.device, precision):
-            blocks.append(encoder.embed_texts(captions[positions[start : start + batch_size]]))
+            blocks.append(encoder.embed_texts(store[positions[start : start + batch_size]]))
     embedded = torch.cat(blocks)
     return embedded[torch.argsort(torch.tensor(positions, dtype=torch.long)).to(embedded.device)]

@@ -1,11 +1,11 @@
 """A vision tower of CLIP or SigLIP beside a text encoder of any kind: XLM-R, BERT, M-CLIP, any `AutoModel`.
 
-    pair.json           where the halves are, and how texts are pooled
+    pair.json           where the two parts are, and how texts are pooled
     pair.safetensors    the text's projection, logit scale and bias
     vision/  text/      what save_pretrained wrote; or pair.json names a model instead
 
 The text encoder keeps its own tokenizer; its token states are pooled (mean, or the first token) and projected, without
-bias, into the space of the pictures. Each half opens by itself in transformers.
+bias, into the space of the images. Each part opens by itself in transformers.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ from torch import nn
 
 from vlkit import console
 from vlkit.errors import ArtifactError, UsageError
+from vlkit.models.families import dual_family
+from vlkit.models.hub import quiet_transformers
 from vlkit.storage import json_text
 
 PAIR, WEIGHTS = "pair.json", "pair.safetensors"
 TINY_TEXT = "tiny-xlmr"
+# What is in WEIGHTS; the bias only where the family has one.
+JOINT_PARAMETERS = ("text_projection.weight", "logit_scale", "logit_bias")
 Pooling = Literal["mean", "cls"]
-# What the logits of a fresh projection begin with, as the two families were trained from.
-SCALES = {"clip": 1 / 0.07, "siglip": 10.0}
-BIAS = -10.0
 
 
 @dataclass
@@ -40,7 +41,7 @@ class PairConfig:
     Attributes:
         model_type: the vision tower's family: it decides the loss and the kind of logits.
         projection_dim: width of the common space.
-        pad_token: what fills texts up and is not looked at.
+        pad_id: the token that pads texts and is masked.
     """
 
     vision_config: Any
@@ -52,56 +53,57 @@ class PairConfig:
 
 
 class PairedEncoder(nn.Module):
-    """The two halves and what joins them."""
+    """A vision tower, a text encoder and what joins them."""
 
     base_model_prefix = ""  # PEFT asks for it.
 
-    def __init__(self, config: PairConfig, vision: nn.Module, projection: nn.Module | None, text: nn.Module) -> None:
-        """Join them. What joins them is not yet anything: `load` fills it in.
+    def __init__(self, config: PairConfig, vision: Any, projection: nn.Module | None, text: Any) -> None:
+        """Join the two parts. Projection, scale and bias are untrained: `load` fills them in.
 
         Args:
             vision: of a CLIPModel or SiglipModel.
-            projection: CLIP's, of its pictures.
+            projection: CLIP's, of its images.
             text: an AutoModel that gives `last_hidden_state`.
         """
         super().__init__()
-        self.config, self.vision_model, self.text_model = config, vision, text
+        self.config = config
+        self.vision_model: Any = vision
+        self.text_model: Any = text
         if projection is not None:
             self.visual_projection = projection
         # A pooling layer of its own would get no gradient: the states are pooled here.
         if getattr(text, "pooler", None) is not None:
             text.pooler = None
         self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(SCALES[config.model_type])))
-        if config.model_type == "siglip":
-            self.logit_bias = nn.Parameter(torch.tensor(BIAS))
+        for name, value in _initial_logits(config).items():
+            self.register_parameter(name, nn.Parameter(value))
 
     def text_states(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Padded token ids [texts, length] -> pooled states [texts, hidden size]."""
+        """Map padded token ids [texts, length] to pooled states [texts, hidden size]."""
         mask = (input_ids != self.config.pad_id).long()
-        states = self.text_model(input_ids=input_ids, attention_mask=mask).last_hidden_state
+        states: torch.Tensor = self.text_model(input_ids=input_ids, attention_mask=mask).last_hidden_state
         if self.config.pooling == "cls":
             return states[:, 0]
         weight = mask[..., None].to(states.dtype)
         return (states * weight).sum(1) / weight.sum(1).clamp(min=1)
 
-    def gradient_checkpointing_enable(self, how: dict[str, Any]) -> None:
-        """As transformers' models have it."""
-        for half in (self.vision_model, self.text_model):
-            half.gradient_checkpointing_enable(how)
+    def gradient_checkpointing_enable(self, options: dict[str, Any]) -> None:
+        """Compute activations again in the backward pass, as transformers' models do when asked by this name."""
+        for part in (self.vision_model, self.text_model):
+            part.gradient_checkpointing_enable(options)
 
 
-def text_limit(config: Any, tokenizer: Any) -> int:
-    """Tokens that a text encoder takes: its positions, and no more than its tokenizer was made for."""
-    positions = getattr(config, "max_position_embeddings", None) or 512
-    # RoBERTa and its kin count positions from behind the padding's number on.
-    if "roberta" in config.model_type or config.model_type in ("camembert", "mpnet"):
-        positions -= config.pad_token_id + 1
-    return min(positions, tokenizer.model_max_length if tokenizer is not None else positions)
+def _initial_logits(config: PairConfig) -> dict[str, torch.Tensor]:
+    """Return logit scale and, where there is one, bias, as the vision tower's family was trained from."""
+    family = dual_family(config.model_type)
+    logits = {"logit_scale": torch.tensor(math.log(family.initial_logit_scale))}
+    if family.initial_logit_bias is not None:
+        logits["logit_bias"] = torch.tensor(family.initial_logit_bias)
+    return logits
 
 
 def text_pooling(name: str) -> Pooling:
-    """How a model of sentence-transformers says that its token states are pooled; mean where nothing is said."""
+    """Read how a model of sentence-transformers pools its token states; mean where its files do not say."""
     from transformers.utils import cached_file
 
     path = None
@@ -110,129 +112,141 @@ def text_pooling(name: str) -> Pooling:
     if path is None:
         return "mean"
     try:
-        told = json.loads(Path(path).read_text(encoding="utf-8"))
-        modes = [mode for mode, on in told.items() if mode.startswith("pooling_mode_") and on is True]
+        settings = json.loads(Path(path).read_text(encoding="utf-8"))
+        modes = [mode for mode, on in settings.items() if mode.startswith("pooling_mode_") and on is True]
     except (ValueError, AttributeError) as error:
         raise ArtifactError(f"{path} is damaged: {error}") from None
     if modes and not {"pooling_mode_cls_token", "pooling_mode_mean_tokens"} & set(modes):
-        console.warn(f"{name} pools its tokens by {modes[0].removeprefix('pooling_mode_')}; here their mean is taken")
+        console.warn(f"{name} pools its tokens by {modes[0].removeprefix('pooling_mode_')}; vlkit takes their mean")
     return "cls" if "pooling_mode_cls_token" in modes else "mean"
 
 
-def pair_config(vision: Any, text: Any, pooling: Pooling = "mean", pad_token: int = 0) -> PairConfig:
-    """Of the configurations of a dual encoder, whose vision tower is taken, and of a text encoder."""
+def pair_config(vision: Any, text: Any, pooling: Pooling = "mean", pad_id: int = 0) -> PairConfig:
+    """Return the configuration of a pair.
+
+    Args:
+        vision: configuration of a dual encoder, or of a vision tower that was saved alone.
+        text: configuration of a text encoder.
+
+    Raises:
+        UsageError: one of them is of the wrong kind.
+    """
     if not hasattr(text, "hidden_size") or getattr(text, "is_encoder_decoder", False):
         raise UsageError(
             f"a {text.model_type} model is no text encoder", hint="take one like xlm-roberta-base or a BERT"
         )
-    # Of a whole dual encoder, or of a vision tower that was saved alone.
-    tower, family = getattr(vision, "vision_config", vision), vision.model_type.removesuffix("_vision_model")
-    if family not in SCALES:
-        raise UsageError(f"a {vision.model_type} model has no vision tower that vlkit knows")
-    width = tower.hidden_size if family == "siglip" else vision.projection_dim
-    return PairConfig(tower, text, family, width, pooling, pad_token)
+    family = dual_family(vision.model_type)
+    tower = getattr(vision, "vision_config", vision)
+    return PairConfig(tower, text, family.name, family.embedding_width(vision), pooling, pad_id)
 
 
 def write_fresh(folder: Path, vision: str, text: str, config: PairConfig, *, seed: int) -> None:
-    """A pair whose halves are elsewhere and whose projection is new.
+    """Write a pair whose parts are elsewhere and whose projection is new.
 
     Args:
         vision, text: hub names, folders, or folders' names below `folder`.
         seed: of the projection.
     """
     hidden, generator = config.text_config.hidden_size, torch.Generator().manual_seed(seed)
-    weights = {
-        "text_projection.weight": torch.randn((config.projection_dim, hidden), generator=generator) * hidden**-0.5,
-        "logit_scale": torch.tensor(math.log(SCALES[config.model_type])),
-    }
-    if config.model_type == "siglip":
-        weights["logit_bias"] = torch.tensor(BIAS)
-    _write_joint(folder, {"vision": vision, "text": text, "pooling": config.pooling}, weights)
+    projection = torch.randn((config.projection_dim, hidden), generator=generator) * hidden**-0.5
+    weights = {"text_projection.weight": projection, **_initial_logits(config)}
+    _write_joint(folder, PairParts(vision, text, config.pooling), weights)
 
 
 def save(pair: PairedEncoder, folder: Path) -> None:
-    """Both halves, as transformers saves them, and what joins them."""
+    """Write both parts, as transformers saves them, and what joins them."""
     folder = Path(folder)
     pair.text_model.save_pretrained(folder / "text")
     _vision_alone(pair).save_pretrained(folder / "vision")
-    names = ("text_projection.weight", "logit_scale", "logit_bias")
-    weights = {name: p.detach().cpu().contiguous() for name, p in pair.named_parameters() if name in names}
-    _write_joint(folder, {"vision": "vision", "text": "text", "pooling": pair.config.pooling}, weights)
+    parameters = {name: p for name, p in pair.named_parameters() if name in JOINT_PARAMETERS}
+    weights = {name: p.detach().cpu().contiguous() for name, p in parameters.items()}
+    _write_joint(folder, PairParts("vision", "text", pair.config.pooling), weights)
 
 
-def _write_joint(folder: Path, told: dict[str, str], weights: dict[str, torch.Tensor]) -> None:
+def _write_joint(folder: Path, parts: PairParts, weights: dict[str, torch.Tensor]) -> None:
     save_file(weights, folder / WEIGHTS)
-    (folder / PAIR).write_text(json_text({"schema": 1, **told}, indent=2) + "\n", encoding="utf-8")
+    content = {"schema": 1, "vision": parts.vision, "text": parts.text, "pooling": parts.pooling}
+    (folder / PAIR).write_text(json_text(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _vision_alone(pair: PairedEncoder) -> Any:
-    """The vision half as the class that transformers opens it with."""
-    if pair.config.model_type == "siglip":
+    """Return the vision tower in the class that transformers opens it with."""
+    class_name = dual_family(pair.config.model_type).vision_projection_class
+    if class_name is None:
         return pair.vision_model
-    from transformers import CLIPVisionModelWithProjection
-
     config = pair.vision_model.config
     config.projection_dim = pair.config.projection_dim
     with torch.device("meta"):
-        alone = CLIPVisionModelWithProjection(config)
+        alone = getattr(quiet_transformers(), class_name)(config)
     alone.vision_model, alone.visual_projection = pair.vision_model, pair.visual_projection
     return alone
 
 
 @dataclass(frozen=True)
 class PairParts:
-    """Where the halves of a pair are: hub names, or whole paths."""
+    """Where the parts of a pair are: hub names, or whole paths."""
 
     vision: str
     text: str
     pooling: Pooling
 
     @classmethod
-    def of(cls, folder: Path) -> PairParts:
+    def read(cls, folder: Path) -> PairParts:
         """Read pair.json."""
         try:
-            told = json.loads((folder / PAIR).read_text(encoding="utf-8"))
-            vision, text, pooling = told["vision"], told["text"], told["pooling"]
+            content = json.loads((folder / PAIR).read_text(encoding="utf-8"))
+            vision, text, pooling = content["vision"], content["text"], content["pooling"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ArtifactError(f"{folder / PAIR} is damaged: {error}") from None
-        below = [str(folder / name) if (folder / name).is_dir() else name for name in (vision, text)]
-        return cls(*below, pooling)
+        vision, text = (str(folder / name) if (folder / name).is_dir() else name for name in (vision, text))
+        return cls(vision, text, pooling)
+
+
+def is_pair(name: str) -> bool:
+    """Return whether a name is the folder of a pair."""
+    return (Path(name) / PAIR).is_file()
 
 
 def load(folder: Path) -> tuple[PairedEncoder, Any]:
-    """The pair of a folder that `save` or `write_fresh` wrote, in float32, in eval mode; and its text's tokenizer."""
-    import transformers
-
-    halves = PairParts.of(folder)
-    vision, projection, family, width = _vision_half(halves.vision)
-    text = transformers.AutoModel.from_pretrained(halves.text, dtype=torch.float32)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(halves.text)
+    """Load the pair that `save` or `write_fresh` wrote, in float32, in eval mode; and its text encoder's tokenizer."""
+    transformers = quiet_transformers()
+    parts = PairParts.read(folder)
+    vision, projection, family, width = _load_vision(parts.vision)
+    text = transformers.AutoModel.from_pretrained(parts.text, dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(parts.text)
     if tokenizer.pad_token_id is None:
-        raise UsageError(f"the tokenizer of {halves.text} has no padding token")
-    config = PairConfig(vision.config, text.config, family, width, halves.pooling, tokenizer.pad_token_id)
+        raise UsageError(f"the tokenizer of {parts.text} has no padding token")
+    config = PairConfig(vision.config, text.config, family, width, parts.pooling, tokenizer.pad_token_id)
     pair = PairedEncoder(config, vision, projection, text)
     try:
-        wrong = pair.load_state_dict(load_file(folder / WEIGHTS), strict=False)
+        mismatch = pair.load_state_dict(load_file(folder / WEIGHTS), strict=False)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ArtifactError(f"{folder / WEIGHTS} does not fit: {str(error).splitlines()[0]}") from None
-    joint = {"text_projection.weight", "logit_scale", "logit_bias"}
-    if wrong.unexpected_keys or joint & set(wrong.missing_keys):
+    if mismatch.unexpected_keys or set(JOINT_PARAMETERS) & set(mismatch.missing_keys):
         raise ArtifactError(f"{folder / WEIGHTS} is of another pair")
     return pair.eval(), tokenizer
 
 
-def _vision_half(name: str) -> tuple[Any, Any, str, int]:
-    """Vision tower, its projection or None, family, width of the common space."""
-    import transformers
-
+def _load_vision(name: str) -> tuple[Any, nn.Module | None, str, int]:
+    """Return vision tower, its projection or None, family's name, width of the common space."""
+    transformers = quiet_transformers()
     config = transformers.AutoConfig.from_pretrained(name)
-    alone = {"clip_vision_model": "CLIPVisionModelWithProjection", "siglip_vision_model": "SiglipVisionModel"}
-    whole = {"clip": "CLIPModel", "siglip": "SiglipModel"}
-    kinds = alone | whole
-    if config.model_type not in kinds:
-        raise UsageError(f"{name} is a {config.model_type} model, whose vision tower vlkit does not know")
-    model = getattr(transformers, kinds[config.model_type]).from_pretrained(name, dtype=torch.float32)
-    if config.model_type.startswith("siglip"):
-        vision = model.vision_model if config.model_type in whole else model
-        return vision, None, "siglip", vision.config.hidden_size
-    return model.vision_model, model.visual_projection, "clip", model.visual_projection.out_features
+    family = dual_family(config.model_type, name)
+    whole, projects = config.model_type == family.name, family.vision_projection_class is not None
+    class_name = family.model_class if whole else family.vision_projection_class or family.vision_class
+    model = getattr(transformers, class_name).from_pretrained(name, dtype=torch.float32)
+    vision = model.vision_model if whole or projects else model
+    if not projects:
+        return vision, None, family.name, vision.config.hidden_size
+    return vision, model.visual_projection, family.name, model.visual_projection.out_features
+
+
+def pair_on_meta(config: PairConfig) -> PairedEncoder:
+    """Return the pair of a configuration without its weights; call it under `torch.device("meta")`."""
+    transformers, family = quiet_transformers(), dual_family(config.model_type)
+    text = transformers.AutoModel.from_config(config.text_config)
+    vision = getattr(transformers, family.vision_class)(config.vision_config)
+    projection = None
+    if family.vision_projection_class is not None:
+        projection = nn.Linear(config.vision_config.hidden_size, config.projection_dim, bias=False)
+    return PairedEncoder(config, vision, projection, text)

@@ -1,7 +1,7 @@
-"""Tiny models, made here: transformers' own classes with small configs, a tokenizer trained on the given texts.
+"""Write tiny models: transformers' own classes with small configs, a tokenizer trained on the given texts.
 
-They start from seeded random weights and are written as `save_pretrained` folders, so everything after is the code
-that a downloaded model goes through.
+They start from seeded random weights and are written as `save_pretrained` folders, so a downloaded model goes through
+the same code.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import torch
 
 from vlkit.data.images.spec import PixelSpec
 from vlkit.errors import UsageError, suggest_name
-from vlkit.models.dual_encoder import DualEncoder, quiet_transformers
+from vlkit.models.dual_encoder import DualEncoder
+from vlkit.models.hub import quiet_transformers
 from vlkit.models.paired_encoder import TINY_TEXT
 from vlkit.storage import atomic_folder
 
@@ -52,11 +53,15 @@ def write_tiny(name: str, texts: Sequence[str], folder: Path, *, seed: int) -> N
 
 
 def tiny_config(name: str) -> Any:
-    """The tiny model's configuration, with a vocabulary of the default size."""
+    """Return a tiny dual encoder's configuration, with a vocabulary of the default size."""
     transformers = quiet_transformers()
-    if name == "tiny-siglip":
-        return transformers.SiglipConfig(text_config=TEXT, vision_config=VISION)
-    return transformers.CLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=VISION["hidden_size"])
+    configs = {
+        "tiny-siglip": lambda: transformers.SiglipConfig(text_config=TEXT, vision_config=VISION),
+        "tiny-clip": lambda: transformers.CLIPConfig(
+            text_config=TEXT, vision_config=VISION, projection_dim=VISION["hidden_size"]
+        ),
+    }
+    return configs[name]()
 
 
 def _write_siglip(texts: Sequence[str], folder: Path) -> None:
@@ -98,16 +103,16 @@ def _write_clip(texts: Sequence[str], folder: Path) -> None:
 
 
 def _sentencepiece_tokenizer(texts: Sequence[str], folder: Path) -> Any:
-    """SigLIP's own tokenizer class over a SentencePiece model trained here (pad 0, end 1, unknown 2)."""
+    """Train a tokenizer of SigLIP's own class, over a SentencePiece model (pad 0, end 1, unknown 2)."""
     import sentencepiece
     from transformers import SiglipTokenizer
 
     # SiglipTokenizer lower-cases and drops punctuation before it looks anything up.
     plain = [re.sub(r"[^\w\s]", "", text.lower()) for text in texts]
-    written = io.BytesIO()
+    model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(plain),
-        model_writer=written,
+        model_writer=model,
         vocab_size=VOCABULARY + len(set("".join(plain))),
         hard_vocab_limit=False,
         character_coverage=1.0,
@@ -118,12 +123,12 @@ def _sentencepiece_tokenizer(texts: Sequence[str], folder: Path) -> Any:
         num_threads=1,
         minloglevel=2,
     )
-    (folder / "spiece.model").write_bytes(written.getvalue())
+    (folder / "spiece.model").write_bytes(model.getvalue())
     return SiglipTokenizer(vocab_file=str(folder / "spiece.model"), model_max_length=64)
 
 
 def _byte_pair_tokenizer(texts: Sequence[str]) -> Any:
-    """CLIP's own tokenizer class over byte pairs learned here; the vocabulary is ordered as CLIP's is."""
+    """Train a tokenizer of CLIP's own class, over byte pairs; the vocabulary is ordered as CLIP's is."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import CLIPTokenizer
 
@@ -150,7 +155,7 @@ def _byte_pair_tokenizer(texts: Sequence[str]) -> Any:
 
 
 def text_config() -> Any:
-    """Of the tiny text encoder, with a vocabulary of the default size."""
+    """Return the tiny text encoder's configuration, with a vocabulary of the default size."""
     from transformers import XLMRobertaConfig
 
     return XLMRobertaConfig(**TEXT, max_position_embeddings=130, type_vocab_size=1, vocab_size=VOCABULARY)
@@ -167,14 +172,14 @@ def _write_xlmr(texts: Sequence[str], folder: Path) -> None:
         vocab_size=VOCABULARY, special_tokens=special, unk_token="<unk>", show_progress=False
     )
     learner.train_from_iterator(texts, trainer)
-    learned = [tuple(each) for each in json.loads(learner.to_str())["model"]["vocab"]]
-    tokenizer = XLMRobertaTokenizer(vocab=[*learned, ("<mask>", 0.0)], model_max_length=128)
+    pieces = [tuple(piece) for piece in json.loads(learner.to_str())["model"]["vocab"]]
+    tokenizer = XLMRobertaTokenizer(vocab=[*pieces, ("<mask>", 0.0)], model_max_length=128)
     config = text_config()
     config.vocab_size = len(tokenizer)
     XLMRobertaModel(config, add_pooling_layer=False).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-# Dual encoders, and a text encoder to be put beside another's vision tower.
+# Dual encoders; and a text encoder for a pair.
 MAKERS = {"tiny-siglip": _write_siglip, "tiny-clip": _write_clip}
 TEXT_MODEL = TINY_TEXT

@@ -1,4 +1,4 @@
-"""Whether the frozen parts' features are kept, and where; then training and validation read them instead of pixels."""
+"""Decide whether the features of frozen stages are cached; training and validation then read them instead of pixels."""
 
 from __future__ import annotations
 
@@ -10,217 +10,230 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlkit import console
+from vlkit.config.base import resolved
 from vlkit.config.training import TrainRetrievalConfig
 from vlkit.data.loading.retrieval_batches import PairDataset
-from vlkit.data.loading.stores import InputStore
+from vlkit.data.loading.stores import InputStore, TokenStore
 from vlkit.distributed import SINGLE, World
-from vlkit.errors import ResourceError, UsageError
+from vlkit.errors import ResourceError
 from vlkit.evaluation.retrieval.task import RetrievalTask, pixel_store, token_store
-from vlkit.models.cache.feature_cache import FrozenPrefix, Modality, keys_of
-from vlkit.models.cache.feature_store import FeatureStore, folder_of
+from vlkit.models.cache import feature_cache
+from vlkit.models.cache.feature_cache import (
+    CachedFeatures,
+    FrozenImages,
+    FrozenPrefix,
+    FrozenTexts,
+    image_keys,
+    text_keys,
+)
+from vlkit.models.cache.feature_store import FeatureStore, cache_folder
+from vlkit.models.device import Precision
 from vlkit.models.dual_encoder import DualEncoder
 from vlkit.storage import format_bytes, nearest_existing, refuse_unwritable
 
-# What the two kinds are called in batches.
-ATTRIBUTE: dict[Modality, str] = {"pictures": "images", "texts": "texts"}
-# Below this many encodings of an item, on average, a cache that nobody asked for is not worth filling.
-LEAST_PASSES = 1.5
+# A cache that nobody asked for is worth filling from this many encodings of an item on, on average.
+MIN_ENCODINGS = 1.5
 # And it takes no more of the free disk than this.
-SHARE_OF_DISK = 0.5
+DISK_SHARE = 0.5
 
 
 @dataclass(frozen=True)
 class CachePlan:
-    """What is to be kept of one kind of input.
+    """What is to be cached of a tower's inputs.
 
     Attributes:
-        items: how many of them.
-        row: shape of what is kept of each.
+        items: how many images or texts.
+        row: shape of what is cached of each.
         size: bytes of all.
-        refused: why it is not kept; None: it is.
+        refused: why it is not cached; None: it is.
     """
 
-    frozen: FrozenPrefix
+    prefix: FrozenPrefix
     items: int
     row: tuple[int, ...]
     size: int
     refused: str | None
 
-    def facts(self) -> dict[str, Any] | str:
-        """For --json."""
+    def to_dict(self) -> dict[str, Any] | str:
+        """Return the plan for --json."""
         return self.refused or {"items": self.items, "row": list(self.row), "gb": self.size / 2**30}
 
     def __str__(self) -> str:
-        kind = self.frozen.kind
+        kind = self.prefix.kind
         if self.refused:
             return f"cache of {kind}: none, {self.refused}"
         shape = " x ".join(map(str, self.row))
         return f"cache of {kind}: {self.items:,} x {shape} numbers, {format_bytes(self.size)}"
 
+    def fill(self, cache: str, items: InputStore, keys: Sequence[str], world: World = SINGLE) -> CachedFeatures | None:
+        """Return the features of all the plan's items; print and return None where they are not cached.
+
+        Args:
+            cache: auto or a folder.
+            items: pixels or tokens.
+            keys: of each item.
+
+        Raises:
+            ResourceError: a cache that was asked for does not fit on its disk.
+        """
+        if self.refused:
+            console.say(str(self))
+            return None
+
+        def check(store: FeatureStore, missing: int) -> None:
+            console.say(f"{self}, in {store.folder}; {missing:,} to be computed")
+            _refuse_too_large(self.prefix, store, missing, world)
+
+        return feature_cache.fill(self.prefix, cache, items, keys, world=world, on_open=check)
+
+
+def _refuse_too_large(prefix: FrozenPrefix, store: FeatureStore, missing: int, world: World) -> None:
+    needed, free = missing * store.row_bytes, shutil.disk_usage(store.folder).free
+    if needed > free and world.is_main:
+        raise ResourceError(
+            f"the cache of {prefix.kind} needs {format_bytes(needed)} more, {format_bytes(free)} are free",
+            hint="--cache off trains without it; --cache DIR puts it on another disk",
+        )
+
 
 @dataclass(frozen=True)
-class Amounts:
-    """How much there is to be kept.
+class CacheDemand:
+    """How much there is to cache.
 
     Attributes:
-        pictures, texts: different ones in training.
-        validation: pictures or texts, whichever are more.
+        images, texts: unique ones in training.
+        validation: images or texts, whichever are more.
         longest: tokens of the longest text.
-        varied: pictures change in every epoch.
+        varied: images change in every epoch.
     """
 
-    pictures: int
+    images: int
     texts: int
     validation: int
     longest: int
     varied: bool
 
 
-def plans(config: TrainRetrievalConfig, encoder: DualEncoder, amounts: Amounts) -> list[CachePlan]:
-    """What is kept, of pictures and of texts; nothing is computed or written yet."""
+def plan_caches(config: TrainRetrievalConfig, encoder: DualEncoder, demand: CacheDemand) -> list[CachePlan]:
+    """Plan what to cache of images and of texts; compute and write nothing."""
     if config.cache == "off":
         return []
     if config.cache != "auto":
-        refuse_unwritable(folder_of(config.cache), "--cache")
-    encodings = config.steps * config.batch_size * config.grad_accum
-    found: list[CachePlan] = []
-    for kind, items in (("pictures", amounts.pictures), ("texts", amounts.texts)):
-        frozen = FrozenPrefix.of(encoder, kind, config.precision, amounts.longest)
-        if frozen.pays:
-            taken = sum(plan.size for plan in found if not plan.refused)
-            varied = kind == "pictures" and amounts.varied
-            found.append(
-                planned(frozen, config.cache, items, amounts.validation, encodings, varied=varied, taken=taken)
-            )
-    return found
+        refuse_unwritable(cache_folder(config.cache), "--cache")
+    precision: Precision = resolved(config.precision)
+    cache, validation = config.cache, demand.validation
+    encodings = resolved(config.steps) * resolved(config.batch_size) * config.grad_accum
+    images = FrozenImages.from_source(encoder, precision)
+    texts = FrozenTexts.from_source(encoder, precision, demand.longest)
+    plans: list[CachePlan] = []
+    if images.pays:
+        plans.append(plan_cache(images, cache, demand.images, validation, encodings, varied=demand.varied))
+    if texts.pays:
+        reserved = sum(plan.size for plan in plans if not plan.refused)
+        plans.append(plan_cache(texts, cache, demand.texts, validation, encodings, reserved=reserved))
+    return plans
 
 
-def planned(
-    frozen: FrozenPrefix,
+def plan_cache(
+    prefix: FrozenPrefix,
     cache: str,
     items: int,
     validation: int,
     encodings: int,
     *,
     varied: bool = False,
-    taken: int = 0,
+    reserved: int = 0,
 ) -> CachePlan:
-    """Whether some items' features are kept.
+    """Plan whether the features of some items are cached.
 
     Args:
         cache: auto or a folder.
-        items, validation: how many different ones there are.
-        encodings: how many the run asks for without a cache.
+        items, validation: how many unique ones there are.
+        encodings: how many the run needs without a cache.
         varied: they change in every epoch.
-        taken: bytes that other caches of this run will have taken.
+        reserved: bytes that other caches of this run will take.
     """
-    row, dtype = frozen.row()
+    row, dtype = prefix.row()
     size = (items + validation) * math.prod(row) * dtype.itemsize
-    room = shutil.disk_usage(nearest_existing(folder_of(cache))).free * SHARE_OF_DISK - taken
+    available = shutil.disk_usage(nearest_existing(cache_folder(cache))).free * DISK_SHARE - reserved
     refused = None
     if varied:
         refused = "they are varied in every epoch"
-    elif cache == "auto" and encodings < LEAST_PASSES * items:
+    elif cache == "auto" and encodings < MIN_ENCODINGS * items:
         refused = "hardly one is used twice"
-    elif cache == "auto" and size > room and not _begun(frozen, cache):
-        refused = f"its {format_bytes(size)} are over half of the free disk; --cache DIR keeps it anyway"
-    return CachePlan(frozen, items, row, size, refused)
+    elif cache == "auto" and size > available and not _exists(prefix, cache):
+        refused = f"its {format_bytes(size)} are over half of the free disk; --cache DIR fills it anyway"
+    return CachePlan(prefix, items, row, size, refused)
 
 
-def _begun(frozen: FrozenPrefix, cache: str) -> bool:
-    """It was decided for before: what is there already takes no more room."""
-    known = all(not p.is_meta for p in frozen.encoder.parameters())
-    return known and frozen.folder(folder_of(cache)).is_dir()
+def _exists(prefix: FrozenPrefix, cache: str) -> bool:
+    """Return whether an earlier run decided for this cache: its rows take no more space."""
+    has_weights = all(not p.is_meta for p in prefix.source.parameters())
+    return has_weights and prefix.folder(cache_folder(cache)).is_dir()
 
 
 @dataclass
-class Sources:
-    """Where a task's inputs come from; None: they are read when they are asked for."""
+class EvalInputs:
+    """Where a task's inputs come from; None: they are read when they are needed."""
 
     images: InputStore | None = None
     texts: InputStore | None = None
 
 
-def decoded(task: RetrievalTask | None, encoder: DualEncoder) -> Sources:
-    """A task's pictures and texts as they are: read, but not computed with."""
-    return Sources() if task is None else Sources(pixel_store(task, encoder), token_store(task, encoder))
+def uncached_inputs(task: RetrievalTask | None, encoder: DualEncoder) -> EvalInputs:
+    """Return a task's images and texts without any features."""
+    return EvalInputs() if task is None else EvalInputs(pixel_store(task, encoder), token_store(task, encoder))
 
 
-def cached(
+def fill_cache(
     config: TrainRetrievalConfig,
     encoder: DualEncoder,
     dataset: PairDataset,
     validation: RetrievalTask | None,
     world: World = SINGLE,
-) -> Sources:
-    """Fill the cache where there is one to fill; put features in place of the dataset's pixels and tokens.
+) -> EvalInputs:
+    """Fill the caches of a run; put features in place of the dataset's pixels and tokens.
 
     Returns:
-        The same for validation.
+        Features, or pixels and tokens, for validation.
 
     Raises:
         ResourceError: a cache that was asked for does not fit on its disk.
     """
-    plain = decoded(validation, encoder)
-    sources = Sources(plain.images, plain.texts)
-    amounts = Amounts(
-        pictures=len(dataset.pixels),
+    demand = CacheDemand(
+        images=len(dataset.pixels),
         texts=len(dataset.tokens),
         validation=max(len(validation.images), len(validation.texts)) if validation is not None else 0,
         longest=max(map(len, dataset.tokens.tokens)),
         varied=dataset.augmenter is not None,
     )
+    inputs = uncached_inputs(validation, encoder)
     # Free disks, and what others have written, change from one look to the next: one process decides.
-    found = plans(config, encoder, amounts)
-    decided = world.broadcast([plan.refused for plan in found])
-    for plan, refused in zip(found, decided, strict=True):
-        frozen, kind = plan.frozen, plan.frozen.kind
-        keys = keys_of(kind, dataset.pixels, dataset.image_ids, dataset.tokens)
-        items = dataset.pixels if kind == "pictures" else dataset.tokens
-        store = filled(dataclasses.replace(plan, refused=refused), config.cache, items, keys, world)
-        if store is None:
-            continue
-        setattr(dataset, ATTRIBUTE[kind], frozen.features(store, items, keys, world))
-        if validation is not None and (kind == "pictures" or frozen.fits(plain.texts)):
-            keys = keys_of(kind, plain.images, list(validation.images["image_id"]), plain.texts)
-            items = getattr(plain, ATTRIBUTE[kind])
-            setattr(sources, ATTRIBUTE[kind], frozen.features(store, items, keys, world))
-    return sources
+    plans = plan_caches(config, encoder, demand)
+    decisions = world.broadcast([plan.refused for plan in plans])
+    for plan, refused in zip(plans, decisions, strict=True):
+        plan = dataclasses.replace(plan, refused=refused)
+        if isinstance(plan.prefix, FrozenTexts):
+            tokens = dataset.tokens
+            texts = plan.fill(config.cache, tokens, text_keys(tokens.tokens), world)
+            if texts is not None:
+                dataset.texts = texts
+                if validation is not None:
+                    inputs.texts = _text_features(plan.prefix, texts.store, token_store(validation, encoder), world)
+        else:
+            pixels = dataset.pixels
+            images = plan.fill(config.cache, pixels, image_keys(pixels.paths, dataset.image_ids), world)
+            if images is not None:
+                dataset.images = images
+                if validation is not None:
+                    pixels = pixel_store(validation, encoder)
+                    keys = image_keys(pixels.paths, list(validation.images["image_id"]))
+                    inputs.images = plan.prefix.features(images.store, pixels, keys, world)
+    return inputs
 
 
-def filled(
-    plan: CachePlan, cache: str, items: InputStore, keys: Sequence[str], world: World = SINGLE
-) -> FeatureStore | None:
-    """The store of a plan with all the items in it; None where there is none, which is told.
-
-    Args:
-        cache: auto or a folder.
-        items: pixels or tokens.
-        keys: of each item.
-
-    Raises:
-        ResourceError: a cache that was asked for does not fit on its disk.
-    """
-    if plan.refused:
-        console.say(str(plan))
-        return None
-    try:
-        store = plan.frozen.opened(cache)
-        missing = len(store.missing(keys))
-        console.say(f"{plan}, in {store.folder}; {missing:,} to be computed")
-        _refuse_too_large(plan.frozen.kind, store, missing, world)
-        plan.frozen.features(store, items, keys, world)
-    except (UsageError, OSError) as error:
-        # Nobody asked for it, so nothing fails for want of it.
-        if cache != "auto" or world.size > 1:
-            raise
-        console.warn(f"no cache of {plan.frozen.kind}: {error}")
-        return None
-    return store
-
-
-def _refuse_too_large(kind: Modality, store: FeatureStore, missing: int, world: World) -> None:
-    needed, free = missing * store.row_bytes, shutil.disk_usage(store.folder).free
-    if needed > free and world.is_main:
-        told = f"the cache of {kind} needs {format_bytes(needed)} more, {format_bytes(free)} are free"
-        raise ResourceError(told, hint="--cache off trains without it; --cache DIR keeps it on another disk")
+def _text_features(prefix: FrozenTexts, store: FeatureStore, tokens: TokenStore, world: World) -> InputStore:
+    """Return features of the texts; the texts themselves where one is longer than a row of the store."""
+    if not prefix.fits(tokens):
+        return tokens
+    return prefix.features(store, tokens, text_keys(tokens.tokens), world)

@@ -10,7 +10,7 @@ from vlkit.data.images.spec import PixelSpec
 from vlkit.data.loading.epoch_sampler import BatchIndices, EpochSampler, batch_stream
 from vlkit.data.loading.retrieval_batches import PairDataset
 from vlkit.data.pairs import read_pairs
-from vlkit.training.plan import false_negatives
+from vlkit.training.setup.plan import false_negatives_per_row
 
 IDS = [f"pair-{number}" for number in range(23)]
 
@@ -48,9 +48,9 @@ def test_a_last_batch_of_one_is_left_out():
 
 @pytest.fixture(scope="module")
 def dataset(prepared, tiny_folder):
-    from vlkit.models.dual_encoder import load
+    from vlkit.models.loading import load_dual_encoder
 
-    encoder = load(str(tiny_folder("tiny-clip")))
+    encoder = load_dual_encoder(str(tiny_folder("tiny-clip")))
     return PairDataset(
         read_pairs(prepared).split("train"), PixelSpec(32), encoder.tokenize, encoder.pad, labels="multi-positive"
     )
@@ -93,7 +93,7 @@ def test_false_negatives_of_balanced_classes():
             return count_false_negatives(groups, groups)
 
     order = EpochSampler.from_pair_ids([str(number) for number in range(38 * 400)], 64, seed=0)
-    assert false_negatives(Classes(), order) == pytest.approx(63 / 38, abs=0.15)
+    assert false_negatives_per_row(Classes(), order) == pytest.approx(63 / 38, abs=0.15)
 
 
 def test_a_row_of_weight_w_is_drawn_w_times_an_epoch():

@@ -22,7 +22,8 @@ from vlkit.models.device import autocast
 from vlkit.models.fast import layers
 from vlkit.models.fast.linear import Linear
 from vlkit.training.caption_loss import CaptionLoss
-from vlkit.training.loop import adamw, steps
+from vlkit.training.loop import steps
+from vlkit.training.optimizer import adamw
 
 CAPTIONS = ("a red tart", "a green soup on a plate", "blue", "a yellow cake, cut", "one white bread", "red soup")
 PROMPT = "Describe the picture."
@@ -105,12 +106,12 @@ def test_the_frozen_head_is_cross_entropy_in_chunks_of_any_size(words, vocabular
     targets = torch.randint(vocabulary, (words,), generator=made)
     expected = F.cross_entropy(F.linear(states, weight, bias), targets, reduction="sum")
     (gradient,) = torch.autograd.grad(expected * 3, states)
-    before, language_module.CHUNK = language_module.CHUNK, chunk
+    before, language_module.WORDS_AT_ONCE = language_module.WORDS_AT_ONCE, chunk
     try:
         found = language_module._FrozenHead.apply(states, weight, bias, targets)
         (ours,) = torch.autograd.grad(found * 3, states)
     finally:
-        language_module.CHUNK = before
+        language_module.WORDS_AT_ONCE = before
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(ours, gradient, rtol=1e-4, atol=1e-5)
 
@@ -118,7 +119,7 @@ def test_the_frozen_head_is_cross_entropy_in_chunks_of_any_size(words, vocabular
 def test_the_alignment_is_a_cosine_without_the_vocabularys_mean(captioner):
     made = captioner()
     batch = batch_of(made, range(4))
-    found = made.losses(made.patches(batch.images), batch.captions, batch.lengths, aligned=True)
+    found = made.losses(made.patches(batch.images), batch.captions, batch.lengths, with_alignment=True)
     table = made.language.embeddings
     visual, expected = made.fusion(made.patches(batch.images)), 0.0
     for row, length in enumerate(batch.lengths.tolist()):
@@ -370,7 +371,7 @@ def test_siglip2_of_any_resolution_is_asked_for_squares(tmp_path):
     found = encoder(torch.from_numpy(pixels).permute(2, 0, 1)[None])
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     layer = encoder.vision.encoder.layers[0]
-    assert layer.self_attn.config._attn_implementation == layers.NAME
+    assert layer.self_attn.config._attn_implementation == layers.ATTENTION_NAME
     assert (type(layer.layer_norm1), type(layer.mlp.fc1)) == (layers.NarrowLayerNorm, Linear)
     with autocast(torch.device("cpu"), "bf16"):
         assert (encoder(torch.from_numpy(pixels).permute(2, 0, 1)[None]) - expected).norm() < 0.02 * expected.norm()
@@ -507,7 +508,7 @@ def test_the_predicted_activations_are_what_autograd_keeps(precision, tiny_llm, 
 
     from vlkit.config.fusion import TrainFusionConfig
     from vlkit.models.device import DTYPES, autocast
-    from vlkit.training.fusion_plan import Parts, memory_parts
+    from vlkit.training.setup.estimates import MetaModels, estimate_fusion
 
     tokenizer = load_llm(str(tiny_llm), quantize="none", precision="fp32").tokenizer
     sizes = {"hidden_size": 192, "intermediate_size": 1120, "num_attention_heads": 6, "num_key_value_heads": 1}
@@ -529,7 +530,7 @@ def test_the_predicted_activations_are_what_autograd_keeps(precision, tiny_llm, 
         patches = made.patches(pictures(4))
         found = made.losses(patches, captions, torch.full((4,), 24))
     settings = TrainFusionConfig(batch_size=4, max_length=24, precision=precision, quantize="none", vision="v", llm="l")
-    predicted = memory_parts(settings, Parts(vision, language, made.fusion))["activations"]
+    predicted = estimate_fusion(settings, MetaModels(vision, language, made.fusion)).memory["activations"]
     measured = sum(kept.values())
     assert found.words == 96
     assert 0.6 < predicted / measured < 1.5, (predicted, measured)

@@ -18,7 +18,7 @@ from vlkit.data.images.decode import load_pixels
 from vlkit.data.images.spec import PixelSpec
 from vlkit.data.labels import label_matrix
 from vlkit.errors import ArtifactError, NetworkError, UsageError
-from vlkit.models import dual_encoder as towers_module
+from vlkit.models import loading
 from vlkit.models.device import autocast
 from vlkit.models.preprocessing import with_decode
 from vlkit.remote import file_sha256
@@ -30,7 +30,7 @@ TEXTS = ["a red tart", "a green soup", "a red tart", "a blue pie with a long nam
 def test_real_configurations_have_the_published_shapes():
     from transformers import CLIPConfig, SiglipConfig
 
-    siglip, clip = towers_module.encoder_on_meta(SiglipConfig()), towers_module.encoder_on_meta(CLIPConfig())
+    siglip, clip = loading.encoder_on_meta(SiglipConfig()), loading.encoder_on_meta(CLIPConfig())
     shapes = {
         family: {name: tuple(p.shape) for name, p in of.model.named_parameters()}
         for family, of in (("siglip", siglip), ("clip", clip))
@@ -193,14 +193,14 @@ def test_tiny_models_are_functions_of_texts_and_seed(tmp_path):
 )
 def test_unknown_models_are_refused(name, error, told):
     with pytest.raises(error) as refused:
-        towers_module.load(name)
+        loading.load_dual_encoder(name)
     assert told in refused.value.hint
 
 
 def test_a_model_of_another_kind_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(UsageError, match="is a bert model"):
-        towers_module.load(str(tmp_path))
+        loading.load_dual_encoder(str(tmp_path))
 
 
 def test_damaged_weights_are_refused(tiny_folder, tmp_path):
@@ -208,7 +208,7 @@ def test_damaged_weights_are_refused(tiny_folder, tmp_path):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "model.safetensors").write_bytes(b"not safetensors")
     with pytest.raises(ArtifactError, match="cannot be loaded"):
-        towers_module.load(str(tmp_path))
+        loading.load_dual_encoder(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -217,9 +217,9 @@ def test_damaged_weights_are_refused(tiny_folder, tmp_path):
 def test_a_hub_name_loads_from_the_cache_by_the_same_code(hub, name, tiny, tiny_folder, tmp_path):
     """The hub's cache as huggingface_hub lays it out, under the published name; weights tiny, files in their format."""
     program = f"""
-from vlkit.models.towers import load
-towers = load({hub!r})
-print(sum(p.numel() for p in towers.parameters()), type(towers.tokenizer).__name__, towers.pixel_spec.fit)
+from vlkit.models.loading import load_dual_encoder
+encoder = load_dual_encoder({hub!r})
+print(sum(p.numel() for p in encoder.parameters()), type(encoder.tokenizer).__name__, encoder.pixel_spec.fit)
 """
     cache = tmp_path / "hub" / f"models--{hub.replace('/', '--')}"
     (cache / "refs").mkdir(parents=True)
@@ -241,23 +241,23 @@ def test_preprocessing_is_read_from_either_file_and_guessed_from_neither(tiny_fo
     from transformers import CLIPImageProcessorPil
 
     shutil.copytree(tiny_folder("tiny-clip"), tmp_path / "m")
-    expected = towers_module.load(str(tmp_path / "m")).pixel_spec
+    expected = loading.load_dual_encoder(str(tmp_path / "m")).pixel_spec
     settings = json.loads((tmp_path / "m/preprocessor_config.json").read_text())
     (tmp_path / "m/preprocessor_config.json").unlink()
     (tmp_path / "m/processor_config.json").write_text(
         json.dumps({"image_processor": settings, "processor_class": "CLIPProcessor"})
     )
-    assert towers_module.load(str(tmp_path / "m")).pixel_spec == expected
+    assert loading.load_dual_encoder(str(tmp_path / "m")).pixel_spec == expected
     (tmp_path / "m/processor_config.json").unlink()
     published = CLIPImageProcessorPil()
-    guessed = towers_module.load(str(tmp_path / "m")).pixel_spec
+    guessed = loading.load_dual_encoder(str(tmp_path / "m")).pixel_spec
     assert (list(guessed.mean), list(guessed.std)) == (list(published.image_mean), list(published.image_std))
     # openai/clip-vit-base-patch32 writes plain numbers where newer folders have mappings.
     (tmp_path / "m/preprocessor_config.json").write_text(json.dumps({**settings, "size": 64, "crop_size": 64}))
-    assert towers_module.load(str(tmp_path / "m")).pixel_spec == expected
+    assert loading.load_dual_encoder(str(tmp_path / "m")).pixel_spec == expected
     (tmp_path / "m/preprocessor_config.json").write_text(json.dumps({**settings, "size": 224, "crop_size": 224}))
     with pytest.raises(ArtifactError, match="224 pixels"):
-        towers_module.load(str(tmp_path / "m"))
+        loading.load_dual_encoder(str(tmp_path / "m"))
 
 
 def test_prep_counts_tokens_by_the_models_own_tokenizer(tiny_folder, tmp_path, vlkit):
@@ -322,7 +322,7 @@ def test_a_configuration_that_names_its_attention_changes_no_number(name, attent
     folder = shutil.copytree(tiny_folder(name), tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | ({"attn_implementation": attention} if attention else {})))
-    made = towers_module.load(str(folder))
+    made = loading.load_dual_encoder(str(folder))
     if attention == "eager":
         assert made.model.config.text_config._attn_implementation == "eager"
     theirs = transformers.AutoModel.from_pretrained(tiny_folder(name))

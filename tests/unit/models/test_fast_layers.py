@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlkit.models.device import autocast
-from vlkit.models.dual_encoder import load
 from vlkit.models.fast import layers
+from vlkit.models.loading import load_dual_encoder
 
 TEXTS = ["red tart", "soup", "a very blue pie", "", "bread"]
 CLASSES = {"tiny-clip": "CLIPModel", "tiny-siglip": "SiglipModel"}
@@ -51,7 +51,7 @@ def both_losses(encoder, theirs, precision):
 def test_embeddings_and_gradients_are_those_of_transformers(name, tiny_folder):
     import transformers
 
-    encoder = load(str(tiny_folder(name)))
+    encoder = load_dual_encoder(str(tiny_folder(name)))
     theirs = getattr(transformers, CLASSES[name]).from_pretrained(tiny_folder(name))
     losses, ours, others = both_losses(encoder, theirs, "fp32")
     for one, other in zip(ours, others, strict=True):
@@ -74,7 +74,7 @@ def test_embeddings_and_gradients_are_those_of_transformers(name, tiny_folder):
 def test_16_bits_err_no_more_than_transformers_does(name, tiny_folder):
     import transformers
 
-    encoder = load(str(tiny_folder(name)))
+    encoder = load_dual_encoder(str(tiny_folder(name)))
     theirs = getattr(transformers, CLASSES[name]).from_pretrained(tiny_folder(name))
     with torch.no_grad():
         _, _, exact = both_losses(encoder, theirs, "fp32")
@@ -91,7 +91,7 @@ def test_the_16_bit_gradient_errs_no_more_than_transformers_does(name, tiny_fold
     for way in (0, 1):
         found = {}
         for precision in ("fp32", "bf16"):
-            encoder = load(str(tiny_folder(name)))
+            encoder = load_dual_encoder(str(tiny_folder(name)))
             theirs = getattr(transformers, CLASSES[name]).from_pretrained(tiny_folder(name))
             losses, _, _ = both_losses(encoder, theirs, precision)
             losses[way].backward()
@@ -120,7 +120,7 @@ def test_attention_in_16_bits_errs_no_more_than_transformers_eager_one_does(scal
 def test_names_shapes_and_what_is_saved_stay_as_they_are(name, tiny_folder, tmp_path):
     import transformers
 
-    encoder = load(str(tiny_folder(name)))
+    encoder = load_dual_encoder(str(tiny_folder(name)))
     theirs = getattr(transformers, CLASSES[name]).from_pretrained(tiny_folder(name))
     shapes = {key: value.shape for key, value in theirs.state_dict().items()}
     assert {key: value.shape for key, value in encoder.model.state_dict().items()} == shapes
@@ -142,7 +142,7 @@ def test_names_shapes_and_what_is_saved_stay_as_they_are(name, tiny_folder, tmp_
 def test_attention_by_products_is_attention(items, heads, length, width, causal, seed):
     generator = torch.Generator().manual_seed(seed)
     query, key, value = torch.randn(3, items, heads, length, width, generator=generator, dtype=torch.float64)
-    found = layers._by_products(query, key, value, 0.37, causal)
+    found = layers._attend_by_products(query, key, value, 0.37, causal)
     expected = torch.empty_like(found)
     for item in range(items):
         for head in range(heads):
@@ -222,7 +222,7 @@ def test_the_last_layer_for_one_position_is_the_layer_at_that_position(tower, lo
     from vlkit.config.training import TrainRetrievalConfig
     from vlkit.models import tuning
 
-    encoder = load(str(tiny_folder("tiny-clip")))
+    encoder = load_dual_encoder(str(tiny_folder("tiny-clip")))
     config = TrainRetrievalConfig(tune="lora" if lora else "full", checkpoint_activations=checkpointed, lora_dropout=0)
     tuning.apply_tuning(encoder, config, seed=0)
     encoder.train()
@@ -255,7 +255,7 @@ def test_the_last_layer_for_one_position_is_the_layer_at_that_position(tower, lo
 
 FAULTS = """
 import resource, torch
-from vlkit.models.device import keep_freed_memory
+from vlkit.models.fast.memory import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

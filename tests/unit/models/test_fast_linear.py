@@ -36,7 +36,7 @@ def test_linear_and_its_gradients_are_torchs(shape, inner, columns, bias, frozen
         # Rows that lie apart in memory, as one position of every item does.
         rows = torch.stack([values, values], dim=-2)[..., 0, :] if apart else values
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(linear, "SMALL", 1)
+            patch.setattr(linear, "SMALL_WEIGHT", 1)
             found = way(rows, weight, added)
         (found * weight_of.to(dtype)).sum().backward()
         results.append([found.detach(), *(each.grad for each in (values, weight, added) if each is not None)])
@@ -51,9 +51,9 @@ def test_under_autocast_and_with_a_small_weight_it_is_torchs_own():
     values, weight, bias = torch.randn(7, 300), torch.randn(400, 300), torch.randn(400)
     small = weight[:33, :96]
     assert torch.equal(linear.linear(values[:, :96], small, None), F.linear(values[:, :96], small))
-    assert not linear._worth(values[:, :96], small) and linear._worth(values, weight) == linear.onednn()
+    assert not linear._is_faster(values[:, :96], small) and linear._is_faster(values, weight) == linear.onednn()
     with torch.autocast("cpu", torch.bfloat16):
-        assert not linear._worth(values, weight)
+        assert not linear._is_faster(values, weight)
         found = linear.linear(values, weight, bias)
         assert found.dtype == torch.bfloat16 and torch.equal(found, F.linear(values, weight, bias))
 

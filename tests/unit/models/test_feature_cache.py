@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from vlkit.data.loading.stores import TokenStore
 from vlkit.errors import ArtifactError, DataError, UsageError
-from vlkit.models.cache.feature_cache import FrozenPrefix, image_keys, text_keys
+from vlkit.models.cache.feature_cache import FrozenImages, FrozenTexts, image_keys, text_keys
 from vlkit.models.cache.feature_store import FeatureStore
 
 ROWS = np.arange(60, dtype=np.float32).reshape(10, 2, 3)
@@ -30,10 +30,10 @@ def test_rows_come_back_by_key_in_any_order_from_any_process(tmp_path):
     assert other.missing(list("abcd")) == [0, 1, 2, 3]
     other.append(list("cde"), ROWS[2:5])  # c is there already
     store.reload()
-    assert store.places == dict(zip("abcde", range(5), strict=True))
+    assert store.row_of == dict(zip("abcde", range(5), strict=True))
     assert np.array_equal(store.read([4, 0, 2, 0]), ROWS[[4, 0, 2, 0]])
     again = opened(tmp_path / "s")
-    assert again.places == store.places and np.array_equal(again.read(range(5)), ROWS[:5])
+    assert again.row_of == store.row_of and np.array_equal(again.read(range(5)), ROWS[:5])
     assert (tmp_path / "s/rows.bin").stat().st_size == 5 * 24
 
 
@@ -55,7 +55,7 @@ def test_what_a_kill_leaves_is_cut_off(index_bytes, row_bytes):
         index.write_bytes(before + torn)
         rows.write_bytes(rows.read_bytes()[:72] + bytes(range(1, 1 + row_bytes)))
         again = opened(Path(folder) / "s")
-        assert list(again.places) == list("abc")
+        assert list(again.row_of) == list("abc")
         again.append(list("de"), ROWS[3:5])
         assert np.array_equal(again.read(range(5)), ROWS[:5])
         assert [json.loads(each)["keys"] for each in index.read_text().splitlines()] == [list("abc"), list("de")]
@@ -140,7 +140,7 @@ def test_a_key_that_repeats_in_a_block_shifts_nothing(tmp_path):
     store.append(["a", "a", "b"], ROWS[[0, 0, 1]])
     store.append(["c", "c"], ROWS[[2, 2]])
     for again in (store, opened(tmp_path / "s")):
-        assert np.array_equal(again.read([again.places[key] for key in "abc"]), ROWS[:3])
+        assert np.array_equal(again.read([again.row_of[key] for key in "abc"]), ROWS[:3])
 
 
 def fill(folder, first):
@@ -159,8 +159,8 @@ def test_two_processes_fill_one_store_at_once(tmp_path):
         process.join(60)
         assert process.exitcode == 0
     store = opened(tmp_path / "s")
-    assert len(store.places) == 60 and (tmp_path / "s/rows.bin").stat().st_size == 60 * 24
-    for key, place in store.places.items():
+    assert len(store.row_of) == 60 and (tmp_path / "s/rows.bin").stat().st_size == 60 * 24
+    for key, place in store.row_of.items():
         assert (store.read([place]) == int(key[1:])).all()
 
 
@@ -170,9 +170,9 @@ def test_texts_of_the_same_tokens_are_one_row_and_the_others_stay_theirs(tiny, t
     encoder.model.requires_grad_(False)
     texts = [form for word in ("tart", "soup", "pie", "bread") for form in (word, word.upper(), f"a {word}, blue")] * 2
     tokens = TokenStore(encoder.tokenize(texts)[0], encoder.pad)
-    frozen = FrozenPrefix.of(encoder, "texts", "fp32", max(map(len, tokens.tokens)))
-    features = frozen.features(frozen.store(tmp_path), tokens, text_keys(tokens.tokens))
-    assert len(frozen.store(tmp_path).places) < len(set(texts))
+    frozen = FrozenTexts.from_source(encoder, "fp32", max(map(len, tokens.tokens)))
+    features = frozen.features(frozen.open_store(str(tmp_path)), tokens, text_keys(tokens.tokens))
+    assert len(frozen.open_store(str(tmp_path)).row_of) < len(set(texts))
     with torch.no_grad():
         wanted = encoder.embed_texts(tokens[range(len(texts))])
         assert torch.allclose(encoder.embed_texts(features[range(len(texts))]), wanted, atol=1e-6)
@@ -186,9 +186,8 @@ def test_whatever_changes_the_features_changes_the_folder(name, tiny, tmp_path):
         encoder = tiny(name)
         encoder.model.requires_grad_(False)
         change(encoder)
-        return tuple(
-            FrozenPrefix.of(encoder, kind, precision, longest).folder(tmp_path) for kind in ("pictures", "texts")
-        )
+        prefixes = FrozenImages.from_source(encoder, precision), FrozenTexts.from_source(encoder, precision, longest)
+        return tuple(prefix.folder(tmp_path) for prefix in prefixes)
 
     def weights(encoder):
         with torch.no_grad():
@@ -239,8 +238,8 @@ def test_frozen_parts_run_without_dropout(tiny, tmp_path):
             module.dropout = 0.5
     encoder.train()
     tokens = TokenStore(encoder.tokenize(["red tart", "soup"])[0], encoder.pad)
-    frozen = FrozenPrefix.of(encoder, "texts", "fp32", 8)
-    features = frozen.features(frozen.store(tmp_path), tokens, text_keys(tokens.tokens))
+    frozen = FrozenTexts.from_source(encoder, "fp32", 8)
+    features = frozen.features(frozen.open_store(str(tmp_path)), tokens, text_keys(tokens.tokens))
     encoder.eval()
     with torch.no_grad():
         assert torch.allclose(encoder.embed_texts(features[[0, 1]]), encoder.embed_texts(tokens[[0, 1]]), atol=1e-6)
@@ -252,9 +251,9 @@ def test_numbers_that_16_bits_cannot_hold_are_refused(tiny, tmp_path):
     with torch.no_grad():
         encoder.model.text_projection.weight.mul_(1e8)
     tokens = TokenStore(encoder.tokenize(["red tart", "soup"])[0], encoder.pad)
-    frozen = FrozenPrefix.of(encoder, "texts", "bf16", 8)
+    frozen = FrozenTexts.from_source(encoder, "bf16", 8)
     with pytest.raises(UsageError, match="cannot hold"):
-        frozen.features(frozen.store(tmp_path / "c"), tokens, text_keys(tokens.tokens))
+        frozen.features(frozen.open_store(str(tmp_path / "c")), tokens, text_keys(tokens.tokens))
 
 
 @pytest.mark.parametrize(("value", "code"), [("s3://b/x", 2), ("OFF", 2), ("", 2), ("FILE", 2), ("FILE/below", 2)])

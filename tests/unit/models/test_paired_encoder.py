@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from vlkit.config.training import TrainRetrievalConfig
 from vlkit.errors import ArtifactError, UsageError
-from vlkit.models import dual_encoder, loading, paired_encoder, tuning
+from vlkit.models import families, loading, paired_encoder, tuning
 
 TEXTS = ["قورمه سبزی", "a red tart", "a soup that is blue, and a long one", "bread", "قورمه‌سبزی"]
 
@@ -35,7 +35,7 @@ def test_texts_are_what_transformers_and_a_matrix_make_of_them(vision, pooling, 
     from transformers import AutoModel, AutoTokenizer
 
     folder = folders(vision)
-    made = dual_encoder.load(str(folder))
+    made = loading.load_dual_encoder(str(folder))
     made.model.config.pooling = pooling
     tokenizer, alone = AutoTokenizer.from_pretrained(folder / "text"), AutoModel.from_pretrained(folder / "text").eval()
     projection = load_file(folder / "pair.safetensors")["text_projection.weight"]
@@ -54,8 +54,8 @@ def test_the_vision_half_is_the_models(vision, folders, tmp_path):
     """Its embeddings are those of the whole model; saved, it opens in transformers, preprocessing and all."""
     from transformers import AutoModel
 
-    made = dual_encoder.load(str(folders(vision)))
-    whole = dual_encoder.load(str(folders(vision) / "vision"))
+    made = loading.load_dual_encoder(str(folders(vision)))
+    whole = loading.load_dual_encoder(str(folders(vision) / "vision"))
     pixels = torch.randint(0, 255, (3, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert torch.equal(made.embed_images(pixels), whole.embed_images(pixels))
@@ -65,7 +65,7 @@ def test_the_vision_half_is_the_models(vision, folders, tmp_path):
         if vision == "tiny-clip":
             theirs = made.model.visual_projection(theirs)
         assert torch.allclose(torch.nn.functional.normalize(theirs, dim=1), made.embed_images(pixels), atol=1e-5)
-    assert made.pixel_spec == whole.pixel_spec == dual_encoder.load(str(tmp_path)).pixel_spec
+    assert made.pixel_spec == whole.pixel_spec == loading.load_dual_encoder(str(tmp_path)).pixel_spec
     assert set(made.logit_parameters()) == set(whole.logit_parameters())
 
 
@@ -82,7 +82,7 @@ def test_every_way_of_tuning_trains_saves_and_opens_again(tune, prepared, vlkit,
     assert measured.code == 0, measured.err
     direction = measured.json()["metrics"]["text_to_image"]
     assert direction["mrr"] == pytest.approx(outcome.json()["validation"]["text_to_image"]["mrr"])
-    before = dual_encoder.load(str(run / "base")).model.state_dict()
+    before = loading.load_dual_encoder(str(run / "base")).model.state_dict()
     after = loading.load_model(str(run)).model
     after = after.state_dict()
     moved = {name for name in before if name in after and not torch.equal(before[name], after[name])}
@@ -99,9 +99,9 @@ def test_lora_finds_the_attention_of_bert_and_its_kin():
     from transformers import BertConfig, CLIPConfig, DistilBertConfig, XLMRobertaConfig
 
     for text, layers in ((BertConfig(), 12), (XLMRobertaConfig(), 12), (DistilBertConfig(), 6)):
-        made = dual_encoder.encoder_on_meta(paired_encoder.pair_config(CLIPConfig(), text))
+        made = loading.encoder_on_meta(paired_encoder.pair_config(CLIPConfig(), text))
         for targets in (("q",), ("q", "k", "v", "out")):
-            pattern = re.compile(tuning.lora_pattern(targets, "text"))
+            pattern = re.compile(tuning.lora_pattern(families.CLIP, targets, "text"))
             found = [name for name, _ in made.model.named_modules() if pattern.fullmatch(name)]
             assert len(found) == layers * len(targets), text.model_type
     counts = tuning.apply_tuning(made, TrainRetrievalConfig(tune="lora"), seed=0)
@@ -113,7 +113,7 @@ def test_real_shapes_of_a_persian_encoder():
     """XLM-R base beside CLIP ViT-B/32: 512 tokens of 514 positions, as its tokenizer has it."""
     from transformers import CLIPConfig, XLMRobertaConfig
 
-    made = dual_encoder.encoder_on_meta(
+    made = loading.encoder_on_meta(
         paired_encoder.pair_config(CLIPConfig(), XLMRobertaConfig(vocab_size=250002, max_position_embeddings=514))
     )
     assert made.text_limit == 512 and made.width == 512 and not made.pads_to_max_length
@@ -131,17 +131,17 @@ def test_what_is_no_text_encoder_or_no_pair_is_refused(folders, tmp_path, prepar
     assert outcome.code == 2 and "config.json" in outcome.err and not (tmp_path / "x").exists()
     assert vlkit(*base, "--text-model", "somebody/xlmr").code == 7
     folder = tmp_path / "pair"
-    dual_encoder.load(str(folders("tiny-clip"))).save(folder)
+    loading.load_dual_encoder(str(folders("tiny-clip"))).save(folder)
     weights = load_file(folder / "pair.safetensors")
     save_file({"logit_scale": weights["logit_scale"]}, folder / "pair.safetensors")
     with pytest.raises(ArtifactError, match="another pair"):
-        dual_encoder.load(str(folder))
+        loading.load_dual_encoder(str(folder))
     save_file({**weights, "text_projection.weight": torch.zeros(3, 3)}, folder / "pair.safetensors")
     with pytest.raises(ArtifactError, match="does not fit"):
-        dual_encoder.load(str(folder))
+        loading.load_dual_encoder(str(folder))
     (folder / "pair.json").write_text(json.dumps({"vision": "vision"}))
     with pytest.raises(ArtifactError, match=r"pair\.json"):
-        dual_encoder.load(str(folder))
+        loading.load_dual_encoder(str(folder))
 
 
 def test_pooling_is_what_the_text_model_says_and_stays_so(folders, tmp_path):
@@ -155,7 +155,7 @@ def test_pooling_is_what_the_text_model_says_and_stays_so(folders, tmp_path):
     made = loading.load_or_create("tiny-clip", TEXTS, seed=1, text_model=str(text), keep_in=tmp_path / "base")
     assert made.model.config.pooling == "cls"
     made.save(tmp_path / "saved")
-    again = dual_encoder.load(str(tmp_path / "saved"))
+    again = loading.load_dual_encoder(str(tmp_path / "saved"))
     ids = made.pad(made.tokenize(TEXTS)[0])
     with torch.no_grad():
         assert torch.allclose(again.embed_texts(ids), made.embed_texts(ids), atol=1e-6)
@@ -170,13 +170,13 @@ def test_an_encoder_whose_layers_are_not_known_is_refused():
     from transformers import CLIPConfig, ModernBertConfig, MPNetConfig
 
     small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    modern = dual_encoder.encoder_on_meta(
+    modern = loading.encoder_on_meta(
         paired_encoder.pair_config(CLIPConfig(), ModernBertConfig(vocab_size=100, pad_token_id=0, **small))
     )
     for tune in ("lora", "last"):
         with pytest.raises(UsageError, match="does not know"):
             tuning.apply_tuning(modern, TrainRetrievalConfig(tune=tune), seed=0)
-    mpnet = dual_encoder.encoder_on_meta(paired_encoder.pair_config(CLIPConfig(), MPNetConfig(vocab_size=100, **small)))
+    mpnet = loading.encoder_on_meta(paired_encoder.pair_config(CLIPConfig(), MPNetConfig(vocab_size=100, **small)))
     tuning.apply_tuning(mpnet, TrainRetrievalConfig(tune="lora"), seed=0)
     assert len([n for n in tuning.trainable(mpnet) if n.startswith("text_model") and "lora_A" in n]) == 2 * 4
 
@@ -189,7 +189,7 @@ def test_a_frozen_text_encoder_is_kept_too(prepared, vlkit, tmp_path):
 
 def test_a_half_can_be_taken_from_a_saved_pair_and_a_pair_is_whole(folders, prepared, vlkit, tmp_path):
     made = tmp_path / "pair"
-    dual_encoder.load(str(folders("tiny-clip"))).save(made)
+    loading.load_dual_encoder(str(folders("tiny-clip"))).save(made)
     base = ("train-retrieval", "--data", prepared, "--runs-dir", tmp_path, "--steps", 2, "--batch-size", 8)
     halves = ("--model", made / "vision", "--text-model", made / "text")
     assert vlkit(*base, "--name", "halves", *halves).code == 0

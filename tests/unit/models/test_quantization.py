@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vlkit.config.training import TrainRetrievalConfig
-from vlkit.models import dual_encoder, loading, tuning
+from vlkit.models import loading, tuning
 from vlkit.models.quantization import parameter_count
 
 LORA = TrainRetrievalConfig(tune="lora", quantize="nf4", lora_dropout=0.0)
@@ -12,7 +12,7 @@ LORA = TrainRetrievalConfig(tune="lora", quantize="nf4", lora_dropout=0.0)
 
 @pytest.fixture
 def quantized(tiny_folder):
-    return lambda name, precision="fp32": dual_encoder.load(str(tiny_folder(name)), quantized=precision)
+    return lambda name, precision="fp32": loading.load_dual_encoder(str(tiny_folder(name)), quantized=precision)
 
 
 def inputs(made):

@@ -7,8 +7,7 @@ import torch
 
 from vlkit.config.training import TrainRetrievalConfig
 from vlkit.errors import ArtifactError, UsageError
-from vlkit.models import dual_encoder as towers_module
-from vlkit.models import tuning
+from vlkit.models import loading, tuning
 
 CONFIG = TrainRetrievalConfig()
 
@@ -36,7 +35,7 @@ def loss_of(encoder):
 
 
 def train_a_little(encoder):
-    from vlkit.training.loop import adamw
+    from vlkit.training.optimizer import adamw
 
     optimizer = adamw(tuning.trainable(encoder), lr=1e-2, weight_decay=0.01)
     tuning.train_mode(encoder)
@@ -49,7 +48,7 @@ def train_a_little(encoder):
 def test_lora_on_the_real_clip_has_the_published_count():
     from transformers import CLIPConfig
 
-    encoder = towers_module.encoder_on_meta(CLIPConfig())
+    encoder = loading.encoder_on_meta(CLIPConfig())
     counts = tuning.apply_tuning(encoder, with_tune("lora", lora_rank=8), seed=0)
     assert (counts.trainable, counts.total) == (983_041, 152_260_353)
 
@@ -57,7 +56,7 @@ def test_lora_on_the_real_clip_has_the_published_count():
 def test_lora_on_the_real_siglip_spares_the_pooling_head():
     from transformers import SiglipConfig
 
-    encoder = towers_module.encoder_on_meta(SiglipConfig())
+    encoder = loading.encoder_on_meta(SiglipConfig())
     tuning.apply_tuning(encoder, with_tune("lora"), seed=0)
     trained = set(tuning.trainable(encoder))
     assert not [name for name in trained if ".head." in name]
@@ -134,7 +133,7 @@ def test_what_is_exported_opens_elsewhere(tune, tiny, tiny_folder, tmp_path):
     with torch.no_grad():
         theirs = torch.nn.functional.normalize(other.get_text_features(input_ids=ids).pooler_output, dim=1)
         assert torch.allclose(theirs, encoder.embed_texts(ids), atol=1e-5)
-        assert loss_of(tuning.load_adapted(tmp_path, base)).item() == pytest.approx(expected, rel=1e-5)
+        assert loss_of(loading.load_exported(tmp_path, base)).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_an_adapter_of_another_model_is_refused(tiny, tiny_folder, tmp_path):
@@ -142,9 +141,9 @@ def test_an_adapter_of_another_model_is_refused(tiny, tiny_folder, tmp_path):
     tuning.apply_tuning(encoder, with_tune("lora"), seed=0)
     tuning.export(encoder, tmp_path)
     with pytest.raises(ArtifactError):
-        tuning.load_adapted(tmp_path, str(tiny_folder("tiny-clip")))
+        loading.load_exported(tmp_path, str(tiny_folder("tiny-clip")))
     with pytest.raises(ArtifactError, match="no trained model"):
-        tuning.load_adapted(tmp_path / "elsewhere", str(tiny_folder("tiny-clip")))
+        loading.load_exported(tmp_path / "elsewhere", str(tiny_folder("tiny-clip")))
 
 
 @pytest.mark.parametrize("name", ["tiny-siglip", "tiny-clip"])
@@ -163,7 +162,7 @@ def test_a_merged_model_is_the_adapted_one(name, tiny, tmp_path):
         tuning.export(encoder, tmp_path)
         merged = tuning.export_merged(encoder, tmp_path)
         assert torch.allclose(encoder.embed_images(pixels), before, atol=1e-5)
-        again = towers_module.load(str(merged))
+        again = loading.load_dual_encoder(str(merged))
         assert torch.allclose(again.embed_images(pixels), before, atol=1e-5)
     assert not torch.allclose(untouched, before, atol=1e-3)
     assert not [key for key, _ in AutoModel.from_pretrained(merged).named_parameters() if "lora" in key]
@@ -240,7 +239,7 @@ def test_activations_computed_again_give_the_same_gradients(name, tune, tiny):
 
 
 def test_heads_and_logits_can_have_rates_of_their_own(tiny):
-    from vlkit.training.loop import adamw
+    from vlkit.training.optimizer import adamw
 
     encoder = tiny("tiny-siglip")
     tuning.apply_tuning(encoder, with_tune("full"), seed=0)

@@ -17,10 +17,10 @@ from vlkit.data.pairs import Pairs
 from vlkit.distributed import SINGLE, World
 from vlkit.evaluation.retrieval.corruptions import CORRUPTIONS, MAX_SIDE, VERSION, CorruptedPixels
 from vlkit.evaluation.retrieval.ranking import Ranks, metric_values, per_query_metrics, rank_both
-from vlkit.models.cache.feature_cache import Kept, keys_of
+from vlkit.models.cache.feature_cache import FrozenImages, FrozenTexts, fill, image_keys, text_keys
 from vlkit.models.device import Precision
 from vlkit.models.dual_encoder import DualEncoder
-from vlkit.models.encode import encode_captions, encode_images
+from vlkit.models.encode import encode_images, encode_text_inputs
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def embed_task(
     between = time.perf_counter()
     if texts is None:
         part = world.shard(len(text_inputs))
-        own_texts = encode_captions(encoder, text_inputs, batch_size=batch_size, precision=precision, part=part)
+        own_texts = encode_text_inputs(encoder, text_inputs, batch_size=batch_size, precision=precision, part=part)
         texts = world.all_gather(own_texts, len(text_inputs))
     done = time.perf_counter()
     speeds = len(images) / (between - started), len(texts) / (done - between)
@@ -179,15 +179,16 @@ def embed_cached(
     image_inputs: InputStore = pixels
     text_inputs: InputStore = tokens
     if cache != "off":
-        features = Kept(encoder, precision, max(map(len, tokens.tokens)), cache, world)
-        keys = keys_of("pictures", pixels, list(task.images["image_id"]), tokens)
+        keys = image_keys(pixels.paths, list(task.images["image_id"]))
         if corruption is not None:
             # What the corruption does is part of what the features are.
             recipe = f"{corruption} {VERSION} {CORRUPTIONS[corruption]} {MAX_SIDE}"
             keys = [f"{key}-{corruption}-{zlib.crc32(recipe.encode()):08x}" for key in keys]
-        image_inputs = features("pictures", pixels, keys)
+        frozen_images = FrozenImages.from_source(encoder, precision)
+        image_inputs = fill(frozen_images, cache, pixels, keys, world=world) or pixels
         if texts is None:
-            text_inputs = features("texts", tokens, keys_of("texts", pixels, [], tokens))
+            frozen_texts = FrozenTexts.from_source(encoder, precision, max(map(len, tokens.tokens)))
+            text_inputs = fill(frozen_texts, cache, tokens, text_keys(tokens.tokens), world=world) or tokens
     return embed_task(
         encoder,
         task,

@@ -1,9 +1,9 @@
-"""What is trained of a captioner: a picture's patches become tokens that a language model reads.
+"""The trained part of a captioner: an image's patches become tokens that a language model reads.
 
-    patches [pictures, patches, vision width]
-      -> adapter: LayerNorm, two-layer MLP               [pictures, patches, hidden]
+    patches [images, patches, vision width]
+      -> adapter: LayerNorm, two-layer MLP               [images, patches, hidden]
       -> fusion: learned queries that cross-attend to them, 1 to 4 layers
-      -> visual tokens                                   [pictures, queries, hidden]
+      -> visual tokens                                   [images, queries, hidden]
 
 The LayerNorm comes first, so that an encoder whose features are ten times as large makes no other start. Everything is
 computed in float32, also under autocast: a few million parameters that a loss scale or bf16 would round away.
@@ -22,8 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 
 Kind = Literal["cross-attention", "mlp"]
-# Width of an attention head.
-HEAD = 64
+HEAD_WIDTH = 64
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class FusionShape:
 
     Attributes:
         vision: width of a patch.
-        patches: of a picture.
+        patches: of an image.
         hidden: width of the language model's embeddings.
         kind: cross-attention, or mlp: the adapted patches themselves are the visual tokens.
         queries, layers: of the cross-attention.
@@ -47,7 +46,7 @@ class FusionShape:
 
     @property
     def tokens(self) -> int:
-        """Visual tokens a picture."""
+        """Visual tokens of an image."""
         return self.queries if self.kind == "cross-attention" else self.patches
 
 
@@ -70,6 +69,7 @@ class Fusion(nn.Module):
         self.layers = nn.ModuleList()
         if shape.kind == "cross-attention":
             self.queries = nn.Parameter(torch.randn(shape.queries, shape.hidden) * shape.hidden**-0.5)
+            # Position embeddings, under the name that trained weights have.
             self.places = nn.Parameter(torch.randn(shape.patches, shape.hidden) * 0.02)
             self.layers.extend(CrossAttention(shape.hidden) for _ in range(shape.layers))
         self.norm = nn.LayerNorm(shape.hidden)
@@ -77,40 +77,41 @@ class Fusion(nn.Module):
         self.scale = nn.Parameter(torch.ones(()))
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        """Patches [pictures, patches, vision] of any precision -> visual tokens, float32 [pictures, tokens, hidden]."""
+        """Map patches [images, patches, vision] of any precision to visual tokens, float32 [images, tokens, hidden]."""
         # On the meta device, where shapes are asked for, there is no autocast to switch off.
         with torch.autocast("cpu" if patches.is_meta else patches.device.type, enabled=False):
-            adapted = self.adapter(patches.float())
-            if not len(self.layers):
-                return self.scale * self.norm(adapted)
-            seen = adapted + self.places
-            tokens = self.queries.expand(len(patches), -1, -1)
-            for layer in self.layers:
-                tokens = layer(tokens, seen)
-            return self.scale * self.norm(tokens)
+            adapted: torch.Tensor = self.adapter(patches.float())
+            tokens = adapted
+            if len(self.layers):
+                keys, tokens = adapted + self.places, self.queries.expand(len(patches), -1, -1)
+                for layer in self.layers:
+                    tokens = layer(tokens, keys)
+            visual: torch.Tensor = self.scale * self.norm(tokens)
+            return visual
 
 
 class CrossAttention(nn.Module):
-    """Queries look at what was seen, then think: pre-norm, residual, feed-forward."""
+    """Queries attend to patches, then a feed-forward: pre-norm, residual."""
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
-        self.heads = max(1, hidden // HEAD)
+        self.heads = max(1, hidden // HEAD_WIDTH)
         while hidden % self.heads:
             self.heads -= 1
+        # Trained weights have these names.
         self.query_norm, self.seen_norm = nn.LayerNorm(hidden), nn.LayerNorm(hidden)
         self.query, self.key, self.value, self.out = (nn.Linear(hidden, hidden) for _ in range(4))
         self.feed_forward = nn.Sequential(
             nn.LayerNorm(hidden), nn.Linear(hidden, 4 * hidden), nn.GELU(), nn.Linear(4 * hidden, hidden)
         )
 
-    def forward(self, tokens: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-        """Tokens [pictures, queries, hidden] and seen [pictures, patches, hidden] -> tokens of the same shape."""
-        asked, seen = self.query_norm(tokens), self.seen_norm(seen)
+    def forward(self, tokens: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
+        """Map tokens [images, queries, hidden], and patches [images, patches, hidden], to tokens of the same shape."""
+        queries, patches = self.query_norm(tokens), self.seen_norm(patches)
         query, key, value = (
-            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for part in (self.query(asked), self.key(seen), self.value(seen))
+            projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for projected in (self.query(queries), self.key(patches), self.value(patches))
         )
-        found = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-        tokens = tokens + self.out(found)
-        return tokens + self.feed_forward(tokens)
+        attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        tokens = tokens + self.out(attended)
+        return tokens + self.feed_forward(tokens)  # type: ignore[no-any-return]

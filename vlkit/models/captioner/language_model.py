@@ -1,4 +1,4 @@
-"""A frozen causal language model: loaded in 4 bits, 8 bits or whole; its chat template; the loss of some captions.
+"""A frozen causal language model: loaded in 4 bits, 8 bits or whole; its chat template; the loss of captions.
 
 Any that transformers' AutoModelForCausalLM opens and that takes `inputs_embeds`; Qwen2.5 is the one it is made for.
 """
@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -18,28 +18,24 @@ from safetensors import SafetensorError
 
 from vlkit.config.data import TINY_LLM
 from vlkit.errors import ArtifactError, UsageError
-from vlkit.models import quantization
+from vlkit.models import loading, quantization
 from vlkit.models.device import DTYPES, Precision
-from vlkit.models.dual_encoder import read_config, translate_hub_errors, quiet_transformers, refuse_unknown
+from vlkit.models.hub import quiet_transformers, read_config, refuse_unknown, translate_hub_errors
 from vlkit.models.tuning import train_mode
 
 Quantize = Literal["nf4", "int8", "none"]
-# Stands for the picture in a chat template, and is cut out again.
-PICTURE = "<|the picture|>"
+# Stands for the image in a chat template, and is cut out again.
+IMAGE_MARK = "<|the picture|>"
 # Words that are scored against the whole vocabulary at once.
-CHUNK = 256
-ATTENTION = r".*\.(self_attn|attn|attention)\.(q_proj|k_proj|v_proj|o_proj|query_key_value|dense|c_attn)"
-# What changes logits behind the output layer, in models whose loss would therefore be another one.
-CHANGED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
+WORDS_AT_ONCE = 256
+ATTENTION_MODULES = r".*\.(self_attn|attn|attention)\.(q_proj|k_proj|v_proj|o_proj|query_key_value|dense|c_attn)"
+# Settings that change logits behind the output layer: the loss of such models would be another one.
+LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
 
 
 @dataclass(frozen=True)
 class PromptIds:
-    """What stands around the visual tokens.
-
-    Attributes:
-        before, after: token ids; the caption follows `after`.
-    """
+    """Token ids around the visual tokens; the caption follows `suffix`."""
 
     prefix: list[int]
     suffix: list[int]
@@ -66,8 +62,9 @@ class LanguageModel(torch.nn.Module):
 
     @property
     def embeddings(self) -> torch.Tensor:
-        """Of the vocabulary: [words, hidden]."""
-        return self.model.get_input_embeddings().weight
+        """Embeddings of the vocabulary: [words, hidden]."""
+        table: torch.Tensor = self.model.get_input_embeddings().weight
+        return table
 
     @property
     def hidden_size(self) -> int:
@@ -76,7 +73,7 @@ class LanguageModel(torch.nn.Module):
 
     @property
     def context_length(self) -> int:
-        """Tokens that it reads at most."""
+        """Tokens that it reads at most, the caption included."""
         return int(getattr(self.model.config, "max_position_embeddings", None) or 2**31)
 
     @property
@@ -86,26 +83,26 @@ class LanguageModel(torch.nn.Module):
 
     @property
     def pad_id(self) -> int:
-        """What short captions are filled up with; nothing looks at it."""
-        known = self.tokenizer.pad_token_id
-        return self.eos_id if known is None else int(known)
+        """The token that pads short captions and is masked."""
+        pad = self.tokenizer.pad_token_id
+        return self.eos_id if pad is None else int(pad)
 
     @property
     def has_chat(self) -> bool:
-        """It was taught to answer, and how a question is put to it is known."""
+        """It was taught to answer, and its tokenizer knows how to put a question to it."""
         return bool(getattr(self.tokenizer, "chat_template", None))
 
-    def train(self, mode: bool = True) -> LanguageModel:
-        """What is frozen stays in eval mode; of a LoRA its dropout follows."""
+    def train(self, mode: bool = True) -> Self:
+        """Switch a LoRA's dropout; what is frozen stays in eval mode."""
         super().train(False)
         if mode and self.peft is not None:
             train_mode(self.model)
-        for layer in self._recomputed():
+        for layer in self._checkpointed_layers():
             # Where activations are computed again, transformers asks the layer itself, and no other module.
             layer.training = mode
         return self
 
-    def _recomputed(self) -> list[Any]:
+    def _checkpointed_layers(self) -> list[Any]:
         from transformers.modeling_layers import GradientCheckpointingLayer
 
         return [
@@ -117,7 +114,7 @@ class LanguageModel(torch.nn.Module):
         self.model.gradient_checkpointing_enable({"use_reentrant": False})
 
     def prompt_ids(self, text: str) -> PromptIds:
-        """The prompt in the model's chat template, with a place for the picture before it; without one, as it stands.
+        """Return a prompt in the model's chat template, behind the image; without a template, as it stands.
 
         Raises:
             UsageError: the chat template does not let the prompt through as it is.
@@ -125,62 +122,69 @@ class LanguageModel(torch.nn.Module):
         if not self.has_chat:
             first = self.tokenizer.bos_token_id
             return PromptIds([] if first is None else [int(first)], self.tokens(f"{text}\n"))
-        told = [{"role": "user", "content": f"{PICTURE}\n{text}"}]
-        if odd := [token for token in self.tokenizer.all_special_tokens if token in text]:
-            raise UsageError(f"--prompt has {odd[0]} in it, which is no word to {self.source}", hint="leave it out")
-        # Models that think before they answer shall not.
-        whole = self.tokenizer.apply_chat_template(
-            told, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        messages = [{"role": "user", "content": f"{IMAGE_MARK}\n{text}"}]
+        if special := [token for token in self.tokenizer.all_special_tokens if token in text]:
+            raise UsageError(f"--prompt contains {special[0]}, a special token of {self.source}", hint="leave it out")
+        # Models that can think before they answer must not.
+        chat = self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
         )
-        before, *after = whole.split(PICTURE)
-        if len(after) != 1:
+        prefix, *rest = chat.split(IMAGE_MARK)
+        if len(rest) != 1:
             raise UsageError(
                 f"the chat template of {self.source} does not keep the user's words", hint="choose another --llm"
             )
-        return PromptIds(self.tokens(before), self.tokens(after[0]))
+        return PromptIds(self.tokens(prefix), self.tokens(rest[0]))
 
     def tokens(self, text: str) -> list[int]:
-        """Token ids, nothing added."""
+        """Return a text's token ids, without special ones."""
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def captions(self, texts: Sequence[str], limit: int) -> tuple[list[list[int]], int]:
-        """Token ids of each caption and its end, at most `limit`; and how many were cut, which then have no end."""
+        """Return token ids of each caption and its end, at most `limit`; and how many were cut, and lost it."""
         options = {"add_special_tokens": False, "padding": False, "truncation": False, "verbose": False}
-        found = self.tokenizer([text.strip() for text in texts], **options)["input_ids"] if texts else []
-        whole = [[*ids, self.eos_id] for ids in found]
-        return [ids[:limit] for ids in whole], sum(len(ids) > limit for ids in whole)
+        words = self.tokenizer([text.strip() for text in texts], **options)["input_ids"] if texts else []
+        full = [[*ids, self.eos_id] for ids in words]
+        return [ids[:limit] for ids in full], sum(len(ids) > limit for ids in full)
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
-        """Token ids [..., length] -> embeddings [..., length, hidden]."""
-        return self.model.get_input_embeddings()(ids)
+        """Map token ids [..., length] to embeddings [..., length, hidden]."""
+        embeddings: torch.Tensor = self.model.get_input_embeddings()(ids)
+        return embeddings
 
     def states(self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Embeddings [texts, length, hidden] and mask [texts, length] -> the last layer's states, of the same shape."""
+        """Map embeddings [texts, length, hidden] and mask [texts, length] to the last layer's states, as large."""
         decoder = self.model.get_decoder()
-        found = decoder(inputs_embeds=inputs_embeds, attention_mask=attention_mask, use_cache=False)
-        return found.last_hidden_state
+        output = decoder(inputs_embeds=inputs_embeds, attention_mask=attention_mask, use_cache=False)
+        states: torch.Tensor = output.last_hidden_state
+        return states
 
     def cross_entropy(self, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Sum of -log p(target) in float32, of states [words, hidden] before the output layer; a scalar.
+        """Sum -log p(target) in float32, of states [words, hidden] before the output layer; a scalar.
 
-        The output layer is frozen, and what it makes of all words is never held: see `_FrozenHead`.
+        The output layer is frozen, and the logits of all words are never held at once: see `_FrozenHead`.
         """
         head = self.model.get_output_embeddings()
         with torch.autocast(states.device.type, enabled=False):
-            return _FrozenHead.apply(states, head.weight, head.bias, targets)
+            total: torch.Tensor = _FrozenHead.apply(states, head.weight, head.bias, targets)  # type: ignore[no-untyped-call]
+            return total
 
     def identity(self) -> str:
-        """What tells it from another model, in any precision: configuration, words, chat, and its files' weights."""
-        config = {k: v for k, v in self.model.config.to_dict().items() if k not in PASSING and not k.startswith("_")}
+        """Return a hash, the same in any precision, of configuration, vocabulary, chat template and weights."""
+        config = {
+            k: v
+            for k, v in self.model.config.to_dict().items()
+            if k not in CONFIG_KEYS_WITHOUT_EFFECT and not k.startswith("_")
+        }
         digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
         digest.update(json.dumps(self.tokenizer.get_vocab(), sort_keys=True).encode())
         digest.update(str(self.tokenizer.chat_template).encode())
         for path in _weight_files(self.source):
-            _sampled(path, digest)
+            _hash_samples(path, digest)
         return digest.hexdigest()
 
     def insert_lora(self, *, rank: int, alpha: float, dropout: float, seed: int) -> None:
-        """Adapters on its attention layers, the only part of it that is then trained.
+        """Put adapters on its attention layers, the only part of it that is then trained.
 
         Raises:
             UsageError: vlkit does not know this model's attention layers.
@@ -188,7 +192,12 @@ class LanguageModel(torch.nn.Module):
         from peft import LoraConfig, get_peft_model
 
         lora = LoraConfig(
-            r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=ATTENTION, bias="none", task_type="CAUSAL_LM"
+            r=rank,
+            lora_alpha=alpha,
+            lora_dropout=dropout,
+            target_modules=ATTENTION_MODULES,
+            bias="none",
+            task_type="CAUSAL_LM",
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -205,19 +214,26 @@ class LanguageModel(torch.nn.Module):
         try:
             self.peft = PeftModel.from_pretrained(self.model, folder)
         except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-            told = f"{folder} is damaged, or does not fit {self.source}: {str(error).splitlines()[0]}"
-            raise ArtifactError(told, hint="bring it back from a copy, or train again") from None
+            message = f"{folder} is damaged, or does not fit {self.source}: {str(error).splitlines()[0]}"
+            raise ArtifactError(message, hint="restore it from a copy, or train again") from None
         self.model.requires_grad_(False)
 
 
-# Of a configuration: how it was loaded, and what generation alone uses.
-PASSING = ("dtype", "torch_dtype", "transformers_version", "quantization_config", "architectures", "use_cache")
+# Of a configuration: how it was loaded, and what only generation uses.
+CONFIG_KEYS_WITHOUT_EFFECT = (
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+    "quantization_config",
+    "architectures",
+    "use_cache",
+)
 
 
 class _FrozenHead(torch.autograd.Function):
-    """Cross-entropy behind a frozen output layer, some words at a time.
+    """Cross-entropy behind a frozen output layer, a few words at a time.
 
-    The gradient at a word's state is (softmax - one-hot) W, which needs no other word: it is found in the forward pass,
+    The gradient at a word's state is (softmax - one-hot) W, which needs no other word: the forward pass computes it
     chunk by chunk, and no logits are kept (as in Liger-Kernel's fused loss, arXiv 2410.10989, without its own kernels).
     """
 
@@ -229,15 +245,18 @@ class _FrozenHead(torch.autograd.Function):
         # In float32 until the loss scale of fp16 has been multiplied in.
         gradient = torch.empty_like(states, dtype=torch.float32) if ctx.needs_input_grad[0] else None
         ctx.dtype = states.dtype
-        for start in range(0, len(states), CHUNK):
-            some, wanted = states[start : start + CHUNK].to(weight.dtype), targets[start : start + CHUNK]
-            logits = F.linear(some, weight, bias).float()
+        for start in range(0, len(states), WORDS_AT_ONCE):
+            chunk, labels = (
+                states[start : start + WORDS_AT_ONCE].to(weight.dtype),
+                targets[start : start + WORDS_AT_ONCE],
+            )
+            logits = F.linear(chunk, weight, bias).float()
             log_p = logits.log_softmax(dim=-1)
-            total -= log_p.gather(1, wanted[:, None]).sum()
+            total -= log_p.gather(1, labels[:, None]).sum()
             if gradient is not None:
-                apart = log_p.exp_()
-                apart[torch.arange(len(wanted), device=apart.device), wanted] -= 1
-                gradient[start : start + CHUNK] = (apart.to(weight.dtype) @ weight).float()
+                difference = log_p.exp_()
+                difference[torch.arange(len(labels), device=difference.device), labels] -= 1
+                gradient[start : start + WORDS_AT_ONCE] = (difference.to(weight.dtype) @ weight).float()
         if gradient is not None:
             ctx.save_for_backward(gradient)
         return total
@@ -249,20 +268,20 @@ class _FrozenHead(torch.autograd.Function):
 
 
 def _weight_files(source: str) -> list[Path]:
-    """The files of a model's weights: in its folder, or in the hub's cache."""
+    """Return the files of a model's weights: in its folder, or in the hub's cache."""
     folder = Path(source)
     if not folder.is_dir():
         from transformers.utils import cached_file
 
-        found = cached_file(source, "config.json", _raise_exceptions_for_missing_entries=False)
-        folder = Path(found).parent if found else folder
-    return [path for kind in ("*.safetensors", "*.bin") for path in sorted(folder.glob(kind))]
+        path = cached_file(source, "config.json", _raise_exceptions_for_missing_entries=False)
+        folder = Path(path).parent if path else folder
+    return [path for pattern in ("*.safetensors", "*.bin") for path in sorted(folder.glob(pattern))]
 
 
-def _sampled(path: Path, digest: Any, blocks: int = 1024, size: int = 4096) -> None:
+def _hash_samples(path: Path, digest: Any, blocks: int = 1024, size: int = 4096) -> None:
     """Add a file to a digest: its length, its beginning with all names and shapes, and blocks spread over it.
 
-    All of it would take seconds a gigabyte; another training, a merged adapter too, changes weights everywhere.
+    Reading all of it would take seconds a gigabyte; training, or a merged adapter, changes weights everywhere.
     """
     length = path.stat().st_size
     digest.update(str(length).encode())
@@ -274,17 +293,17 @@ def _sampled(path: Path, digest: Any, blocks: int = 1024, size: int = 4096) -> N
 
 
 def refuse_changed_logits(config: Any, name: str) -> None:
-    """Refuse a model that does something to its logits: its loss would not be the one that is computed here."""
-    for key in CHANGED_LOGITS:
+    """Refuse a model that changes its logits: its loss would not be the one that is computed here."""
+    for key in LOGIT_CHANGES:
         value = getattr(config, key, None)
         if value not in (None, 1, 1.0, 0, 0.0):
             raise UsageError(
-                f"{name} changes its logits ({key} {value}), which vlkit does not do", hint="choose another --llm"
+                f"{name} changes its logits ({key} {value}), which vlkit does not support", hint="choose another --llm"
             )
 
 
 def llm_config(name: str) -> Any:
-    """transformers' configuration of a language model, refused where it is none.
+    """Read transformers' configuration of a language model.
 
     Raises:
         UsageError: no such model, or one that writes no text.
@@ -293,13 +312,13 @@ def llm_config(name: str) -> Any:
     refuse_unknown(name, (TINY_LLM,), "Qwen/Qwen2.5-1.5B-Instruct")
     config = read_config(name)
     if type(config) not in transformers.AutoModelForCausalLM._model_mapping:
-        told = f"{name} is a {config.model_type} model, which writes no text"
-        raise UsageError(told, hint="--llm takes a causal language model, such as Qwen/Qwen2.5-1.5B-Instruct")
+        message = f"{name} is a {config.model_type} model, which writes no text"
+        raise UsageError(message, hint="--llm takes a causal language model, such as Qwen/Qwen2.5-1.5B-Instruct")
     return config
 
 
 def load_llm(name: str, *, quantize: Quantize, precision: Precision) -> LanguageModel:
-    """A language model by hub name or folder, frozen, in eval mode.
+    """Load a language model by hub name or folder, frozen, in eval mode.
 
     Args:
         quantize: nf4 and int8 put it on the device that it will be used on.
@@ -307,26 +326,24 @@ def load_llm(name: str, *, quantize: Quantize, precision: Precision) -> Language
 
     Raises:
         UsageError: no such model, or none that vlkit can use.
-        NetworkError, ArtifactError: see `towers.load`.
+        NetworkError, ArtifactError: see `loading.load_dual_encoder`.
     """
     llm_config(name)
     transformers = quiet_transformers()
     with translate_hub_errors(name):
-        how = {} if quantize == "none" else quantization.loading_options(precision, quantize, spared=None)
+        options = {} if quantize == "none" else quantization.loading_options(precision, quantize, keep=None)
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
-            name, dtype=DTYPES[precision], output_loading_info=True, **how
+            name, dtype=DTYPES[precision], output_loading_info=True, **options
         )
         quantization.keep_weights_unpacked(model)
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
-        raise ArtifactError(f"{name}: {len(missing)} weights are missing, for example {missing[0]}")
+    loading.refuse_missing_weights(name, report["missing_keys"])
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         raise ArtifactError(f"{name}: its tokenizer knows {len(tokenizer)} tokens, more than its model")
     return LanguageModel(model, tokenizer, name)
 
 
 def llm_on_meta(config: Any) -> LanguageModel:
-    """The model of a configuration on the meta device: shapes and counts, without a byte of weights."""
+    """Return the model of a configuration on the meta device: shapes and counts, without a byte of weights."""
     with torch.device("meta"):
         return LanguageModel(quiet_transformers().AutoModelForCausalLM.from_config(config), None, "meta")

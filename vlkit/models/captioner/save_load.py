@@ -1,12 +1,12 @@
-"""A trained captioner on the disk: fusion/ in its run's folder, a few megabytes; what is frozen is only named.
+"""Save and load a trained captioner: fusion/ in its run's folder, a few megabytes; frozen parts are only named.
 
     fusion/fusion.safetensors   adapter and cross-attention
-    fusion/fusion.json          their shape, the prompt, and what they belong to, with its hash
+    fusion/fusion.json          their shape, the prompt, and the frozen parts that they belong to, with hashes
     adapter/                    the language model's LoRA, where it has one, as PEFT writes it
-    base/vision  base/llm       where vlkit made these itself (tiny ones)
+    base/vision  base/llm       where vlkit made these models itself (tiny ones)
 
-Queries that were trained for one encoder and one language model mean nothing to another: both are hashed when the
-folder is written and compared when it is read.
+Queries that were trained for one encoder and one language model mean nothing to others: both are hashed when the folder
+is written and compared when it is read.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from vlkit.config.data import Decode
+from vlkit.config.data import TINY_LLM, Decode
 from vlkit.errors import ArtifactError
 from vlkit.models.cache.feature_cache import weights_hash
 from vlkit.models.captioner.captioner import Captioner
 from vlkit.models.captioner.fusion import Fusion, FusionShape
-from vlkit.models.captioner.language_model import TINY_LLM, LanguageModel, load_llm
+from vlkit.models.captioner.language_model import LanguageModel, load_llm
 from vlkit.models.captioner.vision_encoder import VisionEncoder, load_vision_encoder
 from vlkit.models.device import Precision, best_device
 from vlkit.models.preprocessing import with_decode
@@ -38,10 +38,10 @@ WEIGHTS, ABOUT = "fusion.safetensors", "fusion.json"
 
 
 def load_run_vision(run: Run, settings: dict[str, Any], texts: tuple[str, ...] = ()) -> VisionEncoder:
-    """The vision tower that a run names; a tiny one from its own folder, where it is made if it is not there.
+    """Load the vision tower that a run names; create a tiny one in the run's own folder, unless it is there.
 
     Args:
-        texts: for the tokenizer that a tiny one is made with.
+        texts: for the tokenizer of a tiny one.
     """
     name = str(settings["vision"])
     vision = load_vision_encoder(name, keep_in=run.base / "vision", texts=texts, seed=int(settings["seed"]))
@@ -49,21 +49,21 @@ def load_run_vision(run: Run, settings: dict[str, Any], texts: tuple[str, ...] =
 
 
 def load_run_llm(run: Run, settings: dict[str, Any], precision: Precision) -> LanguageModel:
-    """The language model that a run names; a tiny one from its own folder."""
+    """Load the language model that a run names; a tiny one from its own folder."""
     name = str(run.base / "llm") if settings["llm"] == TINY_LLM else str(settings["llm"])
     return load_llm(name, quantize=settings["quantize"], precision=precision)
 
 
 def frozen_hashes(vision: VisionEncoder, language: LanguageModel) -> dict[str, str]:
-    """Hashes of what is frozen."""
-    return {"vision": weights_hash(vision, "pictures"), "llm": language.identity()}
+    """Return hashes of the frozen parts."""
+    return {"vision": weights_hash(vision.image_chain), "llm": language.identity()}
 
 
 def save_captioner(captioner: Captioner, frozen: dict[str, str], run: Run) -> Path:
-    """Write fusion/ and, where there is a LoRA, adapter/; each appears whole. Returns fusion/.
+    """Write fusion/ and, where there is a LoRA, adapter/; each appears whole. Return fusion/.
 
     Args:
-        frozen: hashes of what is frozen, from `frozen_hashes`, taken before a LoRA was put in.
+        frozen: from `frozen_hashes`, taken before a LoRA was put in.
     """
     fusion, language = captioner.fusion, captioner.language
     about = {
@@ -87,42 +87,46 @@ def save_captioner(captioner: Captioner, frozen: dict[str, str], run: Run) -> Pa
 def load_captioner(
     run: Run, *, prompt: str | None = None, precision: Precision | None = None, decode: Decode | None = None
 ) -> Captioner:
-    """The captioner of a finished run, on the device that it is used on.
+    """Load the captioner of a finished run, on the device that it is used on.
 
     Args:
         prompt: another one than it was trained with.
         precision: another one than it was trained in.
-        decode: another way to read pictures than it was trained with.
+        decode: another way to decode images than it was trained with.
 
     Raises:
-        ArtifactError: not finished, damaged, or what it belongs to is no longer what it was.
+        ArtifactError: not finished, damaged, or its frozen parts are others than in training.
     """
     settings = run.config()
     if run.task != "captioning":
-        told = f"{run.folder} is a run of train-retrieval, which writes no captions"
-        raise ArtifactError(told, hint=f"vlkit train-fusion --vision {run.folder} teaches a model to describe pictures")
+        raise ArtifactError(
+            f"{run.folder} is a run of train-retrieval, which writes no captions",
+            hint=f"vlkit train-fusion --vision {run.folder} teaches a model to describe images",
+        )
     if not run.finished:
         raise ArtifactError(f"the run {run.folder} is not finished", hint="train it to its end: the same command again")
     about, weights = _read(run.folder / "fusion")
     precision = precision or settings["precision"]
-    _refuse_gone(run, settings)
+    _refuse_missing_base(run, settings)
     vision, language = with_decode(load_run_vision(run, settings), decode), load_run_llm(run, settings, precision)
-    _refuse_others(about["frozen"], frozen_hashes(vision, language), settings, run)
+    _refuse_other_parts(about["frozen"], frozen_hashes(vision, language), settings, run)
     if about["lora"]:
         language.load_lora(run.folder / "adapter")
-    fusion = _fusion(about, weights, run)
+    fusion = _build_fusion(about, weights, run)
     captioner = Captioner(vision, fusion, language, prompt or about["prompt"], precision)
     if captioner.prompt == about["prompt"]:
         captioner.prefix, captioner.suffix = about["prompt_ids"]["before"], about["prompt_ids"]["after"]
     return captioner.to(best_device()).eval()
 
 
-def _refuse_gone(run: Run, settings: dict[str, Any]) -> None:
-    """What vlkit made for this run alone must still be in its folder."""
+def _refuse_missing_base(run: Run, settings: dict[str, Any]) -> None:
+    """Refuse a run without the tiny models that were made for it alone."""
     for part, tiny in (("vision", settings["vision"] in MAKERS), ("llm", settings["llm"] == TINY_LLM)):
         if tiny and not (run.base / part).is_dir():
-            told = f"{run.folder} is damaged: base/{part} is gone, which was made for it alone"
-            raise ArtifactError(told, hint="bring it back from a copy, or train again")
+            raise ArtifactError(
+                f"{run.folder} is damaged: base/{part} is gone, which was made for this run alone",
+                hint="restore it from a copy, or train again",
+            )
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -133,21 +137,24 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         _ = about["shape"], about["prompt"], about["frozen"], about["lora"], about["prompt_ids"]["before"]
         return about, load_file(folder / WEIGHTS)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise ArtifactError(f"{folder} is damaged: {error}", hint="bring it back from a copy, or train again") from None
+        raise ArtifactError(f"{folder} is damaged: {error}", hint="restore it from a copy, or train again") from None
 
 
-def _fusion(about: dict[str, Any], weights: dict[str, torch.Tensor], run: Run) -> Fusion:
+def _build_fusion(about: dict[str, Any], weights: dict[str, torch.Tensor], run: Run) -> Fusion:
     try:
         fusion = Fusion(FusionShape(**about["shape"]))
         fusion.load_state_dict(weights)
     except (RuntimeError, TypeError) as error:
-        told = str(error).strip().splitlines()[0]
-        raise ArtifactError(f"{run.folder / 'fusion'} does not hold together: {told}") from None
+        reason = str(error).strip().splitlines()[0]
+        raise ArtifactError(f"{run.folder / 'fusion'} does not hold together: {reason}") from None
     return fusion
 
 
-def _refuse_others(was: dict[str, str], now: dict[str, str], settings: dict[str, Any], run: Run) -> None:
+def _refuse_other_parts(before: dict[str, str], now: dict[str, str], settings: dict[str, Any], run: Run) -> None:
+    """Refuse frozen parts whose hashes are not those of the training."""
     for part in ("vision", "llm"):
-        if was.get(part) != now[part]:
-            told = f"{run.folder / 'fusion'} was trained beside another {settings[part]} than the one there is now"
-            raise ArtifactError(told, hint="bring back the model that it was trained with, or train again")
+        if before.get(part) != now[part]:
+            raise ArtifactError(
+                f"{run.folder / 'fusion'} was trained with another {settings[part]} than the one there is now",
+                hint="restore the model that it was trained with, or train again",
+            )

@@ -1,7 +1,8 @@
 """tiny-qwen: a Qwen2 of half a million parameters, whose words are those of the given texts.
 
-Written here with random weights and a chat template; `training/pretraining.py` teaches it the captions as a language
-before it is frozen. The folder is what save_pretrained writes, so a downloaded model goes through the same code.
+Written here with random weights and a chat template; `training/pretrain_tiny_llm.py` teaches it the captions as a
+language before it is frozen. The folder is what save_pretrained writes, so a downloaded model goes through the same
+code.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from typing import Any
 
 import torch
 
-from vlkit.models.dual_encoder import quiet_transformers
+from vlkit.models.hub import quiet_transformers
 
 VOCABULARY = 1000
-WINDOW = 512
+CONTEXT_LENGTH = 512
 END, PAD, START = "<|im_end|>", "<|endoftext|>", "<|im_start|>"
 SHAPE = {
     "hidden_size": 128,
@@ -25,7 +26,7 @@ SHAPE = {
     # Many small heads: with four, copying a word from the user's turn is not learned in a minute.
     "num_attention_heads": 8,
     "num_key_value_heads": 8,
-    "max_position_embeddings": WINDOW,
+    "max_position_embeddings": CONTEXT_LENGTH,
     "tie_word_embeddings": True,
 }
 CHAT = (
@@ -35,12 +36,12 @@ CHAT = (
 
 
 def tiny_llm_config(vocabulary: int = VOCABULARY) -> Any:
-    """The configuration, with a vocabulary of the default size."""
+    """Return the configuration, with a vocabulary of the default size."""
     return quiet_transformers().Qwen2Config(vocab_size=vocabulary, **SHAPE)
 
 
 def write_fresh_llm(texts: Sequence[str], folder: Path, *, seed: int) -> None:
-    """An untrained tiny-qwen; the same texts and seed give the same bytes.
+    """Write an untrained tiny-qwen; the same texts and seed give the same bytes.
 
     Args:
         texts: what its tokenizer is trained on.
@@ -58,7 +59,7 @@ def write_fresh_llm(texts: Sequence[str], folder: Path, *, seed: int) -> None:
 
 
 def _tokenizer(texts: Sequence[str]) -> Any:
-    """Qwen2's own tokenizer class over byte pairs learned here."""
+    """Train a tokenizer of Qwen2's own class, over byte pairs learned here."""
     from tokenizers import Tokenizer, models, trainers
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import Qwen2Tokenizer
@@ -69,8 +70,8 @@ def _tokenizer(texts: Sequence[str]) -> Any:
     alphabet = sorted(ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, initial_alphabet=alphabet, show_progress=False)
     # Captions stand behind a space as well as at the beginning of a line.
-    spoken = [form for text in texts for form in (text, f" {text}", f"\n{text}", "user\n", "assistant\n")]
-    learner.train_from_iterator(spoken, trainer)
+    forms = [form for text in texts for form in (text, f" {text}", f"\n{text}", "user\n", "assistant\n")]
+    learner.train_from_iterator(forms, trainer)
     merges = [tuple(merge) for merge in json.loads(learner.to_str())["model"]["merges"]]
     tokens = dict.fromkeys([*alphabet, *("".join(merge) for merge in merges), PAD, START, END])
     tokenizer = Qwen2Tokenizer(
@@ -79,7 +80,7 @@ def _tokenizer(texts: Sequence[str]) -> Any:
         eos_token=END,
         pad_token=PAD,
         unk_token=None,
-        model_max_length=WINDOW,
+        model_max_length=CONTEXT_LENGTH,
         additional_special_tokens=[START],
     )
     tokenizer.chat_template = CHAT

@@ -1,8 +1,8 @@
 """Matrix products in float32 on a CPU, by oneDNN.
 
 torch leaves them to MKL, which on AMD processors uses half of the AVX-512 width, where oneDNN uses all of it: twice the
-rate on a Zen 5, hardly more on a Zen 4, whose units have only that half. Elsewhere `tests/benchmarks/training.py`
-tells. Products in bf16 are oneDNN's anyway, and small ones are left to torch, whose call costs less.
+rate on a Zen 5, hardly more on a Zen 4, whose units have only that half. `tests/benchmarks/training.py` measures it on
+other machines. Products in bf16 are oneDNN's anyway, and small ones are left to torch, whose call costs less.
 """
 
 from __future__ import annotations
@@ -14,25 +14,27 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-# Numbers of a weight below which a product's time is that of the call, at the sizes that such small models are used at.
-# The weight alone decides: were it the rows, too, then a row's result would depend on how many are beside it.
-SMALL = 100_000
+from vlkit.models import fast
+
+# Elements of a weight below which a product's time is that of the call, at the sizes that such small models are used
+# at. The weight alone decides: if the rows did, too, a row's result would depend on how many are beside it.
+SMALL_WEIGHT = 100_000
 
 
 def onednn() -> bool:
-    """Whether products are oneDNN's: on a CPU with AVX-512, unless torch.backends.mkldnn is switched off."""
-    return _callable() and torch.backends.mkldnn.enabled
+    """Return whether products are oneDNN's: on a CPU with AVX-512, unless torch.backends.mkldnn is switched off."""
+    return _onednn_works() and bool(torch.backends.mkldnn.enabled) and fast.enabled()
 
 
 @cache
-def _callable() -> bool:
+def _onednn_works() -> bool:
     # What torch.compile makes of a linear layer; there is no public call.
-    has = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    has = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # type: ignore[no-untyped-call]
     return has and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 def matmul_t(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """left @ right.T + bias, of matrices [rows, inner] and [columns, inner], without a gradient."""
+    """Return left @ right.T + bias, of matrices [rows, inner] and [columns, inner], without a gradient."""
     if left.device.type == "cpu" and left.dtype == torch.float32 and onednn():
         with torch.no_grad():
             return torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")  # type: ignore[no-any-return]
@@ -40,20 +42,21 @@ def matmul_t(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None 
 
 
 def linear(values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """As torch.nn.functional.linear, gradients and autocast included."""
-    if not _worth(values, weight):
+    """Return what torch.nn.functional.linear returns, gradients and autocast included."""
+    if not _is_faster(values, weight):
         return F.linear(values, weight, bias)
     # Rows that lie apart, as one position of every item does, send oneDNN to a kernel a thousand times slower.
-    found = _Linear.apply(values.reshape(-1, values.shape[-1]).contiguous(), weight, bias)
-    return found.view(*values.shape[:-1], -1)  # type: ignore[no-any-return]
+    rows = values.reshape(-1, values.shape[-1]).contiguous()
+    result: torch.Tensor = _Linear.apply(rows, weight, bias)  # type: ignore[no-untyped-call]
+    return result.view(*values.shape[:-1], -1)
 
 
-def _worth(values: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether oneDNN, asked by hand, is faster. The first question is the one that most calls end with."""
-    if weight.numel() < SMALL or torch.is_autocast_enabled("cpu"):
+def _is_faster(values: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Return whether a call of oneDNN is faster. The first question is the one that most calls end with."""
+    if weight.numel() < SMALL_WEIGHT or torch.is_autocast_enabled("cpu"):
         return False
-    wide = values.numel() > 0 and values.dtype == weight.dtype == torch.float32
-    return wide and values.device.type == "cpu" and onednn()
+    is_float32 = values.numel() > 0 and values.dtype == weight.dtype == torch.float32
+    return is_float32 and values.device.type == "cpu" and onednn()
 
 
 class _Linear(torch.autograd.Function):
@@ -76,8 +79,8 @@ class _Linear(torch.autograd.Function):
 
 
 class Linear(nn.Linear):
-    """torch's, multiplied by oneDNN where it is at hand."""
+    """torch's linear layer, multiplied by oneDNN where that is available and faster."""
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
-        """[..., in features] -> [..., out features]."""
+        """Map [..., in features] to [..., out features]."""
         return linear(values, self.weight, self.bias)
