@@ -562,7 +562,7 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_fetched(get, ser
 
 
 def test_a_second_one_at_once_is_refused(get, tmp_path):
-    with CocoFolder(tmp_path / "d").locked():
+    with CocoFolder(tmp_path / "d").lock():
         outcome = get(code=2)
     assert f"process {os.getpid()}" in outcome.err and "--root" in outcome.err
     get()
@@ -575,7 +575,7 @@ def test_a_caption_file_of_somebody_else_is_not_overwritten(get, server, tmp_pat
     own.write_bytes(full)
     assert str(own) in get(code=2).err and server.asked == []
     # A whole one is taken for the complete one.
-    monkeypatch.setitem(COCO_SPLITS, "val2017", COCO_SPLITS["val2017"]._replace(pictures=30))
+    monkeypatch.setitem(COCO_SPLITS, "val2017", COCO_SPLITS["val2017"]._replace(images=30))
     get()
     assert server.gets() == [VAL] and own.read_bytes() == full
 

@@ -43,12 +43,12 @@ class CocoSplit(NamedTuple):
     """What COCO has published of one split; sizes in bytes.
 
     Attributes:
-        pictures: number of images.
+        images: number of images.
         archive: size of the ZIP file of the images; unpacked they take about as much.
         captions, instances: sizes of the annotation files, unpacked.
     """
 
-    pictures: int
+    images: int
     archive: int
     captions: int
     instances: int

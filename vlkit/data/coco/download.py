@@ -55,7 +55,7 @@ def download_coco(config: DownloadCocoConfig, *, dry_run: bool = False) -> dict[
     folder = CocoFolder(config.root)
     if dry_run:
         return print_dry_run(config, plan_pieces(config, folder))
-    with folder.locked():
+    with folder.lock():
         try:
             return _Download(config, folder).run()
         except KeyboardInterrupt:

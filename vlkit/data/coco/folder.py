@@ -73,7 +73,7 @@ class CocoFolder:
         return choose_names([image["file_name"] for image in self.full_captions(split)["images"]], limit, seed)
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Lock the folder against a second download; the lock ends with the process.
 
         Raises:
@@ -102,7 +102,7 @@ class CocoFolder:
         path = self.captions_path(split)
         if self.full_captions_path(split).exists() or not path.exists():
             return
-        if len(read_captions(path)["images"]) != COCO_SPLITS[split].pictures:
+        if len(read_captions(path)["images"]) != COCO_SPLITS[split].images:
             message = f"{path} was not made by download-coco, and lacks images of {split}"
             raise UsageError(message, hint="move it away, or choose another --root")
         self.full_captions_path(split).parent.mkdir(parents=True, exist_ok=True)

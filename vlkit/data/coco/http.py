@@ -229,11 +229,11 @@ class _Download:
         self.on_progress, self.cancelled = on_progress, cancelled
         self.part, self.resume = part_path(target), resume
         self.version_file = target.with_name(f".{target.name}.etag.part")
-        self.received, self.most_bytes = 0, self._stored()[0] if resume else 0
+        self.received, self.most_bytes = 0, self._stored_bytes()[0] if resume else 0
 
     def attempt(self) -> None:
         """Request the missing bytes, and store what arrives."""
-        stored, version = self._stored() if self.resume else (0, None)
+        stored, version = self._stored_bytes() if self.resume else (0, None)
         headers = {"Range": f"bytes={stored}-", "If-Range": version} if stored and version else {}
         request = urllib.request.Request(self.url, headers=headers)
         try:
@@ -259,7 +259,7 @@ class _Download:
             self._store(start, head, chunks, None if length is None else start + length)
         self._finish()
 
-    def _stored(self) -> tuple[int, str | None]:
+    def _stored_bytes(self) -> tuple[int, str | None]:
         """Return the stored bytes and their version; without a version they are of no use."""
         try:
             mark = json.loads(self.version_file.read_text(encoding="utf-8"))

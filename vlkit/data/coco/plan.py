@@ -100,8 +100,8 @@ def plan_pieces(config: DownloadCocoConfig, folder: CocoFolder) -> list[Piece]:
             pieces.append(_plan_archive(config, folder, name, 0, COCO_ANNOTATION_BYTES[name[-8:-4]], unpacked))
     for split in dict.fromkeys(config.split):
         known = COCO_SPLITS[split]
-        missing = min(config.limit or known.pictures, known.pictures)
-        total = known.pictures
+        missing = min(config.limit or known.images, known.images)
+        total = known.images
         if folder.full_captions_path(split).exists():
             names = folder.choose_images(split, config.limit, config.seed)
             missing, total = len(folder.missing_images(split, names)), len(folder.full_captions(split)["images"])

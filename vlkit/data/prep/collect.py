@@ -116,8 +116,8 @@ def collect(config: PrepConfig) -> CollectedRows:
     conflicts = _find_conflicts(collected)
     collected.conflicting = set(conflicts)
     if conflicts and config.on_conflict != "keep":
-        kept = {image_id: classes[0] for image_id, classes in conflicts.items() if config.on_conflict == "first"}
-        collected.drop_rows(lambda row: _conflict_reason(row, collected.image_id(row.image), conflicts, kept))
+        preferred = {image_id: classes[0] for image_id, classes in conflicts.items() if config.on_conflict == "first"}
+        collected.drop_rows(lambda row: _conflict_reason(row, collected.image_id(row.image), conflicts, preferred))
     collected.classes = _classes_by_image(collected)
     if not collected.rows:
         raise _nothing_usable(collected, config)
@@ -136,10 +136,10 @@ def _find_conflicts(collected: CollectedRows) -> dict[str, list[Classes]]:
 
 
 def _conflict_reason(
-    row: RawRow, image_id: str, conflicts: Mapping[str, list[Classes]], kept: Mapping[str, Classes]
+    row: RawRow, image_id: str, conflicts: Mapping[str, list[Classes]], preferred: Mapping[str, Classes]
 ) -> str | None:
     """Return why a row of a conflicting image is dropped; None for the classes that are kept."""
-    if image_id not in conflicts or kept.get(image_id) == tuple(sorted(row.classes)):
+    if image_id not in conflicts or preferred.get(image_id) == tuple(sorted(row.classes)):
         return None
     return "the same image has other classes in another row"
 

@@ -165,7 +165,7 @@ class RawFolder:
         return None
 
     def locate(self, name: str, folder: str = "") -> str:
-        """Return the image that `name` means; `folder` is where the file that names it lies.
+        """Return the image that `name` means; `folder` holds the file that names it.
 
         Raises:
             DataError: why there is no such image.

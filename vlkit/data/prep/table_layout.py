@@ -75,7 +75,7 @@ class Columns:
         return cls(image, texts, labels, config.group_column, config.unit_column, split)
 
     @property
-    def mapped(self) -> set[str | None]:
+    def mapped_names(self) -> set[str | None]:
         """Columns whose content the pairs table holds under its own names."""
         return {self.image, *self.texts, *self.labels, self.group, self.split}
 
@@ -192,7 +192,7 @@ def read_table(raw: RawFolder) -> Iterator[RawRow | Reject]:
         existing.update(record)
         yield from _make_rows(raw, columns, record, where, folder, named)
     for column in _requested_columns(raw.config):
-        if column not in existing and (column in columns.mapped or column == columns.unit):
+        if column not in existing and (column in columns.mapped_names or column == columns.unit):
             raise _missing_column(name, column, sorted(existing))
     yield from raw.reject_unnamed_images(named, "no row names this image")
 
@@ -228,7 +228,7 @@ def _make_rows(
     fields = {key: text for key in record if (text := captions.clean(" ".join(tables.cell_values(record[key]))))}
     units = _clean_values(record.get(columns.unit)) if columns.unit else groups
     split = split_from_name(str(record[columns.split])) if columns.split and record.get(columns.split) else None
-    extra = {column: _to_text(record[column]) for column in record if column not in columns.mapped} or None
+    extra = {column: _to_text(record[column]) for column in record if column not in columns.mapped_names} or None
     for image in images:
         try:
             image_name = raw.locate(image, folder)
