@@ -102,8 +102,8 @@ def _apply_source_splits(
     split, torn = splits.splits_from_source(named)
     present = set(split.values())
     if "train" not in present:
-        names = f"only {', '.join(sorted(present))}" if present else "no split at all"
-        return drawn, [f"the source names no training split, {names}: splits are drawn by the seed"]
+        names = f"no training split, only {', '.join(sorted(present))}" if present else "no splits"
+        return drawn, [f"the source has {names}: the seed draws all splits"]
     if torn:
         units = "1 unit is" if len(torn) == 1 else f"{len(torn)} units are"
         notes.append(f"{units} in several of the source's splits, through copies: each went to the most held-out one")

@@ -223,7 +223,7 @@ def _class_warnings(facts: dict[str, Any], config: PrepConfig) -> list[str]:
 def _copy_warnings(collected: CollectedRows, copies: dict[str, int], config: PrepConfig) -> list[str]:
     warnings = []
     if number := copies["under_several_classes"]:
-        rule = {"keep": "each counts for all of them", "drop": "left out", "first": "the first by name or row counts"}
+        rule = {"keep": "counted for all of them", "drop": "left out", "first": "the first by name or row counts"}
         several = (collected.classes.get(image_id, ()) for image_id in sorted(collected.conflicting))
         names = next((classes for classes in several if len(classes) > 1), ())
         example = f", such as {' and '.join(names[:2])}" if names else ""

@@ -160,7 +160,7 @@ def _read_csv(path: Path, name: str, delimiter: str | None) -> Iterator[tuple[st
                 header = _parse_header(row, name)
             elif len(row) != len(header):
                 cut = ": cut off?" if len(row) < len(header) else ""
-                reason = f"{len(row)} cells, {len(header)} columns{cut}"
+                reason = f"{len(row)} cells for {len(header)} columns{cut}"
                 yield where, BadLine(where, str(row)[:SHOWN_CHARACTERS], reason)
             else:
                 yield where, dict(zip(header, row, strict=True))
