@@ -17,7 +17,7 @@ from vlkit.config.search import INDEXES, IndexConfig, IndexType
 from vlkit.errors import ArtifactError, ResourceError
 from vlkit.evaluation.efficiency import measure_query_latency
 from vlkit.inference.index import index_folder
-from vlkit.inference.index.documents import MODALITIES, DocumentSource, Modality
+from vlkit.inference.index.documents import MODALITIES, DocumentSource
 from vlkit.inference.index.embed_documents import EmbeddedDocuments, HeldOutQueries, draw_queries, embed_documents
 from vlkit.inference.index.faiss_index import (
     EFFORT_PARAMETERS,
@@ -29,6 +29,7 @@ from vlkit.inference.index.faiss_index import (
 from vlkit.inference.index.index_folder import Index
 from vlkit.inference.index.query_encoder import QueryEncoder, image_decode, load_encoder, model_reference
 from vlkit.inference.index.tune import SearchQuality, tune_and_measure
+from vlkit.models.dual_encoder import Modality
 from vlkit.models.loading import model_config
 from vlkit.runs import Run
 from vlkit.storage import Location, format_bytes, json_text, nearest_existing, refuse_unwritable

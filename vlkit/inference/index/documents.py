@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -32,9 +32,9 @@ from vlkit.data.prep import tables
 from vlkit.data.splits import hash_order
 from vlkit.errors import DataError
 from vlkit.models.cache.feature_cache import image_keys
+from vlkit.models.dual_encoder import Modality
 from vlkit.storage import Location, json_text
 
-Modality = Literal["texts", "images"]
 MODALITIES: tuple[Modality, ...] = ("texts", "images")
 SCHEMA = pa.schema(
     [

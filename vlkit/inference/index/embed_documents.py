@@ -11,10 +11,11 @@ from vlkit import console
 from vlkit.config.search import IndexConfig
 from vlkit.data.loading.stores import InputStore, PixelStore, TokenStore
 from vlkit.data.splits import hash_order
-from vlkit.inference.index.documents import MODALITIES, DocumentSource, Modality
+from vlkit.inference.index.documents import MODALITIES, DocumentSource
 from vlkit.inference.index.index_folder import Index
 from vlkit.inference.index.query_encoder import QueryEncoder
 from vlkit.models.cache.feature_cache import FrozenImages, FrozenTexts, fill, text_keys
+from vlkit.models.dual_encoder import Modality
 from vlkit.models.encode import encode_images, encode_text_inputs
 
 # An index of fewer rows can spare none of them as queries.

@@ -11,8 +11,8 @@ import numpy as np
 
 from vlkit.data.captions import readable_class
 from vlkit.errors import UsageError, suggest_name
-from vlkit.inference.index.documents import Modality
 from vlkit.inference.index.index_folder import Index
+from vlkit.models.dual_encoder import Modality
 
 # Columns of the docstore; any other name is a further column of the source.
 DOCSTORE_COLUMNS = ("class", "group", "id")

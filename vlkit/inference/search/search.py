@@ -16,10 +16,10 @@ from vlkit import console
 from vlkit.config.search import INDEXES, Contents, SearchConfig
 from vlkit.data.captions import clean
 from vlkit.errors import DataError, UsageError
-from vlkit.inference.index.documents import Modality
 from vlkit.inference.index.index_folder import ABOUT, Index, open_index
 from vlkit.inference.index.query_encoder import QueryEncoder, image_decode, load_encoder
 from vlkit.inference.search.filters import allowed_mask, parse_filters, refuse_unknown
+from vlkit.models.dual_encoder import Modality
 from vlkit.storage import Location
 
 CACHED_MASKS = 16
@@ -198,8 +198,8 @@ class Searcher:
                 valid &= positions != own
             positions, scores = positions[valid][: query.k], scores[valid][: query.k]
             documents = self.index.documents(modality, positions)
-            found = zip(positions.tolist(), scores.tolist(), documents, strict=True)
-            hits.append([Hit(modality, *hit) for hit in found])
+            columns = zip(positions.tolist(), scores.tolist(), documents, strict=True)
+            hits.append([Hit(modality, *values) for values in columns])
         return hits
 
     def _mask(self, modality: Modality, lines: tuple[str, ...]) -> np.ndarray:
