@@ -54,6 +54,8 @@ MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # AdamW's
 # Approximate bytes of headers, state and manifest.
 OVERHEAD_BYTES = 2**15
 FILES = ("trainable.safetensors", "optimizer.safetensors", "state.json")
+# How earlier versions named the rows of a token table that they trained, instead of its weight.
+PARTIAL_TABLE = (".token_embedding.used", ".word_embeddings.used")
 FOLDER_NAME = re.compile(r"step-(\d{6,})")
 
 
@@ -77,6 +79,11 @@ class Checkpoint:
         shapes = {name: tuple(p.shape) for name, p in trainable.items()}
         saved_shapes = {name: tuple(t.shape) for name, t in saved.items()}
         if shapes != saved_shapes:
+            if any(name.endswith(PARTIAL_TABLE) for name in saved_shapes):
+                raise ArtifactError(
+                    f"{self.folder} is from an earlier vlkit, which trained a part of the text encoder's token table",
+                    hint="finish the run with that version, or train again under another --name",
+                )
             name = sorted(shapes.items() ^ saved_shapes.items())[0][0]
             raise ArtifactError(f"{self.folder} belongs to another model or way of tuning: {name} differs")
         with torch.no_grad():

@@ -80,7 +80,7 @@ def hits(way: str, folder: Path, data: Path, seed: int, options: argparse.Namesp
     else:
         model, trained = peers.TRAINERS[way](work)
         trained(len(work.order))
-        weights = peers.weights_of(way, model, dual_encoder.load_config(str(work.model)))
+        weights = peers.weights_of(way, model, loading.dual_encoder_config(str(work.model)))
     tuned = loading.load_dual_encoder(str(work.model))
     lacking = tuned.model.load_state_dict(weights, strict=False).missing_keys
     if [name for name in lacking if not name.endswith("position_ids")]:

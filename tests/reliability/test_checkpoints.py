@@ -9,7 +9,7 @@ import torch
 
 from vlkit import checkpoints
 from vlkit.errors import ArtifactError
-from vlkit.training.loop import adamw
+from vlkit.training.optimizer import adamw
 
 
 def made(seed=0):
@@ -144,3 +144,13 @@ def test_a_reader_meets_a_whole_folder_at_every_moment(tmp_path):
     reader.join()
     assert torn == []
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("table", ["token_embedding", "word_embeddings"])
+def test_a_part_of_a_token_table_that_earlier_versions_trained_is_refused_with_a_way_out(table, tmp_path):
+    part = {f"text_model.embeddings.{table}.used": torch.nn.Parameter(torch.ones(3, 4))}
+    checkpoints.save(tmp_path, 1, part, adamw(part, lr=1e-2, weight_decay=0.1), {})
+    whole = {f"text_model.embeddings.{table}.weight": torch.nn.Parameter(torch.ones(9, 4))}
+    with pytest.raises(ArtifactError, match="earlier vlkit") as refused:
+        checkpoints.newest(tmp_path).restore(whole)
+    assert "--name" in refused.value.hint

@@ -15,6 +15,8 @@ from vlkit.storage import Location
 # Models that vlkit makes itself.
 TINY_MODELS = ("tiny-siglip", "tiny-clip")
 TINY_LLM = "tiny-qwen"
+# Tokens that published models of a family read, by a part of their name: for `prep`, which loads no model.
+TEXT_LIMITS = {"siglip": 64, "clip": 77}
 # Rules that vary texts, in the order in which they are tried. The last three are off: CLIP and SigLIP ignore case.
 TEXT_RULES = (
     *("synonyms", "add-prefix", "remove-prefix", "add-suffix", "reorder", "simplify"),

@@ -9,7 +9,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from vlkit import console
-from vlkit.config.data import PrepConfig
+from vlkit.config.data import TEXT_LIMITS, PrepConfig
 from vlkit.data import labels, pairs, splits
 from vlkit.data.prep.collect import CollectedRows, count_clusters_across_classes
 from vlkit.data.prep.raw_folder import Reject, count_reasons
@@ -22,7 +22,6 @@ MIN_TEST_UNITS = 50
 MAX_CLUSTER = 20
 FORECAST_BATCH, FORECAST_BATCHES = 32, 20
 SHOWN_CLASSES, SHOWN_REASONS = 12, 5
-TOKEN_LIMITS = {"siglip": 64, "clip": 77}
 
 
 @dataclass(frozen=True)
@@ -152,7 +151,7 @@ def _count_long_texts(frame: pd.DataFrame, config: PrepConfig, counter: TokenCou
         limit, counted_by = counter.limit, "tokenizer"
         over = sum(tokens > limit for tokens in counter.count(texts))
     else:
-        limit = next((n for family, n in TOKEN_LIMITS.items() if family in (config.model or "").lower()), 64)
+        limit = next((n for family, n in TEXT_LIMITS.items() if family in (config.model or "").lower()), 64)
         over, counted_by = sum(len(text.split()) > limit - 2 for text in texts), "words"
     return {"model": config.model, "limit": limit, "over": over, "texts": len(texts), "counted_by": counted_by}
 
