@@ -10,7 +10,14 @@ import typer
 
 from vlkit import __version__, console
 from vlkit.config.data import AugmentConfig, DownloadCocoConfig, PrepConfig, QuickstartConfig, SampleConfig
-from vlkit.config.evaluation import EvalConfig, ReportConfig, RunsConfig
+from vlkit.config.evaluation import (
+    EvalCaptionerConfig,
+    EvalCaptionsConfig,
+    EvalConfig,
+    EvalRetrievalConfig,
+    ReportConfig,
+    RunsConfig,
+)
 from vlkit.config.flags import command
 from vlkit.config.fusion import CaptionConfig, TrainFusionConfig
 from vlkit.config.presets import resolve_augment, resolve_prep, resolve_train_fusion, resolve_train_retrieval
@@ -133,20 +140,18 @@ def train_fusion(config: TrainFusionConfig, dry_run: bool) -> dict[str, Any]:
 def evaluate(config: EvalConfig) -> dict[str, Any]:
     """Measure a run beside the untouched model on the same rows, with intervals; or a model as it is, or captions."""
     if config.captions is not None:
-        from vlkit.evaluation.captioning.score import score_captions
+        from vlkit.evaluation.captioning.score_captions import score_captions
 
-        return score_captions(config)
+        return score_captions(config.narrow(EvalCaptionsConfig))
     from vlkit.runs import Run
 
-    task = Run(config.run).task if config.run is not None else "retrieval"
-    config.refuse_unmeasured(task)
-    if task == "captioning":
+    if config.run is not None and Run(config.run).task == "captioning":
         from vlkit.evaluation.captioning.evaluate_captions import evaluate_captions
 
-        return evaluate_captions(config)
+        return evaluate_captions(config.narrow(EvalCaptionerConfig))
     from vlkit.evaluation.evaluate import evaluate
 
-    return evaluate(config)
+    return evaluate(config.narrow(EvalRetrievalConfig))
 
 
 @command(app, "index", IndexConfig, dry_run=True)

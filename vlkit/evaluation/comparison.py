@@ -1,14 +1,15 @@
-"""Two models on the same queries: each number with its interval, the difference, and what may be said of it."""
+"""Two models on the same queries: every number with its interval, the difference, and its verdict."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from vlkit.evaluation.formatting import format_p
+from vlkit.evaluation.results import Difference, Group, Interval
 from vlkit.evaluation.statistics import (
     Statistic,
     count_changed_units,
@@ -18,27 +19,26 @@ from vlkit.evaluation.statistics import (
     permutation_test,
     resample,
 )
+from vlkit.metrics import METRICS
 
-# Of few pictures a class, a draw misses some and repeats others: these numbers then lie beside what they are drawn
-# from, and their draws are moved back to it.
-CENTRED = ("precision_macro", "recall_macro", "f1_macro", "average_precision_macro")
-PARTS = ("metrics", "intervals", "units", "baseline", "baseline_intervals", "difference", "smallest_difference")
+SIGNIFICANCE = 0.05
+NO_DIFFERENCE = "no difference"
 
 
 @dataclass(frozen=True)
 class PerQueryMetrics:
-    """What a model did, query by query.
+    """A model's metrics, query by query.
 
     Attributes:
-        means: metric -> float64 [queries], whose mean it is; NaN: that query is not asked.
-        others: metric -> how it is made of the queries.
-        told_by: metric of `others` -> array [queries, ...] that is equal where two models did the same.
+        means: metric -> float64 [queries], whose mean it is; NaN: the metric leaves that query out.
+        others: metric -> the statistic of the queries that it is.
+        compared_by: metric of `others` -> array [queries, ...] that is equal where two models did the same.
         counted: metric of `others` -> bool [queries], those that it is made of; without it, all.
     """
 
     means: Mapping[str, np.ndarray]
     others: Mapping[str, Statistic] = field(default_factory=dict)
-    told_by: Mapping[str, np.ndarray] = field(default_factory=dict)
+    compared_by: Mapping[str, np.ndarray] = field(default_factory=dict)
     counted: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
@@ -47,127 +47,132 @@ class PerQueryMetrics:
         return [*self.means, *self.others]
 
     def value(self, metric: str, queries: int) -> float:
-        """A metric over all queries; NaN where none is asked."""
+        """Return a metric over all queries; NaN where it is made of none."""
         if metric in self.others:
             return float(self.others[metric](np.ones((1, queries)))[0])
-        asked = self.means[metric][self.asked(metric, queries)]
-        return float(asked.mean()) if len(asked) else math.nan
+        values = self.means[metric][self.is_counted(metric, queries)]
+        return float(values.mean()) if len(values) else math.nan
 
-    def asked(self, metric: str, queries: int) -> np.ndarray:
-        """bool [queries]: those that a metric is made of."""
+    def is_counted(self, metric: str, queries: int) -> np.ndarray:
+        """Return bool [queries]: those that a metric is made of."""
         if metric in self.means:
-            return ~np.isnan(self.means[metric])
+            counted: np.ndarray = ~np.isnan(self.means[metric])
+            return counted
         return self.counted.get(metric, np.ones(queries, bool))
 
 
 def compare(
-    tuned: PerQueryMetrics, base: PerQueryMetrics | None, units: Sequence[str], *, draws: int, seed: int
-) -> dict[str, dict[str, Any]]:
-    """Values and intervals of both, and the paired difference.
+    tuned: PerQueryMetrics,
+    base: PerQueryMetrics | None,
+    units: Sequence[str],
+    *,
+    draws: int,
+    seed: int,
+    headline: str | None = None,
+) -> Group:
+    """Return values and intervals of both models, and the paired difference.
 
     Args:
-        base: the untouched model on the same queries; None: there is none to compare with.
+        base: the untouched model on the same queries; None: there is nothing to compare with.
         units: the unit of each query.
         draws, seed: of the bootstrap.
-
-    Returns:
-        PARTS -> metric -> number, [low, high], or {"value", "low", "high", "p_value"}; units: how many the metric is
-        made of. Without a base the parts that speak of it are empty.
+        headline: the metric of the verdict, which needs a base; None: no verdict.
     """
     models = {"tuned": tuned} | ({"base": base} if base else {})
+    drawn = _resample_models(models, units, draws=draws, seed=seed)
+    names = np.asarray(units, dtype=str)
+    group = Group({}, {})
+    for metric in tuned.names:
+        bounds = METRICS[metric].bounds
+        count = len(np.unique(names[tuned.is_counted(metric, len(names))]))
+        group.units[metric] = count
+        group.metrics[metric] = tuned.value(metric, len(units))
+        ends = interval(drawn["tuned", metric], units=count, bounds=bounds)
+        group.intervals[metric] = _include(group.metrics[metric], ends, bounds)
+        if base is None:
+            continue
+        group.baseline[metric] = base.value(metric, len(units))
+        ends = interval(drawn["base", metric], units=count, bounds=bounds)
+        group.baseline_intervals[metric] = _include(group.baseline[metric], ends, bounds)
+        between, needed = drawn["tuned", metric] - drawn["base", metric], None
+        if metric in tuned.means:
+            p, needed = permutation_test(tuned.means[metric], base.means[metric], units, draws=draws, seed=seed)
+        else:
+            p = p_value(between, count_changed_units(tuned.compared_by[metric], base.compared_by[metric], units))
+        value = group.metrics[metric] - group.baseline[metric]
+        group.difference[metric] = difference_from_draws(
+            value, between, p, units=count, bounds=METRICS[metric].difference_bounds
+        )
+        if bounds:
+            group.smallest_difference[metric] = minimum_detectable_difference(between, count, needed)
+    return group if headline is None or base is None else _with_verdict(group, headline)
+
+
+def _resample_models(
+    models: Mapping[str, PerQueryMetrics], units: Sequence[str], *, draws: int, seed: int
+) -> dict[tuple[str, str], np.ndarray]:
+    """Return (model, metric) -> float64 [draws], all of the same draws; centred where the metric asks for it."""
     drawn = resample(
-        {(who, metric): values for who, of in models.items() for metric, values in of.means.items()},
-        {(who, metric): statistic for who, of in models.items() for metric, statistic in of.others.items()},
+        {(name, metric): values for name, model in models.items() for metric, values in model.means.items()},
+        {(name, metric): statistic for name, model in models.items() for metric, statistic in model.others.items()},
         units,
         draws=draws,
         seed=seed,
     )
-    for (who, metric), draw in drawn.items():
-        if metric in CENTRED and not np.isnan(draw).all():
-            draw += models[who].value(metric, len(units)) - np.nanmean(draw)
-    names = np.asarray(units, dtype=str)
-    found: dict[str, dict[str, Any]] = {part: {} for part in PARTS}
-    for metric in tuned.names:
-        bounds, apart = _bounds(metric)
-        count = len(np.unique(names[tuned.asked(metric, len(names))]))
-        found["units"][metric] = count
-        for who, of, value, around in (
-            ("tuned", tuned, "metrics", "intervals"),
-            ("base", base, "baseline", "baseline_intervals"),
-        ):
-            if of is not None:
-                found[value][metric] = of.value(metric, len(units))
-                ends = interval(drawn[who, metric], units=count, bounds=bounds)
-                found[around][metric] = _around(found[value][metric], ends, bounds)
-        if base is not None:
-            between = drawn["tuned", metric] - drawn["base", metric]
-            needed = None
-            if metric in tuned.means:
-                by_luck, needed = permutation_test(
-                    tuned.means[metric], base.means[metric], units, draws=draws, seed=seed
-                )
-            else:
-                changed = count_changed_units(tuned.told_by[metric], base.told_by[metric], units)
-                by_luck = p_value(between, changed)
-            value = found["metrics"][metric] - found["baseline"][metric]
-            found["difference"][metric] = difference(value, between, by_luck, units=count, bounds=apart)
-            if bounds:
-                found["smallest_difference"][metric] = minimum_detectable_difference(between, count, needed)
-    return found
+    for (name, metric), draw in drawn.items():
+        if METRICS[metric].centre_draws and not np.isnan(draw).all():
+            draw += models[name].value(metric, len(units)) - np.nanmean(draw)
+    return drawn
 
 
-def _around(value: float, ends: tuple[float, float], bounds: tuple[float, float] | None) -> tuple[float, float]:
-    """An interval that has its value in it, and nothing that cannot be."""
+def _include(value: float, ends: Interval, bounds: Interval | None) -> Interval:
+    """Widen an interval to its value, and cut it at what is possible."""
     low, high = min(ends[0], value), max(ends[1], value)
     return (low, high) if bounds is None else (max(low, bounds[0]), min(high, bounds[1]))
 
 
-def _bounds(metric: str) -> tuple[tuple[float, float] | None, tuple[float, float] | None]:
-    """Between which numbers a metric, and a difference of it, must lie; not so ranks, CIDEr and CLIPScore."""
-    free = metric.endswith(("rank", "cider", "clipscore")) or metric.startswith(("bleu", "rouge"))
-    return (None, None) if free else ((0.0, 1.0), (-1.0, 1.0))
-
-
-def difference(
-    value: float, drawn: np.ndarray, by_luck: float, *, units: int, bounds: tuple[float, float] | None
-) -> dict[str, float]:
-    """A difference with its interval and p-value.
+def difference_from_draws(
+    value: float, draws: np.ndarray, p: float, *, units: int, bounds: Interval | None
+) -> Difference:
+    """Return a difference with the interval of its draws.
 
     Args:
-        drawn: the same in every draw.
-        by_luck: its p-value.
+        draws: float64, the same difference in every draw.
+        p: its p-value.
     """
-    low, high = interval(drawn, units=units, bounds=bounds)
-    return {"value": value, "low": low, "high": high, "p_value": by_luck}
+    return Difference(value, *interval(draws, units=units, bounds=bounds), p)
 
 
-def excludes_zero(difference: Mapping[str, float]) -> bool:
-    """Its interval lies on one side of 0."""
-    return difference["low"] > 0 or difference["high"] < 0
+def _with_verdict(group: Group, metric: str) -> Group:
+    difference = group.difference[metric]
+    return replace(
+        group,
+        judged=verdict_label(difference, metric),
+        verdict=verdict(difference, group.units[metric], group.smallest_difference[metric], metric),
+    )
 
 
-def verdict_label(difference: Mapping[str, float]) -> str:
-    """better, worse or no difference: it is one where the interval and the p-value agree."""
-    if not (difference["p_value"] < 0.05 and excludes_zero(difference)):
-        return "no difference"
-    return "better" if difference["low"] > 0 else "worse"
+def verdict_label(difference: Difference, metric: str) -> str:
+    """Return better, worse or no difference: it is one where the interval and the p-value agree.
+
+    A lower rank is better, a higher recall is.
+    """
+    significant = difference.p_value is not None and difference.p_value < SIGNIFICANCE
+    if not (significant and difference.excludes_zero):
+        return NO_DIFFERENCE
+    return "better" if (difference.low > 0) == METRICS[metric].higher_is_better else "worse"
 
 
-def verdict(difference: Mapping[str, float], units: int, smallest: float, metric: str = "recall@1") -> str:
-    """One plain sentence about a metric.
+def verdict(difference: Difference, units: int, smallest: float, metric: str) -> str:
+    """Return one plain sentence about a metric.
 
     Args:
         smallest: about the smallest difference that the units could have shown; NaN: they could show none.
     """
-    told = f"{metric} {difference['value']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]"
-    told += f", p {format_p(difference['p_value'])}, over {units} unit{'' if units == 1 else 's'}"
-    found = verdict_label(difference)
-    if found == "no difference":
-        taken = f"it would have taken about {smallest:.3f}" if smallest == smallest else "so few can show none"
-        return f"no difference that this test set can show: {told}; {taken}"
-    return f"{found}: {told}"
-
-
-def format_p(value: float | None) -> str:
-    """A p-value as people write it."""
-    return "-" if value is None or value != value else "< 0.001" if value < 0.001 else f"{value:.3f}"
+    numbers = f"{metric} {difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
+    numbers += f", p {format_p(difference.p_value)}, over {units} unit{'' if units == 1 else 's'}"
+    label = verdict_label(difference, metric)
+    if label == NO_DIFFERENCE:
+        needed = f"it would have taken about {smallest:.3f}" if smallest == smallest else "so few can show none"
+        return f"{NO_DIFFERENCE} that this test set can show: {numbers}; {needed}"
+    return f"{label}: {numbers}"

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlkit.evaluation.comparison import excludes_zero
-from vlkit.evaluation.summary import format_direction, metric_label
-from vlkit.metrics import DIRECTIONS
+from vlkit.evaluation.formatting import format_direction, metric_label
+from vlkit.evaluation.results import Difference, Results
+from vlkit.metrics import DIRECTIONS, METRICS
 from vlkit.report.load_run import LoadedRun
 from vlkit.report.svg import (
     BASE,
@@ -117,23 +117,23 @@ def _validation(evaluations: Sequence[tuple[int, Mapping[str, Any]]]) -> Plot:
     return draw_plot("validation", title, f"{title} over {len(steps)} evaluations: {values}", draw)
 
 
-def metric_plots(results: Mapping[str, Any]) -> Iterator[Plot]:
+def metric_plots(results: Results) -> Iterator[Plot]:
     """Draw every metric between 0 and 1 with its interval, untouched against tuned."""
-    for group, metrics in results["metrics"].items():
-        names = [name for name in metrics if name in results["intervals"].get(group, {}) and not name.endswith("rank")]
-        models = {"tuned": (metrics, results["intervals"][group])}
-        if results.get("baseline", {}).get(group):
-            models["base"] = (results["baseline"][group], results["baseline_intervals"][group])
-        yield _metrics_with_intervals(group, names, models)
+    for name, group in results.groups.items():
+        names = [metric for metric in group.names if metric in METRICS and METRICS[metric].is_share]
+        models = {"tuned": (group.metrics, group.intervals)}
+        if group.baseline:
+            models["base"] = (group.baseline, group.baseline_intervals)
+        yield _metrics_with_intervals(name, names, models)
 
 
 def _metrics_with_intervals(
-    group: str, names: Sequence[str], models: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]]
+    group: str, names: Sequence[str], models: Mapping[str, tuple[Mapping[str, float], Mapping[str, Sequence[float]]]]
 ) -> Plot:
     def draw(axes: Axes) -> None:
         for number, (model, (metrics, intervals)) in enumerate(models.items()):
             shift = (number - (len(models) - 1) / 2) * 0.28
-            known = [row for row, name in enumerate(names) if metrics.get(name) is not None]
+            known = [row for row, name in enumerate(names) if not np.isnan(metrics[name])]
             values = np.array([metrics[names[row]] for row in known])
             ends = np.array([intervals[names[row]] for row in known], dtype=float).reshape(-1, 2)
             error = np.nan_to_num(np.abs(ends - values[:, None])).T
@@ -151,16 +151,16 @@ def _metrics_with_intervals(
         f"{MODEL_NAMES[model]} {metric_label(name)} {metrics[name]:.3f}"
         for model, (metrics, _) in models.items()
         for name in names
-        if metrics.get(name) is not None
+        if not np.isnan(metrics[name])
     )
     title = f"{format_direction(group)}: all metrics"
     alt_text, height = f"{title} with their intervals. {values}", 0.6 + 0.36 * len(names)
     return draw_plot(f"metrics-{group}", title, alt_text, draw, height=height)
 
 
-def rank_plots(results: Mapping[str, Any]) -> Iterator[Plot]:
+def rank_plots(results: Results) -> Iterator[Plot]:
     """Draw recall against k, and the rank of the first right item."""
-    for direction, models in (results.get("curves") or {}).items():
+    for direction, models in (results.curves or {}).items():
         yield _recall_at_k(direction, models)
         yield _rank_histogram(direction, models)
 
@@ -213,9 +213,9 @@ def _rank_histogram(direction: str, models: Mapping[str, Mapping[str, Any]]) -> 
     return draw_plot(f"ranks-{direction}", title, alt_text, draw)
 
 
-def confusion_plots(results: Mapping[str, Any]) -> Iterator[Plot]:
+def confusion_plots(results: Results) -> Iterator[Plot]:
     """Draw each model's confusion matrix as shares of the true class; none where there are many classes."""
-    matrices = results.get("confusion") or {}
+    matrices = results.confusion or {}
     names = matrices.get("classes", [])
     if not names or len(names) > MAX_CLASSES:
         return
@@ -249,33 +249,33 @@ def _confusion(model: str, names: Sequence[str], counts: np.ndarray) -> Plot:
     return draw_plot(f"confusion-{model}", title, alt_text, draw, width=size[0], height=size[1])
 
 
-def slice_plots(results: Mapping[str, Any]) -> Iterator[Plot]:
+def slice_plots(results: Results) -> Iterator[Plot]:
     """Draw the gap in recall@1 between each slice and the rest."""
     for direction in DIRECTIONS:
         gaps = [
-            (f"{name}: {value}", cells[direction]["gap"])
-            for name, values in (results.get("slices") or {}).items()
+            (f"{name}: {value}", gap)
+            for name, values in results.slices.items()
             for value, cells in values.items()
-            if cells.get(direction, {}).get("gap")
+            if direction in cells and (gap := cells[direction].gap)
         ]
         if gaps:
             yield _gaps(direction, gaps[:MAX_GAPS], len(gaps) - MAX_GAPS)
 
 
-def _gaps(direction: str, gaps: Sequence[tuple[str, Mapping[str, float]]], more: int) -> Plot:
+def _gaps(direction: str, gaps: Sequence[tuple[str, Difference]], more: int) -> Plot:
     def draw(axes: Axes) -> None:
         for row, (_, gap) in enumerate(gaps):
-            error = np.abs([[gap["value"] - gap["low"]], [gap["high"] - gap["value"]]])
-            face = TUNED if excludes_zero(gap) else "none"
+            error = np.abs([[gap.value - gap.low], [gap.high - gap.value]])
+            face = TUNED if gap.excludes_zero else "none"
             style: dict[str, Any] = {"color": TUNED, "markerfacecolor": face, "markersize": 5, "capsize": 2.5}
-            axes.errorbar([gap["value"]], [row], xerr=error, fmt="o", **style)
+            axes.errorbar([gap.value], [row], xerr=error, fmt="o", **style)
         axes.axvline(0, color=INK, linewidth=0.8)
         axes.set_yticks(range(len(gaps)), [_shorten(name, 44) for name, _ in gaps])
         axes.invert_yaxis()
         axes.set(title=f"{format_direction(direction)}: recall@1 of the slice minus the rest")
         axes.set_xlabel("filled: the interval excludes 0" + (f"; {more} more in the table" if more > 0 else ""))
 
-    alt_text = "; ".join(f"{name} {gap['value']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}]" for name, gap in gaps)
+    alt_text = "; ".join(f"{name} {gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]" for name, gap in gaps)
     title, height = f"{format_direction(direction)}: slices against the rest", 0.9 + 0.3 * len(gaps)
     return draw_plot(f"slices-{direction}", title, alt_text, draw, width=6.4, height=height)
 

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 
-from vlkit.config.evaluation import EvalConfig, suffix_of
+from vlkit.config.evaluation import EvalConfig
 from vlkit.errors import UsageError
-from vlkit.evaluation.captioning.score import (
-    CaptionSet,
-    References,
-    ScoredCaptions,
-    compare_captions,
-    normalize_image_id,
-    read_captions,
-    read_other_captions,
-)
-from vlkit.evaluation.comparison import PerQueryMetrics, compare, format_p, verdict, verdict_label
+from vlkit.evaluation.captioning.caption_files import normalize_image_id, read_captions, read_other_captions
+from vlkit.evaluation.captioning.score import CaptionSet, References, ScoredCaptions, compare_captions
+from vlkit.evaluation.comparison import PerQueryMetrics, compare, verdict_label
+from vlkit.evaluation.formatting import format_difference, format_p, metric_label
+from vlkit.evaluation.results import Difference, Results, result_suffix
 from vlkit.metrics import DIRECTIONS, headline_of, metric_names
 from vlkit.report.load_run import LoadedRun
 
@@ -31,13 +25,13 @@ class Comparison:
     Attributes:
         other: name of the other run.
         obstacle: why the two are not compared; None: they have the same queries.
-        difference: group -> metric -> {"value", "low", "high", "p_value"}: the first run minus the other.
+        difference: group -> metric -> the first run minus the other.
         verdict, labels: group -> sentence; group -> better, worse or no difference.
     """
 
     other: str
     obstacle: str | None
-    difference: dict[str, dict[str, Any]]
+    difference: dict[str, dict[str, Difference]]
     verdict: dict[str, str]
     labels: dict[str, str]
 
@@ -58,7 +52,7 @@ def compare_runs(first: LoadedRun, others: Sequence[LoadedRun], *, across_data: 
         UsageError: a run is not evaluated, or was evaluated on other data without `across_data`.
     """
     for run in (first, *others):
-        if not run.results:
+        if run.results is None:
             message = f"{run.run.folder} is not evaluated yet, so it cannot be compared"
             raise UsageError(message, hint=f"vlkit eval --run {run.run.folder}")
         if run.is_captioner != first.is_captioner:
@@ -78,7 +72,7 @@ def compare_runs(first: LoadedRun, others: Sequence[LoadedRun], *, across_data: 
 
 def _find_obstacle(first: LoadedRun, other: LoadedRun) -> str | None:
     """Return why two results cannot be compared; None: they can."""
-    one, two = first.results["data"], other.results["data"]
+    one, two = _results(first).data, _results(other).data
     for key, difference in (
         ("fingerprint", "different data"),
         ("split", "different splits"),
@@ -101,7 +95,7 @@ def _query_keys(queries: pd.DataFrame) -> set[tuple[str, str]]:
 
 def _compare_queries(first: LoadedRun, other: LoadedRun) -> Comparison:
     """Compare two retrieval runs query by query."""
-    differences, verdicts = {}, {}
+    differences, verdicts, labels = {}, {}, {}
     assert first.queries is not None and other.queries is not None
     for direction in DIRECTIONS:
         ours, theirs = (
@@ -111,33 +105,36 @@ def _compare_queries(first: LoadedRun, other: LoadedRun) -> Comparison:
         theirs = theirs.loc[ours.index]
         names, headline = metric_names(direction, "comparison"), headline_of(direction)
         one, two = (PerQueryMetrics({name: rows[name].to_numpy() for name in names}) for rows in (ours, theirs))
-        result = compare(one, two, list(ours["unit"]), draws=EvalConfig.draws, seed=EvalConfig.seed)
-        differences[direction] = result["difference"]
-        detectable = result["smallest_difference"][headline]
-        verdicts[direction] = verdict(result["difference"][headline], ours["unit"].nunique(), detectable)
-    labels = {direction: verdict_label(values[headline_of(direction)]) for direction, values in differences.items()}
+        draws, seed = EvalConfig.draws, EvalConfig.seed
+        group = compare(one, two, list(ours["unit"]), draws=draws, seed=seed, headline=headline)
+        differences[direction] = group.difference
+        verdicts[direction], labels[direction] = str(group.verdict), str(group.judged)
     return Comparison(other.name, None, differences, verdicts, labels)
 
 
 def _compare_captions(first: LoadedRun, other: LoadedRun) -> Comparison:
     """Score again, on the same images, the captions that both runs wrote."""
-    data = first.results["data"]
-    suffix = suffix_of(data["split"], data["limit"])
+    data = _results(first).data
+    suffix = result_suffix(data["split"], data["limit"])
     if first.pairs is None:
         raise UsageError(f"the data that {first.name} was evaluated on cannot be read")
     rows, _ = first.pairs.positives().split(data["split"]).with_text()
-    references = {normalize_image_id(image): texts for image, texts in References.from_pairs(rows).of_image.items()}
+    references = {normalize_image_id(image): texts for image, texts in References.from_pairs(rows).by_image.items()}
     captions = dict(read_captions(first.run.folder / f"captions{suffix}.json"))
     images = [image for image in captions if image in references]
     one, two = (
         ScoredCaptions.from_captions(CaptionSet.from_texts(images, texts, [references[image] for image in images]))
         for texts in ([captions[image] for image in images], read_other_captions(other.run.folder, images, suffix))
     )
-    result = compare_captions(one, two, draws=EvalConfig.draws, seed=EvalConfig.seed)
-    change = result["difference"]["captions"]["cider"]
-    label = verdict_label(change)
-    interval = f"[{change['low']:+.3f}, {change['high']:+.3f}]"
-    sentence = (
-        f"{label}: CIDEr {change['value']:+.3f} {interval}, p {format_p(change['p_value'])}, over {len(images)} images"
-    )
-    return Comparison(other.name, None, result["difference"], {"captions": sentence}, {"captions": label})
+    group = compare_captions(one, two, draws=EvalConfig.draws, seed=EvalConfig.seed)
+    headline = headline_of("captions")
+    change = group.difference[headline]
+    label = verdict_label(change, headline)
+    sentence = f"{label}: {metric_label(headline)} {format_difference(headline, change)}"
+    sentence += f", p {format_p(change.p_value)}, over {len(images)} images"
+    return Comparison(other.name, None, {"captions": group.difference}, {"captions": sentence}, {"captions": label})
+
+
+def _results(run: LoadedRun) -> Results:
+    assert run.results is not None  # `compare_runs` refuses others.
+    return run.results

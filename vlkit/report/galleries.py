@@ -17,7 +17,7 @@ from vlkit.data.images import decode
 from vlkit.data.pairs import Pairs
 from vlkit.data.splits import hash_order
 from vlkit.errors import VlkitError
-from vlkit.evaluation.summary import format_direction
+from vlkit.evaluation.formatting import format_direction
 from vlkit.metrics import DIRECTIONS
 from vlkit.report.load_run import LoadedRun
 
@@ -175,7 +175,7 @@ def _choose_queries(rows: pd.DataFrame, count: int) -> Iterator[tuple[str, pd.Da
 
 def caption_galleries(run: LoadedRun) -> Iterator[CaptionExamples]:
     """Return the worst and the best captions of results.json; none for a run that writes no captions."""
-    stored = run.results.get("examples") or {}
+    stored = (run.results.examples if run.results else None) or {}
     if not stored:
         return
     lookup = ItemLookup(run.pairs) if run.pairs else None

@@ -9,9 +9,9 @@ from typing import Any
 from vlkit import console
 from vlkit.config.evaluation import RunsConfig
 from vlkit.errors import ArtifactError, UsageError
-from vlkit.evaluation.summary import format_with_interval
+from vlkit.evaluation.formatting import format_with_interval
+from vlkit.evaluation.results import Results
 from vlkit.metrics import DIRECTIONS, headline_of
-from vlkit.report.load_run import check_results
 from vlkit.run_status import RunStatus, run_status
 from vlkit.runs import Run
 
@@ -59,24 +59,24 @@ def _describe_run(path: Path) -> dict[str, Any]:
     try:
         status = run_status(run)
         settings = run.config() if run.started and status.state != "damaged" else {}
-        results = run.read_json("results.json")
+        results = Results.read(path / "results.json")
         best = run.read_json("best.json")
-        results = check_results(results, path / "results.json")
     except ArtifactError as error:
         status = RunStatus("damaged", 0, None, error.message, error.hint, 0.0)
-        settings, results, best = {}, {}, {}
-    data = settings.get("data") or (results.get("data") or {}).get("path")
-    model = settings.get("model") or settings.get("llm") or results.get("model")
+        settings, results, best = {}, None, {}
+    evaluated = results.to_dict() if results else {}
+    data = settings.get("data") or evaluated.get("data", {}).get("path")
+    model = settings.get("model") or settings.get("llm") or evaluated.get("model")
     return {
         "name": path.name,
         **status.to_dict(),
         "model": None if model is None else Path(str(model)).name if str(model).startswith("/") else str(model),
         "data": None if data is None else str(data).rstrip("/").rpartition("/")[2],
-        "metrics": results.get("metrics") or {},
-        "intervals": results.get("intervals") or {},
-        "verdict": results.get("verdict") or {},
+        "metrics": evaluated.get("metrics", {}),
+        "intervals": evaluated.get("intervals", {}),
+        "verdict": evaluated.get("verdict", {}),
         "validation": best.get("val") or {},
-        "captions": _caption_scores(results.get("metrics") or {}, best.get("val") or {}),
+        "captions": _caption_scores(evaluated.get("metrics", {}), best.get("val") or {}),
     }
 
 

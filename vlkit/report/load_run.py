@@ -7,10 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlkit.config.evaluation import SCHEMA
 from vlkit.data.pairs import Pairs, read_pairs
 from vlkit.errors import ArtifactError, VlkitError
-from vlkit.metrics import DIRECTIONS
+from vlkit.evaluation.results import Results
 from vlkit.remote import file_sha256
 from vlkit.run_status import RunStatus, run_status
 from vlkit.runs import Run
@@ -18,13 +17,6 @@ from vlkit.storage import Location
 
 if TYPE_CHECKING:
     import pandas as pd
-
-SECTIONS = ("metrics", "intervals", "data")
-# Sections that not every evaluation has.
-OPTIONAL = (
-    *("baseline", "verdict", "judged", "one_to_one", "folds", "classes", "slices", "shifts", "retention"),
-    *("efficiency", "examples", "diversity"),
-)
 
 
 @dataclass
@@ -34,7 +26,7 @@ class LoadedRun:
     Attributes:
         settings, environment: of its training; empty for the results of a model that is not a run.
         log: lines of metrics.jsonl.
-        results: content of results.json; empty where the run is not evaluated.
+        results: of results.json; None where the run is not evaluated.
         notes: what is missing in the report, and why.
     """
 
@@ -43,7 +35,7 @@ class LoadedRun:
     settings: dict[str, Any]
     environment: dict[str, Any]
     log: list[dict[str, Any]]
-    results: dict[str, Any]
+    results: Results | None
     notes: list[str] = field(default_factory=list)
 
     @classmethod
@@ -66,7 +58,7 @@ class LoadedRun:
             run.config() if started else {},
             run.environment() if started else {},
             run.metrics() if started else [],
-            check_results(run.read_json("results.json"), folder / "results.json"),
+            Results.read(folder / "results.json"),
         )
 
     @property
@@ -77,9 +69,9 @@ class LoadedRun:
     @cached_property
     def queries(self) -> pd.DataFrame | None:
         """Every query of the evaluation; None where its file does not belong to the results."""
-        stored = self.results.get("queries")
-        if not stored:
+        if self.results is None or not self.results.queries:
             return None
+        stored = self.results.queries
         path = self.run.folder / str(stored.get("file"))
         if not path.is_file() or file_sha256(path) != stored.get("hash"):
             self.notes.append(
@@ -93,8 +85,9 @@ class LoadedRun:
     @cached_property
     def pairs(self) -> Pairs | None:
         """The prepared folder of the evaluation, else of the training; None where it cannot be read."""
-        evaluated_on = self.results.get("data", {}).get("path")
-        if "captions" in self.results.get("data", {}):
+        data = self.results.data if self.results else {}
+        evaluated_on = data.get("path")
+        if "captions" in data:
             return None  # Captions read from files name no images.
         trained_on = (self.environment.get("data") or {}).get("path")
         path = evaluated_on or trained_on or self.settings.get("data")
@@ -105,7 +98,7 @@ class LoadedRun:
             if not location.is_remote and not location.path.exists() and trained_on:
                 location = Location(trained_on)
             pairs = read_pairs(location)
-            if evaluated_on and pairs.fingerprint != self.results["data"].get("fingerprint"):
+            if evaluated_on and pairs.fingerprint != data.get("fingerprint"):
                 self.notes.append(f"{location} has changed since the evaluation: data and images are the current ones")
             return pairs
         except VlkitError as error:
@@ -115,37 +108,17 @@ class LoadedRun:
     @property
     def is_captioner(self) -> bool:
         """True for a run that writes captions."""
-        return bool(self.settings.get("llm")) or self.results.get("task") == "captioning"
+        return bool(self.settings.get("llm")) or (self.results is not None and self.results.task == "captioning")
 
-    def other_results(self) -> list[dict[str, Any]]:
-        """Read further results in the folder: of other splits and other data."""
-        found = []
+    def other_results(self) -> dict[str, Results]:
+        """Read further results in the folder, of other splits and other data: file name -> results."""
+        others = {}
         for path in sorted(self.run.folder.glob("results-*.json")):
             try:
-                results = check_results(self.run.read_json(path.name), path)
+                results = Results.read(path)
             except ArtifactError as error:
                 self.notes.append(error.message)
                 continue
-            found.append({"file": path.name, **results})
-        return found
-
-
-def check_results(results: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Return results with their optional sections, empty where they are missing; {} for no results.
-
-    Raises:
-        ArtifactError: they are of another schema, or incomplete.
-    """
-    if not results:
-        return {}
-    if results.get("schema") != SCHEMA:
-        message = f"{path} has schema {results.get('schema')!r}; this version of vlkit reads {SCHEMA}"
-        raise ArtifactError(message, hint="evaluate again with this version: vlkit eval")
-    missing = [name for name in SECTIONS if not isinstance(results.get(name), dict)]
-    sections = [results["metrics"], results["intervals"]] if not missing else []
-    groups = ("captions",) if results.get("task") == "captioning" else DIRECTIONS
-    missing += [name for section in sections for name in groups if not isinstance(section.get(name), dict)]
-    missing += [name for name in ("task", "model") if not results.get(name)]
-    if missing:
-        raise ArtifactError(f"{path} is damaged: it has no {missing[0]}", hint="evaluate again: vlkit eval")
-    return {**{name: {} for name in OPTIONAL}, **results}
+            if results is not None:
+                others[path.name] = results
+        return others

@@ -12,13 +12,20 @@ from vlkit import __version__, console
 from vlkit.config.base import yaml_text
 from vlkit.config.evaluation import RARE, ReportConfig
 from vlkit.errors import UsageError
-from vlkit.evaluation.comparison import format_p
-from vlkit.evaluation.retrieval.retention import retention_sentence
-from vlkit.evaluation.summary import format_direction, format_metric, format_with_interval, metric_label
+from vlkit.evaluation.formatting import (
+    format_difference,
+    format_direction,
+    format_metric,
+    format_p,
+    format_with_interval,
+    metric_label,
+    retention_sentence,
+)
+from vlkit.evaluation.results import Difference, Results
 from vlkit.report import charts
 from vlkit.report.compare import Comparison, compare_runs, compared_metrics
 from vlkit.report.galleries import caption_galleries, query_galleries
-from vlkit.report.load_run import OPTIONAL, LoadedRun
+from vlkit.report.load_run import LoadedRun
 from vlkit.report.svg import Plot
 from vlkit.storage import format_bytes, refuse_unwritable, write_text
 
@@ -91,14 +98,14 @@ def report(config: ReportConfig) -> dict[str, Any]:
 
 def _draw_plots(run: LoadedRun, others: Sequence[LoadedRun]) -> dict[str, Iterable[Plot]]:
     """Return section of the page -> its plots, drawn while they are iterated."""
-    retrieval = run.results if not run.is_captioner else {}
+    results = run.results
     return {
         "learning": charts.training_plots(run.log),
         "against": charts.overlay([run, *others]) if others and not run.is_captioner else (),
-        "metrics": charts.metric_plots(retrieval) if retrieval else (),
-        "ranks": charts.rank_plots(run.results),
-        "confusion": charts.confusion_plots(run.results),
-        "slices": charts.slice_plots(run.results),
+        "metrics": charts.metric_plots(results) if results and not run.is_captioner else (),
+        "ranks": charts.rank_plots(results) if results else (),
+        "confusion": charts.confusion_plots(results) if results else (),
+        "slices": charts.slice_plots(results) if results else (),
         "data": charts.data_plots(run),
     }
 
@@ -123,6 +130,7 @@ def render_page(page: Page, queries: int) -> str:
         "label": metric_label,
         "share": _share,
         "cell": _cell,
+        "difference": _difference,
         "amount": _amount,
         "p": format_p,
         "retention_sentence": retention_sentence,
@@ -134,13 +142,11 @@ def render_page(page: Page, queries: int) -> str:
     return environment.get_template("page.html.j2").render(
         page=page,
         run=run,
-        evaluated=bool(run.results),
-        results=run.results or dict.fromkeys(OPTIONAL),
+        results=run.results,
         galleries=galleries,
         captions=captions,
         metadata=run.pairs.metadata if run.pairs else {},
         confusions=_most_confused(run.results),
-        shown_metrics=_shown_metrics(run.results),
         compared_metrics=compared_metrics(run),
         costs=COSTS,
         rare=RARE,
@@ -154,17 +160,9 @@ def render_page(page: Page, queries: int) -> str:
     )
 
 
-def _shown_metrics(results: dict[str, Any]) -> dict[str, list[str]]:
-    """Return group -> metrics that have an interval, in their order."""
-    return {
-        group: [name for name in metrics if name in results["intervals"].get(group, {})]
-        for group, metrics in results.get("metrics", {}).items()
-    }
-
-
-def _most_confused(results: dict[str, Any]) -> list[tuple[str, str, float, float]]:
+def _most_confused(results: Results | None) -> list[tuple[str, str, float, float]]:
     """Return the commonest confusions of the tuned model: true class, predicted class, images, and of how many."""
-    matrix = results.get("confusion") or {}
+    matrix = (results.confusion if results else None) or {}
     names, counts = matrix.get("classes", []), matrix.get("tuned", [])
     confusions = [
         (name, names[column], value, sum(row))
@@ -186,9 +184,14 @@ def _share(value: float | None) -> str:
     return format_metric("", value)
 
 
-def _cell(value: float | None, interval: Sequence[float], metric: str = "", sign: str = "") -> str:
+def _cell(value: float | None, interval: Sequence[float], metric: str = "") -> str:
     """Return a value with its interval, which no line break may part."""
-    return format_with_interval(metric, value, list(interval), sign=sign).replace(", ", ",\u00a0")
+    return format_with_interval(metric, value, interval).replace(", ", ",\u00a0")
+
+
+def _difference(difference: Difference, metric: str = "") -> str:
+    """Return a difference with its interval, which no line break may part."""
+    return format_difference(metric, difference).replace(", ", ",\u00a0")
 
 
 def _amount(value: Any) -> str:

@@ -10,7 +10,7 @@ from helpers import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlkit.evaluation.captioning.metrics import CaptionScores, longest_common, rouge_l
+from vlkit.evaluation.captioning.metrics import CaptionScores, longest_common_subsequence, rouge_l
 from vlkit.evaluation.captioning.ptb_tokens import DROPPED, coco_tokens
 
 GOLDEN = json.loads((ROOT / "tests/data/caption-scores.json").read_text(encoding="utf-8"))
@@ -25,7 +25,7 @@ def test_the_longest_common_subsequence_is_that_of_the_table(one, other):
         for column, right in enumerate(other, start=1):
             above = max(table[row - 1, column], table[row, column - 1])
             table[row, column] = table[row - 1, column - 1] + 1 if left == right else above
-    assert longest_common(one, other) == table[-1, -1]
+    assert longest_common_subsequence(one, other) == table[-1, -1]
 
 
 def grams(tokens, order):

@@ -1,6 +1,7 @@
 """Classes told from their names, against scikit-learn and against plain counting."""
 
 import json
+from dataclasses import astuple
 
 import numpy as np
 import pandas as pd
@@ -28,7 +29,7 @@ def test_the_macro_numbers_are_scikit_learns(seed, pictures, classes):
     generator = np.random.default_rng(seed)
     scores, truth = generator.random((pictures, classes)), generator.integers(0, classes, pictures)
     of = classified(scores, np.eye(classes)[truth])
-    measured, predicted = of.measured(), np.asarray(scores, np.float32).argmax(1)
+    measured, predicted = of.per_query_metrics(), np.asarray(scores, np.float32).argmax(1)
     present = np.unique(truth)
     expected = precision_recall_fscore_support(truth, predicted, average="macro", zero_division=0)
     for name, value in zip(("precision", "recall", "f1"), expected, strict=False):
@@ -52,21 +53,21 @@ def test_average_precision_of_several_labels_is_scikit_learns(seed, pictures, cl
     truth[:, 0] |= ~truth.any(axis=1)  # A picture of no class at all is another test's.
     of = classified(scores, truth)
     expected = [average_precision_score(truth[:, c], of.scores[:, c]) for c in range(classes)]
-    assert of.measured().value("average_precision_macro", pictures) == pytest.approx(np.mean(expected))
+    assert of.per_query_metrics().value("average_precision_macro", pictures) == pytest.approx(np.mean(expected))
     weights = generator.integers(0, 3, pictures)
     weights[0] = 1
     repeated = np.repeat(np.arange(pictures), weights)
-    drawn = of.measured().others["average_precision_macro"](weights[None, :].astype(float))
+    drawn = of.per_query_metrics().others["average_precision_macro"](weights[None, :].astype(float))
     expected = [average_precision_score(truth[repeated, c], of.scores[repeated, c]) for c in range(classes)]
     assert drawn[0] == pytest.approx(np.mean(expected))
-    drawn = of.measured().others["f1_macro"](weights[None, :].astype(float))
-    again = classified(scores[repeated], truth[repeated]).measured().value("f1_macro", len(repeated))
+    drawn = of.per_query_metrics().others["f1_macro"](weights[None, :].astype(float))
+    again = classified(scores[repeated], truth[repeated]).per_query_metrics().value("f1_macro", len(repeated))
     assert drawn[0] == pytest.approx(again, nan_ok=True)
 
 
 def test_a_model_that_says_the_same_of_everything_is_at_chance():
     of = classified(np.zeros((12, 4)), np.eye(4)[np.arange(12) % 4])
-    assert of.measured().value("accuracy", 12) == pytest.approx(0.25)
+    assert of.per_query_metrics().value("accuracy", 12) == pytest.approx(0.25)
     assert of.confusion() == pytest.approx(np.full((4, 4), 0.75))
 
 
@@ -92,7 +93,7 @@ def test_a_picture_has_the_classes_of_all_its_rows():
     )
     classes = Classes.from_pairs(pairs, RetrievalTask.from_pairs(pairs))
     assert classes.names == ["rot", "rust", "scab"]
-    assert classes.of.tolist() == [[False, True, True], [False, True, False], [True, False, True]]
+    assert classes.of_image.tolist() == [[False, True, True], [False, True, False], [True, False, True]]
     assert Classes.from_pairs(table([("a", "one", ["rust"])]), RetrievalTask.from_pairs(pairs)) is None, (
         "one class tells nothing apart"
     )
@@ -141,7 +142,7 @@ def test_one_of_ten_is_won_as_a_plain_loop_says():
     images, texts = torch.randn(36, 6, generator=generator), torch.randn(36, 6, generator=generator)
     texts[5] = texts[6]  # A tie, should both be drawn.
     embedded = Embeddings(images, texts, np.full(36, np.nan), 1.0, 1.0)
-    for picture, won in enumerate(tens.won(embedded)):
+    for picture, won in enumerate(tens.win_probability(embedded)):
         scores = (images[picture] @ texts[tens.texts[picture]].T).numpy()
         ties = np.isclose(scores, scores[0], atol=1e-6).sum()
         assert won == pytest.approx(0 if scores.max() > scores[0] + 1e-6 else 1 / ties)
@@ -205,7 +206,7 @@ def test_prompts_of_ones_own(leaves, vlkit, tmp_path):
 
 def test_a_class_of_one_picture_is_said(leaves, vlkit, tmp_path):
     outcome = vlkit("eval", "--run", leaves, "--out", tmp_path, "--limit", 6)
-    assert outcome.code == 0 and "one picture only of" in outcome.err
+    assert outcome.code == 0 and "only one test image of" in outcome.err
 
 
 def test_a_picture_of_no_known_class_is_neither_right_nor_wrong():
@@ -216,46 +217,53 @@ def test_a_picture_of_no_known_class_is_neither_right_nor_wrong():
     truth = np.zeros((60, 3))
     truth[:12] = np.eye(3)[np.arange(12) % 3]
     scores = generator.random((60, 3))
-    whole, labelled = classified(scores, truth).measured(), classified(scores[:12], truth[:12]).measured()
+    whole, labelled = (
+        classified(scores, truth).per_query_metrics(),
+        classified(scores[:12], truth[:12]).per_query_metrics(),
+    )
     for metric in ("accuracy", "f1_macro", "average_precision_macro"):
         assert whole.value(metric, 60) == pytest.approx(labelled.value(metric, 12)), metric
     perfect = classified(truth, truth)
-    found = compare(perfect.measured(), None, [str(n) for n in range(60)], draws=1000, seed=0)
-    assert found["units"] == dict.fromkeys(found["units"], 12) | {"top1_of_10": 0}
-    low, high = found["intervals"]["accuracy"]
+    found = compare(perfect.per_query_metrics(), None, [str(n) for n in range(60)], draws=1000, seed=0)
+    assert found.units == dict.fromkeys(found.units, 12) | {"top1_of_10": 0}
+    low, high = found.intervals["accuracy"]
     assert (low**12, high) == (pytest.approx(0.025), 1), "twelve units' doubt, not sixty's"
-    assert np.isnan(found["intervals"]["top1_of_10"]).all()
+    assert np.isnan(found.intervals["top1_of_10"]).all()
 
 
 def test_what_cannot_be_measured_has_no_p_value():
     """Every picture has two classes: no F1 and no difference of it, instead of p < 0.001; a few units prove nothing."""
-    from vlkit.evaluation.comparison import compare, format_p
+    from vlkit.evaluation.comparison import compare
+    from vlkit.evaluation.formatting import format_p
 
     generator, units = np.random.default_rng(1), [str(n) for n in range(40)]
     truth = np.tile([1, 1, 0], (40, 1))
-    one, other = (classified(generator.random((40, 3)), truth).measured() for _ in range(2))
+    one, other = (classified(generator.random((40, 3)), truth).per_query_metrics() for _ in range(2))
     found = compare(one, other, units, draws=1000, seed=0)
-    assert all(np.isnan(value) for value in found["difference"]["f1_macro"].values())
-    assert np.isnan(found["smallest_difference"]["f1_macro"]) and format_p(float("nan")) == "-"
+    assert all(np.isnan(value) for value in astuple(found.difference["f1_macro"]))
+    assert np.isnan(found.smallest_difference["f1_macro"]) and format_p(float("nan")) == "-"
     truth[:4] = [1, 0, 0]
     right, wrong = np.array(truth, float), np.array(truth, float)
     wrong[:4] = [0, 1, 0]
-    found = compare(*(classified(scores, truth).measured() for scores in (right, wrong)), units, draws=1000, seed=0)
-    assert found["difference"]["f1_macro"]["p_value"] >= 2 * 0.5**4
+    found = compare(
+        *(classified(scores, truth).per_query_metrics() for scores in (right, wrong)), units, draws=1000, seed=0
+    )
+    assert found.difference["f1_macro"].p_value >= 2 * 0.5**4
 
 
 def test_macro_numbers_lie_in_their_intervals_whatever_a_draw_misses():
     """Few pictures a class: draws repeat some and miss others, and are moved back to what they are drawn from."""
-    from vlkit.evaluation.comparison import CENTRED, compare
+    from vlkit.evaluation.comparison import compare
+    from vlkit.metrics import METRICS
 
     generator, units = np.random.default_rng(3), [str(n) for n in range(24)]
     truth = np.eye(8)[np.arange(24) % 8]
-    tuned = classified(truth * 0.7 + generator.random((24, 8)), truth).measured()
-    base = classified(generator.random((24, 8)), truth).measured()
+    tuned = classified(truth * 0.7 + generator.random((24, 8)), truth).per_query_metrics()
+    base = classified(generator.random((24, 8)), truth).per_query_metrics()
     found = compare(tuned, base, units, draws=1000, seed=0)
     for values, intervals in (("metrics", "intervals"), ("baseline", "baseline_intervals")):
-        for metric in CENTRED:
-            (low, high), value = found[intervals][metric], found[values][metric]
+        for metric in (name for name, metric in METRICS.items() if metric.centre_draws):
+            (low, high), value = getattr(found, intervals)[metric], getattr(found, values)[metric]
             assert 0 <= low <= value <= high <= 1, (values, metric)
             assert value - low == pytest.approx(high - value, rel=1.2), (values, metric)
 
@@ -279,7 +287,7 @@ def test_a_tie_among_ten_is_shared():
     classes = Classes.from_pairs(pairs, task)
     tens = TenChoices.draw(task, classes, seed=0)
     same = Embeddings(torch.ones(9, 4), torch.ones(9, 4), np.full(9, np.nan), 1.0, 1.0)
-    assert tens.won(same) == pytest.approx(np.full(9, 1 / 3))
+    assert tens.win_probability(same) == pytest.approx(np.full(9, 1 / 3))
 
 
 def test_training_pictures_are_the_originals():

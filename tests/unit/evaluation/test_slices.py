@@ -9,9 +9,10 @@ import torch
 from helpers import write_table
 
 from vlkit.errors import UsageError
+from vlkit.evaluation.json_codec import encode
 from vlkit.evaluation.retrieval.classification import Classes
 from vlkit.evaluation.retrieval.ranking import rank
-from vlkit.evaluation.retrieval.slices import FEW, Slicing, compare_slices, make_slicings, script
+from vlkit.evaluation.retrieval.slices import LEAST_UNITS, Slicing, compare_slices, make_slicings, script
 from vlkit.evaluation.retrieval.task import Embeddings, RetrievalScores, RetrievalTask
 
 
@@ -31,6 +32,10 @@ def scores_of(hits):
     names = [str(n) for n in range(count)]
     ranks = rank(asking, eye, names, names)
     return RetrievalScores({"text_to_image": ranks, "image_to_text": ranks})
+
+
+def slices_as_json(*args, **settings):
+    return encode(compare_slices(*args, **settings))
 
 
 def task_of(count, **columns):
@@ -61,7 +66,7 @@ def test_a_gap_is_the_slice_less_the_rest_over_the_same_draws():
     hits = generator.random(40) < np.where(np.arange(40) < 16, 0.3, 0.8)
     task = task_of(40)
     cut = Slicing("half", "text_to_image", ["a"] * 16 + ["b"] * 24)
-    found = compare_slices([cut], scores_of(hits), None, task, draws=2000, seed=5)["half"]["a"]["text_to_image"]
+    found = slices_as_json([cut], scores_of(hits), None, task, draws=2000, seed=5)["half"]["a"]["text_to_image"]
     assert (found["queries"], found["units"]) == (16, 8)
     assert found["recall@1"] == pytest.approx(hits[:16].mean())
     assert found["gap"]["value"] == pytest.approx(hits[:16].mean() - hits[16:].mean())
@@ -78,9 +83,9 @@ def test_a_gap_is_the_slice_less_the_rest_over_the_same_draws():
 
 
 def test_few_units_have_no_gap():
-    few = 2 * (FEW - 1)
+    few = 2 * (LEAST_UNITS - 1)
     cut = Slicing("tail", "image_to_text", ["few"] * few + ["many"] * (40 - few))
-    found = compare_slices([cut], scores_of([True] * 40), None, task_of(40), draws=1000, seed=0)["tail"]
+    found = slices_as_json([cut], scores_of([True] * 40), None, task_of(40), draws=1000, seed=0)["tail"]
     assert found["few"]["image_to_text"]["gap"] is None and found["many"]["image_to_text"]["gap"] is None
     low, high = found["few"]["image_to_text"]["interval"]
     assert high == 1 and low < 0.6, "four units are no certainty"
@@ -89,7 +94,7 @@ def test_few_units_have_no_gap():
 def test_the_two_models_are_compared_within_the_slice():
     cut = Slicing("half", "text_to_image", ["a"] * 20 + ["b"] * 20)
     tuned, base = scores_of([True] * 20 + [False] * 20), scores_of([False] * 40)
-    found = compare_slices([cut], tuned, base, task_of(40), draws=4000, seed=0)["half"]
+    found = slices_as_json([cut], tuned, base, task_of(40), draws=4000, seed=0)["half"]
     assert found["a"]["text_to_image"]["difference"]["value"] == 1
     assert found["a"]["text_to_image"]["difference"]["p_value"] == pytest.approx(2 * 0.5**10, abs=1e-3)
     assert found["b"]["text_to_image"]["difference"]["value"] == 0
@@ -97,7 +102,7 @@ def test_the_two_models_are_compared_within_the_slice():
 
 
 def labels(found, name, direction):
-    return next(each.of for each in found if (each.name, each.direction) == (name, direction))
+    return next(each.labels for each in found if (each.name, each.direction) == (name, direction))
 
 
 def test_every_usual_slicing():
@@ -157,7 +162,7 @@ def test_eval_slices_by_a_column(vlkit, tmp_path):
     model = ("--model", "tiny-siglip", "--data", tmp_path / "data", "--out", tmp_path / "out")
     outcome = vlkit("eval", *model, "--slice-by", "site,year")
     assert outcome.code == 0, outcome.err
-    assert "--slice-by year: these rows have no two values of it" in outcome.err
+    assert "--slice-by year: these rows have one value only" in outcome.err
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert set(results["slices"]["site"]) == {"arm", "leg"}
     queries = sum(of["image_to_text"]["queries"] for of in results["slices"]["site"].values())
@@ -198,7 +203,7 @@ def test_the_rest_is_what_is_in_another_slice():
     """Queries in no slice at all belong to neither side; a difference lies within its ends."""
     hits = [True] * 12 + [False] * 12 + [True] * 16
     cut = Slicing("third", "image_to_text", ["a"] * 12 + ["b"] * 12 + [None] * 16)
-    found = compare_slices([cut], scores_of(hits), scores_of([False] * 40), task_of(40), draws=1000, seed=0)["third"]
+    found = slices_as_json([cut], scores_of(hits), scores_of([False] * 40), task_of(40), draws=1000, seed=0)["third"]
     assert found["a"]["image_to_text"]["gap"]["value"] == 1
     assert found["b"]["image_to_text"]["gap"]["value"] == -1
     apart = found["a"]["image_to_text"]["difference"]
@@ -210,7 +215,7 @@ def test_no_hit_in_a_small_slice_is_no_sure_gap():
     hits = [False] * 5 + [True] * 5 + [False] * 14
     cut = Slicing("few", "image_to_text", ["a"] * 5 + ["b"] * 19)
     task = task_of(24, unit=[str(n) for n in range(24)])
-    found = compare_slices([cut], scores_of(hits), None, task, draws=2000, seed=0)["few"]["a"]["image_to_text"]["gap"]
+    found = slices_as_json([cut], scores_of(hits), None, task, draws=2000, seed=0)["few"]["a"]["image_to_text"]["gap"]
     assert found["low"] < found["value"] < 0 < found["high"]
 
 

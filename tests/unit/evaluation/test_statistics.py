@@ -1,12 +1,17 @@
 """Resampling against a plain loop, and what an interval must and must not say."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlkit.evaluation.comparison import PerQueryMetrics, compare, verdict, verdict_label
+from vlkit.evaluation.results import Difference
 from vlkit.evaluation.statistics import interval, p_value, permutation_test, resample, weighted_median
+
+RECALL = "recall@1"
 
 
 def test_resampling_equals_repeating_the_queries():
@@ -77,7 +82,7 @@ def test_a_handful_of_units_proves_nothing(changed):
     """All of n units went from wrong to right: the sign test gives 2 / 2^n, and five units are not enough."""
     p = p_value(np.ones(2000), changed)
     assert p == pytest.approx(max(2 * 0.5**changed, 2 / 2001))
-    told = verdict({"value": 1.0, "low": 0.9, "high": 1.0, "p_value": p}, changed, 0.1)
+    told = verdict(Difference(1.0, 0.9, 1.0, p), changed, 0.1, RECALL)
     assert told.startswith("better") == (changed >= 6)
 
 
@@ -87,8 +92,8 @@ def called_different(trials, units, agreeing):
     for trial in range(trials):
         one, other = (generator.integers(0, 2, (2, units))).astype(float)
         other = np.where(generator.random(units) < agreeing, one, other)
-        found = compare(PerQueryMetrics({"x": one}), PerQueryMetrics({"x": other}), names, draws=1000, seed=trial)
-        called += verdict_label(found["difference"]["x"]) != "no difference"
+        found = compare(PerQueryMetrics({RECALL: one}), PerQueryMetrics({RECALL: other}), names, draws=1000, seed=trial)
+        called += verdict_label(found.difference[RECALL], RECALL) != "no difference"
     return called / trials
 
 
@@ -150,9 +155,11 @@ def test_the_smallest_difference_is_about_what_can_be_shown():
         for trial in range(100):
             one = (generator.random(200) < 0.5 + apart / 2).astype(float)
             other = (generator.random(200) < 0.5 - apart / 2).astype(float)
-            told = compare(PerQueryMetrics({"x": one}), PerQueryMetrics({"x": other}), units, draws=1000, seed=trial)
-            found += verdict_label(told["difference"]["x"]) == "better"
-            smallest.append(told["smallest_difference"]["x"])
+            told = compare(
+                PerQueryMetrics({RECALL: one}), PerQueryMetrics({RECALL: other}), units, draws=1000, seed=trial
+            )
+            found += verdict_label(told.difference[RECALL], RECALL) == "better"
+            smallest.append(told.smallest_difference[RECALL])
         return found / 100, np.mean(smallest)
 
     _, smallest = shown(0.1)
@@ -165,21 +172,25 @@ def test_a_verdict_does_not_contradict_itself(seed, units, steps):
     """What was not shown is no larger than what it would have taken; of fewer than six units none is."""
     generator, names = np.random.default_rng(seed), [str(n) for n in range(units)]
     one, other = generator.integers(0, steps, (2, units)) / (steps - 1)
-    found = compare(PerQueryMetrics({"x": one}), PerQueryMetrics({"x": other}), names, draws=1000, seed=0)
-    between, smallest = found["difference"]["x"], found["smallest_difference"]["x"]
-    told = verdict(between, units, smallest)
+    found = compare(PerQueryMetrics({RECALL: one}), PerQueryMetrics({RECALL: other}), names, draws=1000, seed=0)
+    between, smallest = found.difference[RECALL], found.smallest_difference[RECALL]
+    told = verdict(between, units, smallest, RECALL)
     if units < 6:
         assert np.isnan(smallest) and told.endswith("so few can show none")
     elif told.startswith("no difference"):
-        assert abs(between["value"]) <= smallest * 1.15 + 1e-9, told
+        assert abs(between.value) <= smallest * 1.15 + 1e-9, told
 
 
 def test_the_smallest_difference_of_models_that_agree_is_six_units():
     same = np.ones(20)
     found = compare(
-        PerQueryMetrics({"x": same}), PerQueryMetrics({"x": same}), [str(n) for n in range(20)], draws=1000, seed=0
+        PerQueryMetrics({RECALL: same}),
+        PerQueryMetrics({RECALL: same}),
+        [str(n) for n in range(20)],
+        draws=1000,
+        seed=0,
     )
-    assert found["smallest_difference"]["x"] == pytest.approx(0.3), "six of twenty, or the test of units sees nothing"
+    assert found.smallest_difference[RECALL] == pytest.approx(0.3), "six of twenty, or the test of units sees nothing"
 
 
 def test_a_p_value_is_never_nothing():
@@ -190,28 +201,32 @@ def test_a_p_value_is_never_nothing():
 
 
 def test_the_interval_and_the_test_must_agree():
-    told = {"value": 0.1, "low": -0.01, "high": 0.2, "p_value": 0.01}
-    assert verdict_label(told) == "no difference" == verdict_label(told | {"low": 0.01, "p_value": 0.06})
-    assert (
-        verdict_label(told | {"low": 0.01}) == "better"
-        and verdict_label(told | {"high": -0.001, "low": -0.2}) == "worse"
-    )
+    unsure = Difference(0.1, -0.01, 0.2, 0.01)
+    assert verdict_label(unsure, RECALL) == "no difference"
+    assert verdict_label(replace(unsure, low=0.01, p_value=0.06), RECALL) == "no difference"
+    assert verdict_label(replace(unsure, low=0.01), RECALL) == "better"
+    assert verdict_label(replace(unsure, low=-0.2, high=-0.001), RECALL) == "worse"
+
+
+def test_a_lower_rank_is_better():
+    assert verdict_label(Difference(-3.0, -5.0, -1.0, 0.001), "median_rank") == "better"
+    assert verdict_label(Difference(3.0, 1.0, 5.0, 0.001), "mean_rank") == "worse"
 
 
 def test_ten_queries_a_unit_are_one_unit_of_doubt():
     found = compare(
-        PerQueryMetrics({"x": np.ones(100)}),
+        PerQueryMetrics({RECALL: np.ones(100)}),
         None,
         np.repeat(np.arange(10), 10).astype(str).tolist(),
         draws=1000,
         seed=0,
     )
-    assert found["intervals"]["x"][0] ** 10 == pytest.approx(0.025) and found["units"]["x"] == 10
+    assert found.intervals[RECALL][0] ** 10 == pytest.approx(0.025) and found.units[RECALL] == 10
 
 
 def test_the_verdict_follows_the_interval():
     def said(low, high, p):
-        return verdict({"value": (low + high) / 2, "low": low, "high": high, "p_value": p}, 50, 0.1)
+        return verdict(Difference((low + high) / 2, low, high, p), 50, 0.1, RECALL)
 
     assert said(0.2, 0.4, 0.001).startswith("better")
     assert said(-0.4, -0.2, 0.001).startswith("worse")
@@ -232,10 +247,14 @@ def test_what_it_would_have_taken_is_more_than_what_was_not_shown():
     one, other = np.zeros(34), np.zeros(34)
     one[:8], other[8:10] = 1, 1
     found = compare(
-        PerQueryMetrics({"x": one}), PerQueryMetrics({"x": other}), [str(n) for n in range(34)], draws=4000, seed=0
+        PerQueryMetrics({RECALL: one}),
+        PerQueryMetrics({RECALL: other}),
+        [str(n) for n in range(34)],
+        draws=4000,
+        seed=0,
     )
-    between = found["difference"]["x"]
-    assert between["p_value"] > 0.05 and found["smallest_difference"]["x"] > between["value"] + 1e-9
+    between = found.difference[RECALL]
+    assert between.p_value > 0.05 and found.smallest_difference[RECALL] > between.value + 1e-9
 
 
 def test_an_interval_has_its_value_in_it_where_nearly_all_draws_are_equal():
@@ -244,10 +263,10 @@ def test_an_interval_has_its_value_in_it_where_nearly_all_draws_are_equal():
     truth = np.eye(5)[np.arange(34) % 5]
     same = np.zeros((34, 5), np.float32)
     same[:, 2] = 1
-    measured = ClassScores(same, truth.astype(bool), np.full(34, np.nan)).measured()
+    measured = ClassScores(same, truth.astype(bool), np.full(34, np.nan)).per_query_metrics()
     found = compare(measured, None, [str(n) for n in range(34)], draws=1000, seed=0)
-    for metric, value in found["metrics"].items():
-        low, high = found["intervals"][metric]
+    for metric, value in found.metrics.items():
+        low, high = found.intervals[metric]
         assert np.isnan(value) or low <= value <= high, metric
-    low, high = found["intervals"]["recall_macro"]
+    low, high = found.intervals["recall_macro"]
     assert high - low > 0.05, "34 pictures are no certainty"

@@ -1,4 +1,4 @@
-"""Pictures as they come on a bad day: stated corruptions, the same for every model and every run."""
+"""Corruptions of images, each stated in words, the same for every model and every run."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from vlkit.data.images import decode
 from vlkit.data.images.spec import PixelSpec
 from vlkit.data.loading.stores import PixelStore
 
-# Longer pictures are brought to this many pixels first, so that a corruption means the same for all.
+# Larger images are first reduced to this many pixels, so that a corruption means the same for all.
 MAX_SIDE = 640
-# Counts up when a corruption is made in another way: what is kept of it is then of no use.
+# Counts up when a corruption is computed in another way: features cached before are then of no use.
 VERSION = 1
 LIGHT_LEFT, BLUR, QUALITY, DEGREES = 0.35, 0.015, 10, 15.0
 CORRUPTIONS = {
@@ -25,37 +25,37 @@ CORRUPTIONS = {
     "jpeg": f"saved as JPEG of quality {QUALITY}",
     "rotate": f"turned by {DEGREES:g} degrees, the corners filled with the mean colour",
 }
-OPERATION = {"low-light": "low_light", "blur": "blur", "rotate": "rotate"}
+OPERATIONS = {"low-light": "low_light", "blur": "blur", "rotate": "rotate"}
 
 
 @dataclass
 class CorruptedPixels(PixelStore):
-    """Pictures under a corruption, as a model wants them."""
+    """Images under a corruption, resized as a model needs them."""
 
     corruption: str = field(kw_only=True)
 
     def load_pixels(self, path: Path) -> np.ndarray:
-        """uint8 [3, size, size]."""
+        """Return uint8 [3, size, size]."""
         return corrupt(path, self.corruption, self.spec)
 
 
-def corrupt(path: Path, shift: str, spec: PixelSpec) -> np.ndarray:
-    """A picture under a corruption: uint8 [3, size, size].
+def corrupt(path: Path, corruption: str, spec: PixelSpec) -> np.ndarray:
+    """Read an image and corrupt it: uint8 [3, size, size].
 
     Args:
-        shift: one of STATED.
+        corruption: one of CORRUPTIONS.
     """
     from PIL import Image
 
-    picture = decode.load_rgb(path, max_side=MAX_SIDE)
-    if shift == "jpeg":
-        packed = io.BytesIO()
-        picture.save(packed, "JPEG", quality=QUALITY)
-        picture = Image.open(packed).convert("RGB")
+    image = decode.load_rgb(path, max_side=MAX_SIDE)
+    if corruption == "jpeg":
+        encoded = io.BytesIO()
+        image.save(encoded, "JPEG", quality=QUALITY)
+        image = Image.open(encoded).convert("RGB")
     else:
-        amount = {"low-light": LIGHT_LEFT, "blur": BLUR * max(picture.size), "rotate": DEGREES}[shift]
-        name = OPERATION[shift]
-        probability = {each: float(each == name) for each in IMAGE_OPERATIONS}
+        amount = {"low-light": LIGHT_LEFT, "blur": BLUR * max(image.size), "rotate": DEGREES}[corruption]
+        name = OPERATIONS[corruption]
+        probability = {operation: float(operation == name) for operation in IMAGE_OPERATIONS}
         always = ImageAugmenter(probability, {name: (amount, amount)}, seed=0, max_side=MAX_SIDE)
-        picture = Image.fromarray(always.apply(np.asarray(picture), 0, ""))
-    return decode.resize_to_spec(picture, spec)
+        image = Image.fromarray(always.apply(np.asarray(image), 0, ""))
+    return decode.resize_to_spec(image, spec)

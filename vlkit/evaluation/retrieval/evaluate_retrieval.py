@@ -1,19 +1,30 @@
-"""Everything that eval measures on some rows: one model, or the tuned one beside the untouched one."""
+"""Measure a dual encoder on some rows, alone or beside the untouched model."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 
 from vlkit import console
-from vlkit.config.evaluation import EvalConfig
+from vlkit.config.evaluation import EvalRetrievalConfig
 from vlkit.data.pairs import Pairs
 from vlkit.distributed import World
-from vlkit.evaluation.comparison import PARTS, PerQueryMetrics, compare, verdict, verdict_label
+from vlkit.evaluation.comparison import PerQueryMetrics, compare
+from vlkit.evaluation.results import (
+    ClassRow,
+    CorruptedRecall,
+    Corruption,
+    Difference,
+    Efficiency,
+    Group,
+    Results,
+    Retention,
+)
 from vlkit.evaluation.retrieval import per_query
 from vlkit.evaluation.retrieval.classification import (
     Classes,
@@ -28,52 +39,72 @@ from vlkit.evaluation.retrieval.ranking import per_query_metrics
 from vlkit.evaluation.retrieval.retention import read_guard_rows, retained_share
 from vlkit.evaluation.retrieval.slices import compare_slices, make_slicings
 from vlkit.evaluation.retrieval.task import Embeddings, RetrievalScores, RetrievalTask, embed_cached, rank_task
-from vlkit.metrics import DIRECTIONS
+from vlkit.metrics import DIRECTIONS, headline_of
 from vlkit.models.device import Precision
 from vlkit.models.dual_encoder import DualEncoder
 from vlkit.models.encode import encode_texts
 from vlkit.storage import Location
 
-HITS = "recall@1"
-# Items that are shown of what a query ranks first: top5 in queries.parquet.
-SHOWN = 5
+# Items that a query's row in queries.parquet names: top5.
+TOP = 5
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+@dataclass(frozen=True)
+class Models(Generic[T]):
+    """The measured model's part, and the untouched model's where there is one."""
+
+    tuned: T
+    base: T | None
+
+    def items(self) -> list[tuple[str, T]]:
+        """Return tuned and base by their names in results.json."""
+        return [("tuned", self.tuned), *([] if self.base is None else [("base", self.base)])]
+
+    def to_dict(self) -> dict[str, T]:
+        """Return name -> part."""
+        return dict(self.items())
+
+    def map(self, function: Callable[[T], U]) -> Models[U]:
+        """Return what a function makes of both."""
+        return Models(function(self.tuned), None if self.base is None else function(self.base))
 
 
 @dataclass(frozen=True)
 class ModelEmbeddings:
-    """All that a model makes of the rows.
+    """Everything that a model encodes for an evaluation.
 
     Attributes:
+        rows: of the task.
         prompts: class prompt -> float32 [width].
-        shifted: corruption -> the same rows under it.
+        corrupted: corruption -> the same rows under it.
         guard: the guard set's rows, where there is one.
-        size: pixels of a side of what it sees.
+        image_size: pixels of a side of what the model sees.
     """
 
-    own: Embeddings
+    rows: Embeddings
     prompts: dict[str, torch.Tensor]
-    shifted: dict[str, Embeddings]
+    corrupted: dict[str, Embeddings]
     guard: Embeddings | None
-    size: int
+    image_size: int
 
 
-@dataclass
+@dataclass(frozen=True)
 class RetrievalEvaluation:
-    """What is asked, and how.
+    """The rows to measure on, and the settings.
 
     Attributes:
         pairs: the whole prepared folder.
         task: the rows that are measured on.
-        tuned, base: how the models did, once `compared` has been called; base None: there is no other model.
     """
 
-    config: EvalConfig
+    config: EvalRetrievalConfig
     pairs: Pairs
     task: RetrievalTask
     precision: Precision
     world: World
-    tuned: RetrievalScores = field(init=False)
-    base: RetrievalScores | None = field(init=False, default=None)
 
     @cached_property
     def classes(self) -> Classes | None:
@@ -85,152 +116,212 @@ class RetrievalEvaluation:
         """The guard set's rows."""
         return RetrievalTask.from_pairs(read_guard_rows(self.config.guard)) if self.config.guard else None
 
-    def seen(self, encoder: DualEncoder, *, cache: str) -> ModelEmbeddings:
-        """Embed all that is asked for with one model.
+    def embed_all(self, encoder: DualEncoder, *, cache: str) -> ModelEmbeddings:
+        """Encode everything that the settings ask for.
 
         Args:
-            cache: whether, and where, embeddings are kept: for a model that is evaluated again and again.
+            cache: off, auto or a folder; for a model that is evaluated again and again.
         """
-        how: dict[str, Any] = {"batch_size": self.config.batch_size, "precision": self.precision}
-        kept = {**how, "cache": cache, "world": self.world}
-        own = embed_cached(encoder, self.task, **kept)
-        named = self.classes.texts() if self.classes else []
-        prompts = dict(zip(named, encode_texts(encoder, named, **how), strict=True)) if named else {}
-        shifted = {
-            shift: embed_cached(encoder, self.task, corruption=shift, texts=own.texts, **kept)
-            for shift in self.config.shift
+        rows = self._embed(encoder, self.task, cache)
+        texts = self.classes.texts() if self.classes else []
+        prompts: dict[str, torch.Tensor] = {}
+        if texts:
+            encoded = encode_texts(encoder, texts, batch_size=self.config.batch_size, precision=self.precision)
+            prompts = dict(zip(texts, encoded, strict=True))
+        corrupted = {
+            corruption: self._embed(encoder, self.task, cache, corruption=corruption, texts=rows.texts)
+            for corruption in self.config.shift
         }
-        guard = embed_cached(encoder, self.guard, **kept) if self.guard else None
-        return ModelEmbeddings(own, prompts, shifted, guard, encoder.pixel_spec.size)
+        guard = self._embed(encoder, self.guard, cache) if self.guard else None
+        return ModelEmbeddings(rows, prompts, corrupted, guard, encoder.pixel_spec.size)
 
-    def compared(self, tuned: ModelEmbeddings, base: ModelEmbeddings | None) -> dict[str, Any]:
-        """The sections of results.json that say how the models did."""
+    def _embed(
+        self,
+        encoder: DualEncoder,
+        task: RetrievalTask,
+        cache: str,
+        *,
+        corruption: str | None = None,
+        texts: torch.Tensor | None = None,
+    ) -> Embeddings:
+        return embed_cached(
+            encoder,
+            task,
+            batch_size=self.config.batch_size,
+            precision=self.precision,
+            cache=cache,
+            corruption=corruption,
+            texts=texts,
+            world=self.world,
+        )
+
+    def rank_models(self, embeddings: Models[ModelEmbeddings]) -> Models[RetrievalScores]:
+        """Rank the rows with both models."""
+        return embeddings.map(
+            lambda model: rank_task(self.task, model.rows, keep=TOP, all_matches=True, world=self.world)
+        )
+
+    def compare_models(
+        self,
+        embeddings: Models[ModelEmbeddings],
+        scores: Models[RetrievalScores],
+        *,
+        name: str,
+        data: dict[str, Any],
+        efficiency: Efficiency,
+    ) -> Results:
+        """Measure both models and compare them.
+
+        Args:
+            name, data, efficiency: facts for the results, which are returned with the numbers.
+        """
         config, task = self.config, self.task
-        self.tuned = rank_task(task, tuned.own, keep=SHOWN, all_matches=True, world=self.world)
-        self.base = rank_task(task, base.own, keep=SHOWN, all_matches=True, world=self.world) if base else None
-        found = self._both_ways(task, self.tuned, self.base)
-        if self.classes is not None:
-            self._classification(found, tuned, base)
+        groups = self._compare_directions(task, scores)
+        class_scores = self._score_classes(embeddings)
+        if class_scores is not None:
+            groups["classification"] = self._compare_classification(class_scores)
         elif config.templates:
             console.warn("--templates: these rows have no classes to tell apart")
-        models = {"tuned": tuned.own} | ({"base": base.own} if base else {})
-        cuts = make_slicings(task, tuned.own, self.pairs, self.classes, tuned.size, config.slice_by)
-        return {
-            **found,
-            "one_to_one": one_to_one_metrics(task, models, config, self.world),
-            "folds": fold_metrics(task, models, choose_fold_size(task, config.fold_size), self.world),
-            "curves": self._curves(),
-            "slices": compare_slices(cuts, self.tuned, self.base, task, draws=config.draws, seed=config.seed),
-            "shifts": {shift: self._shift(shift, tuned, base) for shift in config.shift},
-            "retention": self._retention(tuned, base),
-        }
-
-    def _both_ways(self, task: RetrievalTask, tuned: RetrievalScores, base: RetrievalScores | None) -> dict[str, Any]:
-        """metrics to verdict of both directions."""
-        found: dict[str, Any] = {part: {} for part in (*PARTS, "judged", "verdict")}
-        for direction in DIRECTIONS:
-            ranks = tuned.ranks[direction]
-            units = task.queries(direction)["unit"].to_numpy()[ranks.query]
-            before = per_query_metrics(base.ranks[direction]) if base else None
-            self._compare(found, direction, per_query_metrics(ranks), before, units, HITS)
-            for part in ("metrics", "baseline") if before else ("metrics",):
-                found[part][direction] |= {"queries": len(ranks), "gallery": ranks.gallery}
-        return found
+        rows = embeddings.map(lambda model: model.rows)
+        size = embeddings.tuned.image_size
+        slicings = make_slicings(task, rows.tuned, self.pairs, self.classes, size, config.slice_by)
+        fold_size = choose_fold_size(task, config.fold_size)
+        return Results(
+            task="retrieval",
+            model=name,
+            data=data,
+            groups=groups,
+            **self._class_sections(class_scores, scores),
+            one_to_one=one_to_one_metrics(task, rows.to_dict(), seed=config.seed, world=self.world),
+            folds=fold_metrics(task, rows.to_dict(), fold_size, self.world),
+            curves=self._curves(scores),
+            slices=compare_slices(slicings, scores.tuned, scores.base, task, draws=config.draws, seed=config.seed),
+            shifts={
+                corruption: self._compare_corruption(corruption, embeddings, scores) for corruption in config.shift
+            },
+            retention=self._measure_retention(embeddings),
+            efficiency=efficiency,
+        )
 
     def _compare(
-        self,
-        found: dict[str, Any],
-        group: str,
-        tuned: PerQueryMetrics,
-        base: PerQueryMetrics | None,
-        units: np.ndarray,
-        metric: str,
-    ) -> None:
-        """Add a group's numbers to `found`, and a verdict on one metric."""
-        compared = compare(tuned, base, units.tolist(), draws=self.config.draws, seed=self.config.seed)
-        for part in PARTS:
-            if part in ("metrics", "intervals", "units") or base is not None:
-                found[part][group] = compared[part]
-        if base is not None:
-            smallest, between = compared["smallest_difference"][metric], compared["difference"][metric]
-            found["verdict"][group] = verdict(between, compared["units"][metric], smallest, metric)
-            found["judged"][group] = verdict_label(between)
+        self, tuned: PerQueryMetrics, base: PerQueryMetrics | None, units: np.ndarray, headline: str | None = None
+    ) -> Group:
+        draws, seed = self.config.draws, self.config.seed
+        return compare(tuned, base, units.tolist(), draws=draws, seed=seed, headline=headline)
 
-    def _classification(self, found: dict[str, Any], tuned: ModelEmbeddings, base: ModelEmbeddings | None) -> None:
-        """Add the group classification, the table of the classes and the confusion matrix."""
+    def _compare_directions(self, task: RetrievalTask, scores: Models[RetrievalScores]) -> dict[str, Group]:
+        """Return the groups of both directions."""
+        groups = {}
+        for direction in DIRECTIONS:
+            ranks = Models(
+                scores.tuned.ranks[direction], None if scores.base is None else scores.base.ranks[direction]
+            )
+            metrics = ranks.map(per_query_metrics)
+            units = task.queries(direction)["unit"].to_numpy()[ranks.tuned.query]
+            group = self._compare(metrics.tuned, metrics.base, units, headline_of(direction))
+            for values in (group.metrics, *([] if scores.base is None else [group.baseline])):
+                values |= {"queries": len(ranks.tuned), "gallery": ranks.tuned.gallery}
+            groups[direction] = group
+        return groups
+
+    def _score_classes(self, embeddings: Models[ModelEmbeddings]) -> Models[ClassScores] | None:
+        """Score every class for every image; None where the rows have no classes."""
         classes = self.classes
-        assert classes is not None
+        if classes is None:
+            return None
         warn_of_single_images(classes)
         tens = TenChoices.draw(self.task, classes, self.config.seed)
-        models = {"tuned": ClassScores.from_embeddings(classes, tuned.own, tuned.prompts, tens)}
-        if base is not None:
-            models["base"] = ClassScores.from_embeddings(classes, base.own, base.prompts, tens)
-        before = models["base"].measured() if "base" in models else None
-        units = self.task.images["unit"].to_numpy()
-        self._compare(found, "classification", models["tuned"].measured(), before, units, "accuracy")
-        found["metrics"]["classification"] |= {
-            "pictures": int(classes.of.any(axis=1).sum()),
-            "classes": len(classes.names),
-            "pictures_of_one_class": int(models["tuned"].single.sum()),
-            "choices_of_10": int((tens.texts >= 0).sum(axis=1).max()),
-        }
-        ranks = {"tuned": self.tuned} | ({"base": self.base} if self.base else {})
-        found["classes"] = class_table(classes, models, ranks)
-        found["confusion"] = {
-            "classes": classes.names,
-            **{who: model.confusion().round(4).tolist() for who, model in models.items()},
-        }
-        found["prompts"] = dict(zip(classes.names, classes.prompts, strict=True))
+        return embeddings.map(lambda model: ClassScores.from_embeddings(classes, model.rows, model.prompts, tens))
 
-    def _curves(self) -> dict[str, Any]:
-        """What the report draws of the ranks."""
-        models = {"tuned": self.tuned} | ({"base": self.base} if self.base else {})
+    def _compare_classification(self, class_scores: Models[ClassScores]) -> Group:
+        metrics = class_scores.map(lambda model: model.per_query_metrics())
+        units = self.task.images["unit"].to_numpy()
+        group = self._compare(metrics.tuned, metrics.base, units, headline_of("classification"))
+        group.metrics.update(class_scores.tuned.counts())
+        return group
+
+    def _class_sections(
+        self, class_scores: Models[ClassScores] | None, scores: Models[RetrievalScores]
+    ) -> dict[str, Any]:
+        """Return the table of the classes, the confusion matrix and the prompts."""
+        classes = self.classes
+        if classes is None or class_scores is None:
+            return {}
+        table: dict[str, ClassRow] = class_table(classes, class_scores.to_dict(), scores.to_dict())
+        confusion = {name: model.confusion().round(4).tolist() for name, model in class_scores.items()}
+        return {
+            "classes": table,
+            "confusion": {"classes": classes.names, **confusion},
+            "prompts": dict(zip(classes.names, classes.prompts, strict=True)),
+        }
+
+    def _curves(self, scores: Models[RetrievalScores]) -> dict[str, dict[str, dict[str, Any]]]:
+        """Return what the report draws of the ranks."""
         return {
             direction: {
-                who: {**per_query.recall_curve(scores, direction), "ranks": per_query.rank_histogram(scores, direction)}
-                for who, scores in models.items()
+                name: {
+                    **per_query.recall_curve(model, direction),
+                    "ranks": per_query.rank_histogram(model, direction),
+                }
+                for name, model in scores.items()
             }
             for direction in DIRECTIONS
         }
 
-    def _shift(self, shift: str, tuned: ModelEmbeddings, base: ModelEmbeddings | None) -> dict[str, Any]:
-        """recall@1 under a corruption, what it costs each model, and what is left between them."""
-        under = {"tuned": rank_task(self.task, tuned.shifted[shift], world=self.world)}
-        plain = {"tuned": self.tuned}
-        if base is not None and self.base is not None:
-            under["base"], plain["base"] = rank_task(self.task, base.shifted[shift], world=self.world), self.base
-        found: dict[str, Any] = {"stated": CORRUPTIONS[shift]}
-        for direction in DIRECTIONS:
-            units = self.task.queries(direction)["unit"].to_numpy()[self.tuned.ranks[direction].query]
-            how: dict[str, Any] = {"draws": self.config.draws, "seed": self.config.seed}
-            cell: dict[str, Any] = {}
-            for who, names in (
-                ("tuned", (HITS, "interval", "change")),
-                ("base", ("baseline", "baseline_interval", "baseline_change")),
-            ):
-                if who in under:
-                    cost = compare(_hits(under[who], direction), _hits(plain[who], direction), units.tolist(), **how)
-                    parts = (cost[part][HITS] for part in ("metrics", "intervals", "difference"))
-                    cell |= dict(zip(names, parts, strict=True))
-            if "base" in under:
-                both = compare(_hits(under["tuned"], direction), _hits(under["base"], direction), units.tolist(), **how)
-                cell["difference"] = both["difference"][HITS]
-            found[direction] = cell
-        return found
+    def _compare_corruption(
+        self, corruption: str, embeddings: Models[ModelEmbeddings], scores: Models[RetrievalScores]
+    ) -> Corruption:
+        """Return recall under a corruption, what it costs each model, and the difference that remains."""
+        corrupted = embeddings.map(lambda model: rank_task(self.task, model.corrupted[corruption], world=self.world))
+        text_to_image, image_to_text = (
+            self._compare_corrupted(direction, corrupted, scores) for direction in DIRECTIONS
+        )
+        return Corruption(CORRUPTIONS[corruption], text_to_image, image_to_text)
 
-    def _retention(self, tuned: ModelEmbeddings, base: ModelEmbeddings | None) -> dict[str, Any]:
-        """The guard set's numbers for both models, and how much is left."""
-        if self.guard is None or tuned.guard is None:
-            return {}
-        scores = rank_task(self.guard, tuned.guard, all_matches=True, world=self.world)
-        before = rank_task(self.guard, base.guard, all_matches=True, world=self.world) if base and base.guard else None
-        found = self._both_ways(self.guard, scores, before)
-        kept = retained_share(found["metrics"], found["baseline"]) if before else None
-        place, fingerprint = Location(str(self.config.guard)).absolute, self.guard.pairs.fingerprint
+    def _compare_corrupted(
+        self, direction: str, corrupted: Models[RetrievalScores], plain: Models[RetrievalScores]
+    ) -> CorruptedRecall:
+        recall = headline_of(direction)
+        units = self.task.queries(direction)["unit"].to_numpy()[plain.tuned.ranks[direction].query]
+
+        def cost(under: RetrievalScores, before: RetrievalScores) -> tuple[float, tuple[float, float], Difference]:
+            group = self._compare(_headline_only(under, direction), _headline_only(before, direction), units)
+            return group.metrics[recall], group.intervals[recall], group.difference[recall]
+
+        tuned = cost(corrupted.tuned, plain.tuned)
+        if corrupted.base is None or plain.base is None:
+            return CorruptedRecall(*tuned)
+        base = cost(corrupted.base, plain.base)
+        return CorruptedRecall(*tuned, *base, cost(corrupted.tuned, corrupted.base)[2])
+
+    def _measure_retention(self, embeddings: Models[ModelEmbeddings]) -> Retention | None:
+        """Return both models' numbers on the guard set, and how much is retained; None without one."""
+        guard = self.guard
+        if guard is None:
+            return None
+        scores = embeddings.map(
+            lambda model: rank_task(guard, _present(model.guard), all_matches=True, world=self.world)
+        )
+        groups = self._compare_directions(guard, scores)
+        fingerprint = guard.pairs.fingerprint
         if fingerprint == self.pairs.fingerprint:
-            console.warn("--guard is the data that is measured on anyway: it says nothing of what was forgotten")
-        return {"data": {"path": str(place), "fingerprint": fingerprint}, "retained": kept, **found}
+            console.warn("--guard is the data that is measured on: it does not show what was forgotten")
+        retained = None
+        if scores.base is not None:
+            retained = retained_share(
+                {name: group.metrics for name, group in groups.items()},
+                {name: group.baseline for name, group in groups.items()},
+            )
+        path = Location(str(self.config.guard)).absolute
+        return Retention({"path": str(path), "fingerprint": fingerprint}, retained, groups)
 
 
-def _hits(scores: RetrievalScores, direction: str) -> PerQueryMetrics:
-    return PerQueryMetrics({HITS: per_query_metrics(scores.ranks[direction]).means[HITS]})
+def _present(value: T | None) -> T:
+    assert value is not None
+    return value
+
+
+def _headline_only(scores: RetrievalScores, direction: str) -> PerQueryMetrics:
+    """Return the headline metric alone."""
+    headline = headline_of(direction)
+    return PerQueryMetrics({headline: per_query_metrics(scores.ranks[direction]).means[headline]})

@@ -61,7 +61,8 @@ class Ranks:
 
         In a random order of r right and w wrong items the first right one has, on average, rank (r + w + 1) / (r + 1).
         """
-        return self.better + (self.tied_wrong + self.tied_right + 1) / (self.tied_right + 1)
+        rank: np.ndarray = self.better + (self.tied_wrong + self.tied_right + 1) / (self.tied_right + 1)
+        return rank
 
     def reciprocal(self) -> np.ndarray:
         """Return float64 [queries]: the expectation of 1 / rank."""
@@ -89,7 +90,8 @@ def _none_within(room: np.ndarray, wrong: int, right: int) -> np.ndarray:
     drawn = np.arange(wrong + 1)
     factors = np.clip(wrong - drawn, 0, None) / (wrong + right - drawn)
     chances = np.concatenate([[1.0], np.cumprod(factors)])
-    return chances[np.minimum(room, wrong + 1)]
+    chance: np.ndarray = chances[np.minimum(room, wrong + 1)]
+    return chance
 
 
 def rank(

@@ -1,6 +1,6 @@
 """Where a model is weak: its recall on a part of the queries against the rest, each gap with an interval.
 
-A text's slices are about the text, a picture's about the picture; classes and the source's columns are about both.
+A text's slices are about the text, an image's about the image; classes and columns of the table are about both.
 """
 
 from __future__ import annotations
@@ -18,97 +18,121 @@ from vlkit import console
 from vlkit.config.evaluation import RARE
 from vlkit.data.pairs import RESERVED_COLUMNS, Pairs
 from vlkit.errors import UsageError, suggest_name
-from vlkit.evaluation.comparison import difference
+from vlkit.evaluation.comparison import difference_from_draws
+from vlkit.evaluation.results import Difference, Slice
 from vlkit.evaluation.retrieval.classification import Classes, classes_by_id
 from vlkit.evaluation.retrieval.ranking import per_query_metrics
 from vlkit.evaluation.retrieval.task import Embeddings, RetrievalScores, RetrievalTask
-from vlkit.evaluation.statistics import gap, interval, permutation_test, resample
-from vlkit.metrics import DIRECTIONS
+from vlkit.evaluation.statistics import interval, newcombe_interval, permutation_test, resample
+from vlkit.metrics import DIRECTIONS, HEADLINES, METRICS
 
-# Of 255: what is darker on the whole was taken in low light.
+RECALL = METRICS[HEADLINES["retrieval"]]
+# Of 255: a darker image on the whole was taken in low light.
 LOW_LIGHT = 64.0
-SHORT, LONG = 5, 15
-# Fewer units say nothing of a gap.
-FEW = 5
+SHORT_TEXT, LONG_TEXT = 5, 15
+# No gap is computed of fewer units.
+LEAST_UNITS = 5
 MOST_VALUES = 12
 USUAL = ("words", "script", "light", "shorter side", "class size")
 SEVERAL, OTHER = "(several)", "(other)"
-METRIC = "recall@1"
+
+# The queries of a slice, or the rest of them, and its model -> recall of each query, and its mean in every draw.
+Side = tuple[str, str]
+Recalls = dict[Side, tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
 class Slicing:
-    """One way of cutting the queries of a direction.
+    """One way of dividing the queries of a direction.
 
     Attributes:
-        of: the slice of each text or picture of the task; None: in none.
+        labels: the slice of each text or image of the task; None: in none.
     """
 
     name: str
     direction: str
-    of: Sequence[str | None]
+    labels: Sequence[str | None]
+
+    @property
+    def divides(self) -> bool:
+        """Whether there are two slices at least."""
+        return len({label for label in self.labels if label is not None}) > 1
 
 
 def make_slicings(
-    task: RetrievalTask, embedded: Embeddings, pairs: Pairs, classes: Classes | None, size: int, columns: Sequence[str]
+    task: RetrievalTask,
+    embeddings: Embeddings,
+    pairs: Pairs,
+    classes: Classes | None,
+    size: int,
+    columns: Sequence[str],
 ) -> list[Slicing]:
-    """Every way that cuts these queries into two slices at least.
+    """Return every way that divides these queries into two slices at least.
 
     Args:
-        pairs: all splits, for what training has.
+        pairs: all splits, to count training images.
         size: pixels of a side as the model sees it.
         columns: of the table (--slice-by).
 
     Raises:
         UsageError: no such column.
     """
-    found = [
-        Slicing("words", "text_to_image", [_words(text) for text in task.texts["text"]]),
+    slicings = [
+        Slicing("words", "text_to_image", [_word_count(text) for text in task.texts["text"]]),
         Slicing("script", "text_to_image", [script(text) for text in task.texts["text"]]),
-        Slicing("light", "image_to_text", [_light(value) for value in embedded.brightness]),
+        Slicing("light", "image_to_text", [_light(value) for value in embeddings.brightness]),
     ]
     if {"width", "height"} <= set(task.images):
         sides = task.images[["width", "height"]].astype(float).min(axis=1)
-        labels = [None if np.isnan(s) else f"below {size} pixels" if s < size else f"{size} and more" for s in sides]
-        found.append(Slicing("shorter side", "image_to_text", labels))
+        labels = [
+            None if np.isnan(side) else f"below {size} pixels" if side < size else f"{size} and more" for side in sides
+        ]
+        slicings.append(Slicing("shorter side", "image_to_text", labels))
     if classes is not None:
         counts = dict(zip(classes.names, classes.training.tolist(), strict=True))
-        found += _by_key(task, "class size", lambda kind: _class_sizes(task, kind, counts))
+        slicings += _slice_by_id(task, "class size", lambda kind: _class_sizes(task, kind, counts))
     for column in columns:
-        if column not in task.pairs.frame and column in USUAL:
-            continue  # It is among them anyway.
-        if column not in task.pairs.frame:
-            named = [str(name) for name in task.pairs.frame.columns if name not in RESERVED_COLUMNS]
-            raise UsageError(f"--slice-by {column}: the table has no such column", hint=suggest_name(column, named))
-        cut = _cut(task.pairs.frame[column], column)
-        name = f"{column} (column)" if column in USUAL else column
-        found += _by_key(task, name, lambda kind, cut=cut: _one_value(task.pairs.frame[f"{kind}_id"], cut))  # type: ignore[misc]
-        if cut.nunique() == 1 or (not cut.notna().any() and not task.pairs.frame[column].notna().any()):
-            console.warn(f"--slice-by {column}: these rows have no two values of it, so there is nothing to compare")
-    return [each for each in found if _several(each)]
+        slicings += _slice_by_column(task, column)
+    return [slicing for slicing in slicings if slicing.divides]
 
 
-def _several(each: Slicing) -> bool:
-    return len({label for label in each.of if label is not None}) > 1
+def _slice_by_column(task: RetrievalTask, column: str) -> list[Slicing]:
+    """Return the slicings of a column of the table, one a direction; none of a usual one that is no column."""
+    frame = task.pairs.frame
+    if column not in frame:
+        if column in USUAL:
+            return []
+        names = [str(name) for name in frame.columns if name not in RESERVED_COLUMNS]
+        raise UsageError(f"--slice-by {column}: the table has no such column", hint=suggest_name(column, names))
+    values = _label_values(frame[column], column)
+    if values.nunique() == 1 or (not values.notna().any() and not frame[column].notna().any()):
+        console.warn(f"--slice-by {column}: these rows have one value only: there is nothing to compare")
+    name = f"{column} (column)" if column in USUAL else column
+    return _slice_by_id(task, name, lambda kind: _one_value_by_id(frame[f"{kind}_id"], values))
 
 
-def _by_key(task: RetrievalTask, name: str, of: Callable[[str], dict[str, str | None]]) -> list[Slicing]:
-    """A slicing for each direction, by the ids of texts and of pictures."""
-    texts, pictures = of("text"), of("image")
+def _slice_by_id(task: RetrievalTask, name: str, label: Callable[[str], dict[str, str | None]]) -> list[Slicing]:
+    """Return a slicing for each direction, by the ids of texts and of images.
+
+    Args:
+        label: "text" or "image" -> id -> slice.
+    """
+    texts, images = label("text"), label("image")
     return [
         Slicing(name, "text_to_image", [texts.get(key) for key in task.texts["text_id"]]),
-        Slicing(name, "image_to_text", [pictures.get(key) for key in task.images["image_id"]]),
+        Slicing(name, "image_to_text", [images.get(key) for key in task.images["image_id"]]),
     ]
 
 
-def _words(text: str) -> str:
+def _word_count(text: str) -> str:
     count = len(text.split())
-    few, many = f"up to {SHORT}", f"more than {LONG}"
-    return few if count <= SHORT else many if count > LONG else f"{SHORT + 1} to {LONG}"
+    if count <= SHORT_TEXT:
+        return f"up to {SHORT_TEXT}"
+    return f"more than {LONG_TEXT}" if count > LONG_TEXT else f"{SHORT_TEXT + 1} to {LONG_TEXT}"
 
 
 def script(text: str) -> str | None:
-    """The writing system of most of a text's letters: Latin, Arabic, Cyrillic, Han, ...; None without letters."""
+    """Return the script of most of a text's letters: Latin, Arabic, Cyrillic, Han, ...; None without letters."""
     names = (unicodedata.name(letter, "").split(" ")[0].split("-")[0] for letter in text if letter.isalpha())
     counts = Counter("Han" if name == "CJK" else name.capitalize() for name in names if name)
     return counts.most_common(1)[0][0] if counts else None
@@ -119,111 +143,128 @@ def _light(value: float) -> str | None:
 
 
 def _class_sizes(task: RetrievalTask, kind: str, counts: dict[str, int]) -> dict[str, str | None]:
-    """id -> rare or common, by the rarest of its classes."""
-    found = {}
+    """Return id -> rare or common, by the rarest of its classes."""
+    rare = f"rare (below {RARE} training pictures)"
+    sizes: dict[str, str | None] = {}
     for key, names in classes_by_id(task.pairs.frame, kind, counts).items():
         least = min((counts[name] for name in names if name in counts), default=None)
-        rare = f"rare (below {RARE} training pictures)"
-        found[key] = None if least is None else rare if least < RARE else "common"
-    return found
+        sizes[key] = None if least is None else rare if least < RARE else "common"
+    return sizes
 
 
-def _cut(column: pd.Series[Any], name: str) -> pd.Series[Any]:
-    """A column's values as names of slices: quarters of many numbers or dates, else the commonest values.
+def _label_values(column: pd.Series[Any], name: str) -> pd.Series[Any]:
+    """Return a column's values as names of slices: quarters of many numbers or dates, else the commonest values.
 
     Raises:
         UsageError: a cell holds several values.
     """
     if any(isinstance(value, list | dict | np.ndarray) for value in column):
-        told = f"--slice-by {name}: its cells hold several values each"
-        raise UsageError(told, hint="name a column of single values")
+        message = f"--slice-by {name}: its cells hold several values each"
+        raise UsageError(message, hint="name a column of single values")
     dates = pd.api.types.is_datetime64_any_dtype(column)
     numbers = column if dates else pd.to_numeric(column, errors="coerce")
     if numbers.notna().sum() == column.notna().sum() and numbers.nunique() > MOST_VALUES:
         quarters = pd.qcut(numbers, 4, labels=False, duplicates="drop")
         ends = numbers.groupby(quarters).agg(["min", "max"])
-        named = {of: f"{_number(low)} to {_number(high)}" for of, (low, high) in ends.iterrows()}
-        return quarters.map(named).astype(object)
+        names = {quarter: f"{_format_end(low)} to {_format_end(high)}" for quarter, (low, high) in ends.iterrows()}
+        return quarters.map(names).astype(object)
     texts = column.dropna().astype(str)
     many = texts.nunique() > MOST_VALUES
     if many and texts.nunique() > len(texts) / 2:
-        console.warn(f"--slice-by {name}: nearly every row has a value of its own: that makes no slices")
+        console.warn(f"--slice-by {name}: nearly every row has its own value: there are no slices")
         return column.map(lambda value: None)
-    kept = set(texts.value_counts().index[: MOST_VALUES - 1] if many else texts)
-    return column.map(lambda value: None if pd.isna(value) else str(value) if str(value) in kept else OTHER)
+    common = set(texts.value_counts().index[: MOST_VALUES - 1] if many else texts)
+    return column.map(lambda value: None if pd.isna(value) else str(value) if str(value) in common else OTHER)
 
 
-def _number(value: Any) -> str:
+def _format_end(value: Any) -> str:
     return str(value.date()) if hasattr(value, "date") else f"{value:.10g}"
 
 
-def _one_value(keys: pd.Series[str], values: pd.Series[Any]) -> dict[str, str | None]:
-    """key -> its value; one that stands in rows of several values has none of its own."""
-    found: dict[str, str | None] = {}
+def _one_value_by_id(keys: pd.Series[str], values: pd.Series[Any]) -> dict[str, str | None]:
+    """Return id -> its value; an id whose rows have several values gets SEVERAL."""
+    labels: dict[str, str | None] = {}
     for key, value in zip(keys, values, strict=True):
-        value = None if value is None or value != value else str(value)
-        found[key] = value if found.get(key, value) == value else SEVERAL
-    return found
+        label = None if value is None or value != value else str(value)
+        labels[key] = label if labels.get(key, label) == label else SEVERAL
+    return labels
 
 
 def compare_slices(
-    cuts: Sequence[Slicing],
+    slicings: Sequence[Slicing],
     tuned: RetrievalScores,
     base: RetrievalScores | None,
     task: RetrievalTask,
     *,
     draws: int,
     seed: int,
-) -> dict[str, Any]:
-    """slicing -> slice -> direction -> recall@1 with its interval, the gap to the rest, and the same of the base.
+) -> dict[str, dict[str, dict[str, Slice]]]:
+    """Return slicing -> slice -> direction -> recall with its interval, the gap to the rest, and the base's recall.
 
-    A gap is {"value", "low", "high"}: the slice less the rest; None where either side has fewer than FEW units.
+    The gap is the slice less the rest; None where either side has fewer than LEAST_UNITS units.
     """
-    found: dict[str, Any] = {}
+    slices: dict[str, dict[str, dict[str, Slice]]] = {}
     for direction in DIRECTIONS:
-        asked = tuned.ranks[direction].query
-        units = task.queries(direction)["unit"].to_numpy()[asked]
-        hits = {"tuned": per_query_metrics(tuned.ranks[direction]).means[METRIC]}
+        queries = tuned.ranks[direction].query
+        units = task.queries(direction)["unit"].to_numpy()[queries]
+        recalls = {"tuned": per_query_metrics(tuned.ranks[direction]).means[RECALL.name]}
         if base is not None:
-            hits["base"] = per_query_metrics(base.ranks[direction]).means[METRIC]
-        sides: dict[tuple[str, str], dict[str, np.ndarray]] = {}
-        for cut in (each for each in cuts if each.direction == direction):
-            labels = np.array([cut.of[query] for query in asked], dtype=object)
-            cuttable = np.array([label is not None for label in labels])
-            for label in sorted(set(labels[cuttable])):
-                sides[cut.name, label] = {"in": labels == label, "rest": (labels != label) & cuttable}
+            recalls["base"] = per_query_metrics(base.ranks[direction]).means[RECALL.name]
+        masks = _side_masks([slicing for slicing in slicings if slicing.direction == direction], queries)
         values = {
-            (place, who, side): np.where(mask, of, np.nan)
-            for place, masks in sides.items()
-            for side, mask in masks.items()
-            for who, of in hits.items()
+            (place, model, side): np.where(mask, recall, np.nan)
+            for place, sides in masks.items()
+            for side, mask in sides.items()
+            for model, recall in recalls.items()
         }
         drawn = resample(values, {}, units, draws=draws, seed=seed)
-        for (name, label), masks in sides.items():
+        for (name, label), sides in masks.items():
             own = {key[1:]: (values[key], drawn[key]) for key in values if key[0] == (name, label)}
-            counts = {side: len(set(units[mask])) for side, mask in masks.items()}
-            cell = {"queries": int(masks["in"].sum()), "units": counts["in"], **_cell(own, counts, units, seed)}
-            found.setdefault(name, {}).setdefault(label, {})[direction] = cell
-    return found
+            counts = {side: len(set(units[mask])) for side, mask in sides.items()}
+            measured = _measure_slice(own, int(sides["in"].sum()), counts, units, seed)
+            slices.setdefault(name, {}).setdefault(label, {})[direction] = measured
+    return slices
 
 
-def _cell(
-    own: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]], counts: dict[str, int], units: np.ndarray, seed: int
-) -> dict[str, Any]:
-    """One slice: of each model and side, "in" or "rest", the values a query and the mean in every draw."""
+def _side_masks(slicings: Sequence[Slicing], queries: np.ndarray) -> dict[tuple[str, str], dict[str, np.ndarray]]:
+    """Return (slicing, slice) -> "in" and "rest" -> bool [queries]; queries without a label are in neither."""
+    masks: dict[tuple[str, str], dict[str, np.ndarray]] = {}
+    for slicing in slicings:
+        labels = np.array([slicing.labels[query] for query in queries], dtype=object)
+        has_label = np.array([label is not None for label in labels])
+        for label in sorted(set(labels[has_label])):
+            masks[slicing.name, label] = {"in": labels == label, "rest": (labels != label) & has_label}
+    return masks
+
+
+def _measure_slice(own: Recalls, queries: int, counts: dict[str, int], units: np.ndarray, seed: int) -> Slice:
+    """Measure one slice.
+
+    Args:
+        own: of each model and side, "in" or "rest".
+        counts: units of each side.
+    """
     means = {key: float(np.nanmean(values)) for key, (values, _) in own.items() if not np.isnan(values).all()}
-    cell: dict[str, Any] = {"gap": None}
-    for who, value, around in (("tuned", METRIC, "interval"), ("base", "baseline", "baseline_interval")):
-        if (who, "in") in means:
-            cell[value] = means[who, "in"]
-            cell[around] = interval(own[who, "in"][1], units=counts["in"], bounds=(0, 1))
-    if min(counts.values()) >= FEW:
-        outside = interval(own["tuned", "rest"][1], units=counts["rest"], bounds=(0, 1))
-        cell["gap"] = gap(means["tuned", "in"], cell["interval"], means["tuned", "rest"], outside)
-    if ("base", "in") in means:
-        (now, drawn), (before, drawn_before) = own["tuned", "in"], own["base", "in"]
-        between = drawn - drawn_before
-        by_luck = permutation_test(now, before, units.tolist(), draws=len(drawn), seed=seed).p_value
-        apart = means["tuned", "in"] - means["base", "in"]
-        cell["difference"] = difference(apart, between, by_luck, units=counts["in"], bounds=(-1, 1))
-    return cell
+    recall = means["tuned", "in"]
+    around = interval(own["tuned", "in"][1], units=counts["in"], bounds=RECALL.bounds)
+    gap = None
+    if min(counts.values()) >= LEAST_UNITS:
+        rest = means["tuned", "rest"]
+        rest_interval = interval(own["tuned", "rest"][1], units=counts["rest"], bounds=RECALL.bounds)
+        gap = Difference(recall - rest, *newcombe_interval(recall, around, rest, rest_interval))
+    if ("base", "in") not in means:
+        return Slice(queries, counts["in"], gap, recall, around)
+    (values, drawn), (base_values, base_drawn) = own["tuned", "in"], own["base", "in"]
+    p = permutation_test(values, base_values, units.tolist(), draws=len(drawn), seed=seed).p_value
+    return Slice(
+        queries,
+        counts["in"],
+        gap,
+        recall,
+        around,
+        baseline=means["base", "in"],
+        baseline_interval=interval(base_drawn, units=counts["in"], bounds=RECALL.bounds),
+        difference=difference_from_draws(
+            recall - means["base", "in"], drawn - base_drawn, p, units=counts["in"], bounds=RECALL.difference_bounds
+        ),
+    )
