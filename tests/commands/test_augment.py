@@ -2,7 +2,6 @@
 
 import csv
 import hashlib
-import itertools
 import json
 import shutil
 import signal
@@ -22,10 +21,9 @@ from PIL import Image
 from vlkit.config.data import ImageAugmentSettings
 from vlkit.data import labels
 from vlkit.data.augment.image_ops import ImageAugmenter
-from vlkit.data.augment.negatives import NearestTexts, NegativeSampler
 from vlkit.data.images import decode
 from vlkit.data.images.spec import PixelSpec
-from vlkit.data.loading.epoch_sampler import BatchIndices, EpochSampler, batch_stream
+from vlkit.data.loading.epoch_sampler import BatchIndices
 from vlkit.data.loading.retrieval_batches import PairDataset
 from vlkit.data.pairs import Pairs, read_pairs
 from vlkit.remote import file_sha256
@@ -204,53 +202,6 @@ def test_hard_negatives_are_the_nearest_wrong_texts(data, trained, vlkit):
         taken |= wrong[row.pair_id]
 
 
-def test_neighbours_are_a_full_sort():
-    vectors = np.random.default_rng(0).normal(size=(150, 8)).astype(np.float32)
-    vectors[20:110] = vectors[20]
-    near = NearestTexts(vectors)
-    for position in (0, 25, 149):
-        found = np.concatenate(list(near.blocks(position)))
-        assert sorted([position, *found]) == list(range(150))
-        scores = vectors[found] @ vectors[position]
-        assert np.allclose(scores, np.sort(scores)[::-1], atol=1e-4)
-
-
-def rows_of(*pairs):
-    """A table of matching pairs (text, group, split), a picture each."""
-    frame = pd.DataFrame(pairs, columns=["text", "text_group", "split"])
-    frame["image_group"], frame["origin"], frame["match"] = frame["text_group"], "original", 1
-    frame["text_id"], frame["image_id"] = frame["text"], [f"i{row}" for row in range(len(frame))]
-    return frame
-
-
-def test_hard_negatives_go_on_beyond_the_first_neighbours():
-    """200 texts of one group lie nearer than all of the other: the nearest of that one is still found."""
-    angles = np.concatenate([np.linspace(0, 0.5, 200), np.linspace(1, 2, 200)])
-    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-    rows = rows_of(*((f"text {n}", "ab"[n // 200], "train") for n in range(400)))
-    found = NegativeSampler(rows, {}, seed=1, embed=lambda texts: vectors)
-    assert [wrong.text for wrong in found.choose("row", "i0", "text 0", 3)] == ["text 200", "text 201", "text 202"]
-    assert [wrong.text for wrong in found.choose("row", "i399", "text 399", 2)] == ["text 199", "text 198"]
-
-
-def test_texts_that_differ_in_case_alone_match_alike():
-    rows = rows_of(("Soup one", "A", "train"), ("Tart", "A", "train"), ("tart", "B", "train"), ("pie", "C", "train"))
-    found = NegativeSampler(rows, {}, seed=1)
-    assert [wrong.text for wrong in found.choose("row", "i0", "Soup one", 9)] == ["pie"]
-    assert [wrong.text for wrong in found.choose("row", "i3", "pie", 9)].count("pie") == 0
-    assert found.short_rows == 2
-
-
-def test_the_one_text_that_does_not_match_is_found_and_another_seed_draws_others():
-    rows = rows_of(*((f"text {n}", "a", "train") for n in range(300)), ("odd", "b", "train"))
-    assert [wrong.text for wrong in NegativeSampler(rows, {}, seed=1).choose("row", "i0", "text 0", 5)] == ["odd"]
-    many = rows_of(*((f"text {n}", f"g{n}", "train") for n in range(300)))
-    draws = [
-        [wrong.text for wrong in NegativeSampler(many, {}, seed=seed).choose("r", "i0", "text 0", 5)] for seed in (1, 1, 2)
-    ]
-    assert draws[0] == draws[1] != draws[2]
-
-
 def test_the_view_has_every_training_row_with_its_label(augment, data):
     frame = augment()
     rows = list(csv.DictReader((data / VIEW).open(encoding="utf-8")))
@@ -303,16 +254,6 @@ def test_the_preview_is_one_sheet_and_nothing_else(augment, data, prepared):
     row = pd.read_parquet(data / "pairs.parquet")
     colours = {tuple(pixel) for pixel in sheet[12:212, 12:212].reshape(-1, 3).tolist()}
     assert len(colours) > 100 and len(row)
-
-
-def test_persian_letters_have_glyphs(tmp_path):
-    from vlkit.data.augment.preview import Cell, write_contact_sheet
-
-    for name, caption in (("one", "کباب"), ("other", "نانها"), ("none", "")):
-        write_contact_sheet(tmp_path / f"{name}.png", [[Cell(Image.new("RGB", (8, 8)), caption, "")]])
-    seen = [np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("one", "other", "none")]
-    ink = [(each != seen[2]).sum() for each in seen]
-    assert ink[0] > 50 and ink[1] > 50 and not np.array_equal(seen[0], seen[1])
 
 
 def test_prep_again_removes_what_augment_added(augment, data, raw, vlkit, prepared):
@@ -432,19 +373,6 @@ def test_other_words_for_a_right_text_are_no_negative(vlkit, tmp_path):
     crispy = wrong[wrong["text_y"].str.startswith("crispy")]
     assert len(crispy) > 20
     assert not (crispy["text_x"] == crispy["text_y"].str.replace("crispy", "crunchy")).any()
-
-
-def test_no_other_words_either_way_round():
-    rows = rows_of(("Silky Mash", "a", "train"), ("Creamy Mash", "b", "train"), ("Soup", "c", "train"))
-    phrasings = {"Creamy Mash": {"silky mash", "velvety mash"}}
-    for image, text in (("i0", "Silky Mash"), ("i1", "Creamy Mash")):
-        found = NegativeSampler(rows, phrasings, seed=1)
-        assert [wrong.text for wrong in found.choose("row", image, text, 9)] == ["Soup"]
-    siblings = {"Pie (1)": {"pie"}, "Pie (2)": {"pie"}}
-    rows = rows_of(("Pie (1)", "a", "train"), ("Pie (2)", "b", "train"))
-    assert [wrong.text for wrong in NegativeSampler(rows, siblings, seed=1).choose("row", "i0", "Pie (1)", 9)] == [
-        "Pie (2)"
-    ]
 
 
 def test_files_of_somebody_else_are_not_replaced(data, vlkit):
@@ -634,29 +562,6 @@ def test_negatives_join_a_batch_as_columns(augment, data, encoder, mode):
             assert signs[position, column] == expected
 
 
-def test_wrong_texts_enter_both_losses_as_their_formulas_say():
-    from vlkit.training.losses import sigmoid_loss, softmax_loss
-
-    logits = torch.randn(4, 7, dtype=torch.float64)
-    signs = torch.cat([2 * torch.eye(4) - 1, -torch.ones(4, 3)], dim=1).double()
-    by_hand = sum(torch.log1p(torch.exp(-signs[i, j] * logits[i, j])) for i in range(4) for j in range(7)) / 4
-    assert sigmoid_loss(logits, signs).item() == pytest.approx(by_hand.item(), rel=1e-12)
-    images_pick = -sum(logits[i, i] - torch.logsumexp(logits[i], 0) for i in range(4)) / 4
-    texts_pick = -sum(logits[i, i] - torch.logsumexp(logits[:, i], 0) for i in range(4)) / 4
-    assert softmax_loss(logits, signs).item() == pytest.approx(((images_pick + texts_pick) / 2).item(), rel=1e-12)
-
-
-def test_mismatched_rows_that_say_no_row_join_every_row_of_their_picture(data, encoder):
-    frame = read_pairs(data).split("train").frame
-    wrong = frame.iloc[[0]].assign(text="an odd text", text_id="f" * 20, text_group="nobody", match=0, pair_id="e" * 20)
-    train = read_pairs(data).split("train")
-    items = PairDataset(train, PixelSpec(32), encoder.tokenize, encoder.pad, labels="mask", negatives=wrong)
-    own = [row for row in range(len(frame)) if frame["image_id"].iloc[row] == frame["image_id"].iloc[0]]
-    assert set(items.negative_texts) == set(own) and len(own) > 1
-    batch = items[BatchIndices(0, [own[1], own[-1] + 1], [0, 0])]
-    assert batch.labels.shape == (2, 3) and (batch.labels.rows()[:, 2] == -1).all()
-
-
 def test_only_negatives_of_what_is_trained_on_are_taken(augment, data):
     from vlkit.config.training import TrainRetrievalConfig
     from vlkit.storage import Location
@@ -676,13 +581,6 @@ def test_only_negatives_of_what_is_trained_on_are_taken(augment, data):
     assert set(some.negatives["image_id"]) <= set(some.train.frame["image_id"])
     assert some.train.frame["unit"].nunique() < 6, "whole units with all their rows, but for the last"
     assert RetrievalRows.read(TrainRetrievalConfig(data=Location(data), negatives=False)).negatives is None
-
-
-def test_varied_pictures_pay_for_processes_however_few_they_are(data, encoder):
-    from vlkit.data.loading.stores import loader_workers
-
-    items = dataset(data, encoder)
-    assert loader_workers(items.pixels) == 0 < loader_workers(items.pixels, augmented=True)
 
 
 def test_a_run_that_is_older_than_a_setting_goes_on(data, vlkit, tmp_path):
@@ -713,28 +611,6 @@ def test_what_training_sees_in_epoch_0_is_what_is_written(augment, data, encoder
         assert np.array_equal(batch.images[position].numpy(), pixels)
     assert written > 20
     assert not torch.equal(old[BatchIndices(1, list(range(30)), [0] * 30)].images, batch.images)
-
-
-def test_a_picture_that_is_drawn_twice_an_epoch_is_varied_twice(data, encoder):
-    items = dataset(data, encoder, augmenter=ImageAugmenter.from_settings(ImageAugmentSettings()))
-    batch = items[BatchIndices(0, [3, 3, 3], [0, 1, 0])]
-    assert torch.equal(batch.images[0], batch.images[2]) and not torch.equal(batch.images[0], batch.images[1])
-    weighted = EpochSampler.from_pair_ids(items.pair_ids, 16, seed=1, weights=[3.0] * len(items))
-    drawn = list(itertools.islice(weighted, weighted.batches_per_epoch))
-    seen = {each for some in drawn for each in zip(some.rows, some.copies, strict=True)}
-    assert seen == {(row, copy) for row in range(len(items)) for copy in range(3)}
-
-
-def test_varied_batches_are_the_same_on_any_number_of_workers_and_from_any_step(data, encoder):
-    items = dataset(data, encoder, augmenter=ImageAugmenter.from_settings(ImageAugmentSettings()))
-
-    def taken(first, workers):
-        order = EpochSampler.from_pair_ids(items.pair_ids, 16, seed=1, first_batch=first)
-        return [batch.images for batch in itertools.islice(batch_stream(items, order, workers=workers), 14 - first)]
-
-    plain = taken(0, 0)
-    for first, workers in ((0, 2), (9, 0), (5, 1)):
-        assert all(torch.equal(*both) for both in zip(plain[first:], taken(first, workers), strict=True))
 
 
 def test_a_run_on_augmented_data_repeats_to_the_byte_from_its_snapshot(augment, data, vlkit, tmp_path):

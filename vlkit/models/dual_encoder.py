@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +18,8 @@ from vlkit.data.images.spec import PixelSpec
 from vlkit.models import families, paired_encoder, preprocessing
 from vlkit.models.fast.layers import use_fast_layers
 from vlkit.models.paired_encoder import PairedEncoder
-from vlkit.models.stages import PartialForward, Stage, run_stages
+from vlkit.models.stages import Modality, PartialForward, Stage, run_stages
 from vlkit.storage import json_text
-
-Modality = Literal["images", "texts"]
 
 
 class DualEncoder(torch.nn.Module):

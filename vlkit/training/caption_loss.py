@@ -1,4 +1,4 @@
-"""The loss of a batch of captions: cross-entropy, and how far a picture's tokens are from its caption's words."""
+"""The loss of a batch of captions: cross-entropy, and the distance of an image's tokens from its caption's words."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from vlkit.training.loop import Part
 
 
 @dataclass
-class Seen:
-    """Sums since the last look: nats, alignment, words."""
+class RunningSums:
+    """Sums since the last `pop`: nats of cross-entropy, alignment, words."""
 
     nats: float = 0.0
     alignment: float = 0.0
@@ -24,61 +24,63 @@ class Seen:
 
 
 class CaptionLoss:
-    """What the loop calls with every batch: the mean over its captions' words, in parts that fit into memory.
+    """The objective of train-fusion: the mean over the captions' words, in parts that fit into memory.
 
-    Both losses are sums over words, divided by the words of all processes' captions: so micro-batches, accumulation
-    and processes make no difference to the gradient.
+    Both losses are sums over words, divided by the words of all processes' captions: micro-batches, accumulation and
+    processes do not change the gradient.
 
     Args:
-        alpha: weight of the alignment; of a caption it counts once a word.
-        micro_batch: captions at a time; None: all of a batch.
+        alpha: weight of the alignment loss, which counts once for each word.
+        micro_batch: captions at a time; None: the whole batch.
 
     Attributes:
-        seen: what the batches of the step at hand have come to.
-        largest: of the batches so far.
+        sums: over the batches of the current step.
+        largest: captions of the largest batch so far.
     """
 
     def __init__(self, captioner: Captioner, alpha: float, micro_batch: int | None) -> None:
         self.captioner, self.alpha, self.micro_batch = captioner, alpha, micro_batch
-        self.seen, self.largest = Seen(), 1
+        self.sums, self.largest = RunningSums(), 1
 
     def __call__(self, batch: CaptionBatch) -> Iterator[Part]:
-        """Parts that add up to the mean loss of the batch."""
+        """Yield parts that add up to the mean loss of the batch."""
         self.largest = max(self.largest, len(batch))
-        patches = self.captioner.patches(batch.images) if len(batch) else None
-        size = self.micro_batch or max(1, len(batch))
+        if not len(batch):
+            return
+        patches = self.captioner.patches(batch.images)
+        size = self.micro_batch or len(batch)
         index = batch.image_index.to(self.captioner.device)
         for start in range(0, len(batch), size):
-            assert patches is not None
-            some = slice(start, start + size)
-            lengths = batch.lengths[some]
-            captions = batch.captions[some, : int(lengths.max())]
-            found = self.captioner.losses(patches[index[some]], captions, lengths, aligned=self.alpha > 0)
-            loss = found.cross_entropy
-            self.seen.nats += float(found.cross_entropy.detach())
-            self.seen.words += found.words
-            if found.alignment is not None:
-                loss = loss + self.alpha * found.alignment
-                self.seen.alignment += float(found.alignment.detach())
+            chunk = slice(start, start + size)
+            lengths = batch.lengths[chunk]
+            captions = batch.captions[chunk, : int(lengths.max())]
+            losses = self.captioner.losses(patches[index[chunk]], captions, lengths, with_alignment=self.alpha > 0)
+            loss = losses.cross_entropy
+            self.sums.nats += float(losses.cross_entropy.detach())
+            self.sums.words += losses.words
+            if losses.alignment is not None:
+                loss = loss + self.alpha * losses.alignment
+                self.sums.alignment += float(losses.alignment.detach())
             loss = loss / batch.token_count
             yield Part(loss, loss)
 
-    def halve(self) -> bool:
-        """Memory ran out: half as many captions at a time from now on. Returns whether that is less.
+    def reduce_micro_batch(self) -> bool:
+        """Halve the micro-batch after memory ran out. Return False where it is 1 already.
 
-        The loop then takes the whole window of its step again, so what was seen of it is forgotten.
+        The loop then repeats the whole step, so the sums start anew.
         """
         size = min(self.micro_batch or self.largest, self.largest)
-        self.micro_batch, self.seen = max(1, size // 2), Seen()
+        self.micro_batch, self.sums = max(1, size // 2), RunningSums()
         if size > 1:
-            console.say(f"memory ran out: {self.micro_batch} captions at a time from now on, with the same result")
+            console.say(f"out of memory: --micro-batch is {self.micro_batch} from now on; the result is the same")
         return size > 1
 
-    def taken(self, world: World) -> dict[str, float]:
-        """Both losses a word, over the step at hand and all processes; then it begins anew."""
-        seen, self.seen = self.seen, Seen()
-        sums = torch.tensor([seen.nats, seen.alignment, seen.words], dtype=torch.float64, device=self.captioner.device)
-        world.all_reduce([sums])
-        nats, alignment, words = sums.tolist()
-        told = {"caption_loss": nats / max(1, words)}
-        return told | ({"alignment": alignment / max(1, words)} if self.alpha else {})
+    def pop(self, world: World) -> dict[str, float]:
+        """Return both losses in nats per word, over the step and all processes, and start anew."""
+        sums, self.sums = self.sums, RunningSums()
+        totals = torch.tensor([sums.nats, sums.alignment, sums.words], dtype=torch.float64)
+        totals = totals.to(self.captioner.device)
+        world.all_reduce([totals])
+        nats, alignment, words = totals.tolist()
+        losses = {"caption_loss": nats / max(1, words)}
+        return losses | ({"alignment": alignment / max(1, words)} if self.alpha else {})

@@ -59,11 +59,11 @@ class CachePlan:
         return self.refused or {"items": self.items, "row": list(self.row), "gb": self.size / 2**30}
 
     def __str__(self) -> str:
-        kind = self.prefix.kind
+        modality = self.prefix.modality
         if self.refused:
-            return f"cache of {kind}: none, {self.refused}"
+            return f"cache of {modality}: none, {self.refused}"
         shape = " x ".join(map(str, self.row))
-        return f"cache of {kind}: {self.items:,} x {shape} numbers, {format_bytes(self.size)}"
+        return f"cache of {modality}: {self.items:,} x {shape} numbers, {format_bytes(self.size)}"
 
     def fill(self, cache: str, items: InputStore, keys: Sequence[str], world: World = SINGLE) -> CachedFeatures | None:
         """Return the features of all the plan's items; print and return None where they are not cached.
@@ -91,7 +91,7 @@ def _refuse_too_large(prefix: FrozenPrefix, store: FeatureStore, missing: int, w
     needed, free = missing * store.row_bytes, shutil.disk_usage(store.folder).free
     if needed > free and world.is_main:
         raise ResourceError(
-            f"the cache of {prefix.kind} needs {format_bytes(needed)} more, {format_bytes(free)} are free",
+            f"the cache of {prefix.modality} needs {format_bytes(needed)} more, {format_bytes(free)} are free",
             hint="--cache off trains without it; --cache DIR puts it on another disk",
         )
 

@@ -1,10 +1,10 @@
-"""The contrastive loss of a batch: embedded at once, or, where that is too much, in micro-batches with the same result.
+"""The contrastive loss of a batch: embedded at once, or in micro-batches with the same result.
 
-Two passes (gradient caching, arXiv 2101.06983): embed all without gradients; find the loss and its gradient at the
-embeddings; embed again, a micro-batch at a time, and send each its part of that gradient. Of the pictures the last
-micro-batch keeps its graph, and is embedded once. Every pair is contrasted with the whole batch, in the memory of a
-micro-batch. The second pass sees the first one's random numbers, so dropout drops the same; scale and bias get their
-gradient once, with the loss.
+Two passes (gradient caching, arXiv 2101.06983): embed everything without gradients; compute the loss and its gradient
+with respect to the embeddings; embed again, one micro-batch at a time, and backpropagate each one's part of that
+gradient. The last micro-batch of images keeps its graph and is embedded once. Every pair is contrasted with the whole
+batch, in the memory of a micro-batch. The second pass replays the random state of the first, so dropout drops the same
+units; scale and bias get their gradient once, with the loss.
 """
 
 from __future__ import annotations
@@ -24,23 +24,24 @@ from vlkit.models.stages import Stage, frozen_depth
 from vlkit.training.loop import Part
 from vlkit.training.losses import BLOCKWISE, LOSSES, LossName
 
-# Micro-batches of a trained tower that are embedded together in the first pass: their widest layer is smaller than what
-# is kept of all layers of one in the second.
-AT_ONCE = 4
+# Micro-batches of a trained tower that the first pass embeds together: without gradients their widest layer takes less
+# memory than all layers of one micro-batch in the second pass.
+MICRO_BATCHES_AT_ONCE = 4
+# Rows of the logit matrix that are computed at a time.
+BLOCK_ROWS = 512
 
 
-class Contrast:
-    """What the loop calls with every batch.
+class ContrastiveLoss:
+    """The objective of train-retrieval.
 
     Args:
-        towers: what embeds.
-        loss: of `LOSSES`.
-        micro_batch: pictures or texts that are embedded with gradients at a time; None: all.
-        world: processes that share every batch. Each embeds its share and tells the others; each then knows the whole
-            loss, and its gradient at its own share.
+        loss: a name of `LOSSES`.
+        micro_batch: images or texts embedded with gradients at a time; None: all.
+        world: processes that share every batch. Each embeds its share and sends the embeddings to the others; each then
+            computes the whole loss, and the gradient of its own share.
 
     Attributes:
-        largest: of the batches so far, in pictures or texts.
+        largest: images or texts of the largest batch so far.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class Contrast:
         self.encoder, self.loss, self.micro_batch, self.world, self.largest = encoder, loss, micro_batch, world, 1
 
     def __call__(self, batch: Batch) -> torch.Tensor | Iterator[Part]:
-        """The mean loss over the batch's pairs, or parts that add up to it."""
+        """Return the mean loss over the batch's pairs, a float32 scalar, or parts that add up to it."""
         size = max(len(batch.images), len(batch.texts))
         self.largest = max(self.largest, size)
         if self.world.size > 1 or (self.micro_batch is not None and self.micro_batch < size):
@@ -58,41 +59,53 @@ class Contrast:
         texts = self.encoder.embed_texts(batch.texts)[batch.text_index.to(images.device)]
         return LOSSES[self.loss](self.encoder.logits(images, texts), batch.labels.rows())
 
-    def halve(self) -> bool:
-        """Memory ran out: embed half as many at a time from now on. Returns whether that is less."""
+    def reduce_micro_batch(self) -> bool:
+        """Halve the micro-batch after memory ran out. Return False where it is 1 already."""
         size = min(self.micro_batch or self.largest, self.largest)
         self.micro_batch = max(1, size // 2)
         if size > 1:
-            console.say(f"memory ran out: {self.micro_batch} at a time from now on, contrasted with the whole batch")
+            console.say(f"out of memory: --micro-batch is {self.micro_batch} from now on; the result is the same")
         return size > 1
 
     def _in_parts(self, batch: Batch, size: int) -> Iterator[Part]:
         world, encoder = self.world, self.encoder
-        none = torch.zeros((0, encoder.width), device=encoder.device)
-        images = _Pass(
-            encoder.embed_images, batch.images, size, none, keep_last=True, at_once=_at_once(encoder.image_chain)
+        empty = torch.zeros((0, encoder.width), device=encoder.device)
+        images = TwoPassEncoder(
+            encoder.embed_images,
+            batch.images,
+            size,
+            empty,
+            keep_last=True,
+            at_once=_micro_batches_at_once(encoder.image_chain),
         )
-        texts = _Pass(encoder.embed_texts, batch.texts, size, none, at_once=_at_once(encoder.text_chain))
-        all_images = world.all_gather(images.embedded, len(batch))
-        all_texts = world.all_gather(texts.embedded, batch.text_count)
+        texts = TwoPassEncoder(
+            encoder.embed_texts, batch.texts, size, empty, at_once=_micro_batches_at_once(encoder.text_chain)
+        )
+        all_images = world.all_gather(images.embeddings, len(batch))
+        all_texts = world.all_gather(texts.embeddings, batch.text_count)
         index = batch.text_index.to(all_images.device)
         logit_parameters = list(encoder.logit_parameters().values())
-        cached = cached_gradients(
+        result = loss_and_embedding_gradients(
             self.loss, encoder.logits, all_images, all_texts[index], logit_parameters, batch.labels
         )
-        of_texts = torch.zeros_like(all_texts).index_add_(0, index, cached.texts)
-        # Every process knows the whole loss, and the gradient of scale and bias; added up, they must count once.
+        # A text that stands in several pairs was encoded once: its gradients add up.
+        text_gradients = torch.zeros_like(all_texts).index_add_(0, index, result.texts)
+        # Every rank knows the whole loss and the gradient of scale and bias; the sum over ranks must count them once.
         once = 1.0 if world.is_main else 0.0
-        pairs = zip(logit_parameters, cached.logit_parameters, strict=True)
-        yield Part(sum((p * gradient * once for p, gradient in pairs), torch.zeros(())), cached.loss * once)
-        yield from images.again(cached.images[world.shard(len(batch))])
-        yield from texts.again(of_texts[world.shard(batch.text_count)])
+        pairs = zip(logit_parameters, result.logit_parameters, strict=True)
+        yield Part(sum((p * gradient * once for p, gradient in pairs), torch.zeros(())), result.loss * once)
+        yield from images.second_pass(result.images[world.shard(len(batch))])
+        yield from texts.second_pass(text_gradients[world.shard(batch.text_count)])
 
 
-class _Pass:
-    """The first pass of one tower, and what it takes to go through it again.
+class TwoPassEncoder:
+    """One tower's inputs, embedded without gradients first, and again with them.
 
-    Where dropout is at work, each slice is embedded by itself, from a random state that is remembered.
+    Where dropout draws random numbers, each micro-batch is embedded alone, and its random state is kept for the second
+    pass.
+
+    Attributes:
+        embeddings: float32 [inputs, width], of the first pass.
     """
 
     def __init__(
@@ -100,71 +113,80 @@ class _Pass:
         embed: Callable[[Any], torch.Tensor],
         inputs: Any,
         size: int,
-        empty: Any,
+        empty: torch.Tensor,
         *,
         keep_last: bool = False,
-        at_once: int = AT_ONCE,
+        at_once: int = MICRO_BATCHES_AT_ONCE,
     ) -> None:
-        """Embed.
+        """Run the first pass.
 
         Args:
-            inputs: may be none at all: a process' share of a small batch.
-            size: of a slice.
-            keep_last: keep the last slice's graph, which then need not be embedded again. An only slice's always is.
-            at_once: slices that may be embedded together.
+            inputs: pixels or token ids [inputs, ...]; none where a process has no share of a small batch.
+            size: of a micro-batch.
+            empty: the embeddings where there are no inputs.
+            keep_last: keep the graph of the last micro-batch, which is then embedded once. An only one is always kept.
+            at_once: micro-batches that may be embedded together.
         """
-        self.embed, self.inputs, self.at_once, self.states = embed, inputs, at_once, list[list[torch.Tensor]]()
-        self.slices = [slice(start, start + size) for start in range(0, len(inputs), max(1, size))]
-        kept = self.slices[-1:] if keep_last or len(self.slices) == 1 else []
-        self.slices, self.last = self.slices[: len(self.slices) - len(kept)], kept[0] if kept else None
+        self.embed, self.inputs, self.at_once = embed, inputs, at_once
+        slices = [slice(start, start + size) for start in range(0, len(inputs), max(1, size))]
+        keep_last = bool(slices) and (keep_last or len(slices) == 1)
+        self.slices = slices[:-1] if keep_last else slices
+        self.last_slice = slices[-1] if keep_last else None
+        self.random_states: list[list[torch.Tensor]] = []
         with torch.no_grad():
-            found = list(self._without_gradients())
-        # Weights that were cast to 16 bits for it have no gradient, and must not be taken again.
+            blocks = list(self._first_pass())
+        # Weights cast to 16 bits under no_grad carry no gradient, and must not be reused.
         torch.clear_autocast_cache()
-        self.kept = None if self.last is None else embed(inputs[self.last])
-        found += [] if self.kept is None else [self.kept.detach()]
-        self.embedded = torch.cat(found) if found else empty
+        self.last_embeddings = None if self.last_slice is None else embed(inputs[self.last_slice])
+        if self.last_embeddings is not None:
+            blocks.append(self.last_embeddings.detach())
+        self.embeddings = torch.cat(blocks) if blocks else empty
 
-    def _without_gradients(self) -> Iterator[torch.Tensor]:
-        at = 0
-        while at < len(self.slices):
+    def _first_pass(self) -> Iterator[torch.Tensor]:
+        position = 0
+        while position < len(self.slices):
             state = _random_state()
-            # If the first slice drew no random number, none does.
-            alone = at == 0 or not _same(self.states[0], state)
-            some = self.slices[at : at + (1 if alone else self.at_once)]
-            self.states += [state] * len(some)
-            yield self.embed(self.inputs[some[0].start : some[-1].stop])
-            at += len(some)
+            # If the first micro-batch drew no random number, none does.
+            alone = position == 0 or not _same_state(self.random_states[0], state)
+            chunk = self.slices[position : position + (1 if alone else self.at_once)]
+            self.random_states += [state] * len(chunk)
+            yield self.embed(self.inputs[chunk[0].start : chunk[-1].stop])
+            position += len(chunk)
 
-    def again(self, gradient: torch.Tensor) -> Iterator[Part]:
-        """Parts whose gradients are those of the loss; none where nothing of this tower is trained."""
-        nothing, after = gradient.new_zeros(()), _random_state()
-        if self.kept is not None:
-            if not self.kept.requires_grad:
+    def second_pass(self, gradient: torch.Tensor) -> Iterator[Part]:
+        """Yield parts whose gradients are those of the loss; none where nothing of this tower is trained.
+
+        Args:
+            gradient: of the loss with respect to `embeddings`, [inputs, width].
+        """
+        zero, state_after = gradient.new_zeros(()), _random_state()
+        if self.last_embeddings is not None:
+            if not self.last_embeddings.requires_grad:
                 return
-            yield Part((self.kept * gradient[self.last]).sum(), nothing)
-            self.kept = None
-        for part, state in zip(self.slices, self.states, strict=True):
+            yield Part((self.last_embeddings * gradient[self.last_slice]).sum(), zero)
+            self.last_embeddings = None
+        for chunk, state in zip(self.slices, self.random_states, strict=True):
             _set_random_state(state)
-            embedded = self.embed(self.inputs[part])
-            if not embedded.requires_grad:
+            embeddings = self.embed(self.inputs[chunk])
+            if not embeddings.requires_grad:
                 break
-            yield Part((embedded * gradient[part]).sum(), nothing)
-        _set_random_state(after)
+            yield Part((embeddings * gradient[chunk]).sum(), zero)
+        _set_random_state(state_after)
 
 
-def _at_once(chain: Sequence[Stage]) -> int:
-    """Nothing is ever kept of a frozen tower: its micro-batches are all that it takes memory for."""
-    return AT_ONCE if frozen_depth(chain) < len(chain) else 1
+def _micro_batches_at_once(chain: Sequence[Stage]) -> int:
+    """Return how many micro-batches the first pass embeds together: 1 of a frozen tower, whose peak is the first."""
+    return MICRO_BATCHES_AT_ONCE if frozen_depth(chain) < len(chain) else 1
 
 
 @dataclass(frozen=True)
-class Cached:
+class LossAndGradients:
     """A loss and its gradients.
 
     Attributes:
-        images, texts: of the shape of the embeddings.
-        logit_parameters: in their order.
+        loss: a scalar.
+        images, texts: gradients, [images, width] and [texts, width].
+        logit_parameters: gradients, in the parameters' order.
     """
 
     loss: torch.Tensor
@@ -173,7 +195,7 @@ class Cached:
     logit_parameters: list[torch.Tensor]
 
 
-def cached_gradients(
+def loss_and_embedding_gradients(
     loss: LossName,
     logits: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     images: torch.Tensor,
@@ -181,44 +203,45 @@ def cached_gradients(
     logit_parameters: list[torch.nn.Parameter],
     labels: Labels,
     *,
-    rows: int = 512,
-) -> Cached:
-    """The loss of all pairs and its gradients, by blocks of rows: no matrix of all images and texts is ever held.
+    block_rows: int = BLOCK_ROWS,
+) -> LossAndGradients:
+    """Compute the loss of all pairs and its gradients by blocks of rows, without the matrix of all logits.
 
     Args:
-        images, texts: float32 [images, width] and [texts, width]; gradients up to them only.
-        logits: (images, texts) -> logits, with the parameters of `logit_parameters`.
-        rows: of a block.
+        images, texts: float32 [images, width] and [texts, width]; gradients stop there.
+        logits: (images, texts) -> logits, a function of `logit_parameters` too.
+        block_rows: images of a block.
     """
-    blockwise = BLOCKWISE[loss](labels, [slice(start, start + rows) for start in range(0, len(images), rows)])
+    starts = range(0, len(images), block_rows)
+    blockwise = BLOCKWISE[loss](labels, [slice(start, start + block_rows) for start in starts])
     if blockwise.needs_columns:
         with torch.no_grad():
             for block in blockwise.blocks:
                 blockwise.see(logits(images[block], texts), block)
     texts = texts.detach().requires_grad_()
-    of_images, of_texts = torch.empty_like(images), torch.zeros_like(texts)
-    of_parameters = [torch.zeros_like(p) for p in logit_parameters]
+    image_gradients, text_gradients = torch.empty_like(images), torch.zeros_like(texts)
+    parameter_gradients = [torch.zeros_like(p) for p in logit_parameters]
     total = images.new_zeros(())
     for block in blockwise.blocks:
-        some = images[block].detach().requires_grad_()
+        block_images = images[block].detach().requires_grad_()
         with torch.enable_grad():
-            surrogate, value = blockwise.loss(logits(some, texts), block)
-        found = torch.autograd.grad(surrogate, [some, texts, *logit_parameters])
-        of_images[block] = found[0]
-        of_texts += found[1]
-        for kept, gradient in zip(of_parameters, found[2:], strict=True):
-            kept += gradient
+            surrogate, value = blockwise.loss(logits(block_images, texts), block)
+        gradients = torch.autograd.grad(surrogate, [block_images, texts, *logit_parameters])
+        image_gradients[block] = gradients[0]
+        text_gradients += gradients[1]
+        for accumulated, gradient in zip(parameter_gradients, gradients[2:], strict=True):
+            accumulated += gradient
         total += value
-    return Cached(total, of_images, of_texts, of_parameters)
+    return LossAndGradients(total, image_gradients, text_gradients, parameter_gradients)
 
 
 def _random_state() -> list[torch.Tensor]:
-    """Of the CPU's generator and, where there is one, of the GPU's."""
+    """Return the state of the CPU's generator and of the GPU's, if there is one."""
     states = [torch.get_rng_state()]
     return [*states, torch.cuda.get_rng_state()] if torch.cuda.is_available() else states
 
 
-def _same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
+def _same_state(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 

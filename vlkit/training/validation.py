@@ -109,7 +109,7 @@ class CaptionValidation:
                 self.dataset.image_of.tolist(),
                 num_beams=self.config.num_beams,
                 max_new_tokens=self.config.max_new_tokens,
-                watch=bar.update,
+                on_progress=bar.update,
             )
         scores = caption_metrics(list(self.rows.val.frame["image_id"]), texts, References.from_pairs(self.rows.val_all))
         line = ", ".join(f"{name} {scores[name]:.3f}" for name in ("bleu_4", "rouge_l", "cider", "exact"))

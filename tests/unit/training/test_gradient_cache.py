@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from vlkit.config.training import TrainRetrievalConfig
 from vlkit.data.labels import Labels, label_matrix
 from vlkit.data.loading.retrieval_batches import Batch
 from vlkit.models import tuning
-from vlkit.training.gradient_cache import Contrast, _Pass, cached_gradients
+from vlkit.training.gradient_cache import ContrastiveLoss, TwoPassEncoder, loss_and_embedding_gradients
 from vlkit.training.loop import steps
 from vlkit.training.losses import LOSSES
 
@@ -52,7 +51,9 @@ def test_blocks_of_rows_give_the_loss_and_its_gradients(groups, more, mode, loss
     whole = LOSSES[loss](logits(leaves[0], leaves[1]), label_matrix(groups, texts_of, mode))
     expected = torch.autograd.grad(whole, leaves)
     labels = Labels.from_groups(groups, texts_of, mode)
-    found = cached_gradients(loss, logits, images, texts, [logits.scale, logits.bias], labels, rows=rows)
+    found = loss_and_embedding_gradients(
+        loss, logits, images, texts, [logits.scale, logits.bias], labels, block_rows=rows
+    )
     assert found.loss.item() == pytest.approx(whole.item(), rel=1e-10, abs=1e-12)
     for mine, its in zip([found.images, found.texts, *found.logit_parameters], expected, strict=True):
         assert torch.allclose(mine, its, rtol=1e-9, atol=1e-11)
@@ -92,7 +93,7 @@ def gradients(encoder, batch, loss, micro):
         kept.update({name: p.grad.clone() for name, p in named.items()})
 
     optimizer.register_step_pre_hook(keep)
-    step = next(steps([batch], Contrast(encoder, loss, micro), len, optimizer, total=1, max_grad_norm=1e9))
+    step = next(steps([batch], ContrastiveLoss(encoder, loss, micro), len, optimizer, total=1, max_grad_norm=1e9))
     return step.loss, kept
 
 
@@ -129,7 +130,7 @@ def test_weights_after_twenty_steps(name, tiny):
         named = tuning.trainable(encoder)
         optimizer = torch.optim.SGD([{"params": list(named.items()), "peak_lr": 0.05}], lr=0.05, momentum=0.9)
         batches = [batch_for(encoder, size=size) for size in (11, 8, 5)]
-        contrast = Contrast(encoder, encoder.family.loss, micro)
+        contrast = ContrastiveLoss(encoder, encoder.family.loss, micro)
         losses = [s.loss for s in steps(itertools.cycle(batches), contrast, len, optimizer, total=20, accumulate=2)]
         assert losses[-1] < losses[0]
         ends.append({key: p.detach().clone() for key, p in named.items()})
@@ -154,18 +155,18 @@ def test_the_second_pass_drops_what_the_first_one_dropped(tune, tiny):
     tuning.train_mode(encoder)
     batch = batch_for(encoder)
     torch.manual_seed(9)
-    first = _Pass(encoder.embed_images, batch.images, 4, None)
+    first = TwoPassEncoder(encoder.embed_images, batch.images, 4, None)
     torch.manual_seed(9)
-    assert not torch.equal(first.embedded, _Pass(encoder.embed_images, batch.images, 11, None).embedded), (
+    assert not torch.equal(first.embeddings, TwoPassEncoder(encoder.embed_images, batch.images, 11, None).embeddings), (
         "no dropout at work"
     )
-    again = [part.surrogate.item() for part in first.again(first.embedded)]
-    assert sum(again) == pytest.approx(len(first.embedded), rel=1e-6), "unit vectors, times themselves"
+    again = [part.surrogate.item() for part in first.second_pass(first.embeddings)]
+    assert sum(again) == pytest.approx(len(first.embeddings), rel=1e-6), "unit vectors, times themselves"
 
     _, found = gradients(encoder, batch, "sigmoid", 4)
-    from vlkit.training.loop import _drawn
+    from vlkit.training.loop import _dropout_seed
 
-    torch.manual_seed(_drawn(0, 0, 0))
+    torch.manual_seed(_dropout_seed(0, 0, 0))
     images = torch.cat([encoder.embed_images(part) for part in batch.images.split(4)])
     texts = torch.cat([encoder.embed_texts(part) for part in batch.texts.split(4)])[batch.text_index]
     LOSSES["sigmoid"](encoder.logits(images, texts), batch.labels.rows()).backward()
@@ -188,20 +189,6 @@ def test_a_frozen_tower_is_not_embedded_twice(tune, frozen, tiny, monkeypatch):
     assert apart(gradients(encoder, batch, "softmax", None)[1], found) <= 1e-5
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp32"])
-def test_a_run_in_micro_batches_is_the_run(precision, prepared, vlkit, tmp_path):
-    train = ("train-retrieval", "--data", prepared, "--model", "tiny-siglip", "--runs-dir", tmp_path, "--steps", 5)
-    losses = []
-    for name, flags in (("whole", ()), ("micro", ("--micro-batch", 5)), ("auto", ("--micro-batch", "auto"))):
-        outcome = vlkit(*train, "--name", name, "--batch-size", 24, "--precision", precision, *flags)
-        assert outcome.code == 0, outcome.err
-        lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        losses.append([line["loss"] for line in lines if "loss" in line])
-    tolerance = 1e-4 if precision == "fp32" else 0.02
-    assert losses[1] == pytest.approx(losses[0], rel=tolerance)
-    assert losses[2] == losses[0]
-
-
 def test_memory_that_runs_out_halves_the_micro_batch_and_goes_on(tiny, monkeypatch):
     encoder = tiny("tiny-siglip")
     tuning.apply_tuning(encoder, TrainRetrievalConfig(), seed=0)
@@ -215,38 +202,42 @@ def test_memory_that_runs_out_halves_the_micro_batch_and_goes_on(tiny, monkeypat
         return embed(pixels)
 
     monkeypatch.setattr(encoder, "embed_images", cramped)
-    contrast, named = Contrast(encoder, "sigmoid"), tuning.trainable(encoder)
+    contrast, named = ContrastiveLoss(encoder, "sigmoid"), tuning.trainable(encoder)
     optimizer = torch.optim.SGD([{"params": list(named.items()), "peak_lr": 0.0}], lr=0.0)
     kept = {}
     optimizer.register_step_pre_hook(lambda *_: kept.update({name: p.grad.clone() for name, p in named.items()}))
-    step = next(steps([batch], contrast, len, optimizer, total=1, max_grad_norm=1e9, smaller=contrast.halve))
+    step = next(
+        steps(
+            [batch], contrast, len, optimizer, total=1, max_grad_norm=1e9, on_out_of_memory=contrast.reduce_micro_batch
+        )
+    )
     assert contrast.micro_batch in (2, 3)
     assert step.loss == pytest.approx(whole, rel=1e-5)
     assert apart(expected, kept) <= 1e-5
     monkeypatch.setattr(encoder, "embed_images", lambda pixels: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
     with pytest.raises(torch.OutOfMemoryError):
-        next(steps([batch], contrast, len, optimizer, total=1, smaller=contrast.halve))
+        next(steps([batch], contrast, len, optimizer, total=1, on_out_of_memory=contrast.reduce_micro_batch))
 
 
 def test_the_first_pass_takes_four_micro_batches_at_a_time_and_the_last_pictures_once():
     calls, weight = [], torch.ones(3, requires_grad=True)
     embed = lambda part: calls.append((len(part), torch.is_grad_enabled())) or part * weight  # noqa: E731
-    passed = _Pass(embed, torch.ones(11, 3), 2, None, keep_last=True)
+    passed = TwoPassEncoder(embed, torch.ones(11, 3), 2, None, keep_last=True)
     assert calls == [(2, False), (8, False), (1, True)]
-    assert len(list(passed.again(torch.ones(11, 3)))) == 6
+    assert len(list(passed.second_pass(torch.ones(11, 3)))) == 6
     assert calls[3:] == [(2, True)] * 5
 
 
 @pytest.mark.parametrize("size", [0, 4])
 def test_a_share_of_nothing_is_embedded_as_nothing(size):
-    passed = _Pass(lambda part: part, torch.ones(0, 2), size, torch.zeros(0, 3), keep_last=True)
-    assert passed.embedded.shape == (0, 3) and not list(passed.again(torch.zeros(0, 3)))
+    passed = TwoPassEncoder(lambda part: part, torch.ones(0, 2), size, torch.zeros(0, 3), keep_last=True)
+    assert passed.embeddings.shape == (0, 3) and not list(passed.second_pass(torch.zeros(0, 3)))
 
 
 def test_halving_begins_at_what_batches_are(tiny):
-    contrast = Contrast(tiny("tiny-siglip"), "sigmoid", 512)
+    contrast = ContrastiveLoss(tiny("tiny-siglip"), "sigmoid", 512)
     contrast(batch_for(contrast.encoder, size=8))
-    assert contrast.halve() and contrast.micro_batch == 4, "half of 8, not of 512"
+    assert contrast.reduce_micro_batch() and contrast.micro_batch == 4, "half of 8, not of 512"
 
 
 def test_many_texts_split_a_batch_of_few_pictures_and_the_random_state_goes_on(tiny):
@@ -254,16 +245,10 @@ def test_many_texts_split_a_batch_of_few_pictures_and_the_random_state_goes_on(t
     tuning.apply_tuning(encoder, TrainRetrievalConfig(), seed=0)
     batch = batch_for(encoder, size=4)
     assert len(batch.images) <= 4 < len(batch.texts)
-    parts = Contrast(encoder, "softmax", 4)(batch)
+    parts = ContrastiveLoss(encoder, "softmax", 4)(batch)
     assert not isinstance(parts, torch.Tensor)
     torch.manual_seed(3)
-    first = _Pass(lambda part: part * torch.rand(1).requires_grad_(), torch.ones(6, 2), 2, None)
+    first = TwoPassEncoder(lambda part: part * torch.rand(1).requires_grad_(), torch.ones(6, 2), 2, None)
     after = torch.get_rng_state()
-    assert len(list(first.again(torch.ones(6, 2)))) == 3
+    assert len(list(first.second_pass(torch.ones(6, 2)))) == 3
     assert torch.equal(torch.get_rng_state(), after)
-
-
-@pytest.mark.parametrize("value", ["0", "-3", "many", "1.5", "007", "\u0663"])
-def test_a_micro_batch_that_is_no_number_is_refused(value, prepared, vlkit):
-    outcome = vlkit("train-retrieval", "--data", prepared, "--model", "tiny-siglip", "--micro-batch", value)
-    assert outcome.code == 2 and "--micro-batch" in outcome.err

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from vlkit.errors import NonFiniteError
-from vlkit.training.loop import adamw, cosine_schedule, legs_schedule, new_scaler, steps
+from vlkit.training.loop import steps
+from vlkit.training.optimizer import adamw, cosine_schedule, new_scaler, segmented_schedule
 
 
 def make(seed=0):
@@ -113,7 +114,7 @@ def test_bad_steps_in_a_row_end_the_run_and_name_the_batch():
             data(2, 4),
             10,
             loss_of=lambda batch: model(batch[0]).sum() * math.nan,
-            names_of=lambda batch: "row seven",
+            describe_batch=lambda batch: "row seven",
         )
     assert torch.equal(weights(model), before)
 
@@ -198,15 +199,15 @@ def test_the_schedule_is_a_pure_function_of_the_step():
 
 
 def test_every_leg_of_an_extended_run_has_a_schedule_of_its_own():
-    factor, first, second = legs_schedule(30, 0.1, (10,)), cosine_schedule(10, 0.1), cosine_schedule(20, 0.1)
+    factor, first, second = segmented_schedule(30, 0.1, (10,)), cosine_schedule(10, 0.1), cosine_schedule(20, 0.1)
     assert [factor(step) for step in range(30)] == [*map(first, range(10)), *map(second, range(20))]
     plain = cosine_schedule(30, 3)
-    assert [legs_schedule(30, 3)(step) for step in range(30)] == [plain(step) for step in range(30)]
+    assert [segmented_schedule(30, 3)(step) for step in range(30)] == [plain(step) for step in range(30)]
 
 
 def test_decay_spares_biases_norms_and_logit_parameters(tiny):
     from vlkit.models import tuning
-    from vlkit.training.loop import adamw
+    from vlkit.training.optimizer import adamw
 
     encoder = tiny("tiny-siglip")
     groups = adamw(tuning.trainable(encoder), lr=1e-3, weight_decay=0.01).param_groups

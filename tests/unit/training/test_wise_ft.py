@@ -1,14 +1,11 @@
 """Between the untouched and the tuned weights: the ends are the two models, and validation decides."""
 
-import json
-
 import pytest
 import torch
 
 from vlkit.config.training import TrainRetrievalConfig
-from vlkit.models import loading, tuning
-from vlkit.runs import Run
-from vlkit.training.wise_ft import STRENGTHS, Point, Sweep, best
+from vlkit.models import tuning
+from vlkit.training.wise_ft import STRENGTHS, InterpolationPoint, WeightInterpolation, best_point
 
 
 def moved(encoder, seed=0):
@@ -31,7 +28,7 @@ def test_a_lora_at_a_strength_is_peft_at_that_scale(tiny):
     untouched = embedded(encoder)
     tuning.apply_tuning(encoder, TrainRetrievalConfig(tune="lora", lora_dropout=0.0), seed=0)
     trained = tuning.trainable(encoder)
-    sweep, scale = Sweep(trained), encoder.model.logit_scale.item()
+    sweep, scale = WeightInterpolation(trained), encoder.model.logit_scale.item()
     moved(encoder)
     tuned = {name: p.detach().clone() for name, p in trained.items()}
     layers = [m for m in encoder.model.modules() if hasattr(m, "scaling") and hasattr(m, "lora_A")]
@@ -56,7 +53,7 @@ def test_full_weights_are_averaged_and_the_ends_are_exact(tiny):
     tuning.apply_tuning(encoder, TrainRetrievalConfig(tune="full"), seed=0)
     trained = tuning.trainable(encoder)
     before = {name: p.detach().clone() for name, p in trained.items()}
-    sweep = Sweep(trained)
+    sweep = WeightInterpolation(trained)
     moved(encoder)
     tuned = {name: p.detach().clone() for name, p in trained.items()}
     seen = []
@@ -69,7 +66,7 @@ def test_full_weights_are_averaged_and_the_ends_are_exact(tiny):
             assert torch.allclose(p.double(), wanted, atol=1e-6)
         return {"text_to_image": {"recall@1": 0.5, "mrr": 0.5}, "image_to_text": {"recall@1": 0.5, "mrr": 0.5}}
 
-    points = sweep.points(measure, None)
+    points = sweep.measure(measure, None)
     assert len(points) == 11 and all(torch.equal(p, tuned[name]) for name, p in trained.items())
     sweep.move(tuned, 0.0)
     assert all(torch.equal(p, before[name]) for name, p in trained.items())
@@ -77,11 +74,11 @@ def test_full_weights_are_averaged_and_the_ends_are_exact(tiny):
 
 def test_validation_decides_and_of_equals_the_one_that_forgot_least():
     def point(strength, recall, mrr, guard=None):
-        return Point(strength, {"a": {"recall@1": recall, "mrr": mrr}}, guard)
+        return InterpolationPoint(strength, {"a": {"recall@1": recall, "mrr": mrr}}, guard)
 
-    assert best([point(0.0, 0.1, 0.9), point(0.5, 0.4, 0.5), point(1.0, 0.3, 0.9)]).strength == 0.5
-    assert best([point(0.0, 0.1, 0.9), point(0.5, 0.4, 0.5), point(1.0, 0.4, 0.6)]).strength == 1.0
-    assert best([point(0.0, 0.1, 0.9), point(0.5, 0.4, 0.5), point(1.0, 0.4, 0.5)]).strength == 0.5
+    assert best_point([point(0.0, 0.1, 0.9), point(0.5, 0.4, 0.5), point(1.0, 0.3, 0.9)]).strength == 0.5
+    assert best_point([point(0.0, 0.1, 0.9), point(0.5, 0.4, 0.5), point(1.0, 0.4, 0.6)]).strength == 1.0
+    assert best_point([point(0.0, 0.1, 0.9), point(0.5, 0.4, 0.5), point(1.0, 0.4, 0.5)]).strength == 0.5
 
 
 @pytest.fixture
@@ -92,38 +89,3 @@ def guard(vlkit, tmp_path):
     out = tmp_path / "guard"
     assert vlkit("prep", "--domain", "agriculture", "--source", tmp_path / "leaves", "--out", out).code == 0
     return out
-
-
-@pytest.mark.parametrize("tune", ["full", "lora"])
-def test_a_run_exports_the_best_of_the_sweep(tune, prepared, trained, guard, vlkit, tmp_path):
-    """Every point's validation is that of the model it stands for; what is exported is the one that is named."""
-    base = ("train-retrieval", "--data", prepared, "--model", trained / "model", "--runs-dir", tmp_path, "--name", "i")
-    flags = ("--tune", tune, "--steps", 5, "--batch-size", 16, "--lr", 2e-2, "--interpolate", "--guard", guard)
-    outcome = vlkit(*base, *flags, "--json")
-    assert outcome.code == 0, outcome.err
-    told = json.loads((tmp_path / "i/interpolation.json").read_text())
-    assert [point["strength"] for point in told["points"]] == list(STRENGTHS)
-    assert outcome.json()["strength"] == told["strength"]
-    kept = next(point for point in told["points"] if point["strength"] == told["strength"])
-    assert outcome.json()["validation"] == kept["val"] and outcome.json()["retained"] == kept["retained"]
-    measured = vlkit("eval", "--run", tmp_path / "i", "--split", "val", "--json").json()
-    ends = {"metrics": kept, "baseline": told["points"][0]}
-    for which, point in ends.items():
-        for direction, metrics in measured[which].items():
-            assert metrics["mrr"] == pytest.approx(point["val"][direction]["mrr"], abs=1e-6), (which, direction)
-    elsewhere = vlkit("eval", "--run", tmp_path / "i", "--data", guard, "--json", "--out", tmp_path / "g").json()
-    for direction, metrics in kept["guard"].items():
-        assert metrics["recall@1"] == pytest.approx(elsewhere["metrics"][direction]["recall@1"])
-    assert told["points"][0]["retained"] == 1.0
-    assert loading.load_model(str(tmp_path / "i")).source
-    assert "strength" in (tmp_path / "i/README.md").read_text() and Run(tmp_path / "i").finished
-
-
-def test_a_guard_alone_says_what_is_retained_and_chooses_nothing(prepared, trained, guard, vlkit, tmp_path):
-    base = ("train-retrieval", "--data", prepared, "--model", trained / "model", "--runs-dir", tmp_path)
-    flags = ("--steps", 3, "--batch-size", 16, "--lr", 1e-2)
-    told = vlkit(*base, "--name", "g", *flags, "--guard", guard, "--json").json()
-    plain = vlkit(*base, "--name", "p", *flags, "--json").json()
-    assert told["strength"] == 1.0 and told["retained"] >= 0 and told["validation"] == plain["validation"]
-    refused = vlkit(*base, "--name", "x", *flags, "--guard", tmp_path / "nowhere")
-    assert refused.code == 3 and not (tmp_path / "x").exists()

@@ -1,0 +1,1 @@
+"""Before the first step: rows, complete settings, estimates, the open run."""
