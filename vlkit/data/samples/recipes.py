@@ -2,10 +2,10 @@
 
 A recipe is one combination of six visible attributes: form, flavour, kind of garnish, number of garnishes, plate and
 tablecloth. No two recipes share a combination, so a held-out recipe is an unseen combination of seen values. Each of
-its one to three pictures is drawn anew, and each of its two texts names all six attributes, in varied words.
+its one to three images is drawn anew, and each of its two texts names all six attributes, in varied words.
 
-What the texts do not name varies from picture to picture: position, size, rotation, light, noise, colour of the cloth,
-cutlery, crumbs. The cloth, nearly half of a picture, has a random colour, so comparing colours finds few matches.
+Everything that the texts do not name varies from image to image: position, size, rotation, light, noise, colour of the
+cloth, cutlery, crumbs. The cloth, nearly half of an image, has a random colour, so comparing colours finds few matches.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from vlkit.data.samples.drawing import (
     ZOOM,
     Array,
     draw_clutter,
-    fill,
-    generator_of,
+    fill_polygon,
+    item_rng,
     half_moon,
-    lit,
-    place,
-    rounded,
-    save,
-    shaded,
+    photograph,
+    transform,
+    superellipse,
+    save_jpeg,
+    shade,
     star,
 )
 
 T = TypeVar("T")
 
-_N_RECIPES = 1200
+_RECIPE_COUNT = 1200
 
-# Attribute value -> its wordings (one is drawn anew for each text) and what drawing it needs.
+# Attribute value -> its wordings (one is drawn anew for each text) and the values to draw it with.
 _FORMS = {  # wordings, basic ingredients
     "tart": (("tart", "flan"), ("plain flour", "butter")),
     "turnover": (("turnover", "pasty"), ("puff pastry", "milk")),
@@ -108,18 +108,18 @@ class Recipe:
     cloth: str
 
 
-def pick(rng: Generator, options: tuple[T, ...]) -> T:
-    """One of the options, each equally likely."""
+def choose(rng: Generator, options: tuple[T, ...]) -> T:
+    """Choose one of the options, each equally likely."""
     return options[int(rng.integers(len(options)))]
 
 
 def write_recipes(out: Path, seed: int) -> dict[str, int]:
     """Write recipes.jsonl and images/."""
     (out / "images").mkdir()
-    n_pictures = 0
+    image_count = 0
     with (out / "recipes.jsonl").open("w", encoding="utf-8", newline="\n") as lines:
-        for i, recipe in enumerate(choose_recipes(seed, _N_RECIPES)):
-            rng = generator_of(seed, 1, i)
+        for i, recipe in enumerate(choose_recipes(seed, _RECIPE_COUNT)):
+            rng = item_rng(seed, 1, i)
             images = [f"images/{i:05d}_{k}.jpg" for k in range(int(rng.integers(1, 4)))]
             title, description = _texts(recipe, rng)
             record = {
@@ -131,63 +131,63 @@ def write_recipes(out: Path, seed: int) -> dict[str, int]:
             }
             lines.write(json.dumps(record, ensure_ascii=False) + "\n")
             for k, name in enumerate(images):
-                save(draw_recipe(recipe, generator_of(seed, 2, i, k)), out / name)
-            n_pictures += len(images)
-    return {"recipes": _N_RECIPES, "pictures": n_pictures}
+                save_jpeg(draw_recipe(recipe, item_rng(seed, 2, i, k)), out / name)
+            image_count += len(images)
+    return {"recipes": _RECIPE_COUNT, "pictures": image_count}
 
 
 def choose_recipes(seed: int, count: int) -> list[Recipe]:
-    """`count` distinct combinations of attribute values, drawn without replacement."""
+    """Draw `count` distinct combinations of attribute values."""
     combinations = list(product(_FORMS, _FLAVOURS, _GARNISHES, _COUNTS, _PLATES, _CLOTHS))
-    chosen = generator_of(seed, 0).choice(len(combinations), size=count, replace=False)
+    chosen = item_rng(seed, 0).choice(len(combinations), size=count, replace=False)
     return [Recipe(*combinations[index]) for index in chosen]
 
 
 def _ingredients(recipe: Recipe) -> list[str]:
-    """Ingredients of a recipe, the flavour first."""
+    """Return the ingredients of a recipe, the flavour first."""
     return [recipe.flavour, *_FORMS[recipe.form][1], _GARNISHES[recipe.garnish][1]]
 
 
 def _texts(recipe: Recipe, rng: Generator) -> tuple[str, str]:
-    """Title and description; each names all attributes, so no other recipe can share it."""
-    title = pick(rng, _TITLES).format(**_wording(recipe, rng))
-    description = pick(rng, _DESCRIPTIONS).format(**_wording(recipe, rng), mood=pick(rng, _MOODS))
+    """Return title and description; each names all attributes, so no other recipe can share it."""
+    title = choose(rng, _TITLES).format(**_wording(recipe, rng))
+    description = choose(rng, _DESCRIPTIONS).format(**_wording(recipe, rng), mood=choose(rng, _MOODS))
     return title[0].upper() + title[1:], description
 
 
 def _wording(recipe: Recipe, rng: Generator) -> dict[str, str]:
-    """Fresh wordings of the attribute values for one text."""
-    plate, cloth = pick(rng, _PLATES[recipe.plate][0]), pick(rng, _CLOTHS[recipe.cloth])
+    """Draw wordings of the attribute values for one text."""
+    plate, cloth = choose(rng, _PLATES[recipe.plate][0]), choose(rng, _CLOTHS[recipe.cloth])
     garnish = _GARNISHES[recipe.garnish][0 if recipe.count == 1 else 1]
     return {
-        "dish": f"{recipe.flavour} {pick(rng, _FORMS[recipe.form][0])}",
-        "garnish": f"{pick(rng, _COUNTS[recipe.count])} {garnish}",
-        "plate": f"{_article(plate)} {plate} {pick(rng, ('plate', 'platter'))}",
-        "cloth": f"{_article(cloth)} {cloth} {pick(rng, ('cloth', 'tablecloth'))}",
+        "dish": f"{recipe.flavour} {choose(rng, _FORMS[recipe.form][0])}",
+        "garnish": f"{choose(rng, _COUNTS[recipe.count])} {garnish}",
+        "plate": f"{_article(plate)} {plate} {choose(rng, ('plate', 'platter'))}",
+        "cloth": f"{_article(cloth)} {cloth} {choose(rng, ('cloth', 'tablecloth'))}",
     }
 
 
 def _article(word: str) -> str:
-    """Indefinite article of a word."""
+    """Return the indefinite article of a word."""
     return "an" if word[0] in "aeiou" else "a"
 
 
-_DISC = rounded()
+_DISC = superellipse()
 _STAR = star()
 _OUTLINES = {
-    "tart": rounded(waves=8, depth=0.12),
+    "tart": superellipse(waves=8, depth=0.12),
     "turnover": half_moon(),
-    "loaf": 1.1 * rounded(power=6, aspect=0.45),
+    "loaf": 1.1 * superellipse(power=6, aspect=0.45),
     "ring": _DISC,
-    "leaf": 1.35 * rounded(power=1.5, aspect=0.6),
+    "leaf": 1.35 * superellipse(power=1.5, aspect=0.6),
     "cherry": _DISC,
     "star": _STAR,
-    "stick": 1.4 * rounded(power=8, aspect=0.35),
+    "stick": 1.4 * superellipse(power=8, aspect=0.35),
 }
 
 
 def _draw_cloth(cloth: str, rng: Generator) -> Image.Image:
-    """Canvas covered by a tablecloth: random colour, tilt, period and phase of its pattern."""
+    """Return a canvas covered by a tablecloth: random colour, tilt, period and phase of its pattern."""
     side = SIDE * ZOOM
     along = np.arange(side) / ZOOM
     tilt, period = rng.uniform(-0.2, 0.2), rng.uniform(8.0, 9.0)
@@ -201,29 +201,29 @@ def _draw_cloth(cloth: str, rng: Generator) -> Image.Image:
     else:
         printed = np.zeros((side, side), dtype=np.bool_)
     colour = rng.uniform(60.0, 190.0, 3)
-    pixels = np.where(printed[:, :, None], shaded(colour, 6.0), colour)
+    pixels = np.where(printed[:, :, None], shade(colour, 6.0), colour)
     return Image.fromarray(pixels.astype(np.uint8))
 
 
 def _draw_spoon(draw: ImageDraw.ImageDraw, rng: Generator) -> None:
-    """A spoon or, with a narrow bowl, a knife, somewhere beside the plate."""
+    """Draw a spoon or, with a narrow bowl, a knife, somewhere beside the plate."""
     steel = np.full(3, rng.uniform(150.0, 225.0))
     angle, towards = rng.uniform(0.0, 2.0 * np.pi, 2)
     middle = SIDE / 2 + 29.0 * np.array([np.cos(towards), np.sin(towards)])
-    fill(draw, place(rounded(power=6, aspect=0.07), middle, 15.0, angle), steel)
+    fill_polygon(draw, transform(superellipse(power=6, aspect=0.07), middle, 15.0, angle), steel)
     bowl = middle + 13.0 * np.array([np.cos(angle), np.sin(angle)])
-    fill(draw, place(rounded(aspect=rng.uniform(0.3, 0.7)), bowl, 5.0, angle), steel)
+    fill_polygon(draw, transform(superellipse(aspect=rng.uniform(0.3, 0.7)), bowl, 5.0, angle), steel)
 
 
 def _garnish_spots(count: int, rng: Generator) -> Array:
-    """Centres [count, 2] of the garnish on the rim of a plate of radius 1, the first on top."""
+    """Return the centres [count, 2] of the garnish on the rim of a plate of radius 1, the first on top."""
     t = 2.0 * np.pi * np.arange(count) / count - np.pi / 2.0
     spots = 0.78 * np.stack([np.cos(t), np.sin(t)], axis=1)
     return np.asarray(spots + rng.uniform(-0.03, 0.03, spots.shape))
 
 
 def draw_recipe(recipe: Recipe, rng: Generator) -> Array:
-    """One picture of a recipe, pixels [H, W, 3]; all but its six attributes is drawn anew."""
+    """Draw a recipe, pixels [H, W, 3]; everything but its six attributes is random."""
     canvas = _draw_cloth(recipe.cloth, rng)
     draw = ImageDraw.Draw(canvas)
     draw_clutter(draw, rng)
@@ -232,25 +232,25 @@ def draw_recipe(recipe: Recipe, rng: Generator) -> Array:
     centre, size = SIDE / 2 + rng.uniform(-2.0, 2.0, 2), rng.uniform(25.0, 28.5)
 
     china = np.array(_PLATES[recipe.plate][1]) + rng.uniform(-10.0, 10.0, 3)
-    fill(draw, place(_DISC, centre + 1.2, size, 0.0), _SHADOW)
-    for share, colour in ((1.0, china), (0.94, _CREAM), (0.62, shaded(china, 0.85)), (0.6, china)):
-        fill(draw, place(_DISC, centre, size * share, 0.0), colour)
+    fill_polygon(draw, transform(_DISC, centre + 1.2, size, 0.0), _SHADOW)
+    for share, colour in ((1.0, china), (0.94, _CREAM), (0.62, shade(china, 0.85)), (0.6, china)):
+        fill_polygon(draw, transform(_DISC, centre, size * share, 0.0), colour)
 
-    outline, turn = _OUTLINES[recipe.form], rng.uniform(-0.12, 0.12)
+    outline, angle = _OUTLINES[recipe.form], rng.uniform(-0.12, 0.12)
     radius = size * rng.uniform(0.56, 0.6)
     filling = np.array(_FLAVOURS[recipe.flavour]) + rng.uniform(-10.0, 10.0, 3)
-    fill(draw, place(outline, centre + 0.8, radius, turn), shaded(china, 0.6))
-    fill(draw, place(outline, centre, radius, turn), _CRUST)
-    fill(draw, place(outline, centre, radius * 0.82, turn), filling)
-    fill(draw, place(outline, centre - 0.5, radius * 0.66, turn), shaded(filling, 1.12))
+    fill_polygon(draw, transform(outline, centre + 0.8, radius, angle), shade(china, 0.6))
+    fill_polygon(draw, transform(outline, centre, radius, angle), _CRUST)
+    fill_polygon(draw, transform(outline, centre, radius * 0.82, angle), filling)
+    fill_polygon(draw, transform(outline, centre - 0.5, radius * 0.66, angle), shade(filling, 1.12))
     if recipe.form == "ring":
-        fill(draw, place(_DISC, centre, radius * 0.5, turn), _CRUST)
-        fill(draw, place(_DISC, centre, radius * 0.4, turn), china)
+        fill_polygon(draw, transform(_DISC, centre, radius * 0.5, angle), _CRUST)
+        fill_polygon(draw, transform(_DISC, centre, radius * 0.4, angle), china)
 
     shape, colour = _OUTLINES[recipe.garnish], np.array(_GARNISHES[recipe.garnish][2])
-    for spot in place(_garnish_spots(recipe.count, rng), centre, size, turn):
-        angle, shade = rng.uniform(0.0, 2.0 * np.pi), shaded(colour, rng.uniform(0.9, 1.1))
-        fill(draw, place(shape, spot + 0.3, size * 0.23, angle), shaded(colour, 0.35))
-        fill(draw, place(shape, spot, size * 0.2, angle), shade)
-        fill(draw, place(shape, spot - 0.4, size * 0.08, angle), shaded(shade, 1.8))
-    return lit(canvas, rng)
+    for spot in transform(_garnish_spots(recipe.count, rng), centre, size, angle):
+        angle, tone = rng.uniform(0.0, 2.0 * np.pi), shade(colour, rng.uniform(0.9, 1.1))
+        fill_polygon(draw, transform(shape, spot + 0.3, size * 0.23, angle), shade(colour, 0.35))
+        fill_polygon(draw, transform(shape, spot, size * 0.2, angle), tone)
+        fill_polygon(draw, transform(shape, spot - 0.4, size * 0.08, angle), shade(tone, 1.8))
+    return photograph(canvas, rng)
