@@ -1,1 +1,1 @@
-"""The models: load them, decide what is trained, make tiny ones."""
+"""Encoders: load them, run them in stages, tune them, embed images and texts."""

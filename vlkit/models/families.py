@@ -154,7 +154,7 @@ def refuse_family(name: str, model_type: str) -> NoReturn:
     Raises:
         UsageError: names the families.
     """
-    known = [each for each in FAMILIES if is_dual(each)]
+    known = [family for family in FAMILIES if is_dual(family)]
     raise UsageError(f"{name} is a {model_type} model", hint=f"vlkit adapts {' and '.join(known)} models")
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from torch import nn
 from vlkit.models import fast
 from vlkit.models.fast.layers import ATTENTION_NAME, pooled_layer, select_positions
 
+Modality = Literal["images", "texts"]
 StageFunction = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 

@@ -104,7 +104,7 @@ def _model_type(encoder: DualEncoder, tower: str) -> str:
 
 
 def is_head(name: str) -> bool:
-    """Return whether a parameter stands behind the encoders, between their last layer and the common space."""
+    """Return whether a parameter comes after the encoders: between their last layer and the common space."""
     return any(re.match(family.head, name) for family in FAMILIES.values() if isinstance(family, Family))
 
 

@@ -29,8 +29,8 @@ from vlkit.inference.index.faiss_index import (
 from vlkit.inference.index.index_folder import Index
 from vlkit.inference.index.query_encoder import QueryEncoder, image_decode, load_encoder, model_reference
 from vlkit.inference.index.tune import SearchQuality, tune_and_measure
-from vlkit.models.dual_encoder import Modality
 from vlkit.models.loading import model_config
+from vlkit.models.stages import Modality
 from vlkit.runs import Run
 from vlkit.storage import Location, format_bytes, json_text, nearest_existing, refuse_unwritable
 

@@ -32,7 +32,7 @@ from vlkit.data.prep import tables
 from vlkit.data.splits import hash_order
 from vlkit.errors import DataError
 from vlkit.models.cache.feature_cache import image_keys
-from vlkit.models.dual_encoder import Modality
+from vlkit.models.stages import Modality
 from vlkit.storage import Location, json_text
 
 MODALITIES: tuple[Modality, ...] = ("texts", "images")

@@ -15,8 +15,8 @@ from vlkit.inference.index.documents import MODALITIES, DocumentSource
 from vlkit.inference.index.index_folder import Index
 from vlkit.inference.index.query_encoder import QueryEncoder
 from vlkit.models.cache.feature_cache import FrozenImages, FrozenTexts, fill, text_keys
-from vlkit.models.dual_encoder import Modality
 from vlkit.models.encode import encode_images, encode_text_inputs
+from vlkit.models.stages import Modality
 
 # An index of fewer rows can spare none of them as queries.
 MIN_ROWS_TO_HOLD_OUT = 100

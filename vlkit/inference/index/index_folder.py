@@ -29,7 +29,7 @@ from vlkit.config.base import read_yaml, yaml_text
 from vlkit.errors import ArtifactError, NetworkError, UsageError
 from vlkit.inference.index.documents import MODALITIES, SCHEMA
 from vlkit.inference.index.faiss_index import EFFORT_PARAMETERS, VectorIndex
-from vlkit.models.dual_encoder import Modality
+from vlkit.models.stages import Modality
 from vlkit.remote import MANIFEST, VERSIONS, Remote, file_sha256
 from vlkit.storage import Location, atomic_folder, json_text
 

@@ -20,9 +20,10 @@ from vlkit.errors import ArtifactError, UsageError
 from vlkit.inference.index.documents import MODALITIES
 from vlkit.models.cache.feature_cache import weights_hash
 from vlkit.models.device import Precision, autocast, best_device, best_precision
-from vlkit.models.dual_encoder import DualEncoder, Modality
+from vlkit.models.dual_encoder import DualEncoder
 from vlkit.models.encode import encode_text_inputs
 from vlkit.models.loading import load_base, load_model, load_tuned
+from vlkit.models.stages import Modality
 from vlkit.runs import Run
 from vlkit.storage import json_text
 

@@ -12,7 +12,7 @@ import numpy as np
 from vlkit.data.captions import readable_class
 from vlkit.errors import UsageError, suggest_name
 from vlkit.inference.index.index_folder import Index
-from vlkit.models.dual_encoder import Modality
+from vlkit.models.stages import Modality
 
 # Columns of the docstore; any other name is a further column of the source.
 DOCSTORE_COLUMNS = ("class", "group", "id")

@@ -19,7 +19,7 @@ from vlkit.errors import DataError, UsageError
 from vlkit.inference.index.index_folder import ABOUT, Index, open_index
 from vlkit.inference.index.query_encoder import QueryEncoder, image_decode, load_encoder
 from vlkit.inference.search.filters import allowed_mask, parse_filters, refuse_unknown
-from vlkit.models.dual_encoder import Modality
+from vlkit.models.stages import Modality
 from vlkit.storage import Location
 
 CACHED_MASKS = 16

@@ -1,1 +1,1 @@
-"""."""
+"""Cache features of frozen encoder stages on disk."""

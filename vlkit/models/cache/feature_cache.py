@@ -31,13 +31,13 @@ from vlkit.distributed import SINGLE, World
 from vlkit.errors import ArtifactError, DataError, UsageError, VlkitError
 from vlkit.models.cache.feature_store import FeatureStore, cache_folder
 from vlkit.models.device import Precision, autocast
-from vlkit.models.stages import PartialForward, Stage, frozen_depth, run_stages
+from vlkit.models.stages import Modality, PartialForward, Stage, frozen_depth, run_stages
 
 SCHEMA = 2
 BLOCK = 64  # items computed at once
 TORCH_DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
-# What is cached, as folders' names and --json say it.
+# What is cached, as the names of folders and the keys of --json have it since their first version.
 Kind = Literal["pictures", "texts"]
 
 
@@ -51,7 +51,7 @@ class FrozenSource(Protocol):
     def image_chain(self) -> list[Stage]: ...
     @property
     def device(self) -> torch.device: ...
-    def tower_config(self, modality: Literal["images", "texts"]) -> Any: ...
+    def tower_config(self, modality: Modality) -> Any: ...
     def normalize_pixels(self, pixels: torch.Tensor) -> torch.Tensor: ...
     def parameters(self) -> Iterator[torch.nn.Parameter]: ...
     def eval(self) -> Self: ...
@@ -119,6 +119,7 @@ class FrozenPrefix(ABC):
     depth: int
 
     kind: ClassVar[Kind]
+    modality: ClassVar[Modality]
 
     @property
     @abstractmethod
@@ -228,7 +229,7 @@ class FrozenPrefix(ABC):
         loader: DataLoader[Any] = DataLoader(
             ErrorAsItem(items), sampler=blocks, batch_size=None, num_workers=loader_workers(items)
         )
-        with console.progress(f"caching {self.kind}", len(positions)) as bar:
+        with console.progress(f"caching {self.modality}", len(positions)) as bar:
             for number, (block, inputs) in enumerate(zip(blocks, reraise_errors(loader), strict=True), start=1):
                 values = self(inputs).to(TORCH_DTYPES[store.dtype.name]).cpu().numpy()
                 if not np.isfinite(values).all():
@@ -246,6 +247,7 @@ class FrozenImages(FrozenPrefix):
     """The frozen stages of a vision tower."""
 
     kind = "pictures"
+    modality = "images"
 
     @classmethod
     def from_source(cls, source: FrozenSource, precision: Precision) -> FrozenImages:
@@ -268,7 +270,7 @@ class FrozenImages(FrozenPrefix):
 
     def settings(self) -> tuple[Any, dict[str, Any]]:
         """Return the tower's configuration and the preprocessing."""
-        return self.source.tower_config("images"), self.source.pixel_spec.identity()
+        return self.source.tower_config(self.modality), self.source.pixel_spec.identity()
 
     def pool_positions(self, items: InputStore, row_shape: Sequence[int]) -> None:
         """Return None: images are pooled where the model says."""
@@ -286,6 +288,7 @@ class FrozenTexts(FrozenPrefix):
     length: int | None = None
 
     kind = "texts"
+    modality = "texts"
 
     @classmethod
     def from_source(cls, source: FrozenTextSource, precision: Precision, longest: int) -> FrozenTexts:
@@ -324,7 +327,7 @@ class FrozenTexts(FrozenPrefix):
         """Return the tower's configuration and the preprocessing."""
         source = self.source
         preprocessing = {"length": self.length, "pad": source.pad_id, "pooling": source.text_pooling}
-        return source.tower_config("texts"), preprocessing
+        return source.tower_config(self.modality), preprocessing
 
     def pool_positions(self, items: InputStore, row_shape: Sequence[int]) -> np.ndarray | None:
         """Return where texts are pooled, int64 [texts]; None behind the pooling, and where that is the limit."""
@@ -381,7 +384,7 @@ def fill(
     except (VlkitError, OSError) as error:
         if cache != "auto" or world.size > 1:
             raise
-        console.warn(f"the features of {prefix.kind} are not cached: {error}")
+        console.warn(f"the features of {prefix.modality} are not cached: {error}")
         return None
 
 

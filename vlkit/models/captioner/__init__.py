@@ -1,1 +1,1 @@
-"""."""
+"""Captioner: a frozen vision encoder, a trained fusion, a frozen language model."""

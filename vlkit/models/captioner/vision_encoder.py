@@ -7,7 +7,7 @@ last, without the class token. See `patch_chain` in `families.py`.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 
@@ -19,7 +19,7 @@ from vlkit.models.families import VisionFamily, is_vision_alone, vision_family
 from vlkit.models.fast.layers import use_fast_layers
 from vlkit.models.hub import quiet_transformers, read_config, refuse_unknown, translate_hub_errors
 from vlkit.models.paired_encoder import PairParts, is_pair
-from vlkit.models.stages import PartialForward, Stage, run_stages
+from vlkit.models.stages import Modality, PartialForward, Stage, run_stages
 from vlkit.models.tiny import MAKERS
 from vlkit.runs import Run
 
@@ -65,7 +65,7 @@ class VisionEncoder(torch.nn.Module):
         """Patches of an image."""
         return int(self.pixel_spec.size // self.vision.config.patch_size) ** 2
 
-    def tower_config(self, modality: Literal["images", "texts"]) -> Any:
+    def tower_config(self, modality: Modality) -> Any:
         """Return the vision tower's configuration, as a DualEncoder returns one for each tower."""
         return self.vision.config
 
