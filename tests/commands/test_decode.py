@@ -95,7 +95,7 @@ def test_an_unfinished_run_goes_on_only_in_its_own_way(photographed, tmp_path, v
     (run.folder / "finished.json").unlink()
     again = (*train[:-1], "s", "--steps", 2, "--batch-size", 4)
     outcome = vlkit(*again)
-    assert outcome.code == 2 and "decode was 'exact', is 'fast'" in outcome.err.replace("\n", " ")
+    assert outcome.code == 2 and "decode was 'exact', now 'fast'" in outcome.err.replace("\n", " ")
     assert vlkit(*again, "--decode", "exact").code == 0
 
 
@@ -129,7 +129,7 @@ def test_an_index_is_searched_as_it_was_made(decode, runs, photographed, tmp_pat
     assert best["path"] == str(path.resolve()) and best["score"] == pytest.approx(1, abs=1e-6)
     assert vlkit(*how, "--update").code == 0
     other = vlkit(*how, "--update", "--decode", "fast" if decode == "exact" else "exact")
-    assert other.code == 6 and "of other preprocessing" in other.err
+    assert other.code == 6 and "have other preprocessing" in other.err
 
 
 def test_the_ways_differ_as_much_as_they_should(runs, photographed):

@@ -221,9 +221,9 @@ def test_two_runs_are_compared_query_by_query(page, skin):
             list(ours["unit"]),
             draws=2000,
             seed=42,
-        )["difference"]["mrr"]
-        assert found["value"] == pytest.approx(value)
-        assert f"{value:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]" in text
+        ).difference["mrr"]
+        assert found.value == pytest.approx(value)
+        assert f"{value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]" in text
     assert "one against two" in text
 
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFile, ImageFilter, ImageOps
 
-from vlkit.data.images import decode
+from vlkit.data.images import decode as decoder
 from vlkit.data.images.decode import decode_pixels, load_pixels, resize_to_spec
 from vlkit.data.images.resize import resize_with_torch
 from vlkit.data.images.spec import RESAMPLING, PixelSpec
@@ -121,7 +121,7 @@ def test_any_jpeg_is_seen_as_transformers_sees_it(picture, spec, quality, subsam
     file = jpeg(picture, orientation, **how)
     assert not apart(file, spec, "exact").any()
     assert_near(apart(file, spec, "fast"))
-    if min(picture.size) < 2 * decode.REDUCED_MARGIN * (spec.resize or spec.size):
+    if min(picture.size) < 2 * decoder.REDUCED_MARGIN * (spec.resize or spec.size):
         assert_near(apart(file, spec, "reduced"))
 
 
@@ -159,7 +159,7 @@ def test_of_any_proportion(size, spec):
 
 def test_large_pictures_too_take_the_fast_way(monkeypatch):
     file, taken = jpeg(photograph(4032, 1200)), []
-    monkeypatch.setattr(decode, "resize_with_torch", lambda *a: taken.append(resize_with_torch(*a)) or taken[-1])
+    monkeypatch.setattr(decoder, "resize_with_torch", lambda *a: taken.append(resize_with_torch(*a)) or taken[-1])
     decode_pixels(file, SQUASH)
     import torch
 
@@ -186,7 +186,7 @@ def test_a_part_is_decoded_only_where_it_is_large_enough(monkeypatch):
         decoded.append(picture.shape[1::-1] if isinstance(picture, np.ndarray) else picture.size)
         return resize_to_spec(picture, *how)
 
-    monkeypatch.setattr(decode, "resize_to_spec", noting)
+    monkeypatch.setattr(decoder, "resize_to_spec", noting)
     spec = PixelSpec(100, decode="reduced")
     for size, orientation, expected in (
         ((399, 900), 1, (399, 900)),
@@ -303,10 +303,10 @@ def test_of_a_damaged_file_pillow_says_what_it_is(
             return error.message
 
     with pytest.MonkeyPatch.context() as patched:
-        directly, taken = decode.jpeg.decode_jpeg, []
-        patched.setattr(decode.jpeg, "decode_jpeg", lambda *a: taken.append(directly(*a)) or taken[-1])
+        directly, taken = decoder.jpeg.decode_jpeg, []
+        patched.setattr(decoder.jpeg, "decode_jpeg", lambda *a: taken.append(directly(*a)) or taken[-1])
         found = outcome()
-        patched.setattr(decode.jpeg, "decode_jpeg", lambda *_: None)
+        patched.setattr(decoder.jpeg, "decode_jpeg", lambda *_: None)
         expected = outcome()
     if damage == "whole":
         assert (taken[0] is not None) == (mode == "RGB"), "Pillow is not compared with itself"
@@ -329,7 +329,7 @@ def test_what_is_decoded_at_once_is_what_pillow_decodes(part, orientation, tmp_p
         return picture
 
     picture = opened()
-    found = decode.jpeg.decode_jpeg(path, picture)
+    found = decoder.jpeg.decode_jpeg(path, picture)
     assert picture.fp is None, "closed"
     assert found.flags.c_contiguous
     assert np.array_equal(found, np.asarray(ImageOps.exif_transpose(opened())))
@@ -365,21 +365,21 @@ def test_an_orientation_is_what_pillow_takes_for_one(given_as):
 def test_exif_that_cannot_be_read_says_nothing(monkeypatch):
     packed = jpeg(photograph(90, 70), orientation=6)
     monkeypatch.setattr(Image.Image, "getexif", lambda _: {}[0])
-    assert decode.jpeg.decode_jpeg(packed, Image.open(packed)).shape == (70, 90, 3)
+    assert decoder.jpeg.decode_jpeg(packed, Image.open(packed)).shape == (70, 90, 3)
 
 
 def test_of_several_pictures_in_one_file_the_first_is_seen(monkeypatch):
     packed, taken = io.BytesIO(), []
     photograph(90, 70).save(packed, "MPO", save_all=True, append_images=[photograph(90, 70, seed=1)])
     assert Image.open(packed).format == "MPO"
-    directly = decode.jpeg.decode_jpeg
-    monkeypatch.setattr(decode.jpeg, "decode_jpeg", lambda *a: taken.append(directly(*a)) or taken[-1])
+    directly = decoder.jpeg.decode_jpeg
+    monkeypatch.setattr(decoder.jpeg, "decode_jpeg", lambda *a: taken.append(directly(*a)) or taken[-1])
     assert_near(apart(packed, SQUASH, "fast"))
     assert taken[0] is not None
 
 
 def test_the_exact_way_is_pillows_alone(monkeypatch):
-    monkeypatch.setattr(decode.jpeg, "decode_jpeg", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr(decoder.jpeg, "decode_jpeg", lambda *_: pytest.fail("asked"))
     decode_pixels(jpeg(photograph(90, 70)), replace(SQUASH, decode="exact"))
 
 
@@ -391,7 +391,7 @@ def test_too_many_pixels_are_refused_whatever_is_done_with_warnings(decode, tmp_
     for most in (90 * 70 - 1, 90 * 70):
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(Image, "MAX_IMAGE_PIXELS", most)
-            patched.setattr(decode.warnings, "simplefilter", lambda *_: None)
+            patched.setattr(decoder.warnings, "simplefilter", lambda *_: None)
             refused = pytest.raises(DataError, match="more pixels than is safe") if most < 90 * 70 else nullcontext()
             with refused:
                 decode_pixels(tmp_path / "large.jpg", replace(SQUASH, decode=decode))
@@ -401,4 +401,4 @@ def test_what_is_no_jpeg_of_colours_is_left_to_pillow(tmp_path):
     for name, mode, kind in (("grey.jpg", "L", "JPEG"), ("print.jpg", "CMYK", "JPEG"), ("colours.png", "RGB", "PNG")):
         photograph(90, 70).convert(mode).save(tmp_path / name, kind)
         with Image.open(tmp_path / name) as picture:
-            assert decode.jpeg.decode_jpeg(tmp_path / name, picture) is None
+            assert decoder.jpeg.decode_jpeg(tmp_path / name, picture) is None

@@ -1,12 +1,9 @@
 """Slices: which query is in which, and a gap that equals one computed by hand."""
 
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import write_table
 
 from vlkit.errors import UsageError
 from vlkit.evaluation.json_codec import encode
@@ -145,30 +142,6 @@ def test_many_numbers_are_cut_into_quarters_and_many_names_to_the_commonest():
     assert [ages.count(name) for name in dict.fromkeys(ages)] == [15] * 4
     cities = labels(found, "city", "image_to_text")
     assert cities.count("Hue") == 21 and "(other)" in cities and len(set(cities)) == 12
-
-
-def test_eval_slices_by_a_column(vlkit, tmp_path):
-    """A column of one value is said, and cuts nothing."""
-    from helpers import COLOURS, write_image
-
-    rows = []
-    for number in range(60):
-        colour = list(COLOURS)[number % 5]
-        write_image(tmp_path / f"raw/{number}.png", COLOURS[colour], seed=number)
-        site = "leg" if number % 3 else "arm"
-        rows.append({"image": f"{number}.png", "caption": f"{colour} thing {number}", "site": site, "year": 2020})
-    write_table(tmp_path / "raw", rows)
-    assert vlkit("prep", "--source", tmp_path / "raw", "--out", tmp_path / "data", "--test-share", 0.5).code == 0
-    model = ("--model", "tiny-siglip", "--data", tmp_path / "data", "--out", tmp_path / "out")
-    outcome = vlkit("eval", *model, "--slice-by", "site,year")
-    assert outcome.code == 0, outcome.err
-    assert "--slice-by year: these rows have one value only" in outcome.err
-    results = json.loads((tmp_path / "out/results.json").read_text())
-    assert set(results["slices"]["site"]) == {"arm", "leg"}
-    queries = sum(of["image_to_text"]["queries"] for of in results["slices"]["site"].values())
-    assert queries == results["metrics"]["image_to_text"]["queries"]
-    outcome = vlkit("eval", *model, "--slice-by", "sites")
-    assert outcome.code == 2 and "did you mean 'site'" in outcome.err
 
 
 def cut_by(count, **columns):

@@ -9,7 +9,6 @@ import sys
 from copy import deepcopy
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -258,26 +257,6 @@ def test_preprocessing_is_read_from_either_file_and_guessed_from_neither(tiny_fo
     (tmp_path / "m/preprocessor_config.json").write_text(json.dumps({**settings, "size": 224, "crop_size": 224}))
     with pytest.raises(ArtifactError, match="224 pixels"):
         loading.load_dual_encoder(str(tmp_path / "m"))
-
-
-def test_prep_counts_tokens_by_the_models_own_tokenizer(tiny_folder, tmp_path, vlkit):
-    """Against the tokenizer itself; a model that is not here is counted by words, as a lower bound."""
-    from helpers import write_recipes
-    from transformers import AutoTokenizer
-
-    raw = write_recipes(tmp_path / "raw", recipes=12, images=1)
-    long = "very long description of a dish " * 12
-    text = (raw / "recipes.jsonl").read_text()
-    (raw / "recipes.jsonl").write_text(text.replace("made 3 times", long))
-    model = tiny_folder("tiny-clip")
-    line = ("prep", "--domain", "recipes", "--source", raw, "--out", tmp_path / "out", "--json")
-    found = vlkit(*line, "--model", model).json()["tokens"]
-    texts = pd.read_parquet(tmp_path / "out/docstore.parquet")["text"]
-    lengths = [len(ids) for ids in AutoTokenizer.from_pretrained(model)(list(texts))["input_ids"]]
-    assert found["counted_by"] == "tokenizer"
-    assert found["over"] == sum(length > found["limit"] for length in lengths) > 0
-    by_words = vlkit(*line).json()["tokens"]
-    assert by_words["counted_by"] == "words" and by_words["over"] == 1
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from vlkit.config.training import TrainRetrievalConfig
 from vlkit.errors import ArtifactError, UsageError
@@ -69,30 +69,6 @@ def test_the_vision_half_is_the_models(vision, folders, tmp_path):
     assert set(made.logit_parameters()) == set(whole.logit_parameters())
 
 
-@pytest.mark.parametrize("tune", ["full", "text", "head", "lora", "last"])
-def test_every_way_of_tuning_trains_saves_and_opens_again(tune, prepared, vlkit, tmp_path):
-    """The run's model gives the same validation as the run said; the vision tower of --tune text is bit-equal."""
-    base = ("train-retrieval", "--data", prepared, "--model", "tiny-clip", "--text-model", "tiny-xlmr")
-    more = ("--unfreeze-layers", 1) if tune == "last" else ()
-    flags = ("--runs-dir", tmp_path, "--name", tune, "--steps", 3, "--batch-size", 16, "--tune", tune, "--lr", 1e-2)
-    outcome = vlkit(*base, *flags, *more, "--json")
-    assert outcome.code == 0, outcome.err
-    run = tmp_path / tune
-    measured = vlkit("eval", "--run", run, "--split", "val", "--json")
-    assert measured.code == 0, measured.err
-    direction = measured.json()["metrics"]["text_to_image"]
-    assert direction["mrr"] == pytest.approx(outcome.json()["validation"]["text_to_image"]["mrr"])
-    before = loading.load_dual_encoder(str(run / "base")).model.state_dict()
-    after = loading.load_model(str(run)).model
-    after = after.state_dict()
-    moved = {name for name in before if name in after and not torch.equal(before[name], after[name])}
-    assert "text_projection.weight" in moved
-    if tune == "text":
-        assert not [name for name in moved if name.startswith(("vision", "visual"))]
-        assert [name for name in moved if "text_model.encoder.layer.0" in name]
-        assert "cache of pictures" in outcome.err, "the frozen vision tower ran once"
-
-
 def test_lora_finds_the_attention_of_bert_and_its_kin():
     import re
 
@@ -119,29 +95,6 @@ def test_real_shapes_of_a_persian_encoder():
     assert made.text_limit == 512 and made.width == 512 and not made.pads_to_max_length
     counts = tuning.apply_tuning(made, TrainRetrievalConfig(tune="text"), seed=0)
     assert counts.total - counts.trainable == 87_456_000 + 768 * 512  # CLIP's vision tower and its projection
-
-
-def test_what_is_no_text_encoder_or_no_pair_is_refused(folders, tmp_path, prepared, vlkit):
-    from transformers import CLIPConfig, T5Config
-
-    with pytest.raises(UsageError, match="no text encoder"):
-        paired_encoder.pair_config(CLIPConfig(), T5Config())
-    base = ("train-retrieval", "--data", prepared, "--model", "tiny-clip", "--runs-dir", tmp_path, "--name", "x")
-    outcome = vlkit(*base, "--text-model", tmp_path)
-    assert outcome.code == 2 and "config.json" in outcome.err and not (tmp_path / "x").exists()
-    assert vlkit(*base, "--text-model", "somebody/xlmr").code == 7
-    folder = tmp_path / "pair"
-    loading.load_dual_encoder(str(folders("tiny-clip"))).save(folder)
-    weights = load_file(folder / "pair.safetensors")
-    save_file({"logit_scale": weights["logit_scale"]}, folder / "pair.safetensors")
-    with pytest.raises(ArtifactError, match="another pair"):
-        loading.load_dual_encoder(str(folder))
-    save_file({**weights, "text_projection.weight": torch.zeros(3, 3)}, folder / "pair.safetensors")
-    with pytest.raises(ArtifactError, match="does not fit"):
-        loading.load_dual_encoder(str(folder))
-    (folder / "pair.json").write_text(json.dumps({"vision": "vision"}))
-    with pytest.raises(ArtifactError, match=r"pair\.json"):
-        loading.load_dual_encoder(str(folder))
 
 
 def test_pooling_is_what_the_text_model_says_and_stays_so(folders, tmp_path):
@@ -179,23 +132,3 @@ def test_an_encoder_whose_layers_are_not_known_is_refused():
     mpnet = loading.encoder_on_meta(paired_encoder.pair_config(CLIPConfig(), MPNetConfig(vocab_size=100, **small)))
     tuning.apply_tuning(mpnet, TrainRetrievalConfig(tune="lora"), seed=0)
     assert len([n for n in tuning.trainable(mpnet) if n.startswith("text_model") and "lora_A" in n]) == 2 * 4
-
-
-def test_a_frozen_text_encoder_is_kept_too(prepared, vlkit, tmp_path):
-    base = ("train-retrieval", "--data", prepared, "--model", "tiny-clip", "--text-model", "tiny-xlmr")
-    flags = ("--runs-dir", tmp_path, "--name", "x", "--steps", 12, "--batch-size", 16, "--tune", "image")
-    assert "texts" in vlkit(*base, *flags, "--dry-run", "--json").json()["cache"]
-
-
-def test_a_half_can_be_taken_from_a_saved_pair_and_a_pair_is_whole(folders, prepared, vlkit, tmp_path):
-    made = tmp_path / "pair"
-    loading.load_dual_encoder(str(folders("tiny-clip"))).save(made)
-    base = ("train-retrieval", "--data", prepared, "--runs-dir", tmp_path, "--steps", 2, "--batch-size", 8)
-    halves = ("--model", made / "vision", "--text-model", made / "text")
-    assert vlkit(*base, "--name", "halves", *halves).code == 0
-    refused = vlkit(*base, "--name", "x", "--model", made, "--text-model", "tiny-xlmr")
-    assert refused.code == 2 and "pair already" in refused.err
-    refused = vlkit(*base, "--name", "x", "--model", made, "--tune", "lora", "--quantize", "nf4")
-    assert refused.code == 2 and "--quantize" in refused.err
-    assert vlkit(*base, "--name", "x", "--model", "tiny-clip", "--text-model", "tiny-siglip").code == 2
-    assert vlkit(*base, "--name", "x", "--model", "tiny-clip", "--text-model", "./nowhere").code == 2
