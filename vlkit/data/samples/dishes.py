@@ -1,8 +1,8 @@
-"""The sample Persian dishes: a folder a dish with pictures and one JSON, its passage in Persian.
+"""The sample Persian dishes: one folder a dish with images and a JSON file, which holds a passage in Persian.
 
-The pictures are those of the sample recipes; the passage names what is to be seen: kind, flavour, garnish and its
-number, plate and cloth. As in real folders the JSON is an object, a list or JSON lines; it names one picture, or the
-folder; pictures of ingredients lie beside those of the dish; some passages have Arabic letters for the Persian ones.
+The images are those of the sample recipes; the passage names what they show: kind, flavour, garnish and its number,
+plate and cloth. As in real folders the JSON is an object, a list or JSON lines; it names one image, or the folder;
+images of ingredients lie beside those of the dish; some passages have Arabic letters for the Persian ones.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image, ImageDraw
 
-from vlkit.data.samples.drawing import SIDE, ZOOM, draw_clutter, generator_of, lit, save
-from vlkit.data.samples.recipes import Recipe, choose_recipes, draw_recipe, pick
+from vlkit.data.samples.drawing import SIDE, ZOOM, draw_clutter, item_rng, photograph, save_jpeg
+from vlkit.data.samples.recipes import Recipe, choose, choose_recipes, draw_recipe
 
-_N_DISHES = 240
+_DISH_COUNT = 240
 _FORMS = {"tart": "تارت", "turnover": "سمبوسه", "loaf": "کیک قالبی", "ring": "کیک حلقه‌ای"}
 _FLAVOURS = {
     "tomato": "گوجه‌فرنگی",
@@ -40,28 +40,28 @@ _PASSAGES = (
 
 
 def write_dishes(out: Path, seed: int) -> dict[str, int]:
-    """Write a folder a dish."""
-    n_pictures = 0
-    for i, recipe in enumerate(choose_recipes(seed, _N_DISHES)):
-        rng = generator_of(seed, 5, i)
+    """Write one folder a dish."""
+    image_count = 0
+    for i, recipe in enumerate(choose_recipes(seed, _DISH_COUNT)):
+        rng = item_rng(seed, 5, i)
         name = f"{_FORMS[recipe.form]} {_FLAVOURS[recipe.flavour]}"
         folder = out / f"{i + 1:03d} {name}"
         folder.mkdir()
-        pictures = [f"{k + 1}.jpg" for k in range(int(rng.integers(1, 4)))]
-        for k, picture in enumerate(pictures):
-            save(draw_recipe(recipe, generator_of(seed, 6, i, k)), folder / picture)
-        n_pictures += len(pictures)
-        records = _records(recipe, name, folder.name, pictures, rng)
-        if len(records) == len(pictures) and i % 4 == 0:
-            # Only what image_path names is the dish; this lies beside it.
-            save(_draw_ingredient(generator_of(seed, 7, i)), folder / "ingredients.jpg")
+        images = [f"{k + 1}.jpg" for k in range(int(rng.integers(1, 4)))]
+        for k, image in enumerate(images):
+            save_jpeg(draw_recipe(recipe, item_rng(seed, 6, i, k)), folder / image)
+        image_count += len(images)
+        records = _records(recipe, name, folder.name, images, rng)
+        if len(records) == len(images) and i % 4 == 0:
+            # The dish is the image that image_path names; this one lies beside it.
+            save_jpeg(_draw_ingredient(item_rng(seed, 7, i)), folder / "ingredients.jpg")
         _write_json(folder, records, i)
-    return {"dishes": _N_DISHES, "pictures": n_pictures}
+    return {"dishes": _DISH_COUNT, "pictures": image_count}
 
 
-def _records(recipe: Recipe, name: str, folder: str, pictures: list[str], rng: Generator) -> list[dict[str, Any]]:
-    """One record that names the folder, or one for each picture."""
-    passage = pick(rng, _PASSAGES).format(
+def _records(recipe: Recipe, name: str, folder: str, images: list[str], rng: Generator) -> list[dict[str, Any]]:
+    """Return one record that names the folder, or one for each image."""
+    passage = choose(rng, _PASSAGES).format(
         name=name,
         count=_COUNTS[recipe.count],
         garnish=_GARNISHES[recipe.garnish],
@@ -70,10 +70,10 @@ def _records(recipe: Recipe, name: str, folder: str, pictures: list[str], rng: G
     )
     if rng.uniform() < 0.2:
         passage = passage.replace("ی", "ي").replace("ک", "ك")
-    said = {"title": name, "response": passage}
+    texts = {"title": name, "response": passage}
     if rng.uniform() < 0.5:
-        return [{**said, "folder_path": folder}]
-    return [{**said, "image_path": f"{folder}/{picture}"} for picture in pictures]
+        return [{**texts, "folder_path": folder}]
+    return [{**texts, "image_path": f"{folder}/{image}"} for image in images]
 
 
 def _write_json(folder: Path, records: list[dict[str, Any]], number: int) -> None:
@@ -91,4 +91,4 @@ def _draw_ingredient(rng: Generator) -> np.ndarray:
     draw = ImageDraw.Draw(canvas)
     for _ in range(4):
         draw_clutter(draw, rng)
-    return lit(canvas, rng)
+    return photograph(canvas, rng)

@@ -26,14 +26,14 @@ from vlkit.data.samples.drawing import (
     Array,
     draw_clutter,
     fill_polygon,
-    item_rng,
     half_moon,
+    item_rng,
     photograph,
-    transform,
-    superellipse,
     save_jpeg,
     shade,
     star,
+    superellipse,
+    transform,
 )
 
 T = TypeVar("T")
@@ -249,8 +249,8 @@ def draw_recipe(recipe: Recipe, rng: Generator) -> Array:
 
     shape, colour = _OUTLINES[recipe.garnish], np.array(_GARNISHES[recipe.garnish][2])
     for spot in transform(_garnish_spots(recipe.count, rng), centre, size, angle):
-        angle, tone = rng.uniform(0.0, 2.0 * np.pi), shade(colour, rng.uniform(0.9, 1.1))
-        fill_polygon(draw, transform(shape, spot + 0.3, size * 0.23, angle), shade(colour, 0.35))
-        fill_polygon(draw, transform(shape, spot, size * 0.2, angle), tone)
-        fill_polygon(draw, transform(shape, spot - 0.4, size * 0.08, angle), shade(tone, 1.8))
+        garnish_angle, tone = rng.uniform(0.0, 2.0 * np.pi), shade(colour, rng.uniform(0.9, 1.1))
+        fill_polygon(draw, transform(shape, spot + 0.3, size * 0.23, garnish_angle), shade(colour, 0.35))
+        fill_polygon(draw, transform(shape, spot, size * 0.2, garnish_angle), tone)
+        fill_polygon(draw, transform(shape, spot - 0.4, size * 0.08, garnish_angle), shade(tone, 1.8))
     return photograph(canvas, rng)

@@ -1,7 +1,7 @@
 """The sample skin: `labels.csv` and images/, conditions whose lesions differ in form, colour and arrangement.
 
-As in real collections the classes are uneven (two of them under thirty), one picture in ten shows two conditions, one
-in three has a description, and a patient has several pictures.
+As in real collections the classes are uneven (two of them under thirty), one image in ten shows two conditions, one in
+three has a description, and a patient has several images.
 """
 
 from __future__ import annotations
@@ -13,9 +13,21 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image, ImageDraw
 
-from vlkit.data.samples.drawing import SIDE, ZOOM, Array, fill, generator_of, lit, place, rounded, save, shaded, star
+from vlkit.data.samples.drawing import (
+    SIDE,
+    ZOOM,
+    Array,
+    fill_polygon,
+    item_rng,
+    photograph,
+    save_jpeg,
+    shade,
+    star,
+    superellipse,
+    transform,
+)
 
-# Condition -> (number of pictures, what a description says of it).
+# Condition -> (number of images, its description).
 _CONDITIONS = {
     "psoriasis": (90, "sharply bordered plaques with silvery scales"),
     "melanoma": (70, "a dark irregular patch of several shades"),
@@ -36,19 +48,19 @@ def write_skin(out: Path, seed: int) -> dict[str, int]:
     rows = []
     for c, (condition, (count, words)) in enumerate(_CONDITIONS.items()):
         for k in range(count):
-            rng = generator_of(seed, 4, c, k)
-            shown = [condition]
+            rng = item_rng(seed, 4, c, k)
+            conditions = [condition]
             if rng.uniform() < 0.1:
-                shown.append(names[int(rng.integers(len(names)))])
+                conditions.append(names[int(rng.integers(len(names)))])
             site = _SITES[int(rng.integers(len(_SITES)))]
             name = f"images/{c}{k:04d}.jpg"
-            save(_draw_skin(dict.fromkeys(shown), rng), out / name)
-            described = f"Photograph of the {site}: {words}, seen in a patient of {int(rng.integers(18, 90))}."
+            save_jpeg(_draw_skin(dict.fromkeys(conditions), rng), out / name)
+            description = f"Photograph of the {site}: {words}, seen in a patient of {int(rng.integers(18, 90))}."
             rows.append(
                 (
                     name,
-                    "|".join(dict.fromkeys(shown)),
-                    described if rng.uniform() < 0.34 else "",
+                    "|".join(dict.fromkeys(conditions)),
+                    description if rng.uniform() < 0.34 else "",
                     f"p{c}{k // 2:03d}",
                     site,
                 )
@@ -61,59 +73,68 @@ def write_skin(out: Path, seed: int) -> dict[str, int]:
 
 
 def _draw_skin(conditions: dict[str, None], rng: Generator) -> Array:
-    """One picture of skin, pixels [H, W, 3], with the lesions of its conditions."""
+    """Draw skin with the lesions of its conditions: pixels [H, W, 3]."""
     skin = np.array(_SKINS[int(rng.integers(len(_SKINS)))]) + rng.uniform(-10.0, 10.0, 3)
     side = SIDE * ZOOM
     canvas = Image.new("RGB", (side, side), tuple(int(v) for v in np.clip(skin, 0, 255)))
     draw = ImageDraw.Draw(canvas)
     for _ in range(int(rng.integers(10, 24))):
-        hair = place(rounded(aspect=0.03), rng.uniform(0.0, SIDE, 2), rng.uniform(3.0, 7.0), rng.uniform(0.0, 6.0))
-        fill(draw, hair, shaded(skin, 0.55))
+        hair = transform(
+            superellipse(aspect=0.03), rng.uniform(0.0, SIDE, 2), rng.uniform(3.0, 7.0), rng.uniform(0.0, 6.0)
+        )
+        fill_polygon(draw, hair, shade(skin, 0.55))
     for condition in conditions:
         _draw_lesions(draw, condition, skin, rng)
-    return lit(canvas, rng)
+    return photograph(canvas, rng)
 
 
 def _draw_lesions(draw: ImageDraw.ImageDraw, condition: str, skin: Array, rng: Generator) -> None:
     centre = rng.uniform(20.0, SIDE - 20.0, 2)
     red = skin * np.array([0.98, 0.55, 0.5])
 
-    def blob(at: Array, radius: float, colour: Array, depth: float = 0.15) -> None:
-        outline = rounded(waves=int(rng.integers(3, 7)), depth=depth)
-        fill(draw, place(outline, at, radius, rng.uniform(0.0, 6.0)), colour)
+    def blob(position: Array, radius: float, colour: Array, depth: float = 0.15) -> None:
+        outline = superellipse(waves=int(rng.integers(3, 7)), depth=depth)
+        fill_polygon(draw, transform(outline, position, radius, rng.uniform(0.0, 6.0)), colour)
 
-    def around(spread: float) -> Array:
+    def near_centre(spread: float) -> Array:
         return centre + rng.normal(0.0, spread, 2)
 
     if condition == "psoriasis":
         for _ in range(int(rng.integers(2, 5))):
-            at, radius = around(12.0), rng.uniform(5.0, 9.0)
-            blob(at, radius, red)
+            position, radius = near_centre(12.0), rng.uniform(5.0, 9.0)
+            blob(position, radius, red)
             for _ in range(9):
-                fill(draw, place(star(), at + rng.normal(0.0, radius / 3, 2), 1.3, 0.0), np.full(3, 232.0))
+                fill_polygon(
+                    draw, transform(star(), position + rng.normal(0.0, radius / 3, 2), 1.3, 0.0), np.full(3, 232.0)
+                )
     elif condition == "melanoma":
-        for shade in (0.5, 0.35, 0.2):
-            blob(around(2.5), rng.uniform(5.0, 9.0) * (0.6 + shade), np.array([150.0, 90.0, 70.0]) * shade * 1.6, 0.3)
+        for gain in (0.5, 0.35, 0.2):
+            blob(
+                near_centre(2.5),
+                rng.uniform(5.0, 9.0) * (0.6 + gain),
+                np.array([150.0, 90.0, 70.0]) * gain * 1.6,
+                0.3,
+            )
     elif condition == "urticaria":
         for _ in range(int(rng.integers(4, 8))):
-            at, radius = around(14.0), rng.uniform(3.0, 6.0)
-            blob(at, radius * 1.5, red)
-            blob(at, radius, shaded(skin, 1.5))
+            position, radius = near_centre(14.0), rng.uniform(3.0, 6.0)
+            blob(position, radius * 1.5, red)
+            blob(position, radius, shade(skin, 1.5))
     elif condition == "acne":
         for _ in range(int(rng.integers(16, 30))):
-            at = around(15.0)
-            blob(at, rng.uniform(1.0, 1.9), red)
-            blob(at, 0.5, np.array([250.0, 240.0, 190.0]))
+            position = near_centre(15.0)
+            blob(position, rng.uniform(1.0, 1.9), red)
+            blob(position, 0.5, np.array([250.0, 240.0, 190.0]))
     elif condition == "tinea corporis":
         radius = rng.uniform(9.0, 14.0)
         blob(centre, radius, red, 0.06)
         blob(centre, radius * 0.72, skin, 0.06)
     elif condition == "vitiligo":
         for _ in range(int(rng.integers(2, 5))):
-            blob(around(12.0), rng.uniform(5.0, 10.0), np.full(3, 248.0), 0.25)
+            blob(near_centre(12.0), rng.uniform(5.0, 10.0), np.full(3, 248.0), 0.25)
     else:
         towards = rng.uniform(0.0, 2.0 * np.pi)
         for step in np.linspace(-22.0, 22.0, 12):
-            at = centre + step * np.array([np.cos(towards), np.sin(towards)]) + rng.normal(0.0, 2.0, 2)
-            blob(at, 2.6, red)
-            blob(at, 1.5, np.array([250.0, 235.0, 160.0]))
+            position = centre + step * np.array([np.cos(towards), np.sin(towards)]) + rng.normal(0.0, 2.0, 2)
+            blob(position, 2.6, red)
+            blob(position, 1.5, np.array([250.0, 235.0, 160.0]))

@@ -1,7 +1,7 @@
-"""Offline sample data in the raw layouts, to try everything on.
+"""sample: write sample data in the raw layouts, offline, to try everything on.
 
-Every item has its own generator seeded from (seed, item), so the same seed gives the same files whatever the order in
-which they are written.
+Every item has its own generator seeded from (seed, item), so the same seed gives the same files in whatever order they
+are written.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def sample(config: SampleConfig) -> dict[str, Any]:
         Counts by kind of item, as --json prints them.
 
     Raises:
-        UsageError: the folder exists and is not empty: left-over files would mix into the data.
+        UsageError: the folder is not empty: its files would mix into the data.
     """
     out = config.out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
