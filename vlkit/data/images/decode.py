@@ -137,6 +137,16 @@ def decode_pixels(file: Path | IO[bytes], spec: PixelSpec, max_pixels: int | Non
     return resize_to_spec(source, spec, extent)
 
 
+def image_pixels(image: Image.Image, spec: PixelSpec) -> np.ndarray:
+    """Return the pixels of `load_pixels` for an image that Pillow has opened or made, which stays as it is.
+
+    Raises:
+        DataError: why it cannot be used.
+    """
+    with _decoder_errors_as_data_errors(io.BytesIO()):
+        return resize_to_spec(_load_upright_rgb(image.copy()), spec)
+
+
 def _with_path(error: DataError, path: Path) -> DataError:
     return DataError(f"{path}: {error.message}", hint="run prep again: it lists such images in rejects.csv")
 

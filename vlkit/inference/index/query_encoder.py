@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -26,6 +26,9 @@ from vlkit.models.loading import load_base, load_model, load_tuned
 from vlkit.models.stages import Modality
 from vlkit.runs import Run
 from vlkit.storage import json_text
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 # A tokenizer is identified by the tokens of these texts.
 PROBES = (
@@ -150,6 +153,11 @@ class QueryEncoder:
     def load_pixels(self, file: Path | IO[bytes], max_pixels: int | None = None) -> np.ndarray:
         """Decode an image as the model sees it: uint8 [3, size, size]; see `decode.decode_pixels`."""
         return decode.decode_pixels(file, self.encoder.pixel_spec, max_pixels)
+
+    def image_pixels(self, image: Path | Image.Image) -> np.ndarray:
+        """Return the same for a path, named in errors, or an image of Pillow."""
+        spec = self.encoder.pixel_spec
+        return decode.load_pixels(image, spec) if isinstance(image, Path) else decode.image_pixels(image, spec)
 
     @torch.inference_mode()
     def embed_images(self, pixels: Sequence[np.ndarray]) -> np.ndarray:

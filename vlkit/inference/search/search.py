@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from vlkit.inference.index.query_encoder import QueryEncoder, image_decode, load
 from vlkit.inference.search.filters import allowed_mask, parse_filters, refuse_unknown
 from vlkit.models.stages import Modality
 from vlkit.storage import Location
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 CACHED_MASKS = 16
 # Characters that a table shows of a text, and of a text beside an image.
@@ -224,6 +227,44 @@ def find_only_index(root: Path = INDEXES) -> Location:
         raise UsageError(f"no --index is given, and there is none under {root}/", hint="vlkit index --run RUN")
     message = f"no --index is given, and there are {len(folders)} under {root}/: {', '.join(map(str, folders))}"
     raise UsageError(message, hint=f"choose one: --index {folders[0]}")
+
+
+def search_index(
+    index: str | Path,
+    query: str | Path | Image.Image,
+    k: int = 5,
+    *,
+    of: Contents = "both",
+    filters: Sequence[str] = (),
+    model: str | None = None,
+) -> dict[str, Any]:
+    """Return the documents of an index that are most similar to a text or an image, as `vlkit search --json` does.
+
+    It opens the index and loads its model; for many queries open a `Searcher` once.
+
+    Args:
+        query: a text; the path of an image, as a `Path`; or an image of Pillow.
+        k: hits of each modality.
+        filters: lines such as "class=rust".
+        model: where the run or the model of the index is now, if it was moved.
+
+    Returns:
+        "texts" and "images", each a list of hits, best first; "notes", warnings about the query.
+
+    Raises:
+        UsageError: the query is empty, or the index does not hold what is asked for.
+        DataError: the image cannot be read.
+        ArtifactError: the index is damaged, or its model is gone.
+    """
+    searcher = Searcher.open(Location(index), model)
+    searcher.check_filters(filters)
+    if isinstance(query, str):
+        if not searcher.query_encoder.clean(query):
+            raise UsageError(f"the query {query!r} is empty")
+        parsed = Query(text=query, k=k, of=of, filters=tuple(filters))
+    else:
+        parsed = Query(pixels=searcher.query_encoder.image_pixels(query), k=k, of=of, filters=tuple(filters))
+    return searcher.answer([parsed])[0].to_dict()
 
 
 def search(config: SearchConfig) -> dict[str, Any]:
