@@ -126,7 +126,7 @@ class Pairs:
         """Return the images of these rows as local files; remote ones are fetched first, each once."""
         locations = self.image_locations(rows)
         hashed = self.metadata.get("image_ids", "bytes") == "bytes"
-        remote = {
+        remote: dict[str, str] = {
             location: image_id if hashed else ""
             for location, image_id in zip(locations, rows["image_id"], strict=True)
             if location.is_remote

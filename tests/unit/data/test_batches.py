@@ -69,7 +69,7 @@ def test_workers_change_nothing(dataset):
         for one, other in zip(plain, taken(workers), strict=True):
             assert one.pair_ids == other.pair_ids
             assert torch.equal(one.labels.rows(), other.labels.rows())
-            for name in ("images", "captions", "text_index"):
+            for name in ("images", "texts", "text_index"):
                 assert torch.equal(getattr(one, name), getattr(other, name)), name
 
 

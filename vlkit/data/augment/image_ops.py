@@ -28,18 +28,21 @@ NUMBERS_PER_OPERATION = 4  # whether, how much, and two further
 
 
 def _flip_horizontal(pixels: np.ndarray, amount: float, numbers: np.ndarray) -> np.ndarray:
-    return _cv2().flip(pixels, 1)
+    flipped: np.ndarray = _cv2().flip(pixels, 1)
+    return flipped
 
 
 def _flip_vertical(pixels: np.ndarray, amount: float, numbers: np.ndarray) -> np.ndarray:
-    return _cv2().flip(pixels, 0)
+    flipped: np.ndarray = _cv2().flip(pixels, 0)
+    return flipped
 
 
 def _rotate_90(pixels: np.ndarray, amount: float, numbers: np.ndarray) -> np.ndarray:
     """Rotate by 90, 180 or 270 degrees."""
     cv2 = _cv2()
     rotations = (cv2.ROTATE_90_CLOCKWISE, cv2.ROTATE_180, cv2.ROTATE_90_COUNTERCLOCKWISE)
-    return cv2.rotate(pixels, rotations[int(numbers[0] * len(rotations))])
+    rotated: np.ndarray = cv2.rotate(pixels, rotations[int(numbers[0] * len(rotations))])
+    return rotated
 
 
 def _rotate(pixels: np.ndarray, amount: float, numbers: np.ndarray) -> np.ndarray:
@@ -48,7 +51,8 @@ def _rotate(pixels: np.ndarray, amount: float, numbers: np.ndarray) -> np.ndarra
     height, width = pixels.shape[:2]
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), amount, 1.0)
     mean = [round(value) for value in cv2.mean(pixels)[:3]]
-    return cv2.warpAffine(pixels, matrix, (width, height), flags=cv2.INTER_CUBIC, borderValue=mean)
+    rotated: np.ndarray = cv2.warpAffine(pixels, matrix, (width, height), flags=cv2.INTER_CUBIC, borderValue=mean)
+    return rotated
 
 
 def _crop(pixels: np.ndarray, amount: float, numbers: np.ndarray) -> np.ndarray:
@@ -58,7 +62,8 @@ def _crop(pixels: np.ndarray, amount: float, numbers: np.ndarray) -> np.ndarray:
     window = [max(1, round(amount * side)) for side in sides]
     top, left = (int(number * (side - cut + 1)) for number, side, cut in zip(numbers, sides, window, strict=True))
     cropped = pixels[top : top + window[0], left : left + window[1]]
-    return cv2.resize(cropped, (sides[1], sides[0]), interpolation=cv2.INTER_CUBIC)
+    resized: np.ndarray = cv2.resize(cropped, (sides[1], sides[0]), interpolation=cv2.INTER_CUBIC)
+    return resized
 
 
 def _brightness(pixels: np.ndarray, amount: float, numbers: np.ndarray) -> np.ndarray:
@@ -75,7 +80,8 @@ def _saturation(pixels: np.ndarray, amount: float, numbers: np.ndarray) -> np.nd
     """Scale the distance from the grey image."""
     cv2 = _cv2()
     grey = cv2.cvtColor(_grey(pixels), cv2.COLOR_GRAY2RGB)
-    return cv2.addWeighted(pixels, amount, grey, 1.0 - amount, 0.0)
+    mixed: np.ndarray = cv2.addWeighted(pixels, amount, grey, 1.0 - amount, 0.0)
+    return mixed
 
 
 def _blur(pixels: np.ndarray, amount: float, numbers: np.ndarray) -> np.ndarray:
@@ -87,7 +93,8 @@ def _noise(pixels: np.ndarray, amount: float, numbers: np.ndarray) -> np.ndarray
     cv2.setRNGSeed(int(numbers[0] * 2**31))
     # As one channel: OpenCV applies a deviation given as one number to the first channel alone.
     noise = cv2.randn(np.empty((pixels.size, 1), np.int16), 0.0, amount).reshape(pixels.shape)
-    return cv2.add(pixels, noise, dtype=cv2.CV_8U)
+    noisy: np.ndarray = cv2.add(pixels, noise, dtype=cv2.CV_8U)
+    return noisy
 
 
 # In the order of IMAGE_OPERATIONS: geometry first, then light and colour, then effects of a camera. Append only: an
@@ -162,12 +169,14 @@ class ImageAugmenter:
 
 def _map_values(pixels: np.ndarray, table: np.ndarray) -> np.ndarray:
     """Replace every value by its entry in `table` [256], rounded and clipped to a byte."""
-    return _cv2().LUT(pixels, table.round().clip(0, 255).astype(np.uint8))
+    mapped: np.ndarray = _cv2().LUT(pixels, table.round().clip(0, 255).astype(np.uint8))
+    return mapped
 
 
 def _grey(pixels: np.ndarray) -> np.ndarray:
     cv2 = _cv2()
-    return cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+    grey: np.ndarray = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+    return grey
 
 
 def _cv2() -> ModuleType:

@@ -89,8 +89,8 @@ def _lookalike_blocks(
     own, theirs = (np.flatnonzero([len(item) > 0 for item in items]) for items in (hashes, others))
     if not len(own) or not len(theirs):
         return
-    queries = np.frombuffer(b"".join(hashes[i] for i in own), np.uint8).reshape(len(own), -1)
-    stored = np.frombuffer(b"".join(others[i] for i in theirs), np.uint8).reshape(len(theirs), -1)
+    queries = np.frombuffer(b"".join(hashes[i] for i in own.tolist()), np.uint8).reshape(len(own), -1)
+    stored = np.frombuffer(b"".join(others[i] for i in theirs.tolist()), np.uint8).reshape(len(theirs), -1)
     index = faiss.IndexBinaryFlat(HASH_BITS)
     index.add(np.ascontiguousarray(stored[:, COLOUR_BYTES : COLOUR_BYTES + HASH_BYTES]))
     for start in range(0, len(own), BLOCK_ROWS):
@@ -98,7 +98,8 @@ def _lookalike_blocks(
         for offset in range(COLOUR_BYTES, queries.shape[1] - HASH_BYTES + 1, HASH_BYTES):
             orientation = np.ascontiguousarray(block[:, offset : offset + HASH_BYTES])
             limits, _, hits = index.range_search(orientation, bits + 1)
-            rows = np.repeat(np.arange(len(block)), np.diff(limits.astype(np.int64)))
+            counts = np.diff(limits.astype(np.int64)).astype(np.int64)
+            rows = np.repeat(np.arange(len(block)), counts)
             distances = np.abs(block[rows, :COLOUR_BYTES].astype(np.int16) - stored[hits, :COLOUR_BYTES]).max(1)
             similar = distances <= MAX_COLOUR_DISTANCE
             yield own[start + rows[similar]], theirs[hits[similar]]

@@ -99,7 +99,7 @@ def _is_torch_faster() -> bool:
 def _set_block_size(size: int) -> None:
     from PIL import Image
 
-    Image.core.set_block_size(size)
+    Image.core.set_block_size(size)  # type: ignore[attr-defined]
 
 
 def _as_tensor(image: Image.Image | np.ndarray) -> torch.Tensor | None:
@@ -112,6 +112,7 @@ def _as_tensor(image: Image.Image | np.ndarray) -> torch.Tensor | None:
     if isinstance(image, np.ndarray):
         return torch.from_numpy(image).permute(2, 0, 1)[None]
     import pyarrow as pa
+    from torch.utils.dlpack import from_dlpack
 
     image.load()
     try:
@@ -119,4 +120,4 @@ def _as_tensor(image: Image.Image | np.ndarray) -> torch.Tensor | None:
     except ValueError:
         return None
     width, height = image.size
-    return torch.from_dlpack(values).view(1, height, width, 4).permute(0, 3, 1, 2)
+    return from_dlpack(values).view(1, height, width, 4).permute(0, 3, 1, 2)

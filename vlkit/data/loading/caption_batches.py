@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from vlkit.data.augment.image_ops import ImageAugmenter
 from vlkit.data.images.spec import PixelSpec
 from vlkit.data.loading.epoch_sampler import BatchIndices
 from vlkit.data.loading.stores import InputStore, PixelStore, TensorLike
@@ -49,7 +50,7 @@ class CaptionDataset(Dataset[CaptionBatch]):
         tokens: of each row's caption, its end included.
     """
 
-    augmenter = None
+    augmenter: ImageAugmenter | None = None
 
     def __init__(
         self, pairs: Pairs, spec: PixelSpec, tokens: Sequence[Sequence[int]], pad: int, world: World = SINGLE
@@ -90,7 +91,7 @@ class CaptionDataset(Dataset[CaptionBatch]):
         )
         captions, lengths = pad_captions([self.tokens[row] for row in own_rows], self.pad)
         return CaptionBatch(
-            images=self.images[images],
+            images=self.images[images.tolist()],
             image_index=torch.from_numpy(index),
             captions=captions,
             lengths=lengths,

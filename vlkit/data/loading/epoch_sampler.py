@@ -7,7 +7,7 @@ A resumed run relies on that.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -71,7 +71,7 @@ class EpochSampler:
     @classmethod
     def from_pair_ids(
         cls,
-        pair_ids: Sequence[str],
+        pair_ids: Iterable[str],
         batch_size: int,
         seed: int,
         first_batch: int = 0,
@@ -109,7 +109,8 @@ class EpochSampler:
 
     def epoch_rows(self, epoch: int) -> np.ndarray:
         """Return the rows in the order of an epoch."""
-        return self.rows[self._permutation(epoch)]
+        rows: np.ndarray = self.rows[self._permutation(epoch)]
+        return rows
 
     def _permutation(self, epoch: int) -> np.ndarray:
         return np.argsort(_mix_keys(self.keys, self.seed, epoch), kind="stable")
@@ -134,7 +135,7 @@ def batch_stream(dataset: BatchSource, sampler: EpochSampler, *, workers: int | 
         workers = loader_workers(dataset.images, augmented=dataset.augmenter is not None)
     loader: DataLoader[Any] = DataLoader(
         ErrorAsItem(dataset),
-        sampler=sampler,  # type: ignore[arg-type]  # A sampler of batches has no length: it never ends.
+        sampler=sampler,
         batch_size=None,
         num_workers=workers,
     )

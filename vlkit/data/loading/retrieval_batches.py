@@ -126,7 +126,7 @@ class PairDataset(Dataset[Batch]):
         image_sets = [self.image_sets[image] for image in self.image_of[rows]]
         return Batch(
             images=self._read_images(indices, self.world.shard(len(rows))),
-            texts=self.texts[texts[self.world.shard(len(texts))]],
+            texts=self.texts[texts[self.world.shard(len(texts))].tolist()],
             text_count=len(texts),
             text_index=torch.from_numpy(text_index),
             labels=Labels.from_groups(image_sets, [self.text_sets[text] for text in columns], self.label_mode),
@@ -135,17 +135,17 @@ class PairDataset(Dataset[Batch]):
 
     def _read_images(self, indices: BatchIndices, share: slice) -> TensorLike:
         """Return the images of a share of the rows, augmented for the epoch: differently for every copy of a row."""
-        positions, copies = self.image_of[indices.rows[share]], indices.copies[share]
+        positions, copies = self.image_of[indices.rows[share]].tolist(), indices.copies[share]
         if self.augmenter is None or not len(positions):
             return self.images[positions]
         pixels: dict[tuple[int, int], np.ndarray] = {}
-        for key in zip(positions.tolist(), copies, strict=True):
+        for key in zip(positions, copies, strict=True):
             if key not in pixels:
                 position, copy = key
                 sample = f"{self.image_ids[position]}#{copy}" if copy else self.image_ids[position]
                 image = self.augmenter.load_image(self.pixels.paths[position], indices.epoch, sample)
                 pixels[key] = decode.resize_to_spec(image, self.pixels.spec)
-        return torch.from_numpy(np.stack([pixels[key] for key in zip(positions.tolist(), copies, strict=True)]))
+        return torch.from_numpy(np.stack([pixels[key] for key in zip(positions, copies, strict=True)]))
 
 
 def _negative_texts(
