@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from vlkit.data.loading.stores import TokenStore
 from vlkit.errors import ArtifactError, DataError, UsageError
+from vlkit.models.cache import feature_cache
 from vlkit.models.cache.feature_cache import FrozenImages, FrozenTexts, image_keys, text_keys
 from vlkit.models.cache.feature_store import FeatureStore
 
@@ -160,6 +161,34 @@ def test_whatever_changes_the_features_changes_the_folder(name, tiny, tmp_path):
     assert pictures != plain[0] and texts == plain[1]
     longer = folders(longest=40)
     assert longer[0] == plain[0] and (longer[1] != plain[1]) == (name == "tiny-clip")
+
+
+def test_the_names_in_a_key_stay_so_that_older_caches_are_found(tiny, tmp_path):
+    encoder = tiny("tiny-clip")
+    encoder.model.requires_grad_(False)
+    images, texts = FrozenImages.from_source(encoder, "fp32"), FrozenTexts.from_source(encoder, "fp32", 8)
+    assert [prefix.folder(tmp_path).name.split("-")[0] for prefix in (images, texts)] == ["pictures", "texts"]
+    for prefix in (images, texts):
+        about = {"schema": 2, "kind": prefix.kind, "depth": prefix.depth, "precision": "fp32"}
+        assert about.items() <= prefix.identity.items()
+        assert prefix.identity.keys() - about.keys() == {"weights", "preprocessing", "config"}
+    assert texts.identity["preprocessing"] == {"length": 8, "pad": encoder.pad_id, "pooling": None}
+    assert images.identity["preprocessing"] == encoder.pixel_spec.identity()
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_cache_that_cannot_be_written_is_done_without_unless_it_was_asked_for(asked, tiny, tmp_path, monkeypatch):
+    encoder = tiny("tiny-clip")
+    encoder.model.requires_grad_(False)
+    tokens = TokenStore(encoder.tokenize(["red tart", "soup"])[0], encoder.pad)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    (tmp_path / "file").write_text("x")
+    prefix, keys = FrozenTexts.from_source(encoder, "fp32", 8), text_keys(tokens.tokens)
+    if asked:
+        with pytest.raises(OSError, match="file"):
+            feature_cache.fill(prefix, str(tmp_path / "file/below"), tokens, keys)
+    else:
+        assert feature_cache.fill(prefix, "auto", tokens, keys) is None
 
 
 def test_a_picture_that_was_changed_is_computed_again(tmp_path):
