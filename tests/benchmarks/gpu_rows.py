@@ -145,7 +145,7 @@ def training(kind: str, batch: int | None = None, micro: int | None = None, tune
         work = cards.Work.of(config, TOKENS[kind])
         flops = work.training
         if tune == "text":
-            frozen, flops = FrozenImages.from_source(encoder, bench.precision), 3 * work.text
+            frozen, flops = FrozenImages.from_encoder(encoder, bench.precision), 3 * work.text
             kept = [frozen(some).float().cpu() for some in images.split(64)]
             images = PartialForward(torch.cat(kept), frozen.depth)
         batches = cycle([gpu_checks.batch_of(images, captions)])

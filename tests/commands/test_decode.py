@@ -104,7 +104,7 @@ def test_a_cache_is_of_one_way_and_that_of_old_is_the_exact_one(tiny, tmp_path):
     encoder.model.requires_grad_(False)
 
     def folder(decode):
-        return FrozenImages.from_source(with_decode(encoder, decode), "fp32").folder(tmp_path)
+        return FrozenImages.from_encoder(with_decode(encoder, decode), "fp32").folder(tmp_path)
 
     assert len({folder(decode) for decode in ("exact", "fast", "reduced")}) == 3
     spec = with_decode(encoder, "exact").pixel_spec

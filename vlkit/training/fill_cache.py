@@ -123,12 +123,12 @@ def plan_caches(config: TrainRetrievalConfig, encoder: DualEncoder, demand: Cach
     precision: Precision = resolved(config.precision)
     cache, validation = config.cache, demand.validation
     encodings = resolved(config.steps) * resolved(config.batch_size) * config.grad_accum
-    images = FrozenImages.from_source(encoder, precision)
-    texts = FrozenTexts.from_source(encoder, precision, demand.longest)
+    images = FrozenImages.from_encoder(encoder, precision)
+    texts = FrozenTexts.from_encoder(encoder, precision, demand.longest)
     plans: list[CachePlan] = []
-    if images.pays:
+    if images.worth_caching:
         plans.append(plan_cache(images, cache, demand.images, validation, encodings, varied=demand.varied))
-    if texts.pays:
+    if texts.worth_caching:
         reserved = sum(plan.size for plan in plans if not plan.refused)
         plans.append(plan_cache(texts, cache, demand.texts, validation, encodings, reserved=reserved))
     return plans
@@ -168,7 +168,7 @@ def plan_cache(
 
 def _exists(prefix: FrozenPrefix, cache: str) -> bool:
     """Return whether an earlier run decided for this cache: its rows take no more space."""
-    has_weights = all(not p.is_meta for p in prefix.source.parameters())
+    has_weights = all(not p.is_meta for p in prefix.encoder.parameters())
     return has_weights and prefix.folder(cache_folder(cache)).is_dir()
 
 

@@ -116,7 +116,7 @@ def test_texts_of_the_same_tokens_are_one_row_and_the_others_stay_theirs(tiny, t
     encoder.model.requires_grad_(False)
     texts = [form for word in ("tart", "soup", "pie", "bread") for form in (word, word.upper(), f"a {word}, blue")] * 2
     tokens = TokenStore(encoder.tokenize(texts)[0], encoder.pad)
-    frozen = FrozenTexts.from_source(encoder, "fp32", max(map(len, tokens.tokens)))
+    frozen = FrozenTexts.from_encoder(encoder, "fp32", max(map(len, tokens.tokens)))
     features = frozen.features(frozen.open_store(str(tmp_path)), tokens, text_keys(tokens.tokens))
     assert len(frozen.open_store(str(tmp_path)).row_of) < len(set(texts))
     with torch.no_grad():
@@ -132,7 +132,7 @@ def test_whatever_changes_the_features_changes_the_folder(name, tiny, tmp_path):
         encoder = tiny(name)
         encoder.model.requires_grad_(False)
         change(encoder)
-        prefixes = FrozenImages.from_source(encoder, precision), FrozenTexts.from_source(encoder, precision, longest)
+        prefixes = FrozenImages.from_encoder(encoder, precision), FrozenTexts.from_encoder(encoder, precision, longest)
         return tuple(prefix.folder(tmp_path) for prefix in prefixes)
 
     def weights(encoder):
@@ -166,7 +166,7 @@ def test_whatever_changes_the_features_changes_the_folder(name, tiny, tmp_path):
 def test_the_names_in_a_key_stay_so_that_older_caches_are_found(tiny, tmp_path):
     encoder = tiny("tiny-clip")
     encoder.model.requires_grad_(False)
-    images, texts = FrozenImages.from_source(encoder, "fp32"), FrozenTexts.from_source(encoder, "fp32", 8)
+    images, texts = FrozenImages.from_encoder(encoder, "fp32"), FrozenTexts.from_encoder(encoder, "fp32", 8)
     assert [prefix.folder(tmp_path).name.split("-")[0] for prefix in (images, texts)] == ["pictures", "texts"]
     for prefix in (images, texts):
         about = {"schema": 2, "kind": prefix.kind, "depth": prefix.depth, "precision": "fp32"}
@@ -183,7 +183,7 @@ def test_a_cache_that_cannot_be_written_is_done_without_unless_it_was_asked_for(
     tokens = TokenStore(encoder.tokenize(["red tart", "soup"])[0], encoder.pad)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     (tmp_path / "file").write_text("x")
-    prefix, keys = FrozenTexts.from_source(encoder, "fp32", 8), text_keys(tokens.tokens)
+    prefix, keys = FrozenTexts.from_encoder(encoder, "fp32", 8), text_keys(tokens.tokens)
     if asked:
         with pytest.raises(OSError, match="file"):
             feature_cache.fill(prefix, str(tmp_path / "file/below"), tokens, keys)
@@ -212,7 +212,7 @@ def test_frozen_parts_run_without_dropout(tiny, tmp_path):
             module.dropout = 0.5
     encoder.train()
     tokens = TokenStore(encoder.tokenize(["red tart", "soup"])[0], encoder.pad)
-    frozen = FrozenTexts.from_source(encoder, "fp32", 8)
+    frozen = FrozenTexts.from_encoder(encoder, "fp32", 8)
     features = frozen.features(frozen.open_store(str(tmp_path)), tokens, text_keys(tokens.tokens))
     encoder.eval()
     with torch.no_grad():
@@ -225,6 +225,6 @@ def test_numbers_that_16_bits_cannot_hold_are_refused(tiny, tmp_path):
     with torch.no_grad():
         encoder.model.text_projection.weight.mul_(1e8)
     tokens = TokenStore(encoder.tokenize(["red tart", "soup"])[0], encoder.pad)
-    frozen = FrozenTexts.from_source(encoder, "bf16", 8)
+    frozen = FrozenTexts.from_encoder(encoder, "bf16", 8)
     with pytest.raises(UsageError, match="cannot hold"):
         frozen.features(frozen.open_store(str(tmp_path / "c")), tokens, text_keys(tokens.tokens))

@@ -184,10 +184,10 @@ def embed_cached(
             # What the corruption does is part of what the features are.
             recipe = f"{corruption} {VERSION} {CORRUPTIONS[corruption]} {MAX_SIDE}"
             keys = [f"{key}-{corruption}-{zlib.crc32(recipe.encode()):08x}" for key in keys]
-        frozen_images = FrozenImages.from_source(encoder, precision)
+        frozen_images = FrozenImages.from_encoder(encoder, precision)
         image_inputs = fill(frozen_images, cache, pixels, keys, world=world) or pixels
         if texts is None:
-            frozen_texts = FrozenTexts.from_source(encoder, precision, max(map(len, tokens.tokens)))
+            frozen_texts = FrozenTexts.from_encoder(encoder, precision, max(map(len, tokens.tokens)))
             text_inputs = fill(frozen_texts, cache, tokens, text_keys(tokens.tokens), world=world) or tokens
     return embed_task(
         encoder,

@@ -84,7 +84,7 @@ def _embed(
             console.warn(f"{message}: search does not find what stands after them")
         texts: InputStore = TokenStore(tokens, encoder.pad)
         if config.cache != "off":
-            frozen_texts = FrozenTexts.from_source(encoder, precision, max(map(len, tokens)))
+            frozen_texts = FrozenTexts.from_encoder(encoder, precision, max(map(len, tokens)))
             texts = fill(frozen_texts, config.cache, texts, text_keys(tokens)) or texts
         rows = encode_text_inputs(encoder, texts, batch_size=config.batch_size, precision=precision)
     else:
@@ -93,7 +93,7 @@ def _embed(
         images: InputStore = PixelStore(source.pairs.image_paths(chosen), encoder.pixel_spec)
         if config.cache != "off":
             keys = [str(table.column("key")[position]) for position in positions]
-            images = fill(FrozenImages.from_source(encoder, precision), config.cache, images, keys) or images
+            images = fill(FrozenImages.from_encoder(encoder, precision), config.cache, images, keys) or images
         rows = encode_images(encoder, images, batch_size=config.batch_size, precision=precision)
     return rows.float().cpu().numpy()
 

@@ -114,7 +114,7 @@ class FrozenPrefix(ABC):
         depth: how many there are.
     """
 
-    source: FrozenSource
+    encoder: FrozenSource
     precision: Precision
     depth: int
 
@@ -143,13 +143,13 @@ class FrozenPrefix(ABC):
         """Return where items are pooled, int64 [items]; None where a row of features does not depend on it."""
 
     @property
-    def pays(self) -> bool:
+    def worth_caching(self) -> bool:
         """It has an encoder layer: embeddings alone cost less than reading their results."""
         return any(stage.layers for stage in self.chain[: self.depth])
 
     def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Map uint8 pixels or padded token ids to features, on the source's device."""
-        with torch.inference_mode(), autocast(self.source.device, self.precision):
+        """Map uint8 pixels or padded token ids to features, on the encoder's device."""
+        with torch.inference_mode(), autocast(self.encoder.device, self.precision):
             return run_stages(self.chain, self.begin(inputs), self.depth).values
 
     def row(self) -> tuple[tuple[int, ...], np.dtype[Any]]:
@@ -158,7 +158,7 @@ class FrozenPrefix(ABC):
         if (width := self.chain[self.depth - 1].width) is not None:
             return (width,), dtype
         # Wherever the weights are: on the meta device, without any weights, shapes are known all the same.
-        device = next(self.source.parameters()).device
+        device = next(self.encoder.parameters()).device
         with torch.inference_mode():
             values = run_stages(self.chain, self.shape_input(device), self.depth).values
         return tuple(values.shape[1:]), dtype
@@ -187,13 +187,13 @@ class FrozenPrefix(ABC):
             cache: auto or a folder.
         """
         folder = self.folder(cache_folder(cache))
-        about = {**self.identity, "model": self.source.source}
+        about = {**self.identity, "model": self.encoder.source}
         try:
             return FeatureStore(folder, *self.row(), about)
         except ArtifactError as error:
             if cache != "auto":
                 raise
-            console.warn(f"{error.message}; it is filled again")
+            console.warn(f"{error.message}; vlkit fills it again")
             shutil.rmtree(folder)
             return FeatureStore(folder, *self.row(), about)
 
@@ -209,7 +209,7 @@ class FrozenPrefix(ABC):
         # A share of all: what is missing is another list for every process that looks while others write.
         share = range(len(keys))[world.shard(len(keys))]
         missing = [share[position] for position in store.missing([keys[position] for position in share])]
-        self.source.eval()
+        self.encoder.eval()
         self._compute(store, items, keys, missing)
         world.barrier()
         store.reload()
@@ -234,7 +234,7 @@ class FrozenPrefix(ABC):
                 values = self(inputs).to(TORCH_DTYPES[store.dtype.name]).cpu().numpy()
                 if not np.isfinite(values).all():
                     raise UsageError(
-                        f"the frozen part of {self.source.source} makes numbers that {store.dtype} cannot hold",
+                        f"the frozen part of {self.encoder.source} makes numbers that {store.dtype} cannot hold",
                         hint="--precision fp32, or --cache off",
                     )
                 store.append([keys[position] for position in block], values)
@@ -250,27 +250,27 @@ class FrozenImages(FrozenPrefix):
     modality = "images"
 
     @classmethod
-    def from_source(cls, source: FrozenSource, precision: Precision) -> FrozenImages:
+    def from_encoder(cls, encoder: FrozenSource, precision: Precision) -> FrozenImages:
         """Return the stages that are frozen now."""
-        return cls(source, precision, frozen_depth(source.image_chain))
+        return cls(encoder, precision, frozen_depth(encoder.image_chain))
 
     @property
     def chain(self) -> list[Stage]:
         """All stages of the tower."""
-        return self.source.image_chain
+        return self.encoder.image_chain
 
     def begin(self, inputs: torch.Tensor) -> PartialForward:
         """Return normalised pixels, of uint8 [images, 3, size, size]."""
-        return PartialForward(self.source.normalize_pixels(inputs), 0)
+        return PartialForward(self.encoder.normalize_pixels(inputs), 0)
 
     def shape_input(self, device: torch.device) -> PartialForward:
         """Return one image for the chain to begin with."""
-        size = self.source.pixel_spec.size
+        size = self.encoder.pixel_spec.size
         return PartialForward(torch.zeros((1, 3, size, size), device=device), 0)
 
     def settings(self) -> tuple[Any, dict[str, Any]]:
         """Return the tower's configuration and the preprocessing."""
-        return self.source.tower_config(self.modality), self.source.pixel_spec.identity()
+        return self.encoder.tower_config(self.modality), self.encoder.pixel_spec.identity()
 
     def pool_positions(self, items: InputStore, row_shape: Sequence[int]) -> None:
         """Return None: images are pooled where the model says."""
@@ -284,38 +284,38 @@ class FrozenTexts(FrozenPrefix):
         length: tokens that every text is padded to; None where each text ends as one row.
     """
 
-    source: FrozenTextSource
+    encoder: FrozenTextSource
     length: int | None = None
 
     kind = "texts"
     modality = "texts"
 
     @classmethod
-    def from_source(cls, source: FrozenTextSource, precision: Precision, longest: int) -> FrozenTexts:
+    def from_encoder(cls, encoder: FrozenTextSource, precision: Precision, longest: int) -> FrozenTexts:
         """Return the stages that are frozen now.
 
         Args:
             longest: tokens of the longest text.
         """
-        depth, limit = frozen_depth(source.text_chain), source.text_limit
-        if source.pads_to_max_length:
-            return cls(source, precision, depth, limit)
-        if depth and source.text_chain[depth - 1].width is not None:
-            return cls(source, precision, depth)
+        depth, limit = frozen_depth(encoder.text_chain), encoder.text_limit
+        if encoder.pads_to_max_length:
+            return cls(encoder, precision, depth, limit)
+        if depth and encoder.text_chain[depth - 1].width is not None:
+            return cls(encoder, precision, depth)
         # In steps of 8, so that data sets whose longest texts are similar share a cache.
-        return cls(source, precision, depth, min(limit, -(-longest // 8) * 8))
+        return cls(encoder, precision, depth, min(limit, -(-longest // 8) * 8))
 
     @property
     def chain(self) -> list[Stage]:
         """All stages of the tower."""
-        return self.source.text_chain
+        return self.encoder.text_chain
 
     def begin(self, inputs: torch.Tensor) -> PartialForward:
         """Return token ids [texts, length], padded further to the length of a row."""
-        positions = self.source.pool_positions(inputs)
+        positions = self.encoder.pool_positions(inputs)
         missing = (self.length or 0) - inputs.shape[1]
-        padded = torch.nn.functional.pad(inputs, (0, missing), value=self.source.pad_id) if missing > 0 else inputs
-        return PartialForward(padded.to(self.source.device), 0, positions)
+        padded = torch.nn.functional.pad(inputs, (0, missing), value=self.encoder.pad_id) if missing > 0 else inputs
+        return PartialForward(padded.to(self.encoder.device), 0, positions)
 
     def shape_input(self, device: torch.device) -> PartialForward:
         """Return one text for the chain to begin with."""
@@ -325,17 +325,16 @@ class FrozenTexts(FrozenPrefix):
 
     def settings(self) -> tuple[Any, dict[str, Any]]:
         """Return the tower's configuration and the preprocessing."""
-        source = self.source
-        preprocessing = {"length": self.length, "pad": source.pad_id, "pooling": source.text_pooling}
-        return source.tower_config(self.modality), preprocessing
+        preprocessing = {"length": self.length, "pad": self.encoder.pad_id, "pooling": self.encoder.text_pooling}
+        return self.encoder.tower_config(self.modality), preprocessing
 
     def pool_positions(self, items: InputStore, row_shape: Sequence[int]) -> np.ndarray | None:
         """Return where texts are pooled, int64 [texts]; None behind the pooling, and where that is the limit."""
-        if len(row_shape) == 1 or self.source.pads_to_max_length:
+        if len(row_shape) == 1 or self.encoder.pads_to_max_length:
             return None
         positions = range(len(items))
         blocks = [positions[start : start + 1024] for start in range(0, len(items), 1024)]
-        return torch.cat([self.source.pool_positions(_token_ids(items, block)) for block in blocks]).numpy()
+        return torch.cat([self.encoder.pool_positions(_token_ids(items, block)) for block in blocks]).numpy()
 
     def fits(self, tokens: TokenStore) -> bool:
         """Return whether no text is longer than a row of the cache."""

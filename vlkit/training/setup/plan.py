@@ -255,7 +255,7 @@ def plan_patch_cache(config: TrainFusionConfig, vision: VisionEncoder, rows: Cap
     """Plan the cache of the frozen encoder's patches; None with --cache off."""
     if config.cache == "off":
         return None
-    prefix = FrozenImages.from_source(vision, resolved(config.precision))
+    prefix = FrozenImages.from_encoder(vision, resolved(config.precision))
     train, val = (part.frame["image_id"].nunique() for part in (rows.train, rows.val_all))
     return plan_cache(prefix, config.cache, train, val, resolved(config.steps) * config.batch_size * config.grad_accum)
 
