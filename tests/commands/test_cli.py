@@ -100,7 +100,7 @@ def test_missing_things_name_themselves(vlkit, tmp_path):
 
 def test_yaml_is_read_with_the_types_of_the_settings(tmp_path, vlkit):
     """PyYAML reads 1e-5 as a text; the field's type decides."""
-    (tmp_path / "c.yaml").write_text("lr: 1e-5\nlora_targets: q,v\nbatch_size: 16\ndata: d\nsteps: 3\n")
+    (tmp_path / "c.yaml").write_text("lr: 1e-5\ntune: lora\nlora_targets: q,v\nbatch_size: 16\ndata: d\nsteps: 3\n")
     config = resolve_train_retrieval(yaml.safe_load((tmp_path / "c.yaml").read_text()))
     assert (config.lr, config.lora_targets, config.batch_size) == (1e-5, ("q", "v"), 16)
     with pytest.raises(UsageError, match="'fast' is not a number"):

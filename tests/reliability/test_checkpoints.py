@@ -62,7 +62,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(damage, tmp_p
     assert checkpoints.newest(tmp_path).step == 2
     assert "step-000004" in capsys.readouterr().err
     (tmp_path / "step-000002" / "state.json").write_text("{}")
-    with pytest.raises(ArtifactError, match="none of 2 checkpoints is whole"):
+    with pytest.raises(ArtifactError, match="all 2 checkpoints are damaged"):
         checkpoints.newest(tmp_path)
 
 
