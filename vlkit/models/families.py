@@ -145,20 +145,24 @@ def dual_family(model_type: str, name: str = "") -> Family:
         UsageError: vlkit knows none of this type.
     """
     family = FAMILIES.get(model_type.removesuffix(_ALONE))
-    return family if isinstance(family, Family) else refuse_family(name or "this", model_type)
+    return family if isinstance(family, Family) else refuse_family(model_type, name)
 
 
-def refuse_family(name: str, model_type: str) -> NoReturn:
+def refuse_family(model_type: str, name: str = "") -> NoReturn:
     """Refuse a model that is no dual encoder of a known family.
+
+    Args:
+        name: of the model, for the message.
 
     Raises:
         UsageError: names the families.
     """
     known = [family for family in FAMILIES if is_dual(family)]
-    raise UsageError(f"{name} is a {model_type} model", hint=f"vlkit adapts {' and '.join(known)} models")
+    message = f"{name} is a {model_type} model" if name else f"a {model_type} model is no dual encoder that vlkit knows"
+    raise UsageError(message, hint=f"vlkit adapts {' and '.join(known)} models")
 
 
-def vision_family(model_type: str, name: str) -> VisionFamily:
+def vision_family(model_type: str, name: str = "the model") -> VisionFamily:
     """Return the family of a vision tower, by transformers' model type of the tower or of the whole model.
 
     Raises:

@@ -267,7 +267,7 @@ def dual_encoder_config(name: str) -> Any:
     refuse_unknown(name, TINY_MODELS, "openai/clip-vit-base-patch32")
     config = read_config(name)
     if not families.is_dual(config.model_type):
-        families.refuse_family(name, config.model_type)
+        families.refuse_family(config.model_type, name)
     return config
 
 

@@ -147,7 +147,7 @@ def vision_config(name: str) -> Any:
 
 def vision_encoder_on_meta(config: Any) -> VisionEncoder:
     """Return the tower of a configuration on the meta device: shapes and counts, without a byte of weights."""
-    family, tower = vision_family(config.model_type, "this"), _tower_config(config)
+    family, tower = vision_family(config.model_type), _tower_config(config)
     with torch.device("meta"):
         vision = getattr(quiet_transformers(), family.vision_class)(tower)
     return VisionEncoder(vision, family, PixelSpec(family.preprocessing.image_size(tower)), "meta")
