@@ -114,6 +114,8 @@ METRICS: dict[str, Metric] = {
         ),
     )
 }
+# Model selection goes by these, the sum over both directions: the first decides, the second breaks ties.
+SELECTION = ("recall@1", "mrr")
 HEADLINES: dict[Task, str] = {metric.task: name for name, metric in METRICS.items() if metric.headline}
 
 

@@ -1,1 +1,1 @@
-"""Scores -> ranks -> metrics -> intervals."""
+"""Measure a model beside the untouched one: scores, ranks, metrics, intervals, results.json, model card."""

@@ -248,7 +248,7 @@ class Results:
     prompts: dict[str, list[str]] | None = None
     one_to_one: OneToOne | None = None
     folds: Folds | None = None
-    curves: dict[str, dict[str, dict[str, Any]]] | None = None
+    curves: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     slices: dict[str, dict[str, dict[str, Slice]]] = field(default_factory=dict)
     shifts: dict[str, Corruption] = field(default_factory=dict)
     retention: Retention | None = None
@@ -405,7 +405,7 @@ def _sections(raw: Mapping[str, Any]) -> dict[str, Any]:
         "prompts": dict[str, list[str]] | None,
         "one_to_one": OneToOne | None,
         "folds": Folds | None,
-        "curves": dict[str, dict[str, dict[str, Any]]] | None,
+        "curves": dict[str, dict[str, dict[str, Any]]],
         "slices": dict[str, dict[str, dict[str, Slice]]],
         "shifts": dict[str, Corruption],
         "compared_with": str | None,

@@ -1,6 +1,6 @@
 """Intervals and tests of paired differences, by resampling units.
 
-Queries of one unit (a recipe, a picture and its copies) rise and fall together, so units are drawn, not queries. The
+Queries of one unit (a recipe, an image and its copies) rise and fall together, so units are drawn, not queries. The
 gallery stays as it is. Percentile bootstrap, Efron & Tibshirani 1993, chapter 13.
 """
 
@@ -122,8 +122,8 @@ def newcombe_interval(
 
 def count_changed_units(one: np.ndarray, other: np.ndarray, units: Sequence[str]) -> int:
     """Count the units that have a query whose values are not the same in both, [queries, ...] each."""
-    apart = (one != other).reshape(len(one), -1).any(axis=1)
-    return len(set(np.asarray(units, dtype=str)[apart]))
+    changed = (one != other).reshape(len(one), -1).any(axis=1)
+    return len(set(np.asarray(units, dtype=str)[changed]))
 
 
 class PermutationTest(NamedTuple):

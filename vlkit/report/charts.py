@@ -9,7 +9,7 @@ import numpy as np
 
 from vlkit.evaluation.formatting import format_direction, metric_label
 from vlkit.evaluation.results import Difference, Results
-from vlkit.metrics import DIRECTIONS, METRICS
+from vlkit.metrics import DIRECTIONS, HEADLINES, METRICS, headline_of
 from vlkit.report.load_run import LoadedRun
 from vlkit.report.svg import (
     BASE,
@@ -102,13 +102,13 @@ def _image_reliance(evaluations: Sequence[tuple[int, Mapping[str, Any]]]) -> Plo
 def _validation(evaluations: Sequence[tuple[int, Mapping[str, Any]]]) -> Plot:
     title = "recall@1 on validation"
     steps = [step for step, _ in evaluations]
-    curves = {direction: [val[direction]["recall@1"] for _, val in evaluations] for direction in DIRECTIONS}
+    curves = {direction: [val[direction][headline_of(direction)] for _, val in evaluations] for direction in DIRECTIONS}
 
     def draw(axes: Axes) -> None:
         for (direction, values), (colour, line, marker) in zip(curves.items(), CURVE_STYLES, strict=False):
             label = format_direction(direction)
             axes.plot(steps, values, line, color=colour, marker=marker, markersize=4, label=label)
-        axes.set(xlabel="step", ylabel="recall@1", title=title, ylim=(0, None))
+        axes.set(xlabel="step", ylabel=HEADLINES["retrieval"], title=title, ylim=(0, None))
         legend_below(axes)
 
     values = "; ".join(
@@ -160,7 +160,7 @@ def _metrics_with_intervals(
 
 def rank_plots(results: Results) -> Iterator[Plot]:
     """Draw recall against k, and the rank of the first right item."""
-    for direction, models in (results.curves or {}).items():
+    for direction, models in results.curves.items():
         yield _recall_at_k(direction, models)
         yield _rank_histogram(direction, models)
 
@@ -354,7 +354,7 @@ def overlay(runs: Sequence[LoadedRun]) -> Iterator[Plot]:
 def _mean_recall(run: LoadedRun) -> tuple[np.ndarray, np.ndarray]:
     """Return steps, and recall@1 on validation as the mean of both directions."""
     evaluations = [(line["step"], line["val"]) for line in run.log if "val" in line]
-    means = [np.mean([val[direction]["recall@1"] for direction in DIRECTIONS]) for _, val in evaluations]
+    means = [np.mean([val[direction][headline_of(direction)] for direction in DIRECTIONS]) for _, val in evaluations]
     return np.array([step for step, _ in evaluations]), np.array(means)
 
 

@@ -18,7 +18,7 @@ from vlkit.data.pairs import Pairs
 from vlkit.data.splits import hash_order
 from vlkit.errors import VlkitError
 from vlkit.evaluation.formatting import format_direction
-from vlkit.metrics import DIRECTIONS
+from vlkit.metrics import DIRECTIONS, SELECTION, headline_of
 from vlkit.report.load_run import LoadedRun
 
 THUMBNAIL_SIDE, JPEG_QUALITY = 160, 80
@@ -167,10 +167,11 @@ def _choose_queries(rows: pd.DataFrame, count: int) -> Iterator[tuple[str, pd.Da
 
     yield "best", first(rows, lambda r: r["rank"])
     yield "worst", first(rows, lambda r: -r["rank"])
-    if "baseline_mrr" in rows:
-        better, worse = rows[rows["mrr"] > rows["baseline_mrr"]], rows[rows["mrr"] < rows["baseline_mrr"]]
-        yield "most improved", first(better, lambda r: r["baseline_mrr"] - r["mrr"])
-        yield "most regressed", first(worse, lambda r: r["mrr"] - r["baseline_mrr"])
+    if f"baseline_{SELECTION[-1]}" in rows:
+        now, before = SELECTION[-1], f"baseline_{SELECTION[-1]}"
+        better, worse = rows[rows[now] > rows[before]], rows[rows[now] < rows[before]]
+        yield "most improved", first(better, lambda r: r[before] - r[now])
+        yield "most regressed", first(worse, lambda r: r[now] - r[before])
 
 
 def caption_galleries(run: LoadedRun) -> Iterator[CaptionExamples]:
@@ -185,4 +186,5 @@ def caption_galleries(run: LoadedRun) -> Iterator[CaptionExamples]:
 
 def _caption_example(example: dict[str, Any], lookup: ItemLookup | None) -> CaptionExample:
     image = lookup.item("image", str(example["image"])) if lookup else Item("", missing="the images are not available")
-    return CaptionExample(image, example["caption"], list(example["references"]), float(example["cider"]))
+    cider = float(example[headline_of("captions")])
+    return CaptionExample(image, example["caption"], list(example["references"]), cider)

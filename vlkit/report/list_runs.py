@@ -9,7 +9,7 @@ from typing import Any
 from vlkit import console
 from vlkit.config.evaluation import RunsConfig
 from vlkit.errors import ArtifactError, UsageError
-from vlkit.evaluation.formatting import format_with_interval
+from vlkit.evaluation.formatting import format_with_interval, metric_label
 from vlkit.evaluation.results import Results
 from vlkit.metrics import DIRECTIONS, headline_of
 from vlkit.run_status import RunStatus, run_status
@@ -89,7 +89,8 @@ def _caption_scores(metrics: dict[str, Any], validation: dict[str, Any]) -> str:
     """Return CIDEr and loss of a captioner, or its validation loss where it is not evaluated; else an empty text."""
     if "captions" in metrics:
         loss = f", {metrics['looking']['right']:.3f} nats per token" if "looking" in metrics else ""
-        return f"CIDEr {metrics['captions']['cider']:.3f}{loss}"
+        name = headline_of("captions")
+        return f"{metric_label(name)} {metrics['captions'][name]:.3f}{loss}"
     return f"{validation['looking']['right']:.3f} nats per token on validation" if "looking" in validation else ""
 
 

@@ -12,7 +12,9 @@ from vlkit.config.training import TrainRetrievalConfig
 from vlkit.distributed import World
 from vlkit.evaluation.captioning.image_reliance import caption_dataset, generate_captions, image_reliance
 from vlkit.evaluation.captioning.score import References, caption_metrics
+from vlkit.evaluation.formatting import format_direction
 from vlkit.evaluation.retrieval.task import RetrievalTask, score_task
+from vlkit.metrics import SELECTION, metric_names
 from vlkit.models.captioner.captioner import Captioner
 from vlkit.models.dual_encoder import DualEncoder
 from vlkit.training.fill_cache import EvalInputs
@@ -55,9 +57,10 @@ class RetrievalValidation:
     def scores(self) -> tuple[dict[str, Any], list[float], str]:
         """Return what `RunState.record` takes: metrics, the key of the best (recall@1, then MRR), and a line."""
         metrics = self.metrics()
-        key = [sum(direction[name] for direction in metrics.values()) for name in ("recall@1", "mrr")]
-        recalls = (f"{name.replace('_to_', ' -> ')} {values['recall@1']:.3f}" for name, values in metrics.items())
-        return metrics, key, f"recall@1 {', '.join(recalls)}"
+        key = [sum(direction[name] for direction in metrics.values()) for name in SELECTION]
+        name = SELECTION[0]
+        values = (f"{format_direction(direction)} {scores[name]:.3f}" for direction, scores in metrics.items())
+        return metrics, key, f"{name} {', '.join(values)}"
 
 
 class CaptionValidation:
@@ -112,6 +115,6 @@ class CaptionValidation:
                 on_progress=bar.update,
             )
         scores = caption_metrics(list(self.rows.val.frame["image_id"]), texts, References.from_pairs(self.rows.val_all))
-        line = ", ".join(f"{name} {scores[name]:.3f}" for name in ("bleu_4", "rouge_l", "cider", "exact"))
+        line = ", ".join(f"{name} {scores[name]:.3f}" for name in metric_names("captions", "comparison"))
         console.say(f"validation captions of {len(texts)} images: {line}")
         return scores

@@ -15,7 +15,7 @@ import torch
 from vlkit import console
 from vlkit.evaluation.retrieval.retention import Metrics, retained_share
 from vlkit.evaluation.retrieval.task import RetrievalTask
-from vlkit.metrics import DIRECTIONS
+from vlkit.metrics import DIRECTIONS, SELECTION
 from vlkit.runs import Run
 from vlkit.training.fill_cache import uncached_inputs
 from vlkit.training.validation import RetrievalValidation
@@ -117,7 +117,7 @@ def best_point(points: list[InterpolationPoint]) -> InterpolationPoint:
     """
 
     def key(point: InterpolationPoint) -> tuple[float, ...]:
-        sums = (sum(m[name] for m in (point.val or {}).values()) for name in ("recall@1", "mrr"))
+        sums = (sum(m[name] for m in (point.val or {}).values()) for name in SELECTION)
         return (*sums, -point.strength)
 
     return max(points, key=key)
@@ -133,7 +133,7 @@ def print_sweep(points: list[InterpolationPoint], strength: float) -> None:
         mark = " *" if has_val and point.strength == strength else ""
         row = [f"{point.strength:.1f}{mark}"]
         for metrics in (point.val, point.guard):
-            row += [f"{metrics[d]['recall@1']:.3f}" for d in DIRECTIONS] if metrics else []
+            row += [f"{metrics[d][SELECTION[0]]:.3f}" for d in DIRECTIONS] if metrics else []
         if has_guard:
             row.append("" if point.retained is None else f"{point.retained:.0%}")
         rows.append(row)

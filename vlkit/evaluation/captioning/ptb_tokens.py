@@ -1,7 +1,7 @@
 """Captions -> tokens as COCO's evaluation counts them: the Penn Treebank's, in lower case, without punctuation.
 
-COCO took Stanford's tokenizer; these are its rules as far as captions meet them, found by comparing the two. What it
-makes of a word hardly ever depends on its neighbours, so every word is looked at once and remembered.
+COCO uses Stanford's tokenizer; these are its rules as far as captions need them, derived by comparing the two. The
+tokens of a word rarely depend on its neighbours, so each word is tokenized once and cached.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
 
-# COCO drops these. Brackets are written in capitals in its list, and come in lower case, so they stay.
+# COCO drops these. Its list has brackets in capitals, tokens have them in lower case, so brackets stay.
 DROPPED = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
 BREAKS = re.compile("[\\r\\x0b\\x0c\\u2028\\u2029\\n]")
 BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
@@ -35,10 +35,10 @@ SPACES = re.compile(r"[ \t]+")
 UNSEEN = re.compile("[\ufe0f\u00ad\u200b-\u200f\u2060\ufeff]")
 APOSTROPHE = "['\u2019]"
 LETTER = "[^\\W\\d_]"
-# Accents and vowels that stand by themselves belong to the letter before them.
+# Combining accents and vowels belong to the letter before them.
 MARKS = "".join(chr(code) for code in range(0x300, 0xFE30) if unicodedata.category(chr(code)) in ("Mn", "Mc"))
 ALNUM = f"(?:[^\\W_\u00bc-\u00be\u2153-\u215e]|[{MARKS}])"
-# Words that keep their full stop wherever they stand.
+# Words that always keep their full stop.
 ABBREVIATIONS = "|".join(
     [
         "mr|mrs|ms|messrs|dr|drs|prof|profs|sen|sens|rep|reps|atty|attys|lt|col|gen|gov|govs|adm|rev|maj|sgt|cpl",
@@ -49,11 +49,11 @@ ABBREVIATIONS = "|".join(
         "sr|bros|esq|blvd|rd|tel|est|ext|sq|etc|al|seq|vs|dept|ph|bldg|cf",
     ]
 )
-# These only where they begin with a capital.
+# These keep it only where they begin with a capital.
 STATES = "|".join(f"(?-i:{name[0]}){name[1:]}" for name in ("Ark", "Del", "Ill", "La", "Mass", "Miss", "Ore", "Pa"))
 STATES += "|(?-i:T)ex|(?-i:W)ash"
 CONTRACTION = f"{APOSTROPHE}(?:s|m|d|re|ve|ll)(?!{ALNUM})"
-# After their third letter.
+# These are split after their third letter.
 SPLIT_WORDS = frozenset(["cannot", "gonna", "gotta", "wanna", "lemme", "gimme"])
 
 # After one of these a single letter's full stop ends a sentence: "vitamin A. Then" is not "John F. Kennedy".
@@ -101,19 +101,21 @@ TOKEN = re.compile(
 
 
 def coco_tokens(captions: Sequence[str]) -> list[list[str]]:
-    """Tokens of captions, in the order in which COCO writes them into one file.
+    """Tokenize captions, in the order in which COCO writes them into one file.
 
-    A caption's last word is seen before the first of the next one, as there: that decides whether a single letter keeps
-    its full stop. What a no-break space joins, a number with its fraction, is one token.
+    A caption's last word is followed by the first of the next caption, as in that file: this decides whether a single
+    letter keeps its full stop. A number joined to its fraction by a no-break space is one token.
     """
-    cut = [_words(caption) for caption in captions]
-    found, following = [], ""
-    for words in reversed(cut):
-        behind = [*words[1:], following][: len(words)]
-        each = zip(words, behind, strict=True)
-        found.append([token for word, after in each for token in _tokens(word, after[:1].isdigit(), after in STARTERS)])
+    captions_words = [_words(caption) for caption in captions]
+    tokens, following = [], ""
+    for words in reversed(captions_words):
+        next_words = [*words[1:], following][: len(words)]
+        pairs = zip(words, next_words, strict=True)
+        tokens.append(
+            [token for word, after in pairs for token in _tokens(word, after[:1].isdigit(), after in STARTERS)]
+        )
         following = words[0] if words else following
-    return found[::-1]
+    return tokens[::-1]
 
 
 def _words(caption: str) -> list[str]:
@@ -125,20 +127,22 @@ def _words(caption: str) -> list[str]:
 
 @lru_cache(maxsize=200_000)
 def _tokens(word: str, before_digit: bool, before_sentence: bool) -> tuple[str, ...]:
-    """Tokens of what stands between two spaces.
+    """Return the tokens of a word, the text between two spaces.
 
     Args:
-        before_digit, before_sentence: what stands behind the space is a number, or a word that begins a sentence.
+        before_digit, before_sentence: the next word begins with a digit, or begins a sentence.
     """
-    made: list[str] = []
+    tokens: list[str] = []
     for match in TOKEN.finditer(word):
         last = match.end() == len(word)
-        made += _written(match.lastgroup or "", match[0].lower(), before_digit or not last, before_sentence and last)
-    return tuple(token for token in made if token not in DROPPED)
+        tokens += _normalize(
+            match.lastgroup or "", match[0].lower(), before_digit or not last, before_sentence and last
+        )
+    return tuple(token for token in tokens if token not in DROPPED)
 
 
-def _written(kind: str, text: str, before_digit: bool, before_sentence: bool) -> Sequence[str]:
-    """A piece of a word as the Treebank writes it."""
+def _normalize(kind: str, text: str, before_digit: bool, before_sentence: bool) -> Sequence[str]:
+    """Return a piece of a word as the Treebank writes it."""
     if kind == "word" and text in SPLIT_WORDS:
         return text[:3], text[3:]
     if kind in ("apostrophe", "word"):
@@ -148,7 +152,7 @@ def _written(kind: str, text: str, before_digit: bool, before_sentence: bool) ->
     if (kind == "number_of" and not before_digit) or (kind == "letter" and before_sentence):
         return text[:-1], "."
     if kind in ("dots", "dashes"):
-        return ()  # They are dropped in any case.
+        return ()  # COCO drops them in any case.
     if kind == "smiley":
         return (text[:-1] + BRACKETS[text[-1]],)
     return (ENTITIES[text],) if kind == "entity" else (WRITTEN.get(text, text),)

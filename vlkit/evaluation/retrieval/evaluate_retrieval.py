@@ -213,9 +213,7 @@ class RetrievalEvaluation:
         """Return the groups of both directions."""
         groups = {}
         for direction in DIRECTIONS:
-            ranks = Models(
-                scores.tuned.ranks[direction], None if scores.base is None else scores.base.ranks[direction]
-            )
+            ranks = Models(scores.tuned.ranks[direction], None if scores.base is None else scores.base.ranks[direction])
             metrics = ranks.map(per_query_metrics)
             units = task.queries(direction)["unit"].to_numpy()[ranks.tuned.query]
             group = self._compare(metrics.tuned, metrics.base, units, headline_of(direction))

@@ -122,11 +122,11 @@ def rank(
     """
     _refuse_not_finite(queries, gallery)
     matches = Matches.from_groups(query_groups, gallery_groups)
-    blocks = Blocks(queries, gallery, matches, matches.asked[world.shard(len(matches.asked))])
+    blocks = Blocks(queries, gallery, matches, matches.matched_queries[world.shard(len(matches.matched_queries))])
     rows = _ForwardRanking(blocks, keep, all_matches)
     for block in blocks:
         rows.add(block)
-    return rows.ranks(len(matches.asked), world)
+    return rows.ranks(len(matches.matched_queries), world)
 
 
 def rank_both(
@@ -154,10 +154,10 @@ def rank_both(
     _refuse_not_finite(queries, gallery)
     matches = Matches.from_groups(query_groups, gallery_groups)
     if not (all_matches and too_many_matches(matches)):
-        asked = matches.by_first()
-        blocks = Blocks(queries, gallery, matches, asked[world.shard(len(asked))])
+        matched = matches.by_first()
+        blocks = Blocks(queries, gallery, matches, matched[world.shard(len(matched))])
         # A query without a match has no ranks of its own, but items rank it.
-        unmatched = np.setdiff1d(np.arange(len(queries)), asked)
+        unmatched = np.setdiff1d(np.arange(len(queries)), matched)
         other_blocks = Blocks(queries, gallery, matches, unmatched[world.shard(len(unmatched))])
         columns = ReverseRanking(blocks, matches, keep=keep, all_matches=all_matches, world=world)
         for _ in range(2):
@@ -168,7 +168,7 @@ def rank_both(
             for block in other_blocks:
                 columns.add(block)
             if columns.predictions_hold():
-                return rows.ranks(len(asked), world), _ranks_of_columns(columns, len(queries))
+                return rows.ranks(len(matched), world), _ranks_of_columns(columns, len(queries))
     # Too many right queries an item, or a machine that never rounds the same twice.
     forward = rank(queries, gallery, query_groups, gallery_groups, keep=keep, all_matches=all_matches, world=world)
     backward = rank(gallery, queries, gallery_groups, query_groups, keep=keep, all_matches=all_matches, world=world)
@@ -204,10 +204,10 @@ class _ForwardRanking:
             keys = ranking_keys(*top_items(block.scores, self.top.shape[1], block.spare))
             self.top[block.done] = items_of(keys.sort(descending=True).values).cpu()
 
-    def ranks(self, asked: int, world: World) -> Ranks:
+    def ranks(self, count: int, world: World) -> Ranks:
         """Gather the rows of all processes, by query."""
         query, counts, top, precision = (
-            world.all_gather(torch.from_numpy(part).to(self.gallery.device), asked).cpu().numpy()
+            world.all_gather(torch.from_numpy(part).to(self.gallery.device), count).cpu().numpy()
             for part in (self.query, self.counts, self.top, self.precision)
         )
         order = np.argsort(query)

@@ -42,14 +42,14 @@ class Matches:
         return cls(*matching_pairs(query_groups, gallery_groups))
 
     @cached_property
-    def asked(self) -> np.ndarray:
+    def matched_queries(self) -> np.ndarray:
         """The queries that have a match, int64, ascending."""
         return np.unique(self.query)
 
     def by_first(self) -> np.ndarray:
         """Return the queries that have a match, int64, those of the same right items beside each other."""
-        first = self.item[np.searchsorted(self.query, self.asked)]
-        return self.asked[np.argsort(first, kind="stable")]
+        first = self.item[np.searchsorted(self.query, self.matched_queries)]
+        return self.matched_queries[np.argsort(first, kind="stable")]
 
 
 @dataclass

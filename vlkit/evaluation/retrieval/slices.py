@@ -212,8 +212,8 @@ def compare_slices(
             recalls["base"] = per_query_metrics(base.ranks[direction]).means[RECALL.name]
         masks = _side_masks([slicing for slicing in slicings if slicing.direction == direction], queries)
         values = {
-            (place, model, side): np.where(mask, recall, np.nan)
-            for place, sides in masks.items()
+            (part, model, side): np.where(mask, recall, np.nan)
+            for part, sides in masks.items()
             for side, mask in sides.items()
             for model, recall in recalls.items()
         }
