@@ -4,9 +4,11 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from vlkit.models.loading import load_exported
 
@@ -52,12 +54,16 @@ def test_the_front_matter_and_the_settings_are_yaml(merged):
 def test_its_lines_of_python_load_the_model(kind, merged, tmp_path, monkeypatch):
     run = shutil.copytree(merged, tmp_path / "run")
     place = {"run": "", "model": "model", "adapter": "adapter"}[kind]
-    code = re.search(r"```python\n(.*?)```", (run / place / "README.md").read_text(), re.DOTALL)[1]
+    by_transformers, by_vlkit = re.findall(r"```python\n(.*?)```", (run / place / "README.md").read_text(), re.DOTALL)
     monkeypatch.chdir(run / place)
     names: dict = {}
-    exec(code, names)
+    exec(by_transformers, names)
     ids = torch.tensor([names["tokenizer"]("a tart")["input_ids"]])
     with torch.no_grad():
         found = names["model"].get_text_features(input_ids=ids).pooler_output
         expected = load_exported(merged, "").embed_texts(ids)
     assert torch.allclose(torch.nn.functional.normalize(found, dim=1), expected, atol=1e-5)
+    Image.new("RGB", (40, 40), "red").save("tart.jpg")
+    exec(by_vlkit, names)
+    assert names["similarity"].shape == (1, 1)
+    assert np.allclose(names["encoder"].encode_texts(["a tart"]), expected.numpy(), atol=1e-4)

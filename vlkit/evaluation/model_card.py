@@ -94,7 +94,8 @@ def _loading(run: Run, kind: str, folder: str) -> str:
     with_vlkit = _code(
         "import vlkit",
         "",
-        'encoder = vlkit.load(".")',
+        # An adapter alone is no model: the run knows its base.
+        f'encoder = vlkit.load("{".." if folder == "adapter" else "."}")',
         'texts = encoder.encode_texts(["a photo of a tart"])',
         'images = encoder.encode_images(["tart.jpg"])',
         "similarity = images @ texts.T",
