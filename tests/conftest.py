@@ -105,7 +105,7 @@ def tiny_qwen(prepared, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def zygote():
     """Starts commands in processes of their own, to be killed."""
     started = Zygote()

@@ -672,3 +672,24 @@ print("HEAVY", [name for name in heavy if name in sys.modules])
 """
     out = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert out.splitlines()[-1] == "HEAVY []" and "--from-archive" in out
+
+
+def test_a_raw_coco_folder_is_prepared_as_it_says(scenes, prep, tmp_path):
+    """Against the annotation files read by hand: five captions a picture, ids as groups and units, val as the test."""
+    shutil.copytree(scenes[0] / "raw", tmp_path / "raw", copy_function=os.link)
+    frame = prep("--domain", "coco", "--near-duplicates", -1)
+    expected, split_of = set(), {}
+    for split in ("train2017", "val2017"):
+        content = json.loads((tmp_path / f"raw/annotations/captions_{split}.json").read_text())
+        file_of = {image["id"]: image["file_name"] for image in content["images"]}
+        for each in content["annotations"]:
+            expected.add((f"images/{split}/{file_of[each['image_id']]}", each["caption"], str(each["image_id"])))
+            split_of[str(each["image_id"])] = split
+    assert set(zip(frame["image_key"], frame["text"], frame["image_group"], strict=True)) == expected
+    assert (frame["unit"] == frame["image_group"]).all()
+    for unit, split in zip(frame["unit"], frame["split"], strict=True):
+        assert split == "test" if split_of[unit] == "val2017" else split in ("train", "val")
+    assert 0 < frame.loc[frame["split"] == "val", "unit"].nunique() < 120
+    seeded = prep("--domain", "coco", "--near-duplicates", -1, "--split-by", "seed")
+    shares = seeded.drop_duplicates("unit")["split"].value_counts(normalize=True)
+    assert shares["test"] == pytest.approx(0.1, abs=0.001)

@@ -229,27 +229,6 @@ def test_json_in_folders(prep, tmp_path):
     assert len(training) == (frame["split"] == "train").sum()
 
 
-def test_coco(prep, tmp_path, vlkit):
-    """Against the annotation files read by hand: five captions a picture, ids as groups and units, val as the test."""
-    assert vlkit("sample", "coco", tmp_path / "raw").code == 0
-    frame = prep("--domain", "coco", "--near-duplicates", -1)
-    expected, split_of = set(), {}
-    for split in ("train2017", "val2017"):
-        content = json.loads((tmp_path / f"raw/annotations/captions_{split}.json").read_text())
-        file_of = {image["id"]: image["file_name"] for image in content["images"]}
-        for each in content["annotations"]:
-            expected.add((f"images/{split}/{file_of[each['image_id']]}", each["caption"], str(each["image_id"])))
-            split_of[str(each["image_id"])] = split
-    assert set(zip(frame["image_key"], frame["text"], frame["image_group"], strict=True)) == expected
-    assert (frame["unit"] == frame["image_group"]).all()
-    for unit, split in zip(frame["unit"], frame["split"], strict=True):
-        assert split == "test" if split_of[unit] == "val2017" else split in ("train", "val")
-    assert 0 < frame.loc[frame["split"] == "val", "unit"].nunique() < 120
-    seeded = prep("--domain", "coco", "--near-duplicates", -1, "--split-by", "seed")
-    shares = seeded.drop_duplicates("unit")["split"].value_counts(normalize=True)
-    assert shares["test"] == pytest.approx(0.1, abs=0.001)
-
-
 BAD = {
     "cut csv": ({"t.csv": 'image,caption\na.png,"never closed\nb.png,x\n'}, "never closed"),
     "no picture matches": ({"t.csv": "image,caption\ngone.png,x\nlost.png,y\n"}, "2 x no such image"),

@@ -135,7 +135,7 @@ def test_a_signal_saves_the_step_at_hand_and_the_command_goes_on(number, uninter
     process.send_signal(number)
     told = process.communicate(timeout=60)[1]
     assert process.returncode == 75, told
-    assert "the same command goes on from there" in told
+    assert "run the same command again" in told
     last = json.loads((tmp_path / "s/last.json").read_text())["step"]
     assert last == final_state(tmp_path / "s")[2][-1][0]
     assert not (tmp_path / "s/finished.json").exists()

@@ -3,11 +3,13 @@
 After a flag has changed: VLKIT_UPDATE_README=1 pytest tests/docs
 """
 
+import ast
 import json
 import os
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -75,22 +77,35 @@ def test_readme_knows_every_command():
     assert {command.name for command in app.registered_commands} == set(COMMANDS)
 
 
-def test_the_tree_in_readme_is_the_tree():
-    """Every module stands in the annotated tree once, with a word about it, and nothing else does."""
-    tree = re.search(r"<!-- tree -->\n```text\n(.*?)\n```", README.read_text(encoding="utf-8"), re.DOTALL)[1]
-    found, stack = {}, []
-    for line in tree.splitlines():
-        depth, entry = (len(line) - len(line.lstrip())) // 2, line.split()
-        stack[depth:] = [entry[0]]
-        if not entry[0].endswith("/"):
-            found["".join(stack)] = " ".join(entry[1:])
-    modules = [
-        path.relative_to(ROOT).as_posix()
-        for path in (ROOT / "vlkit").rglob("*")
-        if path.suffix in (".py", ".yaml", ".j2", ".css", ".html", ".js")
-    ]
-    assert sorted(found) == sorted(m for m in modules if not m.endswith(("__init__.py", "__main__.py")))
-    assert all(found.values())
+def rooms_map() -> str:
+    """Return the package's rooms and foundation, each with the first sentence of its docstring."""
+
+    def line(depth: int, name: str, path: Path) -> str:
+        docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        sentence = docstring.split("\n\n")[0].replace("\n", " ").split(". ")[0].rstrip(".")
+        return textwrap.fill(
+            sentence, 118, initial_indent=f"{'  ' * depth}{name}".ljust(24), subsequent_indent=" " * 24
+        )
+
+    package = ROOT / "vlkit"
+    lines = ["vlkit/"]
+    lines += [line(1, path.name, path) for path in sorted(package.glob("*.py")) if not path.name.startswith("__")]
+    for room in ("config", "data", "models", "evaluation", "training", "inference", "report"):
+        lines.append(line(1, f"{room}/", package / room / "__init__.py"))
+        for path in sorted((package / room).glob("*/__init__.py")):
+            lines.append(line(2, f"{path.parent.name}/", path))
+    return "\n".join(lines)
+
+
+def test_readme_shows_the_rooms():
+    """In the order of their imports, with the words of their own docstrings; VLKIT_UPDATE_README=1 writes them anew."""
+    readme = README.read_text(encoding="utf-8")
+    block = re.search(r"(<!-- tree -->\n```text\n)(.*?)(\n```)", readme, re.DOTALL)
+    assert block
+    if os.environ.get("VLKIT_UPDATE_README"):
+        README.write_text(readme[: block.start(2)] + rooms_map() + readme[block.end(2) :], encoding="utf-8")
+        return
+    assert block[2] == rooms_map()
 
 
 DOMAINS = sorted((ROOT / "vlkit/config/domains").glob("*.yaml"))

@@ -1,8 +1,9 @@
-"""Each way of adapting learns, on sample data, what the model before it did not: eval says so, with an interval."""
+"""A tiny model learns the sample recipes, and each way of adapting learns what the model before it did not."""
 
 import json
 
 import pytest
+from helpers import SHARED_DATA
 
 pytestmark = pytest.mark.slow
 
@@ -50,3 +51,43 @@ def test_it_is_better_than_what_it_began_with(way, begun, vlkit):
         same = vlkit(*merged, "--out", folder / "merged", "--json").json()["metrics"]
         for direction, metrics in results["metrics"].items():
             assert same[direction]["mrr"] == pytest.approx(metrics["mrr"], abs=1e-3)
+
+
+@pytest.mark.parametrize(("seed", "at_least"), [(42, 0.8), (43, 0.7), (44, 0.7)])
+def test_the_tiny_model_goes_from_chance_to_most(seed, at_least, begun, tmp_path, vlkit):
+    """The seed decides the split, the initial weights and the order."""
+    assert (
+        vlkit(
+            "prep", "--domain", "recipes", "--source", begun[0] / "raw", "--out", tmp_path / "data", "--seed", seed
+        ).code
+        == 0
+    )
+    train = (
+        "train-retrieval",
+        "--data",
+        tmp_path / "data",
+        "--model",
+        "tiny-siglip",
+        "--runs-dir",
+        tmp_path,
+        "--name",
+        "r",
+    )
+    assert vlkit(*train, "--seed", seed).code == 0
+    results = vlkit("eval", "--run", tmp_path / "r", "--json").json()
+    assert results["baseline"]["text_to_image"]["recall@1"] < 0.03
+    assert results["metrics"]["text_to_image"]["recall@1"] >= at_least
+    assert results["verdict"]["text_to_image"].startswith("better")
+
+
+@pytest.mark.skipif(not (SHARED_DATA / "recipes").is_dir(), reason="the published recipes are not here")
+def test_136_real_photos_teach_nothing_and_eval_says_so(tmp_path, vlkit):
+    data = tmp_path / "data"
+    assert vlkit("prep", "--domain", "recipes", "--source", SHARED_DATA / "recipes", "--out", data).code == 0
+    train = ("train-retrieval", "--data", data, "--model", "tiny-siglip", "--runs-dir", tmp_path, "--name", "r")
+    assert vlkit(*train).code == 0
+    results = vlkit("eval", "--run", tmp_path / "r", "--json").json()
+    for direction in ("text_to_image", "image_to_text"):
+        difference = results["difference"][direction]["recall@1"]
+        assert difference["low"] <= 0 <= difference["high"]
+        assert results["verdict"][direction].startswith("no difference that this test set can show")

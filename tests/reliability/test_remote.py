@@ -150,7 +150,7 @@ def test_a_prefix_is_a_prepared_folder_that_points_into_the_source(lake, tmp_pat
         if path.is_file():
             path.unlink()
     outcome = vlkit("eval", "--model", "tiny-siglip", "--data", out, "--out", tmp_path / "e", "--split", "train")
-    assert outcome.code == 3 and "not the picture that prep read" in outcome.err
+    assert outcome.code == 3 and "has changed since prep read it" in outcome.err
 
 
 def test_what_has_not_changed_is_not_fetched_again(lake, server, tmp_path, vlkit):
@@ -200,7 +200,7 @@ def test_a_half_written_folder_is_refused(lake, tmp_path, vlkit):
 @pytest.mark.parametrize("after", [0, 3, 9, 14])
 def test_an_upload_that_breaks_leaves_the_old_folder_whole(after, lake, server, tmp_path, vlkit, monkeypatch):
     """From some PUT on every request fails: readers still have the old rows; the next prep has the new ones."""
-    monkeypatch.setattr("vlkit.remote.ATTEMPTS", 1)
+    monkeypatch.setattr("vlkit.remote.MAX_ATTEMPTS", 1)
     out = "s3://fine-tuning-zone/data"
     line = ("prep", "--domain", "recipes", "--source", tmp_path / "raw", "--out", out)
     write_recipes(tmp_path / "raw", recipes=8)
@@ -313,7 +313,7 @@ def test_what_is_not_there_is_said(lake, tmp_path, vlkit, monkeypatch):
     outcome = vlkit("prep", "--domain", "recipes", "--source", "s3://trusted-zone", "--out", tmp_path / "out")
     assert outcome.code == 3 and "is empty" in outcome.err
     monkeypatch.setenv("MINIO_ENDPOINT", "127.0.0.1:9")
-    monkeypatch.setattr("vlkit.remote.ATTEMPTS", 1)
+    monkeypatch.setattr("vlkit.remote.MAX_ATTEMPTS", 1)
     s3fs.S3FileSystem.clear_instance_cache()
     outcome = vlkit("prep", "--domain", "recipes", "--source", "s3://trusted-zone", "--out", tmp_path / "out")
     assert outcome.code == 7 and "MINIO_ENDPOINT" in outcome.err

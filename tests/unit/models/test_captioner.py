@@ -198,7 +198,7 @@ def test_two_captions_are_learned_and_written_again(captioner, tiny_qwen):
     black_and_white = torch.stack([torch.zeros(3, 64, 64), torch.full((3, 64, 64), 255)]).to(torch.uint8)
     batch = CaptionBatch(black_and_white, torch.arange(2), captions, lengths, int(lengths.sum()), ["0", "1"])
     optimizer = adamw(made.trainable(), lr=5e-3, weight_decay=0.0)
-    taken = list(steps([batch] * 450, CaptionLoss(made, 0.0, None), lambda b: b.token_count, optimizer, total=450))
+    taken = list(steps([batch] * 150, CaptionLoss(made, 0.0, None), lambda b: b.token_count, optimizer, total=150))
     assert taken[-1].loss < 0.2 < taken[0].loss
     patches = made.eval().patches(batch.images)
     assert made.generate(patches, max_new_tokens=40) == texts
