@@ -44,12 +44,9 @@ def iter_functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunc
 
 
 def is_participle(name: str) -> bool:
-    """Return whether a function's name begins or ends with a participle, as `opened` and `image_told` do."""
+    """Return whether a function's name begins with a participle, as `opened` and `told_image` do."""
     words = [word for word in name.strip("_").split("_") if word]
-    return bool(words) and any(
-        word in IRREGULAR - NOT_PARTICIPLES or (word.endswith("ed") and word not in NOT_PARTICIPLES)
-        for word in {words[0], words[-1]}
-    )
+    return bool(words) and words[0] not in NOT_PARTICIPLES and (words[0] in IRREGULAR or words[0].endswith("ed"))
 
 
 def opens_with_noun(docstring: str) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlkit import console
-from vlkit.config.base import resolved
+from vlkit.config.base import require_resolved
 from vlkit.config.training import TrainRetrievalConfig
 from vlkit.data.loading.retrieval_batches import PairDataset
 from vlkit.data.loading.stores import InputStore, TokenStore
@@ -120,9 +120,9 @@ def plan_caches(config: TrainRetrievalConfig, encoder: DualEncoder, demand: Cach
         return []
     if config.cache != "auto":
         refuse_unwritable(cache_folder(config.cache), "--cache")
-    precision: Precision = resolved(config.precision)
+    precision: Precision = require_resolved(config.precision)
     cache, validation = config.cache, demand.validation
-    encodings = resolved(config.steps) * resolved(config.batch_size) * config.grad_accum
+    encodings = require_resolved(config.steps) * require_resolved(config.batch_size) * config.grad_accum
     images = FrozenImages.from_encoder(encoder, precision)
     texts = FrozenTexts.from_encoder(encoder, precision, demand.longest)
     plans: list[CachePlan] = []

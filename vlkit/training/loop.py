@@ -81,7 +81,7 @@ def steps(
     """Train from step `start` to step `total`, yielding after each.
 
     Args:
-        batches: endless; its first batch is the first batch of step `start`.
+        batches: endless; the first one is the first of step `start`.
         loss_fn: batch -> mean loss over its items, or parts whose losses and gradients add up to it.
         count_fn: batch -> number of items. A step without items is skipped.
         optimizer: its groups carry "peak_lr" and "param_names", as `adamw` makes them.
@@ -116,8 +116,8 @@ def steps(
         if items == 0:
             yield Step(number + 1, 0.0, 0.0, lr, 0, skipped=True)
             continue
-        seeds = [_dropout_seed(seed, number, position, world) for position in range(accumulate)]
-        weighted = [(batch, count / items, s) for batch, count, s in zip(window, counts, seeds, strict=True)]
+        seeds = (_dropout_seed(seed, number, position, world) for position in range(accumulate))
+        weighted = list(zip(window, (count / items for count in counts), seeds, strict=True))
         loss = _backward(weighted, loss_fn, optimizer, scaler, precision, on_out_of_memory, should_stop)
         if loss is None:
             return
@@ -136,11 +136,7 @@ def steps(
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
         if bad_steps >= max_bad_steps:
-            numbers = f"loss {loss.item()}, gradient norm {grad_norm.item()}, {bad_steps} steps in a row"
-            raise NonFiniteError(
-                f"step {number + 1}: {numbers}; its batch: {'; '.join(map(describe_batch, window))}",
-                hint="no weight was changed by it; try a lower --lr, a longer --warmup or --precision fp32",
-            )
+            raise _non_finite(number + 1, loss, grad_norm, bad_steps, "; ".join(map(describe_batch, window)))
         yield Step(number + 1, loss.item(), grad_norm.item(), lr, items, skipped=not finite)
 
 
@@ -204,6 +200,12 @@ def _all_reduce(parameters: Sequence[torch.nn.Parameter], loss: torch.Tensor, wo
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         world.all_reduce([*(parameter.grad for parameter in parameters if parameter.grad is not None), loss])
+
+
+def _non_finite(step: int, loss: torch.Tensor, grad_norm: torch.Tensor, bad_steps: int, batch: str) -> NonFiniteError:
+    numbers = f"loss {loss.item()}, gradient norm {grad_norm.item()}, {bad_steps} steps in a row"
+    hint = "no weight was changed by it; try a lower --lr, a longer --warmup or --precision fp32"
+    return NonFiniteError(f"step {step}: {numbers}; its batch: {batch}", hint=hint)
 
 
 def _clip(parameters: Sequence[torch.nn.Parameter], norm: torch.Tensor, max_norm: float) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from vlkit import checkpoints, console
-from vlkit.config.base import resolved
+from vlkit.config.base import require_resolved
 from vlkit.config.training import TrainingConfig
 from vlkit.distributed import World
 from vlkit.errors import ArtifactError, NonFiniteError, Stopped, UsageError
@@ -66,10 +66,12 @@ class RunState:
         self.config, self.run, self.world = config, run, world
         self.parameters, self.counts = dict(parameters), counts
         self.batches_per_epoch, self.validates, self.best_metric_name = batches_per_epoch, validates, best_metric_name
-        self.total_steps = resolved(config.steps)
-        self.precision: Precision = resolved(config.precision)
-        self.eval_every, self.save_every = resolved(config.eval_every), resolved(config.save_every)
-        self.optimizer = adamw(self.parameters, lr=resolved(config.lr), weight_decay=config.weight_decay, rates=rates)
+        self.total_steps = require_resolved(config.steps)
+        self.precision: Precision = require_resolved(config.precision)
+        self.eval_every, self.save_every = require_resolved(config.eval_every), require_resolved(config.save_every)
+        self.optimizer = adamw(
+            self.parameters, lr=require_resolved(config.lr), weight_decay=config.weight_decay, rates=rates
+        )
         self.scaler = new_scaler(best_device(), self.precision)
         self.step, self.best, self.replaying = 0, dict[str, Any](), config.replay
         self.window: deque[list[str]] = deque(maxlen=config.grad_accum)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from vlkit import console
-from vlkit.config.base import resolved
+from vlkit.config.base import require_resolved
 from vlkit.config.data import TINY_LLM, TINY_MODELS
 from vlkit.config.fusion import TrainFusionConfig
 from vlkit.data.loading.caption_batches import CaptionBatch, CaptionDataset
@@ -48,7 +48,7 @@ def train_fusion(config: TrainFusionConfig, *, dry_run: bool = False) -> dict[st
         if config.replay is not None:
             config, world = config_to_replay(config), SINGLE
         with world.main_first():  # Rank 0 prepares a raw COCO folder.
-            config = replace(config, data=prepare_raw_coco(resolved(config.data), dry_run=dry_run))
+            config = replace(config, data=prepare_raw_coco(require_resolved(config.data), dry_run=dry_run))
             rows = CaptionRows.read(config)
         models = MetaModels.from_config(config)
         if config.replay is None:
@@ -141,7 +141,7 @@ def load_captioner(
     if config.llm == TINY_LLM and run.is_writer and not (run.base / "llm").is_dir():
         write_tiny_llm(rows.train, config.prompt, run.base / "llm", seed=config.seed, total=config.teach_steps)
     settings = config.to_dict()
-    precision: Precision = resolved(config.precision)
+    precision: Precision = require_resolved(config.precision)
     vision = load_run_vision(run, settings, tuple(rows.train.frame["text"]))
     language = load_run_llm(run, settings, precision)
     frozen = frozen_hashes(vision, language)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from vlkit import console
-from vlkit.config.base import resolved
+from vlkit.config.base import require_resolved
 from vlkit.config.training import TrainRetrievalConfig
 from vlkit.data.augment.image_ops import ImageAugmenter
 from vlkit.data.loading.epoch_sampler import EpochSampler, batch_stream
@@ -60,8 +60,8 @@ def train(
     counts = tuning.apply_tuning(encoder, config, seed=config.seed)
     encoder.to(best_device())
     dataset = build_dataset(rows, encoder, config, world)
-    sampler = EpochSampler.from_rows(dataset, resolved(config.batch_size), config.seed)
-    objective = ContrastiveLoss(encoder, resolved(config.loss), fixed_micro_batch(config), world)
+    sampler = EpochSampler.from_rows(dataset, require_resolved(config.batch_size), config.seed)
+    objective = ContrastiveLoss(encoder, require_resolved(config.loss), fixed_micro_batch(config), world)
     validation = RetrievalValidation(
         encoder, config, objective, world, RetrievalTask.from_pairs(rows.val) if len(rows.val) else None
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlkit import console
-from vlkit.config.base import resolved
+from vlkit.config.base import require_resolved
 from vlkit.config.fusion import TrainFusionConfig
 from vlkit.config.training import TrainRetrievalConfig
 from vlkit.distributed import World
@@ -46,9 +46,9 @@ class RetrievalValidation:
         assert inputs is not None
         return score_task(
             self.encoder,
-            resolved(task or self.task),
-            batch_size=min(resolved(self.config.batch_size), self.objective.micro_batch or EVAL_BATCH),
-            precision=resolved(self.config.precision),
+            require_resolved(task or self.task),
+            batch_size=min(require_resolved(self.config.batch_size), self.objective.micro_batch or EVAL_BATCH),
+            precision=require_resolved(self.config.precision),
             image_inputs=inputs.images,
             text_inputs=inputs.texts,
             world=self.world,

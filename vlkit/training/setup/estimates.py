@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from vlkit.config.base import resolved
+from vlkit.config.base import require_resolved
 from vlkit.config.data import TINY_LLM
 from vlkit.config.fusion import TrainFusionConfig
 from vlkit.config.training import TrainingConfig, TrainRetrievalConfig
@@ -109,7 +109,7 @@ def estimate_retrieval(
 
     Activations: s b h (34 + 5 a s / h) bytes a layer at 16 bit (arXiv 2205.05198, equation 2).
     """
-    batch_size = resolved(config.batch_size)
+    batch_size = require_resolved(config.batch_size)
     wide = 2.0 if config.precision == "fp32" else 1.0
     vision, text = encoder.model.config.vision_config, encoder.model.config.text_config
     patches = (vision.image_size // vision.patch_size) ** 2

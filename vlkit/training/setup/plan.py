@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlkit import console
-from vlkit.config.base import resolved
+from vlkit.config.base import require_resolved
 from vlkit.config.fusion import TrainFusionConfig
 from vlkit.config.presets import model_preset
 from vlkit.config.training import TrainingConfig, TrainRetrievalConfig
@@ -56,7 +56,7 @@ def resolve_retrieval(config: TrainRetrievalConfig, rows: RetrievalRows) -> Trai
         # A local folder is recorded by its whole path, so that the run is understood from anywhere.
         model=whole_path(config.model),
         text_model=whole_path(config.text_model) if config.text_model else None,
-        name=config.name or default_run_name("train-retrieval", resolved(config.data)),
+        name=config.name or default_run_name("train-retrieval", require_resolved(config.data)),
         batch_size=batch_size,
         lr=config.lr or (1e-4 if config.tune == "lora" else 1e-5),
         loss=config.loss or dual_family(model.model_type).loss,
@@ -79,7 +79,7 @@ def resolve_fusion(config: TrainFusionConfig, rows: CaptionRows, models: MetaMod
         data=rows.pairs.folder,
         vision=whole_path(config.vision),
         llm=whole_path(config.llm),
-        name=config.name or default_run_name("train-fusion", resolved(config.data)),
+        name=config.name or default_run_name("train-fusion", require_resolved(config.data)),
         batch_size=batch_size,
         precision=config.precision or best_precision(best_device(), parameters),
         **_schedule(config, batches, default_steps=DEFAULT_FUSION_STEPS),
@@ -156,7 +156,7 @@ def print_retrieval_start(
 
 def warnings_before_training(dataset: PairDataset, config: TrainRetrievalConfig, encoder: DualEncoder) -> list[str]:
     """Return lines that the user should read before the first step."""
-    batch_size = resolved(config.batch_size)
+    batch_size = require_resolved(config.batch_size)
     sampler = EpochSampler.from_rows(dataset, batch_size, config.seed)
     treatment = {"eye": "push apart", "mask": "leave alone", "multi-positive": "pull together"}[config.labels]
     lines = [
@@ -191,7 +191,7 @@ def print_retrieval_dry_run(config: TrainRetrievalConfig, rows: RetrievalRows) -
     counts = tuning.apply_tuning(encoder, config, seed=config.seed)
     caches = plan_caches(config, encoder, _cache_demand(rows, encoder, config))
     estimate = estimate_retrieval(config, counts, encoder, rows.negative_count / len(rows.train))
-    batches = EpochSampler.from_rows(rows.train, resolved(config.batch_size), config.seed).batches_per_epoch
+    batches = EpochSampler.from_rows(rows.train, require_resolved(config.batch_size), config.seed).batches_per_epoch
     facts = {
         "settings": config.to_dict(),
         "rows": {"train": len(rows.train), "val": len(rows.val), "negatives": rows.negative_count},
@@ -255,9 +255,11 @@ def plan_patch_cache(config: TrainFusionConfig, vision: VisionEncoder, rows: Cap
     """Plan the cache of the frozen encoder's patches; None with --cache off."""
     if config.cache == "off":
         return None
-    prefix = FrozenImages.from_encoder(vision, resolved(config.precision))
+    prefix = FrozenImages.from_encoder(vision, require_resolved(config.precision))
     train, val = (part.frame["image_id"].nunique() for part in (rows.train, rows.val_all))
-    return plan_cache(prefix, config.cache, train, val, resolved(config.steps) * config.batch_size * config.grad_accum)
+    return plan_cache(
+        prefix, config.cache, train, val, require_resolved(config.steps) * config.batch_size * config.grad_accum
+    )
 
 
 def _cache_demand(rows: RetrievalRows, encoder: DualEncoder, config: TrainRetrievalConfig) -> CacheDemand:

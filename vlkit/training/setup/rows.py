@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vlkit import console
-from vlkit.config.base import resolved
+from vlkit.config.base import require_resolved
 from vlkit.config.fusion import TrainFusionConfig
 from vlkit.config.presets import resolve_prep
 from vlkit.config.training import TrainingConfig, TrainRetrievalConfig
@@ -43,7 +43,7 @@ class RetrievalRows:
             UsageError: a setting needs validation rows, and there are none.
             DataError: there are fewer than two training pairs, or --guard cannot be read.
         """
-        pairs = read_pairs(resolved(config.data))
+        pairs = read_pairs(require_resolved(config.data))
         matching = pairs.positives()
         train, val = (matching.split(split, limit=config.limit, seed=config.seed) for split in ("train", "val"))
         _check_patience(config, val)
@@ -92,7 +92,7 @@ class CaptionRows:
             DataError: there are no training rows, or an image is missing.
             UsageError: --patience without validation rows.
         """
-        pairs = read_pairs(resolved(config.data))
+        pairs = read_pairs(require_resolved(config.data))
         captioned, _ = pairs.positives().with_text()
         train = captioned.split("train", limit=config.limit, seed=config.seed)
         val_all = captioned.split("val", limit=config.limit, seed=config.seed)
