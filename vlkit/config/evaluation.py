@@ -71,7 +71,7 @@ class EvalRetrievalConfig(RunSettings):
     """`vlkit eval` of a dual encoder: of a run, or of a model as it is."""
 
     groups: ClassVar[tuple[str, ...]] = (*DIRECTIONS, "classification")
-    subject: ClassVar[str] = "a model of retrieval"
+    subject: ClassVar[str] = "a dual encoder"
 
     model: Annotated[str | None, "instead of --run: a model as it is, with --data and --out"] = None
     slice_by: Annotated[tuple[str, ...], "columns of the table to slice by, beside the usual slices"] = ()
@@ -123,7 +123,7 @@ class CaptionSettings(ResultSettings):
 class EvalCaptionerConfig(CaptionSettings, RunSettings):
     """`vlkit eval` of a run that writes captions."""
 
-    subject: ClassVar[str] = "a model of captioning"
+    subject: ClassVar[str] = "a captioner"
 
     num_beams: Annotated[int, "of captions that a run writes; 1: greedy"] = 1
 
@@ -136,7 +136,7 @@ class EvalCaptionerConfig(CaptionSettings, RunSettings):
 class EvalCaptionsConfig(CaptionSettings):
     """`vlkit eval` of captions from a file, whoever wrote them."""
 
-    subject: ClassVar[str] = "--captions, which are scored by themselves"
+    subject: ClassVar[str] = "captions from a file"
 
     captions: Annotated[
         Path | None, "instead of --run: captions of any captioner, a COCO results file, scored as COCO does"
@@ -182,7 +182,7 @@ class EvalConfig(EvalCaptionsConfig, EvalCaptionerConfig, EvalRetrievalConfig):
         own = kind.fields()
         for name, field in self.fields().items():
             if name not in own and self.was_given(name):
-                raise UsageError(f"{field.flag} is not for {kind.subject}", hint=f"leave out {field.flag}")
+                raise UsageError(f"{field.flag} does not apply to {kind.subject}", hint=f"leave out {field.flag}")
         for group, metric, _ in self.demands:
             if group not in kind.groups:
                 raise UsageError(f"--fail-under {group}.{metric}: this is not measured here")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vlkit.config.base import resolved
+from vlkit.config.base import require_resolved
 from vlkit.config.evaluation import EvalCaptionsConfig
 from vlkit.errors import UsageError
 from vlkit.evaluation.captioning.caption_files import coco_image_paths, read_other_captions
@@ -26,7 +26,7 @@ def score_captions(config: EvalCaptionsConfig) -> dict[str, Any]:
     Raises:
         DataError: see `CaptionSet.read`. QualityError: a metric is below --fail-under; everything is written.
     """
-    captions, references = resolved(config.captions), resolved(config.references)
+    captions, references = require_resolved(config.captions), require_resolved(config.references)
     if config.out is not None:
         if config.out.is_remote:
             raise UsageError(f"--out {config.out}: captions are scored into a folder on this machine")
@@ -64,5 +64,5 @@ def _load_scorer(config: EvalCaptionsConfig, captioned: CaptionSet) -> CaptionSc
         return None
     from vlkit.evaluation.captioning.clipscore import ClipScorer
 
-    paths = coco_image_paths(resolved(config.references), resolved(config.images), captioned.images)
+    paths = coco_image_paths(require_resolved(config.references), require_resolved(config.images), captioned.images)
     return ClipScorer(config.clip_model, paths, config.batch_size, config.decode)
