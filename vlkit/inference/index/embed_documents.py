@@ -81,7 +81,7 @@ def _embed(
         tokens, cut = encoder.tokenize([table.column("text")[position].as_py() for position in positions])
         if cut:
             message = f"{cut} of {len(positions)} texts are longer than the {encoder.text_limit} tokens the model reads"
-            console.warn(f"{message}: search does not find what stands after them")
+            console.warn(f"{message}: the rest of them is not searched")
         texts: InputStore = TokenStore(tokens, encoder.pad)
         if config.cache != "off":
             frozen_texts = FrozenTexts.from_encoder(encoder, precision, max(map(len, tokens)))
