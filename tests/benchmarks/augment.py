@@ -75,7 +75,9 @@ def operations(repeats: int = 20) -> dict[str, dict[str, float]]:
     }
     found = {}
     for name, pillow in pillows.items():
-        variation = ImageAugmenter.from_settings(ImageAugmentSettings(**{**dict.fromkeys(IMAGE_OPERATIONS, 0.0), name: 1.0}))
+        variation = ImageAugmenter.from_settings(
+            ImageAugmentSettings(**{**dict.fromkeys(IMAGE_OPERATIONS, 0.0), name: 1.0})
+        )
         amount = variation.chosen_operations(0, "a")[name]
         mine, its = (
             min(_seconds(work) for _ in range(repeats)) * 1000

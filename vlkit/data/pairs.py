@@ -180,7 +180,7 @@ def read_pairs(path: Location | Path | str) -> Pairs:
 
 def _find_table(folder: Path) -> Path | None:
     """Return the pairs table of a prepared folder; in a folder behind a bucket's URL it lies in a subfolder."""
-    candidates = (where / name for where in (folder, folder / ZONE_TABLES) for name in TABLE_FILES)
+    candidates = (base / name for base in (folder, folder / ZONE_TABLES) for name in TABLE_FILES)
     return next((path for path in candidates if path.is_file()), None)
 
 
@@ -235,11 +235,11 @@ def _parse_group_cell(cell: str) -> str | list[str]:
     return value
 
 
-def validate_rows(frame: pd.DataFrame, where: str) -> pd.DataFrame:
+def validate_rows(frame: pd.DataFrame, table_name: str) -> pd.DataFrame:
     """Return the table with every column, in order.
 
     Args:
-        where: names the table in messages.
+        table_name: for messages.
 
     Raises:
         DataError: names the row or the column that is wrong.
@@ -247,20 +247,20 @@ def validate_rows(frame: pd.DataFrame, where: str) -> pd.DataFrame:
     for column in REQUIRED_COLUMNS:
         if column not in frame:
             raise DataError(
-                f"{where}: no column {column!r}", hint=suggest_name(column, [str(name) for name in frame.columns])
+                f"{table_name}: no column {column!r}", hint=suggest_name(column, [str(name) for name in frame.columns])
             )
     if not len(frame):
-        raise DataError(f"{where} has no rows")
+        raise DataError(f"{table_name} has no rows")
     frame = frame.copy()
     for column in ("image", "image_id", "text", "text_id", "unit", "split"):
         empty = frame[column].isna() | (frame[column].astype(str) == "")
         if empty.any():
-            raise DataError(f"{where}: row {_first_row(empty) + 1} has no {column}")
+            raise DataError(f"{table_name}: row {_first_row(empty) + 1} has no {column}")
         frame[column] = frame[column].astype(str)
     unknown = ~frame["split"].isin(splits.SPLITS)
     if unknown.any():
         row = _first_row(unknown)
-        message = f"{where}: row {row + 1} has the unknown split {frame['split'].iloc[row]!r}"
+        message = f"{table_name}: row {row + 1} has the unknown split {frame['split'].iloc[row]!r}"
         raise DataError(message, hint=f"known: {', '.join(splits.SPLITS)}")
     for column, default in (("class_name", None), ("origin", "original"), ("match", 1)):
         if column not in frame:
@@ -268,11 +268,12 @@ def validate_rows(frame: pd.DataFrame, where: str) -> pd.DataFrame:
     invalid = ~frame["match"].isin([0, 1])
     if invalid.any():
         row = _first_row(invalid)
-        raise DataError(f"{where}: row {row + 1} has match {frame['match'].iloc[row]!r}; it is 1, or 0 for a negative")
+        message = f"{table_name}: row {row + 1} has match {frame['match'].iloc[row]!r}; it is 1, or 0 for a negative"
+        raise DataError(message)
     frame["match"] = frame["match"].astype(int)
     for column in ("image_group", "text_group"):
         frame[column] = [
-            _parse_groups(value, where, row, column)
+            _parse_groups(value, table_name, row, column)
             for row, (value,) in enumerate(_iter_rows(frame, (column,)), start=1)
         ]
     if "pair_id" not in frame:
@@ -280,7 +281,7 @@ def validate_rows(frame: pd.DataFrame, where: str) -> pd.DataFrame:
         frame["pair_id"] = [pair_id(*row) for row in _iter_rows(frame, identifying)]
     repeated = frame["pair_id"].duplicated()
     if repeated.any():
-        message = f"{where}: row {_first_row(repeated) + 1} has the pair_id of an earlier row"
+        message = f"{table_name}: row {_first_row(repeated) + 1} has the pair_id of an earlier row"
         raise DataError(message, hint="drop the repeated rows")
     return frame[[*PAIR_COLUMNS, *(column for column in frame if column not in PAIR_COLUMNS)]]
 
@@ -302,12 +303,12 @@ def _iter_rows(frame: pd.DataFrame, columns: Sequence[str], chunk_size: int = 50
         yield from zip(*(chunk[column].tolist() for column in columns), strict=True)
 
 
-def _parse_groups(value: Any, where: str, row: int, column: str) -> str | list[str]:
+def _parse_groups(value: Any, table_name: str, row: int, column: str) -> str | list[str]:
     """Return a group cell as one id or a list of them, whatever kind of table it comes from."""
     several = isinstance(value, list | tuple | set | frozenset) or hasattr(value, "tolist")
     ids = [str(item) for item in value] if several else [] if value is None or value != value else [str(value)]
     if not ids or not all(ids):
-        raise DataError(f"{where}: row {row} has no {column}")
+        raise DataError(f"{table_name}: row {row} has no {column}")
     return ids if several else ids[0]
 
 
@@ -316,8 +317,8 @@ def fingerprint(frame: pd.DataFrame) -> str:
     digest = hashlib.sha256()
     columns = ["pair_id", "image_id", "text_id", "image_group", "text_group", "unit", "split", "match"]
     for row in _iter_rows(frame, columns):
-        named = zip(columns, row, strict=True)
-        parts = [sorted(labels.as_set(v)) if name.endswith("_group") else str(v) for name, v in named]
+        fields = zip(columns, row, strict=True)
+        parts = [sorted(labels.as_set(v)) if name.endswith("_group") else str(v) for name, v in fields]
         digest.update(json.dumps(parts).encode())
     return digest.hexdigest()[:20]
 

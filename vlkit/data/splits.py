@@ -156,7 +156,7 @@ def subsample_units(sizes: Mapping[str, int], limit: int, seed: int) -> list[str
     return chosen
 
 
-def refuse_leaks(pairs: pd.DataFrame, where: str, near: int = -1) -> None:
+def refuse_leaks(pairs: pd.DataFrame, table_name: str, near: int = -1) -> None:
     """Refuse a table in which a unit, an image, or two images that look alike are in two splits.
 
     Args:
@@ -165,20 +165,20 @@ def refuse_leaks(pairs: pd.DataFrame, where: str, near: int = -1) -> None:
     Raises:
         DataError: names the first offender and its splits.
     """
-    for column, what in (("unit", "unit"), ("image_id", "image")):
+    for column, kind in (("unit", "unit"), ("image_id", "image")):
         split_counts = pairs.groupby(column)["split"].nunique()
         leaks = split_counts[split_counts > 1]
         if len(leaks):
             rows = pairs[pairs[column] == leaks.index[0]]
             names = " and ".join(sorted(set(rows["split"])))
             more = f", and {len(leaks) - 1} more" if len(leaks) > 1 else ""
-            message = f"{where}: {what} {leaks.index[0]} ({rows['image'].iloc[0]}) is in {names}{more}"
+            message = f"{table_name}: {kind} {leaks.index[0]} ({rows['image'].iloc[0]}) is in {names}{more}"
             raise DataError(message, hint=LEAK_HINT)
     if near >= 0 and "image_looks" in pairs:
-        _refuse_lookalikes(pairs.drop_duplicates("image_id"), where, near)
+        _refuse_lookalikes(pairs.drop_duplicates("image_id"), table_name, near)
 
 
-def _refuse_lookalikes(images: pd.DataFrame, where: str, near: int) -> None:
+def _refuse_lookalikes(images: pd.DataFrame, table_name: str, near: int) -> None:
     from vlkit.data.images import phash
 
     hashes = [phash.from_hex(text) for text in images["image_looks"]]
@@ -190,5 +190,5 @@ def _refuse_lookalikes(images: pd.DataFrame, where: str, near: int) -> None:
         if match is not None:
             first, second = images.iloc[current[match[0]]], images.iloc[earlier[match[1]]]
             both = f"{first['image']} ({first['split']}) and {second['image']} ({second['split']})"
-            raise DataError(f"{where}: {both} look the same", hint=LEAK_HINT)
+            raise DataError(f"{table_name}: {both} look the same", hint=LEAK_HINT)
         earlier += current

@@ -30,14 +30,18 @@ def test_a_sample_keeps_its_place_when_the_table_is_shuffled():
     shuffled = np.random.default_rng(0).permutation(23)
     order = [IDS[row] for row in EpochSampler.from_pair_ids(IDS, 4, seed=1).epoch_rows(3)]
     assert order == [
-        IDS[shuffled[row]] for row in EpochSampler.from_pair_ids([IDS[row] for row in shuffled], 4, seed=1).epoch_rows(3)
+        IDS[shuffled[row]]
+        for row in EpochSampler.from_pair_ids([IDS[row] for row in shuffled], 4, seed=1).epoch_rows(3)
     ]
 
 
 @pytest.mark.parametrize("first", [0, 1, 5, 6, 7, 20])
 def test_the_stream_from_any_batch_on_is_the_same(first):
     whole = list(itertools.islice(EpochSampler.from_pair_ids(IDS, 4, seed=1), 30))
-    assert list(itertools.islice(EpochSampler.from_pair_ids(IDS, 4, seed=1, first_batch=first), 30 - first)) == whole[first:]
+    assert (
+        list(itertools.islice(EpochSampler.from_pair_ids(IDS, 4, seed=1, first_batch=first), 30 - first))
+        == whole[first:]
+    )
 
 
 def test_a_last_batch_of_one_is_left_out():

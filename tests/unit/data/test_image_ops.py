@@ -7,7 +7,7 @@ import pytest
 from helpers import write_patterned_image
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from vlkit.config.data import IMAGE_OPERATIONS, IMAGE_OPERATION_RANGES, ImageAugmentSettings
+from vlkit.config.data import IMAGE_OPERATION_RANGES, IMAGE_OPERATIONS, ImageAugmentSettings
 from vlkit.data.augment.image_ops import ImageAugmenter
 from vlkit.data.augment.render import RenderJob, render_images
 from vlkit.data.images.decode import load_rgb

@@ -122,7 +122,9 @@ def test_no_structure_leaks(rows, alike, split_by, limit, stratify):
     """Random units, classes, copies and lookalikes: nothing of one cluster stands in two splits, nothing is lost."""
     bytes_of = {file: content for file, content, *_ in rows}
     config = PrepConfig(split_by=split_by, limit=limit, stratify=stratify, test_share=0.2, val_share=0.1)
-    collected = CollectedRows(SimpleNamespace(config=config, image_source=SimpleNamespace(address=lambda name: f"/x/{name}")))
+    collected = CollectedRows(
+        SimpleNamespace(config=config, image_source=SimpleNamespace(address=lambda name: f"/x/{name}"))
+    )
     collected.images = {str(file): ImageInfo(f"id{content}", 9, 9) for file, content in bytes_of.items()}
     for number, pair in enumerate(alike):
         collected.cluster |= {f"id{content}": f"cluster{number}" for content in pair}

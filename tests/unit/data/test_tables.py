@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlkit.data.prep.tables import BadLine, read_records, cell_values
+from vlkit.data.prep.tables import BadLine, cell_values, read_records
 from vlkit.errors import DataError
 
 ROWS = [

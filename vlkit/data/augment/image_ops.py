@@ -161,10 +161,10 @@ class ImageAugmenter:
     def _draw_operations(self, epoch: int, sample: str) -> Iterator[tuple[str, float, np.ndarray]]:
         rows = seeded_rng(f"{self.seed}\0{epoch}\0{sample}").random((len(IMAGE_OPERATIONS), NUMBERS_PER_OPERATION))
         for name, row in zip(IMAGE_OPERATIONS, rows, strict=True):
-            whether, how_much = row[:2].tolist()
-            if whether < self.probability[name]:
+            chance, fraction = row[:2].tolist()
+            if chance < self.probability[name]:
                 low, high = self.ranges.get(name, (0.0, 0.0))
-                yield name, low + (high - low) * how_much, row[2:]
+                yield name, low + (high - low) * fraction, row[2:]
 
 
 def _map_values(pixels: np.ndarray, table: np.ndarray) -> np.ndarray:

@@ -159,7 +159,7 @@ def _negative_texts(
         rows_of[image_id].append(row)
     sources = negatives["source_pair_id"] if "source_pair_id" in negatives else [None] * len(negatives)
     for source, image_id, text_id in zip(sources, negatives["image_id"], negatives["text_id"], strict=True):
-        named = isinstance(source, str) and source
-        for row in rows_of[image_id] if not named else [row_of[source]] if source in row_of else []:
+        has_source = isinstance(source, str) and source
+        for row in rows_of[image_id] if not has_source else [row_of[source]] if source in row_of else []:
             texts_of[row].append(position_of[text_id])
     return {row: tuple(texts) for row, texts in texts_of.items()}

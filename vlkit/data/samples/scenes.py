@@ -76,14 +76,14 @@ def write_scenes(out: Path, seed: int) -> dict[str, int]:
         images, annotations = [], []
         for k in range(count):
             rng = item_rng(seed, 8, s, k)
-            colour, shape, where = scenes[int(rng.integers(len(scenes)))]
+            colour, shape, position = scenes[int(rng.integers(len(scenes)))]
             image_id += int(rng.integers(1, 600))
             name = f"{image_id:012d}.jpg"
-            save_jpeg(_draw_scene(colour, shape, where, rng), out / "images" / split / name)
+            save_jpeg(_draw_scene(colour, shape, position, rng), out / "images" / split / name)
             images.append({"id": image_id, "file_name": name, "width": SIDE, "height": SIDE})
             for template in rng.permutation(len(_CAPTIONS))[:5]:
                 caption_id += 1
-                text = _CAPTIONS[template].format(colour=colour, shape=shape, place=where)
+                text = _CAPTIONS[template].format(colour=colour, shape=shape, place=position)
                 annotations.append({"id": caption_id, "image_id": image_id, "caption": text[0].upper() + text[1:]})
         caption_count += len(annotations)
         content = {"info": {}, "licenses": [], "images": images, "annotations": annotations}
@@ -91,7 +91,7 @@ def write_scenes(out: Path, seed: int) -> dict[str, int]:
     return {"pictures": sum(_SPLITS.values()), "captions": caption_count}
 
 
-def _draw_scene(colour: str, shape: str, where: str, rng: Generator) -> Array:
+def _draw_scene(colour: str, shape: str, position: str, rng: Generator) -> Array:
     """Draw a scene: pixels [H, W, 3]."""
     side = SIDE * ZOOM
     ground = rng.uniform(95.0, 175.0, 3)
@@ -99,7 +99,7 @@ def _draw_scene(colour: str, shape: str, where: str, rng: Generator) -> Array:
     draw = ImageDraw.Draw(canvas)
     for _ in range(2):
         draw_clutter(draw, rng)
-    centre = SIDE / 2 + np.array(_PLACES[where], float) + rng.uniform(-2.5, 2.5, 2)
+    centre = SIDE / 2 + np.array(_PLACES[position], float) + rng.uniform(-2.5, 2.5, 2)
     size, angle = rng.uniform(10.0, 14.0), rng.uniform(-0.35, 0.35)
     paint = np.array(_COLOURS[colour], float) + rng.uniform(-12.0, 12.0, 3)
     fill_polygon(draw, transform(_SHAPES[shape], centre + 1.0, size, angle), shade(ground, 0.6))
