@@ -99,7 +99,7 @@ def fill(folder: Path, model: Any, dataset: Any, config: Any) -> measuring.Numbe
     import dataclasses
 
     from vlkit.models import tuning
-    from vlkit.training import fill_cache
+    from vlkit.training.setup import fill_cache
 
     began = time.perf_counter()
     fill_cache.fill_cache(dataclasses.replace(config, cache=str(folder)), model, dataset, None)

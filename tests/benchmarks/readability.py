@@ -15,17 +15,41 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
-FORBIDDEN = set("told found how some each made held said begun kept who".split())
+FORBIDDEN = set(
+    re.findall(
+        r"\w+",
+        """
+    told found how some each made held said begun kept who
+""",
+    )
+)
 IRREGULAR = set(
-    "begun bought brought built caught chosen cut done drawn driven fallen fed found gone given grown heard held hidden "
-    "kept known laid led left lent lost made meant met paid put read said seen sent set shown shut sought split spoken "
-    "spread stood taken taught thrown told torn understood widened won worn woven written".split()
+    re.findall(
+        r"\w+",
+        """
+    begun bought brought built caught chosen cut done drawn driven fallen fed found gone given grown heard held
+    hidden kept known laid led left lent lost made meant met paid put read said seen sent set shown shut sought
+    split spoken spread stood taken taught thrown told torn understood widened won worn woven written
+""",
+    )
 )
 # Nouns, adjectives and verbs that look like participles, or are both.
-NOT_PARTICIPLES = set("seed speed feed need embed bed red shed read set put cut split spread based".split())
+NOT_PARTICIPLES = set(
+    re.findall(
+        r"\w+",
+        """
+    seed speed feed need embed bed red shed read set put cut split spread based
+""",
+    )
+)
 OPENERS = set(
-    "what whether of the a an how where which who its their this these those one all each some every no not in for with "
-    "as from on at between by is are if when same so only that those any two both few many more most without".split()
+    re.findall(
+        r"\w+",
+        """
+    what whether of the a an how where which who its their this these those one all each some every no not in for
+    with as from on at between by is are if when same so only that those any two both few many more most without
+""",
+    )
 )
 ROOMS = ("config", "data", "models", "evaluation", "training", "inference", "report")
 

@@ -20,12 +20,12 @@ from vlkit.models.device import best_device, use_deterministic_algorithms
 from vlkit.models.dual_encoder import DualEncoder
 from vlkit.models.preprocessing import with_decode
 from vlkit.runs import Run
-from vlkit.training.fill_cache import fill_cache
 from vlkit.training.finish_run import finish_run, report_replay
 from vlkit.training.gradient_cache import ContrastiveLoss
 from vlkit.training.loop import steps
 from vlkit.training.run_state import RunState
 from vlkit.training.setup.estimates import estimate_retrieval, fixed_micro_batch
+from vlkit.training.setup.fill_cache import fill_cache
 from vlkit.training.setup.open_run import check_micro_batch, config_to_replay, load_on_first_rank, open_run
 from vlkit.training.setup.plan import print_retrieval_dry_run, print_retrieval_start, resolve_retrieval
 from vlkit.training.setup.rows import RetrievalRows

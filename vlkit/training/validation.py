@@ -17,8 +17,8 @@ from vlkit.evaluation.retrieval.task import RetrievalTask, score_task
 from vlkit.metrics import SELECTION, metric_names
 from vlkit.models.captioner.captioner import Captioner
 from vlkit.models.dual_encoder import DualEncoder
-from vlkit.training.fill_cache import EvalInputs
 from vlkit.training.gradient_cache import ContrastiveLoss
+from vlkit.training.setup.fill_cache import EvalInputs
 from vlkit.training.setup.rows import CaptionRows
 
 EVAL_BATCH = 256

@@ -17,7 +17,7 @@ from vlkit.evaluation.retrieval.retention import Metrics, retained_share
 from vlkit.evaluation.retrieval.task import RetrievalTask
 from vlkit.metrics import DIRECTIONS, SELECTION
 from vlkit.runs import Run
-from vlkit.training.fill_cache import uncached_inputs
+from vlkit.training.setup.fill_cache import uncached_inputs
 from vlkit.training.validation import RetrievalValidation
 
 STRENGTHS = tuple(number / 10 for number in range(11))

@@ -1,1 +1,1 @@
-"""Before the first step: rows, complete settings, estimates, the open run."""
+"""Before the first step: rows, complete settings, estimates, feature caches, the open run."""

@@ -22,7 +22,6 @@ from vlkit.models.device import best_device, best_precision
 from vlkit.models.dual_encoder import DualEncoder
 from vlkit.models.families import dual_family
 from vlkit.runs import Run, default_run_name
-from vlkit.training.fill_cache import CacheDemand, CachePlan, plan_cache, plan_caches
 from vlkit.training.setup.estimates import (
     Estimate,
     MetaModels,
@@ -30,6 +29,7 @@ from vlkit.training.setup.estimates import (
     estimate_retrieval,
     fusion_memory_hints,
 )
+from vlkit.training.setup.fill_cache import CacheDemand, CachePlan, plan_cache, plan_caches
 from vlkit.training.setup.rows import CaptionRows, RetrievalRows
 
 # Batches over which false negatives are counted before training starts.
