@@ -72,7 +72,7 @@ def run_status(run: Run) -> RunStatus:
     Raises:
         ArtifactError: it is not a run folder.
     """
-    seconds = max(0.0, time.time() - _last_written(run.folder))
+    seconds = max(0.0, time.time() - _last_write_time(run.folder))
     if not run.started:
         if (run.folder / "results.json").is_file():
             return RunStatus("measured", 0, None, None, None, seconds)
@@ -110,7 +110,7 @@ def is_locked(run: Run) -> bool:
     return False
 
 
-def _last_written(folder: Path) -> float:
+def _last_write_time(folder: Path) -> float:
     """Return when training last wrote something, as seconds since 1970; a report or an evaluation does not count."""
     times = []
     for name in ("config.yaml", "metrics.jsonl", "finished.json", STOPPED):

@@ -179,7 +179,7 @@ def _convert_union(kinds: Iterable[Any], value: Any) -> Any:
 T = TypeVar("T")
 
 
-def resolved(value: T | None) -> T:
+def require_resolved(value: T | None) -> T:
     """Return a setting that the trainer has filled in: no longer None, for the type checker as well."""
     assert value is not None, "the settings are not resolved"
     return value
