@@ -332,3 +332,30 @@ def test_patience_without_validation_is_refused(vlkit, tmp_path, raw):
     assert vlkit(*prep).code == 0
     outcome = vlkit("train-retrieval", "--data", tmp_path / "data", "--model", "tiny-siglip", "--patience", 2)
     assert outcome.code == 2 and "no validation rows" in outcome.err
+
+
+def test_a_batch_of_a_preset_shrinks_to_the_data_also_with_init_from(trained, prepared, vlkit, tmp_path):
+    """The settings are rebuilt with the run's model; the batch that nobody gave is still not taken for given."""
+    few = ("train-retrieval", "--data", prepared, "--init-from", trained, "--runs-dir", tmp_path, "--limit", 30)
+    outcome = vlkit(*few, "--dry-run", "--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.json()["settings"]["batch_size"] < 64
+    given = vlkit(*few, "--batch-size", 64, "--dry-run")
+    assert (given.code, "--batch-size 64" in given.err) == (2, True)
+
+
+def test_settings_without_effect_are_refused(prepared, vlkit):
+    idle = ("--tune", "full", "--lora-rank", 16, "--unfreeze-layers", 5)
+    outcome = vlkit("train-retrieval", "--data", prepared, "--model", "tiny-siglip", *idle)
+    assert outcome.code == 2
+    assert all(flag in outcome.err for flag in ("--lora-rank 16", "--unfreeze-layers 5", "--tune full", "--tune lora"))
+
+
+def test_the_snapshot_of_a_run_repeats_it_whatever_its_preset_said(trained, vlkit, tmp_path):
+    """An older version recorded settings of a preset that have no effect."""
+    text = (trained / "config.yaml").read_text().replace("unfreeze_layers: 2", "unfreeze_layers: 4")
+    (tmp_path / "config.yaml").write_text(text)
+    again = ("--config", tmp_path / "config.yaml", "--runs-dir", tmp_path, "--name", "again", "--dry-run", "--json")
+    outcome = vlkit("train-retrieval", *again)
+    assert outcome.code == 0, outcome.err
+    assert "unfreeze_layers: 4" in text and outcome.json()["settings"]["unfreeze_layers"] == 2
