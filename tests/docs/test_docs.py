@@ -4,6 +4,7 @@ After a flag has changed: VLKIT_UPDATE_README=1 pytest tests/docs
 """
 
 import ast
+import fcntl
 import json
 import os
 import re
@@ -66,7 +67,19 @@ def test_readme_shows_every_commands_help(command):
     block = re.search(rf"(<!-- help: {command} -->\n```text\n)(.*?)(\n```)", readme, re.DOTALL)
     assert block, f"README has no help block for {command}"
     if os.environ.get("VLKIT_UPDATE_README"):
-        README.write_text(readme[: block.start(2)] + help_text(command) + readme[block.end(2) :], encoding="utf-8")
+        text = help_text(command)
+        # Another worker may write another command's.
+        with README.open("r+", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            readme = re.sub(
+                rf"(<!-- help: {command} -->\n```text\n)(.*?)(\n```)",
+                lambda m: m[1] + text + m[3],
+                file.read(),
+                flags=re.DOTALL,
+            )
+            file.seek(0)
+            file.truncate()
+            file.write(readme)
         return
     assert block[2].split() == help_text(command).split()
 
