@@ -69,13 +69,13 @@ def tiny_folder(tmp_path_factory):
     """Folder of a tiny model by name, made once."""
     from vlkit.models.tiny import write_tiny
 
-    made: dict[str, Path] = {}
+    created: dict[str, Path] = {}
 
     def folder(name: str) -> Path:
-        if name not in made:
-            made[name] = tmp_path_factory.mktemp(name)
-            write_tiny(name, [f"a {colour} {form}" for colour in COLOURS for form in FORMS], made[name], seed=1)
-        return made[name]
+        if name not in created:
+            created[name] = tmp_path_factory.mktemp(name)
+            write_tiny(name, [f"a {colour} {form}" for colour in COLOURS for form in FORMS], created[name], seed=1)
+        return created[name]
 
     return folder
 

@@ -55,7 +55,7 @@ def trainer_of(way: str, work: peers.Work, micro: int) -> peers.Trained:
     if way == PEER:
         return peers.sentence_transformers_trainer(work, "cached", micro)[1]
     batch = len(work.order[0])
-    pieces = {"grad_accum": batch // micro} if way == ACCUMULATION else {"micro_batch": str(micro)}
+    pieces = {"grad_accum": batch // micro} if way == ACCUMULATION else {"micro_batch": micro}
     return ours.trainer(*ours.opened(work, **pieces), work.order, work.workers)
 
 

@@ -193,13 +193,13 @@ def test_hard_negatives_are_the_nearest_wrong_texts(data, trained, vlkit):
     vectors = text_encoder(load_model(str(trained)))(list(texts["text"]))
     scores = pd.DataFrame(vectors @ vectors.T, index=texts["text_id"], columns=texts["text_id"])
     wrong = frame[frame["match"] == 0].groupby("source_pair_id")["text_id"].agg(set)
-    given: dict[str, set[str]] = {}
+    values: dict[str, set[str]] = {}
     for row in old.itertuples():
-        taken = given.setdefault(row.image_id, set())
-        others = texts.loc[(texts["text_group"] != row.text_group) & ~texts["text_id"].isin(taken), "text_id"]
+        chosen = values.setdefault(row.image_id, set())
+        others = texts.loc[(texts["text_group"] != row.text_group) & ~texts["text_id"].isin(chosen), "text_id"]
         ranked = scores.loc[row.text_id, others].sort_values(ascending=False)
         assert sorted(scores.loc[row.text_id, list(wrong[row.pair_id])]) == pytest.approx(sorted(ranked.iloc[:2]))
-        taken |= wrong[row.pair_id]
+        chosen |= wrong[row.pair_id]
 
 
 def test_the_view_has_every_training_row_with_its_label(augment, data):
@@ -215,13 +215,13 @@ def test_the_view_has_every_training_row_with_its_label(augment, data):
 def test_a_dry_run_counts_and_writes_nothing(augment, data, vlkit):
     before = files(data)
     outcome = vlkit("augment", "--data", data, "--dry-run", "--json", "--pictures", 2)
-    told = outcome.json()
+    output = outcome.json()
     assert files(data) == before
     augment("--pictures", 2)
     done = yaml.safe_load((data / "data.yaml").read_text())["augmentation"]["rows"]
-    assert told["added"] == done
+    assert output["added"] == done
     size = sum(path.stat().st_size for path in (data / "augmented_images").iterdir()) / 2**30
-    assert told["disk_gb"] == pytest.approx(size, rel=0.25, abs=1e-4)
+    assert output["disk_gb"] == pytest.approx(size, rel=0.25, abs=1e-4)
 
 
 def test_a_kill_half_way_leaves_the_folder_as_it_was(data, vlkit, monkeypatch):
@@ -271,8 +271,8 @@ def test_what_a_domain_forbids_stays_off_and_cannot_be_asked_for(vlkit, tmp_path
     write_class_folders(tmp_path / "raw")
     out = tmp_path / "out"
     assert vlkit("prep", "--domain", "agriculture", "--source", tmp_path / "raw", "--out", out).code == 0
-    told = vlkit("augment", "--data", out, "--dry-run", "--json").json()
-    assert (told["settings"]["saturation"], told["settings"]["low_light"]) == (0.0, 0.15)
+    output = vlkit("augment", "--data", out, "--dry-run", "--json").json()
+    assert (output["settings"]["saturation"], output["settings"]["low_light"]) == (0.0, 0.15)
     for flags in (("augment",), ("train-retrieval", "--model", "tiny-siglip")):
         command, *rest = flags
         (tmp_path / "mine.yaml").write_text("saturation: 0.5\n")
@@ -289,7 +289,7 @@ def test_what_a_domain_forbids_stays_off_and_cannot_be_asked_for(vlkit, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("flags", "code", "told"),
+    ("flags", "code", "message"),
     [
         (("--rotate-range", "10"), 2, "not two numbers"),
         (("--rotate-range", "25,-25"), 2, "must rise"),
@@ -303,10 +303,10 @@ def test_what_a_domain_forbids_stays_off_and_cannot_be_asked_for(vlkit, tmp_path
         (("--format", "gif"), 2, "none of png, jpeg, webp"),
     ],
 )
-def test_bad_inputs_are_told(flags, code, told, data, vlkit):
+def test_bad_inputs_are_told(flags, code, message, data, vlkit):
     before = files(data)
     outcome = vlkit("augment", "--data", data, *flags)
-    assert (outcome.code, told in outcome.err) == (code, True), outcome.err
+    assert (outcome.code, message in outcome.err) == (code, True), outcome.err
     assert files(data) == before
 
 
@@ -421,8 +421,8 @@ def test_a_signal_ends_it_in_order(number, code, data):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
     process.send_signal(number)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == code and "stopped" in told and "Traceback" not in told
+    _, report = process.communicate(timeout=60)
+    assert process.returncode == code and "stopped" in report and "Traceback" not in report
     assert files(data) == before
     assert sorted(path.name for path in data.parent.iterdir()) == ["data"]
 
@@ -431,8 +431,8 @@ def test_the_persian_sample_gets_other_words(vlkit, tmp_path):
     assert vlkit("sample", "persian-food", tmp_path / "raw").code == 0
     prep = ("prep", "--domain", "persian-food", "--source", tmp_path / "raw", "--out", tmp_path / "out")
     assert vlkit(*prep).code == 0
-    told = vlkit("augment", "--data", tmp_path / "out", "--pictures", 0, "--json").json()
-    assert told["added"]["augmented texts"] > 50
+    output = vlkit("augment", "--data", tmp_path / "out", "--pictures", 0, "--json").json()
+    assert output["added"]["augmented texts"] > 50
 
 
 def test_rows_that_augment_did_not_make_stay_whatever_they_are_called(augment, data, vlkit, trained):
@@ -465,11 +465,11 @@ def test_a_phrasing_of_validation_or_test_is_left_out(vlkit, tmp_path):
     write_table(tmp_path / "raw", rows)
     prep = ("prep", "--source", tmp_path / "raw", "--out", tmp_path / "out", "--split-by", "source")
     assert vlkit(*prep, "--group-column", "group", "--val-share", 0).code == 0
-    told = vlkit("augment", "--data", tmp_path / "out", "--json").json()
+    output = vlkit("augment", "--data", tmp_path / "out", "--json").json()
     frame = pd.read_parquet(tmp_path / "out/pairs.parquet")
     held_out, new = frame[frame["split"] == "test"], frame[frame["origin"] != "original"]
     assert not set(held_out["text"]) & set(new["text"])
-    assert told["left_out"] == {"equal to a text of validation or test": len(held_out)}
+    assert output["left_out"] == {"equal to a text of validation or test": len(held_out)}
     assert set(new["text"]) & {f"Pie {number}" for number in range(30)}
 
 
@@ -498,10 +498,10 @@ def test_what_is_not_augments_is_kept_and_not_copied(augment, data):
 
 
 def test_a_disk_just_too_small(data, vlkit, monkeypatch):
-    told = vlkit("augment", "--data", data, "--dry-run", "--pictures", 9, "--json").json()
+    output = vlkit("augment", "--data", data, "--dry-run", "--pictures", 9, "--json").json()
     usage = shutil.disk_usage(data)
     for share, code in ((0.9, 5), (1.2, 0)):
-        free = int(told["disk_gb"] * 2**30 * share)
+        free = int(output["disk_gb"] * 2**30 * share)
         monkeypatch.setattr("shutil.disk_usage", lambda path, free=free: usage._replace(free=free))
         assert vlkit("augment", "--data", data, "--dry-run", "--pictures", 9).code == code
 
@@ -549,12 +549,12 @@ def test_negatives_join_a_batch_as_columns(augment, data, encoder, mode):
     # Column by column, against the table.
     image_sets, text_sets = labels.match_sets(frame)
     texts = frame.drop_duplicates("text_id").set_index("text_id")["text"]
-    seen = {tuple(batch.texts[batch.text_index[column]].tolist()): column for column in range(20, 20 + len(extra))}
+    observed = {tuple(batch.texts[batch.text_index[column]].tolist()): column for column in range(20, 20 + len(extra))}
     tokens, _ = encoder.tokenize([texts[text] for text in extra])
     width = batch.texts.shape[1]
     pad = next(row[-1] for row in batch.texts.tolist() if len(set(row[-2:])) == 1)
     for text, ids in zip(extra, tokens, strict=True):
-        column = seen[tuple(ids + [pad] * (width - len(ids)))]
+        column = observed[tuple(ids + [pad] * (width - len(ids)))]
         for position, pair in enumerate(batch.pair_ids):
             image = frame.set_index("pair_id").loc[pair, "image_id"]
             matches = bool(image_sets[image] & text_sets[text])
@@ -576,10 +576,10 @@ def test_only_negatives_of_what_is_trained_on_are_taken(augment, data):
     pd.concat([frame, val], ignore_index=True).to_parquet(data / "pairs.parquet", index=False)
     whole = RetrievalRows.read(TrainRetrievalConfig(data=Location(data)))
     assert whole.negative_count == ((frame["match"] == 0) & (frame["split"] == "train")).sum()
-    some = RetrievalRows.read(TrainRetrievalConfig(data=Location(data), limit=20))
-    assert len(some.train) == 20
-    assert set(some.negatives["image_id"]) <= set(some.train.frame["image_id"])
-    assert some.train.frame["unit"].nunique() < 6, "whole units with all their rows, but for the last"
+    part = RetrievalRows.read(TrainRetrievalConfig(data=Location(data), limit=20))
+    assert len(part.train) == 20
+    assert set(part.negatives["image_id"]) <= set(part.train.frame["image_id"])
+    assert part.train.frame["unit"].nunique() < 6, "whole units with all their rows, but for the last"
     assert RetrievalRows.read(TrainRetrievalConfig(data=Location(data), negatives=False)).negatives is None
 
 
@@ -601,11 +601,11 @@ def test_what_training_sees_in_epoch_0_is_what_is_written(augment, data, encoder
     rows, written = frame.set_index("pair_id"), 0
     for position, pair in enumerate(batch.pair_ids):
         source = rows.loc[pair]
-        made = frame[(frame["source_pair_id"] == pair) & frame["image"].str.startswith("augmented_images/")]
-        made = made[made["match"] == 1]
-        if len(made):
+        created = frame[(frame["source_pair_id"] == pair) & frame["image"].str.startswith("augmented_images/")]
+        created = created[created["match"] == 1]
+        if len(created):
             written += 1
-            pixels = decode.load_pixels(data / made["image"].iloc[0], PixelSpec(32))
+            pixels = decode.load_pixels(data / created["image"].iloc[0], PixelSpec(32))
         else:
             pixels = decode.load_pixels(Path(source["image"]), PixelSpec(32))
         assert np.array_equal(batch.images[position].numpy(), pixels)
@@ -677,7 +677,7 @@ def test_oversampled_rows_keep_their_weight(vlkit, tmp_path):
 
 
 def test_the_whole_is_said_as_one_json_object(data, vlkit):
-    told = json.loads(vlkit("augment", "--data", data, "--json").out)
-    assert told.keys() == {
+    content = json.loads(vlkit("augment", "--data", data, "--json").out)
+    assert content.keys() == {
         *("data", "training_rows", "added", "left_out", "short_of_negatives", "disk_gb", "dry_run"),
     }

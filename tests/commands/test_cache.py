@@ -19,7 +19,7 @@ BOTH = [("tiny-siglip", way) for way in WAYS] + [("tiny-clip", "last"), ("tiny-c
 REST = [("tiny-clip", way) for way in ("head", "text", "lora", "micro")]
 
 
-@pytest.mark.parametrize(("model", "way"), [*BOTH, *(pytest.param(*each, marks=pytest.mark.slow) for each in REST)])
+@pytest.mark.parametrize(("model", "way"), [*BOTH, *(pytest.param(*item, marks=pytest.mark.slow) for item in REST)])
 def test_the_loss_curve_is_that_of_no_cache(model, way, prepared, vlkit, tmp_path):
     """Losses and validation to 1e-5, weights as near as float32 lets them be; a second run computes nothing."""
 
@@ -97,9 +97,9 @@ def test_processes_of_a_torchrun_share_a_cache_that_is_half_full(prepared, vlkit
     for number in range(3):
         done = torchrun(2, tmp_path, "--name", f"two-{number}", *flags, "--cache", cache)
         assert done.returncode == 0, done.stderr
-        found = [
+        actual = [
             [line["loss"] for line in read_metrics(tmp_path / name) if "loss" in line] for name in ("one", "two-0")
         ]
-        assert found[1] == pytest.approx(found[0], rel=1e-4)
+        assert actual[1] == pytest.approx(actual[0], rel=1e-4)
         (index,) = cache.glob("pictures-*/index.jsonl")
         index.write_text(index.read_text().split("\n")[0] + "\n")

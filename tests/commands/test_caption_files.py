@@ -36,28 +36,30 @@ def test_the_command_gives_the_golden_scores(files, vlkit, tmp_path):
     assert missed.code == 8 and "captions.bleu_4 is 0.3305" in missed.err
 
 
-def write(folder, made, told):
-    (folder / "made.json").write_text(json.dumps(made))
-    (folder / "told.json").write_text(json.dumps(told))
+def write(folder, captions, references):
+    (folder / "made.json").write_text(json.dumps(captions))
+    (folder / "told.json").write_text(json.dumps(references))
     return ("eval", "--captions", folder / "made.json", "--references", folder / "told.json")
 
 
 def test_a_caption_that_is_a_reference_is_exact_and_empty_ones_are_told(tmp_path, vlkit):
-    told = [{"image_id": n, "caption": text} for n in range(4) for text in (f"a dog number {n} runs", "Some dog.")]
-    made = [
+    references = [
+        {"image_id": n, "caption": text} for n in range(4) for text in (f"a dog number {n} runs", "Some dog.")
+    ]
+    captions = [
         {"image_id": n, "caption": text} for n, text in enumerate(["A dog number 0 runs.", "some dog", "", "a cat"])
     ]
-    outcome = vlkit(*write(tmp_path, made, told), "--json")
+    outcome = vlkit(*write(tmp_path, captions, references), "--json")
     assert outcome.code == 0 and "1 of 4 captions have no words" in outcome.err
     metrics = outcome.json()["metrics"]["captions"]
     assert outcome.json()["intervals"]["captions"].keys() == metrics.keys() - {"images"}
     assert metrics["exact"] == 0.5 and metrics["images"] == 4 and 0 < metrics["rouge_l"] < 1
-    fewer = vlkit(*write(tmp_path, made[:2], told))
+    fewer = vlkit(*write(tmp_path, captions[:2], references))
     assert "2 of 4 images" in fewer.err and "BLEU-4" in fewer.out and "CIDEr" in fewer.out
 
 
 @pytest.mark.parametrize(
-    "made, told, what",
+    "captions, references, what",
     [
         ([{"image_id": 1, "caption": "x"}] * 2, [{"image_id": 1, "caption": "x"}], "has several captions"),
         ([{"image_id": 2, "caption": "x"}], [{"image_id": 1, "caption": "x"}], "has no reference"),
@@ -67,8 +69,8 @@ def test_a_caption_that_is_a_reference_is_exact_and_empty_ones_are_told(tmp_path
         ([], [{"image_id": 1, "caption": "x"}], "holds no captions"),
     ],
 )
-def test_files_that_are_none(made, told, what, tmp_path, vlkit):
-    outcome = vlkit(*write(tmp_path, made, told))
+def test_files_that_are_none(captions, references, what, tmp_path, vlkit):
+    outcome = vlkit(*write(tmp_path, captions, references))
     assert outcome.code == 3 and what in outcome.err, outcome.err
 
 
@@ -80,23 +82,23 @@ def test_files_as_they_come(tmp_path, vlkit):
     ]
     (tmp_path / "made.jsonl").write_text("\ufeff" + "\n".join(lines))
     (tmp_path / "told.json").write_text(json.dumps([{"image_id": n, "caption": "a dog"} for n in (7, 8)]))
-    how = ("eval", "--captions", tmp_path / "made.jsonl", "--references", tmp_path / "told.json")
-    assert vlkit(*how, "--json").json()["metrics"]["captions"]["images"] == 2
+    flags = ("eval", "--captions", tmp_path / "made.jsonl", "--references", tmp_path / "told.json")
+    assert vlkit(*flags, "--json").json()["metrics"]["captions"]["images"] == 2
     (tmp_path / "told.json").write_text("[" * 100_000)
     for odd in (tmp_path / "told.json", tmp_path):
-        outcome = vlkit(*how[:-1], odd)
+        outcome = vlkit(*flags[:-1], odd)
         assert outcome.code == 3, outcome.err
 
 
 def test_one_image_is_told_and_a_run_keeps_its_results(tmp_path, trained, vlkit):
-    how = write(tmp_path, [{"image_id": 1, "caption": "a dog"}], [{"image_id": 1, "caption": "a dog"}])
-    outcome = vlkit(*how, "--out", tmp_path / "out")
+    flags = write(tmp_path, [{"image_id": 1, "caption": "a dog"}], [{"image_id": 1, "caption": "a dog"}])
+    outcome = vlkit(*flags, "--out", tmp_path / "out")
     assert outcome.code == 0 and "of one image CIDEr is always 0" in outcome.err
-    assert vlkit(*how, "--out", trained).code == 2
+    assert vlkit(*flags, "--out", trained).code == 2
     report = vlkit("report", "--run", tmp_path / "out")
     assert report.code == 0, report.err
     assert "a dog" in (tmp_path / "out/report.html").read_text()
-    assert vlkit(*how, "--out", tmp_path / "two", "--against", tmp_path / "made.json").code == 0
+    assert vlkit(*flags, "--out", tmp_path / "two", "--against", tmp_path / "made.json").code == 0
     assert vlkit("report", "--run", tmp_path / "two").code == 0
 
 

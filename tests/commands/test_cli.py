@@ -50,7 +50,7 @@ def test_an_unknown_flag_is_refused_with_the_nearest(vlkit):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (("prep",), "--domain"),
         (("prep", "--domain", "recipies"), "recipes"),
@@ -65,17 +65,17 @@ def test_an_unknown_flag_is_refused_with_the_nearest(vlkit):
         (("train-retrieval", "--data", "x", "--name", "../up"), "folder"),
     ],
 )
-def test_bad_settings_exit_2_with_one_message(arguments, told, vlkit, tmp_path, monkeypatch):
+def test_bad_settings_exit_2_with_one_message(arguments, message, vlkit, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     outcome = vlkit(*arguments)
     assert outcome.code == 2
-    assert told in outcome.err
+    assert message in outcome.err
     assert "Traceback" not in outcome.err
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "told"),
+    ("arguments", "code", "message"),
     [
         (("--model", "tiny-siglop"), 2, "tiny-siglip"),
         (("--model", "google/siglip-base-patch16-224"), 7, "local folder"),
@@ -84,10 +84,10 @@ def test_bad_settings_exit_2_with_one_message(arguments, told, vlkit, tmp_path, 
         (("--model", "tiny-clip", "--tune", "last", "--unfreeze-layers", "9"), 2, "layers"),
     ],
 )
-def test_bad_models_and_batches(arguments, code, told, prepared, vlkit, tmp_path):
+def test_bad_models_and_batches(arguments, code, message, prepared, vlkit, tmp_path):
     outcome = vlkit("train-retrieval", "--data", prepared, "--runs-dir", tmp_path / "runs", "--name", "x", *arguments)
     assert outcome.code == code
-    assert told in outcome.err
+    assert message in outcome.err
     assert not (tmp_path / "runs").exists()
 
 
@@ -110,14 +110,14 @@ def test_yaml_is_read_with_the_types_of_the_settings(tmp_path, vlkit):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [("batchsize: 3", "batch_size"), ("- 1", "key: value"), ("a: [", "not valid YAML"), ("tune: all", "full")],
 )
-def test_bad_yaml_is_refused(text, told, tmp_path, vlkit):
+def test_bad_yaml_is_refused(text, message, tmp_path, vlkit):
     (tmp_path / "c.yaml").write_text(text)
     outcome = vlkit("train-retrieval", "--config", tmp_path / "c.yaml", "--data", "x")
     assert outcome.code == 2
-    assert told in outcome.err
+    assert message in outcome.err
     assert "c.yaml" in outcome.err
 
 
@@ -229,14 +229,14 @@ def test_a_full_disk_is_exit_5(prepared, tmp_path, vlkit, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [(("trian",), "train-retrieval"), (("train-retrieval", "--stps", "3"), "--steps"), (("sample", "recipes"), "OUT")],
 )
-def test_usage_errors_of_the_program_are_one_json_object_too(arguments, told):
+def test_usage_errors_of_the_program_are_one_json_object_too(arguments, message):
     done = subprocess.run([sys.executable, "-m", "vlkit", *arguments, "--json"], capture_output=True, text=True)
     error = json.loads(done.stdout)["error"]
     assert (done.returncode, error["exit_code"]) == (2, 2)
-    assert told in f"{error['message']} {error['hint']}"
+    assert message in f"{error['message']} {error['hint']}"
 
 
 def test_a_model_that_cannot_be_loaded_leaves_no_run(prepared, tiny_folder, tmp_path, vlkit):

@@ -80,9 +80,9 @@ def test_eval_reads_as_it_is_told(of, runs, photographed, tmp_path, vlkit, monke
     )
     run = runs["reduced"].folder
     what = ("--run", run) if of == "run" else ("--model", run / "model", "--data", photographed)
-    how = ("eval", *what, "--out", tmp_path / "out", "--cache", "off", "--split", "train")
+    options = ("eval", *what, "--out", tmp_path / "out", "--cache", "off", "--split", "train")
     for flags, expected in ((), "reduced" if of == "run" else "fast"), (("--decode", "exact"), "exact"):
-        outcome = vlkit(*how, *flags)
+        outcome = vlkit(*options, *flags)
         assert outcome.code == 0, outcome.err
         assert read == {expected}
         read.clear()
@@ -116,8 +116,18 @@ def test_a_cache_is_of_one_way_and_that_of_old_is_the_exact_one(tiny, tmp_path):
 @pytest.mark.parametrize("decode", ["exact", "fast", "reduced"])
 def test_an_index_is_searched_as_it_was_made(decode, runs, photographed, tmp_path, vlkit):
     """A picture that it holds is found as itself, whatever the run was trained with."""
-    how = ("index", "--run", runs["fast"].folder, "--data", photographed, "--out", tmp_path / "index", "--of", "images")
-    outcome = vlkit(*how, "--decode", decode, "--cache", "off")
+    flags = (
+        "index",
+        "--run",
+        runs["fast"].folder,
+        "--data",
+        photographed,
+        "--out",
+        tmp_path / "index",
+        "--of",
+        "images",
+    )
+    outcome = vlkit(*flags, "--decode", decode, "--cache", "off")
     assert outcome.code == 0, outcome.err
     index = open_index(Location(tmp_path / "index"))
     assert image_decode(index.about) == decode
@@ -127,8 +137,8 @@ def test_an_index_is_searched_as_it_was_made(decode, runs, photographed, tmp_pat
     searched = vlkit("search", "--index", tmp_path / "index", "--image", path, "--json")
     best = searched.json()["queries"][0]["images"][0]
     assert best["path"] == str(path.resolve()) and best["score"] == pytest.approx(1, abs=1e-6)
-    assert vlkit(*how, "--update").code == 0
-    other = vlkit(*how, "--update", "--decode", "fast" if decode == "exact" else "exact")
+    assert vlkit(*flags, "--update").code == 0
+    other = vlkit(*flags, "--update", "--decode", "fast" if decode == "exact" else "exact")
     assert other.code == 6 and "have other preprocessing" in other.err
 
 
@@ -136,12 +146,12 @@ def test_the_ways_differ_as_much_as_they_should(runs, photographed):
     """Else the tests above would compare a thing with itself."""
     pairs = read_pairs(photographed)
     path = pairs.image_paths(pairs.unique_images())[0]
-    seen = {}
+    observed = {}
     for decode in runs:
         searcher = with_decode(load_model(str(runs[decode].folder)), decode)
-        seen[decode] = torch.from_numpy(np.stack([_pixels(path, searcher.pixel_spec)])).int()
-    assert (seen["fast"] - seen["exact"]).abs().max() <= 1
-    assert 1 <= (seen["reduced"] - seen["exact"]).abs().max() <= 10
+        observed[decode] = torch.from_numpy(np.stack([_pixels(path, searcher.pixel_spec)])).int()
+    assert (observed["fast"] - observed["exact"]).abs().max() <= 1
+    assert 1 <= (observed["reduced"] - observed["exact"]).abs().max() <= 10
 
 
 def _pixels(path, spec):
@@ -151,8 +161,8 @@ def _pixels(path, spec):
 
 
 def test_searching_opens_the_model_in_the_index_way(runs, photographed, tmp_path, vlkit):
-    how = ("index", "--model", runs["fast"].folder / "model", "--data", photographed, "--out", tmp_path / "index")
-    assert vlkit(*how, "--decode", "reduced").code == 0
+    flags = ("index", "--model", runs["fast"].folder / "model", "--data", photographed, "--out", tmp_path / "index")
+    assert vlkit(*flags, "--decode", "reduced").code == 0
     assert Searcher.open(Location(tmp_path / "index")).query_encoder.encoder.pixel_spec.decode == "reduced"
     moved = Searcher.open(Location(tmp_path / "index"), str(runs["fast"].folder))
     assert moved.query_encoder.encoder.pixel_spec.decode == "reduced"

@@ -43,7 +43,7 @@ class Server(ThreadingHTTPServer):
 
     def got(self, path):
         """Bytes of `path` that were sent in all."""
-        return sum(count for each, count in self.sent if each == path)
+        return sum(count for item, count in self.sent if item == path)
 
     def gets(self, prefix="/"):
         return [path for method, path, _ in self.asked if method == "GET" and path.startswith(prefix)]
@@ -74,12 +74,12 @@ class Handler(BaseHTTPRequestHandler):
         server = self.server
         server.asked.append(("GET", self.path, self.headers.get("Range")))
         faults = server.faults.get(self.path) or [("",)]
-        what, *how = faults.pop(0) if len(faults) > 1 or faults[0][0] != "trickle" else faults[0]
+        what, *flags = faults.pop(0) if len(faults) > 1 or faults[0][0] != "trickle" else faults[0]
         if what == "change":
-            server.tree[self.path] = how[0]
+            server.tree[self.path] = flags[0]
         body = server.tree.get(self.path)
         if what == "answer" or body is None:
-            code, headers = how or (404, {})
+            code, headers = flags or (404, {})
             return self._begin(code, 0, **headers)
         if what == "page":
             self._begin(200, len(PAGE), **{"Content-Type": "text/html"})
@@ -93,11 +93,11 @@ class Handler(BaseHTTPRequestHandler):
         part = {"Content-Range": f"bytes {start}-{len(body) - 1}/{len(body)}"} if start else {}
         self._begin(206 if start else 200, len(body) - start, **({"ETag": mark} if server.marks else {}), **part)
         if what == "trickle":
-            for place in range(start, len(body), how[0]):
-                self._send(body[place : min(place + how[0], len(body))])
-                time.sleep(how[1])
+            for place in range(start, len(body), flags[0]):
+                self._send(body[place : min(place + flags[0], len(body))])
+                time.sleep(flags[1])
         elif what in ("truncate", "reset"):
-            self._send(body[start : start + how[0]])
+            self._send(body[start : start + flags[0]])
             self.close_connection = True
             if what == "reset":
                 time.sleep(0.05)
@@ -141,7 +141,7 @@ def scenes(vlkit, tmp_path_factory):
         content = json.loads((folder / f"raw/annotations/captions_{split}.json").read_text())
         content["images"] = content["images"][:count]
         ids = {image["id"] for image in content["images"]}
-        content["annotations"] = [each for each in content["annotations"] if each["image_id"] in ids]
+        content["annotations"] = [item for item in content["annotations"] if item["image_id"] in ids]
         notes[f"annotations/captions_{split}.json"] = json.dumps(content)
         notes[f"annotations/instances_{split}.json"] = json.dumps({"images": content["images"], "annotations": []})
         names = [image["file_name"] for image in content["images"]]
@@ -188,19 +188,19 @@ def files(folder):
 
 def whole(folder, tree, split="val2017", count=30):
     """The split's pictures are there, byte for byte, and its captions."""
-    found = {path.name: path.read_bytes() for path in (folder / "coco/images" / split).iterdir()}
-    assert found == {name.rpartition("/")[2]: each for name, each in tree.items() if name.startswith(f"/{split}/")}
+    actual = {path.name: path.read_bytes() for path in (folder / "coco/images" / split).iterdir()}
+    assert actual == {name.rpartition("/")[2]: item for name, item in tree.items() if name.startswith(f"/{split}/")}
     content = json.loads((folder / f"coco/annotations/captions_{split}.json").read_text())
-    assert len(found) == len(content["images"]) == count and len(content["annotations"]) == 5 * count
+    assert len(actual) == len(content["images"]) == count and len(content["annotations"]) == 5 * count
 
 
 def test_a_split_and_its_captions(get, server, scenes, tmp_path):
-    told = get("--split", "val2017,train2017", "--instances")
-    size = sum(len(each) for name, each in server.tree.items() if name.startswith("/val2017/"))
+    report = get("--split", "val2017,train2017", "--instances")
+    size = sum(len(item) for name, item in server.tree.items() if name.startswith("/val2017/"))
     expected = {"pictures": 30, "captions": 150, "bytes": size, "fetched": 30, "skipped": 0, "missing": 0}
-    assert told["splits"]["val2017"] == expected and told["splits"]["train2017"]["pictures"] == 50
-    assert told["root"] == str(tmp_path / "d/coco")
-    assert told["received"] == sum(len(server.tree[path]) for path in (VAL, TRAIN, NOTES))
+    assert report["splits"]["val2017"] == expected and report["splits"]["train2017"]["pictures"] == 50
+    assert report["root"] == str(tmp_path / "d/coco")
+    assert report["received"] == sum(len(server.tree[path]) for path in (VAL, TRAIN, NOTES))
     whole(tmp_path / "d", scenes[1])
     whole(tmp_path / "d", scenes[1], "train2017", 50)
     left = {name for name in files(tmp_path / "d/coco") if not name.startswith("images/")}
@@ -213,9 +213,9 @@ def test_a_split_and_its_captions(get, server, scenes, tmp_path):
 def test_again_fetches_nothing_and_other_splits_of_the_year_share_the_annotations(get, server):
     get()
     server.asked.clear()
-    told = get()
-    assert server.asked == [] and told["received"] == 0
-    assert told["splits"]["val2017"]["fetched"] == 0 and told["splits"]["val2017"]["skipped"] == 30
+    report = get()
+    assert server.asked == [] and report["received"] == 0
+    assert report["splits"]["val2017"]["fetched"] == 0 and report["splits"]["val2017"]["skipped"] == 30
     get("--split", "train2017")
     assert server.gets() == [TRAIN]
 
@@ -232,10 +232,10 @@ def test_says_sizes_before_it_fetches_and_what_comes_next(vlkit, server, tmp_pat
 
 def test_a_dry_run_needs_no_network_and_writes_nothing(vlkit, tmp_path):
     nowhere = ("--url", "http://127.0.0.1:9", "--root", tmp_path / "d", "--dry-run")
-    told = vlkit("download-coco", *nowhere, "--split", "val2017,train2017", "--json").json()
-    sizes = {piece["name"]: piece["bytes"] for piece in told["pieces"]}
+    output = vlkit("download-coco", *nowhere, "--split", "val2017,train2017", "--json").json()
+    sizes = {piece["name"]: piece["bytes"] for piece in output["pieces"]}
     assert sizes["train2017.zip"] == COCO_SPLITS["train2017"].archive and len(sizes) == 3
-    assert told["bytes_to_fetch"] == sum(sizes.values()) < told["disk"]["needed"]
+    assert output["bytes_to_fetch"] == sum(sizes.values()) < output["disk"]["needed"]
     outcome = vlkit("download-coco", *nowhere)
     assert outcome.code == 0 and "val2017.zip: 777.8 MB, 5000 images" in outcome.out
     outcome = vlkit("download-coco", *nowhere, "--limit", 500)
@@ -289,7 +289,7 @@ def test_one_that_breaks_off_at_the_same_byte_for_ever_is_given_up(get, server):
 def test_a_file_that_changes_on_the_way_begins_anew(marks, get, server, tmp_path, scenes):
     """Without a mark of its version there is no telling, so it begins anew always."""
     server.marks = marks
-    pictures = {name[1:]: each for name, each in scenes[1].items() if name.startswith("/val2017/")}
+    pictures = {name[1:]: item for name, item in scenes[1].items() if name.startswith("/val2017/")}
     other = zipped(tmp_path / "other.zip", {"val2017/extra.txt": b"x" * 500, **pictures}).read_bytes()
     server.faults[VAL] = [("truncate", 9000), ("change", other), ("",)]
     get()
@@ -336,7 +336,7 @@ def test_waits_grow_and_are_as_long_as_the_server_asks(get, server, monkeypatch)
     monkeypatch.setattr(http, "time", SimpleNamespace(sleep=waits.append))
     monkeypatch.setattr(http, "FIRST_DELAY", 1.0)
     asked = [{"Retry-After": "7"}, {}, {"Retry-After": "99999"}, {}, {"Retry-After": "Wed, 01 Jan 2020 00:00:00 GMT"}]
-    server.faults[VAL] = [*(("answer", 503, each) for each in asked), ("",)]
+    server.faults[VAL] = [*(("answer", 503, item) for item in asked), ("",)]
     get()
     assert [waits[0], waits[2], waits[4]] == [7, http.MAX_SERVER_DELAY, 0]
     assert 1 <= waits[1] <= 3 and 4 <= waits[3] <= 12
@@ -383,7 +383,7 @@ def test_unpacking_goes_on_and_notices_what_is_not_as_it_was(scenes, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "how", "told"),
+    ("name", "content", "flags", "message"),
     [
         ("val2017/../../../slipped.jpg", b"x", {}, "leads out"),
         ("/tmp/slipped.jpg", b"x", {}, "leads out"),
@@ -393,11 +393,13 @@ def test_unpacking_goes_on_and_notices_what_is_not_as_it_was(scenes, tmp_path):
         ("val2017/big.jpg", b"\0" * 2**23, {"method": zipfile.ZIP_DEFLATED}, "packed into"),
     ],
 )
-def test_an_archive_that_attacks_is_refused_before_anything_is_written(name, content, how, told, get, server, tmp_path):
-    zipped(tmp_path / "bad.zip", {"val2017/good.jpg": b"x", name: content}, **how)
+def test_an_archive_that_attacks_is_refused_before_anything_is_written(
+    name, content, flags, message, get, server, tmp_path
+):
+    zipped(tmp_path / "bad.zip", {"val2017/good.jpg": b"x", name: content}, **flags)
     server.tree[VAL] = (tmp_path / "bad.zip").read_bytes()
     outcome = get(code=6)
-    assert told in outcome.err and len(server.gets(VAL)) == 1
+    assert message in outcome.err and len(server.gets(VAL)) == 1
     assert not (tmp_path / "d/coco/images").exists() and not list(tmp_path.rglob("slipped*"))
     assert not (tmp_path / "d/coco/archives/val2017.zip").exists()
 
@@ -421,7 +423,7 @@ def test_entries_that_share_their_bytes_or_lie_about_their_size_are_refused(tmp_
 
 
 def test_missing_pictures_are_fetched_singly_and_told_where_they_stay_missing(get, server, scenes, tmp_path):
-    pictures = {name[1:]: each for name, each in scenes[1].items() if name.startswith("/val2017/")}
+    pictures = {name[1:]: item for name, item in scenes[1].items() if name.startswith("/val2017/")}
     first, second, *_ = sorted(pictures)
     lacking = {**pictures, first: b"", second: b"no picture"}
     server.tree[VAL] = zipped(tmp_path / "less.zip", lacking).read_bytes()
@@ -447,18 +449,18 @@ def test_missing_pictures_are_fetched_singly_and_told_where_they_stay_missing(ge
 
 
 def test_a_subset_grows_and_prep_takes_it(get, server, vlkit, scenes, tmp_path):
-    told = get("--limit", 8)
-    assert told["splits"]["val2017"]["pictures"] == 8 and VAL not in server.gets()
+    report = get("--limit", 8)
+    assert report["splits"]["val2017"]["pictures"] == 8 and VAL not in server.gets()
     small = {path.name for path in (tmp_path / "d/coco/images/val2017").iterdir()}
     line = ("prep", "--domain", "coco", "--source", tmp_path / "d/coco", "--out", tmp_path / "p", "--json")
     counts = vlkit(*line).json()["counts"]
     assert counts["pairs"] == 40 and counts["pictures"] == 8
     assert len((tmp_path / "p/rejects.csv").read_text().splitlines()) == 1
     server.asked.clear()
-    told = get("--limit", 20)
+    report = get("--limit", 20)
     large = {path.name for path in (tmp_path / "d/coco/images/val2017").iterdir()}
     assert small < large and len(large) == 20 and len(server.gets()) == 12
-    assert told["splits"]["val2017"]["fetched"] == 12 and told["splits"]["val2017"]["skipped"] == 8
+    assert report["splits"]["val2017"]["fetched"] == 12 and report["splits"]["val2017"]["skipped"] == 8
     assert vlkit(*line).json()["counts"]["pairs"] == 100
     server.asked.clear()
     get()
@@ -518,7 +520,7 @@ def test_from_archives_without_network(get, server, scenes, tmp_path):
     (own / "train2017.zip").write_bytes(broken_zip(scenes[1][TRAIN]))
     assert "damaged" in get("--from-archive", own, "--split", "train2017", url=False, code=6).err
     assert (own / "train2017.zip").exists()
-    pictures = {name[1:]: each for name, each in scenes[1].items() if name.startswith("/train2017/")}
+    pictures = {name[1:]: item for name, item in scenes[1].items() if name.startswith("/train2017/")}
     zipped(own / "train2017.zip", dict(list(pictures.items())[:-3]))
     assert "3 images of train2017" in get("--from-archive", own, "--split", "train2017", url=False, code=3).err
 
@@ -540,12 +542,12 @@ def test_an_archive_of_the_annotations_of_one_split_is_enough_for_it(get, scenes
 
 def test_kept_archives_serve_as_archives(get, server, tmp_path, scenes):
     get("--keep-archives")
-    kept = tmp_path / "d/coco/archives"
-    assert files(kept) == {"val2017.zip", "annotations_trainval2017.zip"}
+    remaining = tmp_path / "d/coco/archives"
+    assert files(remaining) == {"val2017.zip", "annotations_trainval2017.zip"}
     shutil.rmtree(tmp_path / "d/coco/images")
-    get("--from-archive", kept, url=False)
+    get("--from-archive", remaining, url=False)
     whole(tmp_path / "d", scenes[1])
-    assert files(kept) == {"val2017.zip", "annotations_trainval2017.zip"}
+    assert files(remaining) == {"val2017.zip", "annotations_trainval2017.zip"}
 
 
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_fetched(get, server, monkeypatch, tmp_path):
@@ -590,7 +592,7 @@ def test_names_in_the_caption_file_do_not_lead_out(name, get, server, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (("--split", "val2018"), "val2017"),
         (("--url", "ftp://x"), "http"),
@@ -598,10 +600,10 @@ def test_names_in_the_caption_file_do_not_lead_out(name, get, server, tmp_path):
         (("--from-archive", ".", "--url", "http://x"), "--from-archive"),
     ],
 )
-def test_bad_settings(flags, told, vlkit, tmp_path, monkeypatch):
+def test_bad_settings(flags, message, vlkit, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     outcome = vlkit("download-coco", *flags)
-    assert outcome.code == 2 and told in outcome.err and list(tmp_path.iterdir()) == []
+    assert outcome.code == 2 and message in outcome.err and list(tmp_path.iterdir()) == []
 
 
 def started(server, tmp_path, *flags):
@@ -682,9 +684,9 @@ def test_a_raw_coco_folder_is_prepared_as_it_says(scenes, prep, tmp_path):
     for split in ("train2017", "val2017"):
         content = json.loads((tmp_path / f"raw/annotations/captions_{split}.json").read_text())
         file_of = {image["id"]: image["file_name"] for image in content["images"]}
-        for each in content["annotations"]:
-            expected.add((f"images/{split}/{file_of[each['image_id']]}", each["caption"], str(each["image_id"])))
-            split_of[str(each["image_id"])] = split
+        for item in content["annotations"]:
+            expected.add((f"images/{split}/{file_of[item['image_id']]}", item["caption"], str(item["image_id"])))
+            split_of[str(item["image_id"])] = split
     assert set(zip(frame["image_key"], frame["text"], frame["image_group"], strict=True)) == expected
     assert (frame["unit"] == frame["image_group"]).all()
     for unit, split in zip(frame["unit"], frame["split"], strict=True):

@@ -31,8 +31,8 @@ def results_of(vlkit, *flags):
 def test_the_untouched_model_is_paid_once(trained, vlkit, tmp_path, monkeypatch):
     """The second evaluation, and that of another run on the same rows, opens not one picture for it."""
     first = results_of(vlkit, "--run", trained, "--out", tmp_path / "a", "--cache", tmp_path / "cache")
-    kept = sorted(path.name for path in (tmp_path / "cache").iterdir())
-    assert [name.split("-")[0] for name in kept] == ["pictures", "texts"]
+    remaining = sorted(path.name for path in (tmp_path / "cache").iterdir())
+    assert [name.split("-")[0] for name in remaining] == ["pictures", "texts"]
     from vlkit.data.images import decode
 
     opened = []
@@ -63,31 +63,31 @@ def test_another_picture_under_the_same_name_is_embedded_anew(raw, vlkit, tmp_pa
 
 
 def test_the_recipes_of_a_run_have_every_number(trained, vlkit, tmp_path):
-    found = results_of(vlkit, "--run", trained, "--out", tmp_path)
+    actual = results_of(vlkit, "--run", trained, "--out", tmp_path)
     for part in ("metrics", "baseline"):
         for direction in DIRECTIONS:
-            assert set(demandable_names(direction)) <= found[part][direction].keys()
-    assert set(demandable_names("classification")).isdisjoint(found["metrics"]), "recipes have no classes"
-    assert found["efficiency"]["latency_ms"] <= found["efficiency"]["latency_ms_p95"]
-    assert found["efficiency"]["train_peak_memory_process_gb"] > 0.1
-    assert found["efficiency"]["peak_memory_gpu_gb"] is None or torch.cuda.is_available()
-    curve = found["curves"]["text_to_image"]["tuned"]
-    assert curve["recall"][curve["k"].index(1)] == pytest.approx(found["metrics"]["text_to_image"]["recall@1"])
-    assert sum(curve["ranks"]["queries"]) == found["metrics"]["text_to_image"]["queries"]
-    assert curve["ranks"]["to"][-1] >= found["metrics"]["text_to_image"]["gallery"] and curve["recall"][-1] == 1
+            assert set(demandable_names(direction)) <= actual[part][direction].keys()
+    assert set(demandable_names("classification")).isdisjoint(actual["metrics"]), "recipes have no classes"
+    assert actual["efficiency"]["latency_ms"] <= actual["efficiency"]["latency_ms_p95"]
+    assert actual["efficiency"]["train_peak_memory_process_gb"] > 0.1
+    assert actual["efficiency"]["peak_memory_gpu_gb"] is None or torch.cuda.is_available()
+    curve = actual["curves"]["text_to_image"]["tuned"]
+    assert curve["recall"][curve["k"].index(1)] == pytest.approx(actual["metrics"]["text_to_image"]["recall@1"])
+    assert sum(curve["ranks"]["queries"]) == actual["metrics"]["text_to_image"]["queries"]
+    assert curve["ranks"]["to"][-1] >= actual["metrics"]["text_to_image"]["gallery"] and curve["recall"][-1] == 1
 
 
 def test_queries_have_the_results_in_them(trained, vlkit, tmp_path):
     from vlkit.remote import file_sha256
 
-    found = results_of(vlkit, "--run", trained, "--out", tmp_path)
-    frame = pd.read_parquet(tmp_path / found["queries"]["file"])
-    assert file_sha256(tmp_path / found["queries"]["file"]) == found["queries"]["hash"]
+    actual = results_of(vlkit, "--run", trained, "--out", tmp_path)
+    frame = pd.read_parquet(tmp_path / actual["queries"]["file"])
+    assert file_sha256(tmp_path / actual["queries"]["file"]) == actual["queries"]["hash"]
     for direction in DIRECTIONS:
         rows = frame[frame["direction"] == direction]
         for metric in ("recall@1", "recall@5", "recall@10", "mrr"):
-            assert rows[metric].mean() == pytest.approx(found["metrics"][direction][metric])
-            assert rows[f"baseline_{metric}"].mean() == pytest.approx(found["baseline"][direction][metric])
+            assert rows[metric].mean() == pytest.approx(actual["metrics"][direction][metric])
+            assert rows[f"baseline_{metric}"].mean() == pytest.approx(actual["baseline"][direction][metric])
         assert ((rows["rank"] == 1) == rows["top5_hits"].map(lambda hits: hits[0])).all()
 
 
@@ -120,15 +120,15 @@ def test_folds_are_means_over_parts_that_are_ranked_alone(trained):
     texts = torch.nn.functional.normalize(
         images.repeat_interleave(5, 0) + torch.randn(115, 8, generator=generator), dim=1
     )
-    found = encode(fold_metrics(task, {"tuned": embedded(images, texts)}, 10, SINGLE))
-    assert (found["size"], found["folds"]) == (10, 2)
+    actual = encode(fold_metrics(task, {"tuned": embedded(images, texts)}, 10, SINGLE))
+    assert (actual["size"], actual["folds"]) == (10, 2)
     recalls = []
     for start in (0, 10):
         scores = (texts[start * 5 : (start + 10) * 5] @ images[start : start + 10].T).argmax(1)
         recalls.append((scores == torch.arange(10).repeat_interleave(5)).double().mean().item())
-    assert found["metrics"]["text_to_image"]["recall@1"] == pytest.approx(np.mean(recalls))
+    assert actual["metrics"]["text_to_image"]["recall@1"] == pytest.approx(np.mean(recalls))
     whole = rank_task(task, embedded(images, texts)).metrics()
-    assert found["metrics"]["text_to_image"]["recall@1"] > whole["text_to_image"]["recall@1"], "smaller galleries"
+    assert actual["metrics"]["text_to_image"]["recall@1"] > whole["text_to_image"]["recall@1"], "smaller galleries"
     assert choose_fold_size(task, None) == 0 and choose_fold_size(task, 7) == 7
     assert (
         choose_fold_size(task_of_captions(2000, 2), None) == 1000
@@ -140,21 +140,21 @@ def test_shifts_and_the_guard_are_measured_for_both_models(trained, raw, vlkit, 
     guard = tmp_path / "guard"
     vlkit("prep", "--domain", "recipes", "--source", raw, "--out", guard, "--seed", 9)
     flags = ("--shift", "low-light,jpeg", "--guard", guard, "--out", tmp_path / "out")
-    found = results_of(vlkit, "--run", trained, *flags)
-    assert list(found["shifts"]) == ["low-light", "jpeg"]
-    for of in found["shifts"].values():
+    actual = results_of(vlkit, "--run", trained, *flags)
+    assert list(actual["shifts"]) == ["low-light", "jpeg"]
+    for of in actual["shifts"].values():
         for direction in DIRECTIONS:
-            cell, plain = of[direction], found["metrics"][direction]["recall@1"]
+            cell, plain = of[direction], actual["metrics"][direction]["recall@1"]
             assert cell["change"]["value"] == pytest.approx(cell["recall@1"] - plain)
-            before = found["baseline"][direction]["recall@1"]
+            before = actual["baseline"][direction]["recall@1"]
             assert cell["baseline_change"]["value"] == pytest.approx(cell["baseline"] - before)
             assert cell["difference"]["value"] == pytest.approx(cell["recall@1"] - cell["baseline"])
     there = results_of(vlkit, "--run", trained, "--data", guard, "--out", tmp_path / "there")
     for part in ("metrics", "baseline", "difference"):
         for direction in DIRECTIONS:
-            assert found["retention"][part][direction]["recall@1"] == there[part][direction]["recall@1"], part
-    both = [np.mean([found["retention"][part][d]["recall@1"] for d in DIRECTIONS]) for part in ("metrics", "baseline")]
-    assert found["retention"]["retained"] == (pytest.approx(both[0] / both[1]) if both[1] else None)
+            assert actual["retention"][part][direction]["recall@1"] == there[part][direction]["recall@1"], part
+    both = [np.mean([actual["retention"][part][d]["recall@1"] for d in DIRECTIONS]) for part in ("metrics", "baseline")]
+    assert actual["retention"]["retained"] == (pytest.approx(both[0] / both[1]) if both[1] else None)
 
 
 def test_a_missed_quality_exits_with_8_and_leaves_the_results(trained, vlkit, tmp_path):
@@ -170,7 +170,7 @@ def test_a_missed_quality_exits_with_8_and_leaves_the_results(trained, vlkit, tm
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         ("text_to_image.recall@3=0.5", "did you mean"),
         ("text_to_images.recall@1=0.5", "did you mean 'text_to_image'"),
@@ -179,9 +179,9 @@ def test_a_missed_quality_exits_with_8_and_leaves_the_results(trained, vlkit, tm
         ("text_to_image.median_rank=3", "unknown"),
     ],
 )
-def test_a_demand_that_cannot_be_meant_is_refused_before_any_work(line, told, trained, vlkit, tmp_path):
+def test_a_demand_that_cannot_be_meant_is_refused_before_any_work(line, message, trained, vlkit, tmp_path):
     outcome = vlkit("eval", "--run", trained, "--out", tmp_path / "o", "--fail-under", line)
-    assert outcome.code == 2 and told in outcome.err
+    assert outcome.code == 2 and message in outcome.err
     assert not (tmp_path / "o").exists()
 
 
@@ -242,12 +242,12 @@ def test_brightness_is_of_what_the_model_sees(vlkit, tmp_path, tiny):
         Image.new("RGB", (50, 50), (light, light, light)).save(tmp_path / f"{number}.png")
     task = task_of_captions(3, 1)
     task.images["image"] = [str(tmp_path / f"{n}.png") for n in range(3)]
-    found = embed_task(tiny("tiny-siglip"), task, batch_size=2, precision="fp32")
-    assert found.brightness == pytest.approx([10, 120, 250], abs=0.5)
+    actual = embed_task(tiny("tiny-siglip"), task, batch_size=2, precision="fp32")
+    assert actual.brightness == pytest.approx([10, 120, 250], abs=0.5)
     for number, colour in enumerate([(200, 0, 0), (0, 200, 0), (0, 0, 200)]):
         Image.new("RGB", (50, 50), colour).save(tmp_path / f"{number}.png")
-    found = embed_task(tiny("tiny-siglip"), task, batch_size=2, precision="fp32")
-    assert found.brightness == pytest.approx([59.8, 117.4, 22.8], abs=0.5), "Rec. 601"
+    actual = embed_task(tiny("tiny-siglip"), task, batch_size=2, precision="fp32")
+    assert actual.brightness == pytest.approx([59.8, 117.4, 22.8], abs=0.5), "Rec. 601"
 
 
 def test_corruptions_are_kept_apart_from_the_pictures(trained, vlkit, tmp_path):
@@ -256,8 +256,8 @@ def test_corruptions_are_kept_apart_from_the_pictures(trained, vlkit, tmp_path):
     off = results_of(vlkit, *flags, "--out", tmp_path / "off", "--cache", "off")
     results_of(vlkit, "--run", trained, "--out", tmp_path / "a", "--cache", tmp_path / "c")
     for _ in range(2):
-        kept = results_of(vlkit, *flags, "--out", tmp_path / "b", "--cache", tmp_path / "c")
-        assert kept["shifts"] == off["shifts"]
+        remaining = results_of(vlkit, *flags, "--out", tmp_path / "b", "--cache", tmp_path / "c")
+        assert remaining["shifts"] == off["shifts"]
     store = next((tmp_path / "c").glob("pictures-*"))
     keys = [key for line in (store / "index.jsonl").read_text().splitlines() for key in json.loads(line)["keys"]]
     assert len(keys) == len(set(keys)) == 36, "plain and under two corruptions"
@@ -297,9 +297,9 @@ def test_results_of_other_data_are_never_written_over(trained, raw, vlkit, tmp_p
         data = tmp_path / str(seed) / "val"
         vlkit("prep", "--domain", "recipes", "--source", raw, "--out", data, "--seed", seed)
         assert vlkit("eval", "--run", run, "--data", data).code == 0
-    told = [json.loads(path.read_text()) for path in run.glob("results-val*.json")]
-    assert sorted(each["data"]["split"] for each in told) == ["test", "test", "val"]
-    assert len({each["data"]["fingerprint"] for each in told}) == 3
+    content = [json.loads(path.read_text()) for path in run.glob("results-val*.json")]
+    assert sorted(item["data"]["split"] for item in content) == ["test", "test", "val"]
+    assert len({item["data"]["fingerprint"] for item in content}) == 3
     before = (run / "results-val.json").read_text()
     assert vlkit("eval", "--run", run, "--data", data).code == 0
     assert (run / "results-val.json").read_text() == before
@@ -337,7 +337,11 @@ def test_folds_that_cannot_be_made_are_said(trained, vlkit, tmp_path):
 
 def test_the_card_says_what_was_forgotten(trained, prepared, vlkit, tmp_path):
     shutil.copytree(trained, tmp_path / "run")
-    found = results_of(vlkit, "--run", tmp_path / "run", "--guard", prepared)
+    actual = results_of(vlkit, "--run", tmp_path / "run", "--guard", prepared)
     card = (tmp_path / "run/README.md").read_text()
-    kept = found["retention"]["retained"]
-    assert "was not measured" in card if kept is None else retention_sentence(kept, f"`{prepared.name}`")[1:] in card
+    remaining = actual["retention"]["retained"]
+    assert (
+        "was not measured" in card
+        if remaining is None
+        else retention_sentence(remaining, f"`{prepared.name}`")[1:] in card
+    )

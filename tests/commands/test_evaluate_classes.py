@@ -45,12 +45,12 @@ def test_eval_says_the_same_as_counting_by_hand(leaves):
 
     store = PixelStore(pairs.image_paths(frame), encoder.pixel_spec)
     with torch.no_grad():
-        taken = (encoder.embed_images(store[range(len(frame))]) @ means.T).argmax(1).tolist()
+        chosen = (encoder.embed_images(store[range(len(frame))]) @ means.T).argmax(1).tolist()
     truth = [names.index(name) for name in frame["class_name"]]
     confusion = np.zeros((len(names), len(names)))
-    np.add.at(confusion, (truth, taken), 1)
+    np.add.at(confusion, (truth, chosen), 1)
     assert np.array_equal(confusion, np.array(results["confusion"]["tuned"]))
-    assert results["metrics"]["classification"]["accuracy"] == pytest.approx(np.mean(np.equal(truth, taken)))
+    assert results["metrics"]["classification"]["accuracy"] == pytest.approx(np.mean(np.equal(truth, chosen)))
     assert results["metrics"]["classification"]["accuracy"] > results["baseline"]["classification"]["accuracy"]
     low, high = results["intervals"]["classification"]["f1_macro"]
     assert low <= results["metrics"]["classification"]["f1_macro"] <= high

@@ -49,14 +49,14 @@ def embedded_elsewhere(run, texts, paths):
     processor = transformers.AutoImageProcessor.from_pretrained(run / "model", use_fast=False)
     with torch.no_grad():
         ids = tokenizer(texts, padding="max_length", max_length=64, truncation=True, return_tensors="pt")["input_ids"]
-        told = model.get_text_features(input_ids=ids).pooler_output
+        report = model.get_text_features(input_ids=ids).pooler_output
         opened = [Image.open(path).convert("RGB") for path in paths]
-        seen = model.get_image_features(**processor(opened, return_tensors="pt")).pooler_output
-    return [torch.nn.functional.normalize(each, dim=1).numpy() for each in (told, seen)]
+        observed = model.get_image_features(**processor(opened, return_tensors="pt")).pooler_output
+    return [torch.nn.functional.normalize(item, dim=1).numpy() for item in (report, observed)]
 
 
 def test_an_index_holds_what_others_compute_in_the_order_of_its_docstore(indexed, trained, prepared):
-    out, said = indexed
+    out, messages = indexed
     pairs, docstore = read_pairs(prepared), pd.read_parquet(out / "docstore.parquet")
     texts, pictures = (docstore[docstore["kind"] == kind].reset_index(drop=True) for kind in ("texts", "images"))
     assert list(docstore["kind"]) == ["texts"] * len(texts) + ["images"] * len(pictures)
@@ -64,15 +64,15 @@ def test_an_index_holds_what_others_compute_in_the_order_of_its_docstore(indexed
     assert list(texts["id"]) == list(store["text_id"]) and list(texts["text"]) == list(store["text"])
     assert set(pictures["id"]) == set(pairs.frame["image_id"])
     assert all(os.path.isabs(path) and os.path.isfile(path) for path in pictures["path"])
-    told, seen = embedded_elsewhere(trained, list(texts["text"]), list(pictures["path"]))
-    for rows, kind in ((told, "texts"), (seen, "images")):
+    report, observed = embedded_elsewhere(trained, list(texts["text"]), list(pictures["path"]))
+    for rows, kind in ((report, "texts"), (observed, "images")):
         stored = faiss.read_index(str(out / f"{kind}.faiss"))
         assert np.abs(stored.reconstruct_n(0, stored.ntotal) - rows).max() < 2e-5
     about = read_yaml(out / "index.yaml")
     assert about["searched"]["texts"]["recall@10"] == 1.0 and about["searched"]["images"]["count"] == len(pictures)
     assert about["data"]["fingerprint"] == pairs.fingerprint and about["model"]["run"] == str(trained)
     assert {"weights", "preprocessing", "width", "encoding_ms"} <= about.keys()
-    assert said["searched"] == about["searched"] and said["index"] == str(out)
+    assert messages["searched"] == about["searched"] and messages["index"] == str(out)
     groups = dict(zip(pictures["id"], pictures["group"], strict=True))
     assert all(list(groups[row.image_id]) == [row.image_group] for row in pairs.frame.itertuples())
 
@@ -109,9 +109,9 @@ def rows_of(folder):
 
 
 def test_update_embeds_what_is_new_and_drops_what_is_gone(own, trained, vlkit, monkeypatch):
-    how = ("--run", trained, "--data", own / "data", "--cache", "off", "--json")
-    assert vlkit("index", *how, "--out", own / "index").code == 0
-    same = vlkit("index", *how, "--out", own / "index", "--update")
+    flags = ("--run", trained, "--data", own / "data", "--cache", "off", "--json")
+    assert vlkit("index", *flags, "--out", own / "index").code == 0
+    same = vlkit("index", *flags, "--out", own / "index", "--update")
     assert same.code == 0 and "up to date" not in same.out
     stamp = (own / "index").stat().st_ino
     frame = pd.read_parquet(own / "data/pairs.parquet")
@@ -121,14 +121,14 @@ def test_update_embeds_what_is_new_and_drops_what_is_gone(own, trained, vlkit, m
     frame.loc[frame["text_id"] == new_text, ["text", "text_id"]] = ("other words", "0" * 20)
     write_image(own / "pictures" / os.path.basename(changed), (1, 2, 3), seed=99)
     frame.to_parquet(own / "data/pairs.parquet")
-    updated = vlkit("index", *how, "--out", own / "index", "--update")
+    updated = vlkit("index", *flags, "--out", own / "index", "--update")
     assert updated.code == 0, updated.err
     searched = updated.json()["searched"]
     assert (searched["texts"]["embedded"], searched["images"]["embedded"]) == (1, 1)
     assert searched["texts"]["count"] == frame["text_id"].nunique()
     assert searched["images"]["count"] == frame["image_id"].nunique()
     assert (own / "index").stat().st_ino != stamp
-    assert vlkit("index", *how, "--out", own / "anew").code == 0
+    assert vlkit("index", *flags, "--out", own / "anew").code == 0
     left, right = rows_of(own / "index"), rows_of(own / "anew")
     assert left.keys() == right.keys()
     assert all(np.abs(left[key] - right[key]).max() < 1e-5 for key in left)
@@ -137,19 +137,19 @@ def test_update_embeds_what_is_new_and_drops_what_is_gone(own, trained, vlkit, m
 
 def test_update_keeps_what_it_is_not_told_to_change(own, trained, vlkit):
     """The type, what is indexed, how many, the precision; a type that is asked for, or a target, is obeyed."""
-    how = ("index", "--run", trained, "--data", own / "data", "--out", own / "index", "--json")
-    assert vlkit(*how, "--type", "hnsw", "--of", "texts", "--limit", 20, "--precision", "bf16").code == 0
-    again = vlkit(*how, "--update")
+    flags = ("index", "--run", trained, "--data", own / "data", "--out", own / "index", "--json")
+    assert vlkit(*flags, "--type", "hnsw", "--of", "texts", "--limit", 20, "--precision", "bf16").code == 0
+    again = vlkit(*flags, "--update")
     assert "searched" in again.json() and "embedded" not in again.err
     searched = again.json()["searched"]
     assert list(searched) == ["texts"] and searched["texts"]["type"] == "hnsw" and searched["texts"]["count"] <= 20
     assert again.json()["model"]["precision"] == "bf16" and again.json()["data"]["limit"] == 20
-    made = again.json()["made"]
-    other = vlkit(*how, "--update", "--target-recall", 0.5).json()
+    created = again.json()["made"]
+    other = vlkit(*flags, "--update", "--target-recall", 0.5).json()
     assert other["target_recall"] == 0.5 and other["searched"]["texts"]["embedded"] == 0
-    flat = vlkit(*how, "--update", "--type", "flat").json()
+    flat = vlkit(*flags, "--update", "--type", "flat").json()
     assert flat["searched"]["texts"]["type"] == "flat" and flat["searched"]["texts"]["embedded"] == 0
-    assert made and flat["target_recall"] == 0.5
+    assert created and flat["target_recall"] == 0.5
 
 
 def test_what_augment_wrote_and_wrong_pairs_are_not_found(own, trained, vlkit):
@@ -198,8 +198,8 @@ def test_update_with_another_model_is_refused(indexed, trained, vlkit):
 def test_update_with_another_preprocessing_is_refused(what, own, trained, tmp_path, vlkit):
     """The weights are the same, the vectors would not be; search says so, too."""
     model = shutil.copytree(trained / "model", tmp_path / "model")
-    how = ("index", "--model", model, "--data", own / "data", "--out", own / "index")
-    assert vlkit(*how).code == 0
+    flags = ("index", "--model", model, "--data", own / "data", "--out", own / "index")
+    assert vlkit(*flags).code == 0
     if what == "pictures":
         settings = json.loads((model / "preprocessor_config.json").read_text())
         (model / "preprocessor_config.json").write_text(json.dumps({**settings, "image_mean": [0.1, 0.9, 0.3]}))
@@ -207,10 +207,10 @@ def test_update_with_another_preprocessing_is_refused(what, own, trained, tmp_pa
         settings = json.loads((model / "tokenizer_config.json").read_text())
         changed = {**settings, "do_lower_case": not settings.get("do_lower_case", True)}
         (model / "tokenizer_config.json").write_text(json.dumps(changed))
-    outcome = vlkit(*how, "--update")
+    outcome = vlkit(*flags, "--update")
     assert outcome.code == 6 and "have other preprocessing" in outcome.err
-    some = ("--image", next((own / "pictures").iterdir())) if what == "pictures" else ("A Soup",)
-    searched = vlkit("search", "--index", own / "index", *some)
+    part = ("--image", next((own / "pictures").iterdir())) if what == "pictures" else ("A Soup",)
+    searched = vlkit("search", "--index", own / "index", *part)
     assert searched.code == 6 and "has other preprocessing" in searched.err
 
 
@@ -284,13 +284,13 @@ def test_a_table_as_people_have_it(trained, tmp_path, vlkit):
     rows = [{"text_id": 1, "text": "one", "class_name": 7}, {"text_id": 1, "text": "two"}, {"text_id": 3, "text": ""}]
     table = tmp_path / "t.jsonl"
     table.write_text("\n".join(map(json.dumps, rows)))
-    how = ("index", "--run", trained, "--data", table, "--out", tmp_path / "index")
-    outcome = vlkit(*how)
+    flags = ("index", "--run", trained, "--data", table, "--out", tmp_path / "index")
+    outcome = vlkit(*flags)
     assert outcome.code == 0, outcome.err
     assert "1 rows have no text" in outcome.err and "1 rows have the text_id of an earlier row" in outcome.err
     assert pd.read_parquet(tmp_path / "index/docstore.parquet")[["id", "class"]].values.tolist() == [["1", "7"]]
     table.write_text('{"text": ["a", "b"]}')
-    refused = vlkit(*how)
+    refused = vlkit(*flags)
     assert refused.code == 3 and "t.jsonl:1" in refused.err and "is not a text" in refused.err
 
 
@@ -298,11 +298,11 @@ def test_the_docstore_of_a_persian_folder_stays_persian(trained, tmp_path, vlkit
     arabic = "كيك شكلاتي"
     pd.DataFrame({"text_id": ["a"], "text": [arabic]}).to_parquet(tmp_path / "docstore.parquet")
     (tmp_path / "data.yaml").write_text("settings: {script: persian}\n")
-    how = ("index", "--run", trained, "--data", tmp_path / "docstore.parquet", "--out", tmp_path / "index")
-    assert vlkit(*how).code == 0
+    flags = ("index", "--run", trained, "--data", tmp_path / "docstore.parquet", "--out", tmp_path / "index")
+    assert vlkit(*flags).code == 0
     assert pd.read_parquet(tmp_path / "index/docstore.parquet")["text"][0] == "کیک شکلاتی"
-    found = vlkit("search", "--index", tmp_path / "index", arabic, "--json").json()["queries"][0]["texts"]
-    assert found[0]["score"] > 0.9999
+    output = vlkit("search", "--index", tmp_path / "index", arabic, "--json").json()["queries"][0]["texts"]
+    assert output[0]["score"] > 0.9999
 
 
 def test_another_folder_is_never_replaced(trained, indexed, tmp_path, vlkit):
@@ -324,7 +324,7 @@ def test_another_folder_is_never_replaced(trained, indexed, tmp_path, vlkit):
 
 
 @pytest.mark.parametrize(
-    "flags, told",
+    "flags, message",
     [
         ((), "--run RUN or --model M"),
         (("--model", "tiny-siglip"), "a tiny model exists only in the run"),
@@ -333,9 +333,9 @@ def test_another_folder_is_never_replaced(trained, indexed, tmp_path, vlkit):
         (("--run", "r", "--type", "annoy"), "none of flat, hnsw, ivf-pq"),
     ],
 )
-def test_settings_that_cannot_be_meant(flags, told, vlkit):
+def test_settings_that_cannot_be_meant(flags, message, vlkit):
     outcome = vlkit("index", *flags)
-    assert outcome.code == 2 and told in outcome.err
+    assert outcome.code == 2 and message in outcome.err
 
 
 def damaged(folder, name, change):
@@ -382,13 +382,13 @@ def test_parts_that_do_not_belong_together(indexed, tmp_path, vlkit):
         (with_yaml(lambda text: text.replace("schema: 1", "schema: 99")), "another version"),
         (with_yaml(lambda text: text.replace("searched:", "sought:")), "damaged"),
     ]
-    for number, (change, told) in enumerate(cases):
+    for number, (change, report) in enumerate(cases):
         folder = tmp_path / str(number)
         shutil.copytree(indexed[0], folder)
         change(folder)
         rewrite_manifest(folder)
         outcome = vlkit("search", "--index", folder, "soup")
-        assert outcome.code == 6 and told in outcome.err, (told, outcome.err)
+        assert outcome.code == 6 and report in outcome.err, (report, outcome.err)
 
 
 def test_an_index_of_another_model(indexed, trained, tmp_path, vlkit):
@@ -400,8 +400,8 @@ def test_an_index_of_another_model(indexed, trained, tmp_path, vlkit):
     rewrite_manifest(tmp_path / "moved")
     gone = vlkit("search", "--index", tmp_path / "moved", "soup")
     assert gone.code == 6 and "does not exist" in gone.err and "--model RUN" in gone.err
-    found = vlkit("search", "--index", tmp_path / "moved", "--model", trained, "soup", "--json")
-    assert found.code == 0 and found.json()["queries"][0]["texts"]
+    actual = vlkit("search", "--index", tmp_path / "moved", "--model", trained, "soup", "--json")
+    assert actual.code == 0 and actual.json()["queries"][0]["texts"]
 
 
 def test_readers_never_see_half(indexed, tmp_path):
@@ -428,12 +428,12 @@ def test_readers_never_see_half(indexed, tmp_path):
     retried = 0
     while not writing.is_set():
         try:
-            found = open_index(place)
+            actual = open_index(place)
         except ArtifactError as error:  # Five times in a row while one was read: it says so.
             assert "again and again" in error.message
             retried += 1
             continue
-        opened.append((len(found.table), sum(map(len, found.vectors.values()))))
+        opened.append((len(actual.table), sum(map(len, actual.vectors.values()))))
     thread.join()
     assert len(opened) > 5 and {*opened} <= {(len(one.table), len(one.table)), (half, half)}
     assert retried < len(opened)

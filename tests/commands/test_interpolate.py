@@ -26,20 +26,20 @@ def test_a_run_exports_the_best_of_the_sweep(tune, prepared, trained, guard, vlk
     flags = ("--tune", tune, "--steps", 5, "--batch-size", 16, "--lr", 2e-2, "--interpolate", "--guard", guard)
     outcome = vlkit(*base, *flags, "--json")
     assert outcome.code == 0, outcome.err
-    told = json.loads((tmp_path / "i/interpolation.json").read_text())
-    assert [point["strength"] for point in told["points"]] == list(STRENGTHS)
-    assert outcome.json()["strength"] == told["strength"]
-    kept = next(point for point in told["points"] if point["strength"] == told["strength"])
-    assert outcome.json()["validation"] == kept["val"] and outcome.json()["retained"] == kept["retained"]
+    content = json.loads((tmp_path / "i/interpolation.json").read_text())
+    assert [point["strength"] for point in content["points"]] == list(STRENGTHS)
+    assert outcome.json()["strength"] == content["strength"]
+    remaining = next(point for point in content["points"] if point["strength"] == content["strength"])
+    assert outcome.json()["validation"] == remaining["val"] and outcome.json()["retained"] == remaining["retained"]
     measured = vlkit("eval", "--run", tmp_path / "i", "--split", "val", "--json").json()
-    ends = {"metrics": kept, "baseline": told["points"][0]}
+    ends = {"metrics": remaining, "baseline": content["points"][0]}
     for which, point in ends.items():
         for direction, metrics in measured[which].items():
             assert metrics["mrr"] == pytest.approx(point["val"][direction]["mrr"], abs=1e-6), (which, direction)
     elsewhere = vlkit("eval", "--run", tmp_path / "i", "--data", guard, "--json", "--out", tmp_path / "g").json()
-    for direction, metrics in kept["guard"].items():
+    for direction, metrics in remaining["guard"].items():
         assert metrics["recall@1"] == pytest.approx(elsewhere["metrics"][direction]["recall@1"])
-    assert told["points"][0]["retained"] == 1.0
+    assert content["points"][0]["retained"] == 1.0
     assert loading.load_model(str(tmp_path / "i")).source
     assert "strength" in (tmp_path / "i/README.md").read_text() and Run(tmp_path / "i").finished
 
@@ -47,8 +47,8 @@ def test_a_run_exports_the_best_of_the_sweep(tune, prepared, trained, guard, vlk
 def test_a_guard_alone_says_what_is_retained_and_chooses_nothing(prepared, trained, guard, vlkit, tmp_path):
     base = ("train-retrieval", "--data", prepared, "--model", trained / "model", "--runs-dir", tmp_path)
     flags = ("--steps", 3, "--batch-size", 16, "--lr", 1e-2)
-    told = vlkit(*base, "--name", "g", *flags, "--guard", guard, "--json").json()
+    output = vlkit(*base, "--name", "g", *flags, "--guard", guard, "--json").json()
     plain = vlkit(*base, "--name", "p", *flags, "--json").json()
-    assert told["strength"] == 1.0 and told["retained"] >= 0 and told["validation"] == plain["validation"]
+    assert output["strength"] == 1.0 and output["retained"] >= 0 and output["validation"] == plain["validation"]
     refused = vlkit(*base, "--name", "x", *flags, "--guard", tmp_path / "nowhere")
     assert refused.code == 3 and not (tmp_path / "x").exists()

@@ -36,8 +36,8 @@ def test_every_kind_of_table_gives_the_same_pairs(kind, prep, tmp_path):
         "json": lambda: frame.to_json(path, orient="records"),
         "parquet": lambda: frame.to_parquet(path),
     }[kind]()
-    found = prep()
-    assert set(zip(found["image_key"], found["text"], found["class_name"], strict=True)) == {
+    outcome = prep()
+    assert set(zip(outcome["image_key"], outcome["text"], outcome["class_name"], strict=True)) == {
         tuple(row.values()) for row in rows
     }
 
@@ -134,11 +134,11 @@ def test_names_are_found_however_they_are_spelt(prep, tmp_path):
     assert dict(zip(frame["text"], frame["image_key"], strict=True)) == {
         f"words {n}": name for n, name in enumerate(spelt.values())
     }
-    told = read_rejects(tmp_path)
-    assert told["x"] == "several images have this name"
-    assert told["gone.png"] == "no such image"
-    assert told["../out.png"] == told["/etc/hostname"] == "the path leads out of the source"
-    assert told["other/x.png"] == "no row names this image"
+    report = read_rejects(tmp_path)
+    assert report["x"] == "several images have this name"
+    assert report["gone.png"] == "no such image"
+    assert report["../out.png"] == report["/etc/hostname"] == "the path leads out of the source"
+    assert report["other/x.png"] == "no row names this image"
 
 
 def test_links_out_of_the_source_are_refused_and_links_inside_followed(prep, tmp_path):
@@ -152,8 +152,8 @@ def test_links_out_of_the_source_are_refused_and_links_inside_followed(prep, tmp
     write_table(tmp_path / "raw", [{"image": name, "caption": name} for name in names])
     frame = prep()
     assert sorted(frame["text"]) == sorted(names[:6])
-    told = read_rejects(tmp_path)
-    assert told["out.png"] == told["outdir/secret.png"] == "the link leads out of the source"
+    report = read_rejects(tmp_path)
+    assert report["out.png"] == report["outdir/secret.png"] == "the link leads out of the source"
 
 
 def test_class_folders_nested_with_originals_masks_and_splits(prep, tmp_path):
@@ -172,10 +172,10 @@ def test_class_folders_nested_with_originals_masks_and_splits(prep, tmp_path):
     assert "a photo of rice blast" in set(frame["text"])
     source = {name: name.split("/")[0].replace("valid", "val") for name in frame["image_key"]}
     assert dict(zip(frame["image_key"], frame["split"], strict=True)) == source
-    told = read_rejects(tmp_path)
-    assert told["train/rice/blast/aug/0.png"].startswith("an augmented copy")
-    assert told["train/Tomato___Early_blight/0_mask.png"] == "a mask: its name is that of an image beside it"
-    assert told["train/Tomato___Early_blight/masks/1.png"] == "a mask: it is in a folder of masks"
+    report = read_rejects(tmp_path)
+    assert report["train/rice/blast/aug/0.png"].startswith("an augmented copy")
+    assert report["train/Tomato___Early_blight/0_mask.png"] == "a mask: its name is that of an image beside it"
+    assert report["train/Tomato___Early_blight/masks/1.png"] == "a mask: it is in a folder of masks"
 
 
 def test_pictures_with_texts_beside_them(prep, tmp_path):
@@ -187,8 +187,8 @@ def test_pictures_with_texts_beside_them(prep, tmp_path):
     (raw / "a/orphan.txt").write_text("nobody")
     frame = prep()
     assert set(frame["text"]) == {f"{which} of {n}" for which in ("first", "second") for n in range(4)}
-    told = read_rejects(tmp_path)
-    assert told == {
+    report = read_rejects(tmp_path)
+    assert report == {
         "a/4.png": "no .txt file of this name beside the image",
         "a/orphan.txt": "no image of this name beside the text file",
     }
@@ -201,7 +201,7 @@ def test_json_in_folders(prep, tmp_path):
         for n in range(2):
             write_patterned_image(raw / dish / f"{n}.png", 10 * number + n)
     write_patterned_image(raw / "two/ingredients.png", 77)
-    said = {
+    messages = {
         "one": json.dumps({"title": "t", "response": "passage one", "folder_path": "dishes/one/"}),
         "two": json.dumps([{"response": "passage two", "image_path": f"two/{n}.png"} for n in range(2)]),
         "three": "\n".join(json.dumps({"response": "passage three", "image_path": f"{n}.png"}) for n in range(2)),
@@ -209,20 +209,20 @@ def test_json_in_folders(prep, tmp_path):
         "five": json.dumps({"response": "passage five", "folder_path": "elsewhere"}),
         "again": json.dumps({"response": "کتلت  می\u200cخواهم"}),  # noqa: RUF001
     }
-    for dish, text in said.items():
+    for dish, text in messages.items():
         (raw / dish / "info.json").write_text(text, encoding="utf-8")
     frame = prep("--domain", "persian-food")
-    found = {dish: sorted(frame.loc[frame["image_key"].str.startswith(dish + "/"), "image_key"]) for dish in said}
-    assert found["one"] == ["one/0.png", "one/1.png"]
-    assert found["two"] == ["two/0.png", "two/1.png"]
-    assert found["three"] == ["three/0.png", "three/1.png"]
-    assert found["five"] == []
+    actual = {dish: sorted(frame.loc[frame["image_key"].str.startswith(dish + "/"), "image_key"]) for dish in messages}
+    assert actual["one"] == ["one/0.png", "one/1.png"]
+    assert actual["two"] == ["two/0.png", "two/1.png"]
+    assert actual["three"] == ["three/0.png", "three/1.png"]
+    assert actual["five"] == []
     same = frame[frame["image_key"].str.startswith(("four", "again"))]
     assert len(same) == 4 and same["image_group"].nunique() == same["unit"].nunique() == 1
     assert "\u200c" in same["text"].iloc[0] and "ك" not in same["text"].iloc[0]
-    told = read_rejects(tmp_path)
-    assert told["two/ingredients.png"] == "no JSON names this image"
-    assert told["elsewhere"] == "no such folder in the source"
+    report = read_rejects(tmp_path)
+    assert report["two/ingredients.png"] == "no JSON names this image"
+    assert report["elsewhere"] == "no such folder in the source"
     docstore = pd.read_parquet(tmp_path / "out/docstore.parquet")
     assert docstore["text_id"].is_unique and set(docstore["text"]) == set(frame["text"])
     training = pd.read_csv(tmp_path / "out/training_pairs.csv")
@@ -246,14 +246,14 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_a_folder_that_gives_no_pairs_is_refused_with_what_was_found(name, prep, tmp_path):
-    files, told = BAD[name]
+    files, report = BAD[name]
     write_patterned_image(tmp_path / "raw/a.png", 1)
     for file, content in files.items():
         path = tmp_path / "raw" / file
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     outcome = prep(code=3)
-    assert told in outcome.err, outcome.err
+    assert report in outcome.err, outcome.err
     assert "->" in outcome.err
     assert not (tmp_path / "out").exists()
 
@@ -268,7 +268,7 @@ def test_a_mistyped_column_is_named(prep, tmp_path):
 @pytest.mark.parametrize(
     "layout",
     [
-        *(pytest.param(each, marks=pytest.mark.slow) for each in ("recipes", "coco")),
+        *(pytest.param(entry, marks=pytest.mark.slow) for entry in ("recipes", "coco")),
         "agriculture",
         "dermatology",
         "persian-food",

@@ -67,8 +67,8 @@ def test_folders_that_look_like_masks_or_places_may_be_classes(prep, tmp_path):
     ]
     pictures(tmp_path / "raw", names)
     frame = prep()
-    found = dict(zip(frame["image_key"], frame["class_name"], strict=True))
-    assert found == {
+    actual = dict(zip(frame["image_key"], frame["class_name"], strict=True))
+    assert actual == {
         name: name.removesuffix("/images/1.png") if "/images/" in name else name.rpartition("/")[0] for name in names
     }
     pictures(tmp_path / "raw/leaf", ["1.png", "mask/1.png"])
@@ -133,8 +133,8 @@ def test_two_coco_files_that_count_from_one(prep, tmp_path):
 def test_without_looking_json_folders_name_their_own_pictures(prep, tmp_path):
     for dish in "abcdefgh":
         write_patterned_image(tmp_path / f"raw/{dish}/0.png", ord(dish))
-        said = {"response": f"passage {dish}", "image_path": "0.png"}
-        (tmp_path / f"raw/{dish}/info.json").write_text(json.dumps(said))
+        messages = {"response": f"passage {dish}", "image_path": "0.png"}
+        (tmp_path / f"raw/{dish}/info.json").write_text(json.dumps(messages))
     frame = prep("--domain", "persian-food", "--no-check-images")
     assert set(frame["image_key"]) == {f"{dish}/0.png" for dish in "abcdefgh"}
     assert "names" in yaml.safe_load((tmp_path / "out/data.yaml").read_text())["image_ids"]
@@ -147,8 +147,8 @@ def test_lists_that_cannot_be_read_are_no_classes(prep, tmp_path):
     write_table(tmp_path / "raw", [{"image": f"{n}.png", "label": cell} for n, cell in enumerate(cells)])
     frame = prep()
     assert set(frame["class_name"]) == {"acne", "eczema"}
-    told = read_rejects(tmp_path)
-    assert {name for name, reason in told.items() if "list that cannot be read" in reason} == {
+    report = read_rejects(tmp_path)
+    assert {name for name, reason in report.items() if "list that cannot be read" in reason} == {
         "0.png",
         "1.png",
         "2.png",
@@ -168,8 +168,8 @@ def test_a_sources_own_columns_are_kept_beside_preps(prep, tmp_path):
     assert set(frame["source_origin"]) == {"Iran"} and set(frame["who"]) == set(frame["unit"])
     for dish in "ab":
         write_patterned_image(tmp_path / f"raw2/{dish}/0.png", ord(dish))
-        said = {"response": f"passage {dish}", "split": "x", "image_id": 7, "text": "t", "pair_id": "p"}
-        (tmp_path / f"raw2/{dish}/info.json").write_text(json.dumps(said))
+        messages = {"response": f"passage {dish}", "split": "x", "image_id": 7, "text": "t", "pair_id": "p"}
+        (tmp_path / f"raw2/{dish}/info.json").write_text(json.dumps(messages))
     (tmp_path / "raw").rename(tmp_path / "old")
     (tmp_path / "raw2").rename(tmp_path / "raw")
     assert set(prep("--domain", "persian-food")["source_split"]) == {"x"}
@@ -183,11 +183,11 @@ def test_what_cannot_be_read_is_listed_and_stops_nothing(prep, tmp_path):
     os.mkfifo(raw / "a/pipe.png")
     (raw / "a" / os.fsdecode(b"caf\xe9.png")).write_bytes(b"x")
     assert len(prep("--layout", "class-folders")) == 6
-    told = read_rejects(tmp_path)
-    assert told["a/broken.png"] == "the link leads nowhere"
-    assert told["linked"] == "a link to a folder inside the source: not followed"
-    assert told["a/pipe.png"] == "neither a file nor a folder"
-    assert "its name is not UTF-8" in told.values()
+    report = read_rejects(tmp_path)
+    assert report["a/broken.png"] == "the link leads nowhere"
+    assert report["linked"] == "a link to a folder inside the source: not followed"
+    assert report["a/pipe.png"] == "neither a file nor a folder"
+    assert "its name is not UTF-8" in report.values()
 
 
 def test_one_text_in_another_encoding_is_one_reject(prep, tmp_path):
@@ -243,7 +243,7 @@ def test_what_would_be_lost_or_cannot_be_meant_is_refused_first(vlkit, tmp_path)
     raw = write_class_folders(tmp_path / "raw", per_class=6)
     (tmp_path / "out/images").mkdir(parents=True)
     base = ("prep", "--source", raw, "--out")
-    for flags, told in {
+    for flags, report in {
         (tmp_path / "out",): "prep did not write it",
         (tmp_path,): "would replace",
         (tmp_path / "new", "--templates", "a photo of {clas_name}"): "did you mean 'class_name'?",
@@ -252,7 +252,7 @@ def test_what_would_be_lost_or_cannot_be_meant_is_refused_first(vlkit, tmp_path)
         (tmp_path / "new", "--seed", -1): "at least 0",
     }.items():
         outcome = vlkit(*base, *flags)
-        assert outcome.code == 2 and told in outcome.err, (flags, outcome.err)
+        assert outcome.code == 2 and report in outcome.err, (flags, outcome.err)
     assert vlkit(*base, tmp_path / "new", "--copy-images").code == 0
     images = ("--image-root", tmp_path / "new")
     assert vlkit("prep", "--source", raw, *images, "--out", tmp_path / "new").code == 2
@@ -283,9 +283,9 @@ def test_limit_keeps_whole_units_by_the_seed(prep, tmp_path):
     pictures(tmp_path / "raw", [f"{n}.png" for n in range(20)])
     rows = [{"image": f"{n}.png", "caption": f"{which} {n}"} for n in range(20) for which in ("a", "b")]
     write_table(tmp_path / "raw", rows)
-    kept = [set(prep("--limit", limit, "--seed", seed)["image_key"]) for limit, seed in ((10, 1), (9, 1), (10, 2))]
-    assert [len(each) for each in kept] == [5, 5, 5]
-    assert kept[0] == kept[1] != kept[2]
+    remaining = [set(prep("--limit", limit, "--seed", seed)["image_key"]) for limit, seed in ((10, 1), (9, 1), (10, 2))]
+    assert [len(item) for item in remaining] == [5, 5, 5]
+    assert remaining[0] == remaining[1] != remaining[2]
 
 
 def test_names_with_brackets_are_no_markup(vlkit, tmp_path):
@@ -337,8 +337,8 @@ def test_deep_and_strange_pixels_keep_what_they_show(tmp_path):
     for most in (255, 4095, 65535):
         values = np.linspace(0, most, 64).reshape(8, 8).astype(np.uint16)
         Image.fromarray(values).save(tmp_path / "deep.png")
-        seen = load_pixels(tmp_path / "deep.png", PixelSpec(8))[0]
-        assert abs(int(seen.max()) - 255) <= 1 and seen.min() == 0
+        observed = load_pixels(tmp_path / "deep.png", PixelSpec(8))[0]
+        assert abs(int(observed.max()) - 255) <= 1 and observed.min() == 0
     base = Image.open(write_patterned_image(tmp_path / "rgb.png", 4)).convert("RGB")
     profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
     ImageCms.profileToProfile(base, *profiles, outputMode="LAB").save(tmp_path / "lab.tif")

@@ -41,9 +41,9 @@ def test_the_front_matter_and_the_settings_are_yaml(merged):
     front = yaml.safe_load(text.split("---")[1])
     assert "base_model" not in front, "made here: no hub knows it"
     assert front["library_name"] == "transformers"
-    told = yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])
-    assert told == {key: settings[key] for key in told}
-    assert {"lora_rank", "loss", "labels", "seed", "lr"} <= told.keys() and "unfreeze_layers" not in told
+    report = yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])
+    assert report == {key: settings[key] for key in report}
+    assert {"lora_rank", "loss", "labels", "seed", "lr"} <= report.keys() and "unfreeze_layers" not in report
     adapter = yaml.safe_load((merged / "adapter/README.md").read_text().split("---")[1])
     assert (adapter["library_name"], "lora" in adapter["tags"]) == ("peft", True)
     facts = json.loads((merged / "finished.json").read_text())
@@ -60,9 +60,9 @@ def test_its_lines_of_python_load_the_model(kind, merged, tmp_path, monkeypatch)
     exec(by_transformers, names)
     ids = torch.tensor([names["tokenizer"]("a tart")["input_ids"]])
     with torch.no_grad():
-        found = names["model"].get_text_features(input_ids=ids).pooler_output
+        actual = names["model"].get_text_features(input_ids=ids).pooler_output
         expected = load_exported(merged, "").embed_texts(ids)
-    assert torch.allclose(torch.nn.functional.normalize(found, dim=1), expected, atol=1e-5)
+    assert torch.allclose(torch.nn.functional.normalize(actual, dim=1), expected, atol=1e-5)
     Image.new("RGB", (40, 40), "red").save("tart.jpg")
     exec(by_vlkit, names)
     assert names["similarity"].shape == (1, 1)

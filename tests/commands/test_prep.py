@@ -113,18 +113,18 @@ def test_one_bad_row_or_picture_does_not_stop_the_rest(tmp_path, vlkit):
     outcome = vlkit("prep", "--domain", "recipes", "--source", source, "--out", tmp_path / "out", "--json")
     assert outcome.code == 0
     rejects = pd.read_csv(tmp_path / "out/rejects.csv")
-    told = dict(zip(rejects["where"], rejects["reason"], strict=True))
-    assert told["recipes.jsonl:1"] == "not an image (an HTML page)"
-    assert "git lfs pull" in told["recipes.jsonl:2"]
-    assert "does not decode" in told["recipes.jsonl:3"]
-    assert told["recipes.jsonl:4"] == "no such image"
-    assert told["recipes.jsonl:5"] == "the file is empty"
-    assert told["recipes.jsonl:9"] == "no image in images"
-    assert told["recipes.jsonl:10"] == "no text in title, description"
-    assert told["recipes.jsonl:11"] == "no recipe_id"
-    assert told["recipes.jsonl:12"] == "the path leads out of the source"
-    assert told["recipes.jsonl:13"].startswith("not JSON")
-    assert told["recipes.jsonl:14"] == "not a JSON object"
+    report = dict(zip(rejects["where"], rejects["reason"], strict=True))
+    assert report["recipes.jsonl:1"] == "not an image (an HTML page)"
+    assert "git lfs pull" in report["recipes.jsonl:2"]
+    assert "does not decode" in report["recipes.jsonl:3"]
+    assert report["recipes.jsonl:4"] == "no such image"
+    assert report["recipes.jsonl:5"] == "the file is empty"
+    assert report["recipes.jsonl:9"] == "no image in images"
+    assert report["recipes.jsonl:10"] == "no text in title, description"
+    assert report["recipes.jsonl:11"] == "no recipe_id"
+    assert report["recipes.jsonl:12"] == "the path leads out of the source"
+    assert report["recipes.jsonl:13"].startswith("not JSON")
+    assert report["recipes.jsonl:14"] == "not a JSON object"
     assert outcome.json()["counts"]["rejects"] == len(rejects) == 11
     assert len(pd.read_parquet(tmp_path / "out/pairs.parquet")) == 8 * 2 * 2 - 5 * 2
 
@@ -200,13 +200,13 @@ def test_tables_in_csv_and_jsonl_read_the_same(prepared, tmp_path):
     frame.to_json(tmp_path / "pairs.jsonl", orient="records", lines=True)
     expected = read_pairs(prepared)
     for name in ("pairs.csv", "pairs.jsonl"):
-        found = read_pairs(tmp_path / name)
-        assert found.fingerprint == expected.fingerprint
-        assert found.frame["match"].tolist() == expected.frame["match"].tolist()
+        actual = read_pairs(tmp_path / name)
+        assert actual.fingerprint == expected.fingerprint
+        assert actual.frame["match"].tolist() == expected.frame["match"].tolist()
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ("drop", "no column 'text'"),
         ("blank", "row 3 has no text"),
@@ -214,7 +214,7 @@ def test_tables_in_csv_and_jsonl_read_the_same(prepared, tmp_path):
         ("none", "has no rows"),
     ],
 )
-def test_a_table_that_is_wrong_is_refused(change, told, prepared, tmp_path):
+def test_a_table_that_is_wrong_is_refused(change, message, prepared, tmp_path):
     frame = pd.read_parquet(prepared / "pairs.parquet")
     if change == "drop":
         frame = frame.drop(columns="text")
@@ -225,7 +225,7 @@ def test_a_table_that_is_wrong_is_refused(change, told, prepared, tmp_path):
     else:
         frame = frame.iloc[:0]
     frame.to_parquet(tmp_path / "pairs.parquet")
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         read_pairs(tmp_path)
 
 
@@ -279,10 +279,10 @@ def test_prep_counts_tokens_by_the_models_own_tokenizer(tiny_folder, tmp_path, v
     (raw / "recipes.jsonl").write_text(text.replace("made 3 times", long))
     model = tiny_folder("tiny-clip")
     line = ("prep", "--domain", "recipes", "--source", raw, "--out", tmp_path / "out", "--json")
-    found = vlkit(*line, "--model", model).json()["tokens"]
+    output = vlkit(*line, "--model", model).json()["tokens"]
     texts = pd.read_parquet(tmp_path / "out/docstore.parquet")["text"]
     lengths = [len(ids) for ids in AutoTokenizer.from_pretrained(model)(list(texts))["input_ids"]]
-    assert found["counted_by"] == "tokenizer"
-    assert found["over"] == sum(length > found["limit"] for length in lengths) > 0
+    assert output["counted_by"] == "tokenizer"
+    assert output["over"] == sum(length > output["limit"] for length in lengths) > 0
     by_words = vlkit(*line).json()["tokens"]
     assert by_words["counted_by"] == "words" and by_words["over"] == 1

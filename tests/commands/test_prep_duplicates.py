@@ -44,8 +44,8 @@ def test_one_picture_under_two_classes(rule, folders, tmp_path, vlkit):
         assert not len(rows)
         assert sum(pd.read_csv(tmp_path / "out/rejects.csv")["reason"].str.contains("other classes")) == 2
     else:
-        kept = {names[0], names[2]} if rule == "keep" else {names[0]}
-        assert {group for group in matches[rows["image_id"].iloc[0]] if "\0" not in group} == kept
+        remaining = {names[0], names[2]} if rule == "keep" else {names[0]}
+        assert {group for group in matches[rows["image_id"].iloc[0]] if "\0" not in group} == remaining
     turned = frame[frame["image_key"].str.endswith("turned.jpg")]
     if rule != "drop":
         assert set(turned["unit"]) == set(rows["unit"]) and set(turned["split"]) == set(rows["split"])

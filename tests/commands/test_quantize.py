@@ -5,8 +5,8 @@ import pytest
 from vlkit.models import loading
 
 
-def four_bit(made):
-    return {name: m for name, m in made.model.named_modules() if type(m).__name__ == "Linear4bit"}
+def four_bit(created):
+    return {name: m for name, m in created.model.named_modules() if type(m).__name__ == "Linear4bit"}
 
 
 def test_a_run_in_four_bits_is_measured_in_four_bits(prepared, trained, vlkit, tmp_path):
@@ -15,8 +15,8 @@ def test_a_run_in_four_bits_is_measured_in_four_bits(prepared, trained, vlkit, t
     flags = ("--tune", "lora", "--quantize", "nf4", "--steps", 4, "--batch-size", 16, "--lr", 1e-2)
     outcome = vlkit(*base, *flags, "--json")
     assert outcome.code == 0, outcome.err
-    told = vlkit("eval", "--run", tmp_path / "q", "--split", "val", "--json").json()
-    assert told["metrics"]["text_to_image"]["mrr"] == pytest.approx(
+    output = vlkit("eval", "--run", tmp_path / "q", "--split", "val", "--json").json()
+    assert output["metrics"]["text_to_image"]["mrr"] == pytest.approx(
         outcome.json()["validation"]["text_to_image"]["mrr"]
     )
     assert four_bit(loading.load_model(str(tmp_path / "q")))

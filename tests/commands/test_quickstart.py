@@ -80,11 +80,11 @@ def test_at_least_200_recipes_are_unseen_combinations(sampled, frame):
 
 def histograms(frame, sampled):
     rows = frame.drop_duplicates("image_id")
-    found = []
+    actual = []
     for image in rows["image"]:
         pixels = np.asarray(Image.open(sampled / "data/recipes" / image)).reshape(-1, 3) // 32
-        found.append(np.bincount(pixels @ [64, 8, 1], minlength=512) / len(pixels))
-    return rows["unit"].to_numpy(), np.stack(found)
+        actual.append(np.bincount(pixels @ [64, 8, 1], minlength=512) / len(pixels))
+    return rows["unit"].to_numpy(), np.stack(actual)
 
 
 def test_nearest_neighbours_of_colour_histograms_do_not_find_the_recipe(sampled, frame):
@@ -93,9 +93,9 @@ def test_nearest_neighbours_of_colour_histograms_do_not_find_the_recipe(sampled,
     distances = np.abs(colours[:, None] - colours[None]).sum(-1)
     np.fill_diagonal(distances, np.inf)
     has_sibling = np.array([(units == unit).sum() > 1 for unit in units])
-    found = units[distances.argmin(1)] == units
+    actual = units[distances.argmin(1)] == units
     assert has_sibling.sum() > 100
-    assert found[has_sibling].mean() < 0.3
+    assert actual[has_sibling].mean() < 0.3
 
 
 def test_colours_predicted_from_words_do_not_find_the_picture(sampled, frame):

@@ -77,14 +77,14 @@ def page(skin, vlkit):
 @pytest.mark.parametrize(("width", "scheme"), [(400, "dark"), (1600, "light")])
 def test_it_reads_well_in_a_browser(page, width, scheme):
     """Nothing sticks out, nothing fails to load, the console is silent, keys reach everything, text is not tiny."""
-    with open_page(width, scheme) as (tab, said):
+    with open_page(width, scheme) as (tab, messages):
         tab.goto((page / "report.html").as_uri())
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
         tab.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
         pictures = tab.evaluate("[...document.images].map(each => [each.complete, each.naturalWidth])")
         assert len(pictures) > 40 and all(complete and wide > 0 for complete, wide in pictures)
-        assert said == []
+        assert messages == []
         svg = tab.evaluate("[...document.querySelectorAll('figure svg')].map(s => s.getBoundingClientRect().width)")
         assert len(svg) >= 14 and all(100 < wide <= width for wide in svg)
         text = tab.evaluate("[...document.querySelectorAll('svg text')].map(t => t.getBoundingClientRect().height)")
@@ -151,10 +151,10 @@ def test_hostile_texts_are_words(skin, vlkit, tmp_path):
     (run / "results.json").write_text(results.replace(str(skin / "data"), str(data)))
     outcome = vlkit("report", "--run", run)
     assert outcome.code == 0, outcome.err
-    html, found = (run / "report.html").read_text(encoding="utf-8"), read(run)
+    html, actual = (run / "report.html").read_text(encoding="utf-8"), read(run)
     assert "<script" not in html and "<img src=x" not in html and "<i onclick" not in html and "<b>run" not in html
-    assert found.text.count(HOSTILE) > 20 and "<b>run" in found.text
-    assert any(HOSTILE in attributes.get("alt", "") for _, attributes in found.tags)
+    assert actual.text.count(HOSTILE) > 20 and "<b>run" in actual.text
+    assert any(HOSTILE in attributes.get("alt", "") for _, attributes in actual.tags)
 
 
 def test_the_numbers_are_those_of_the_files(page):
@@ -170,13 +170,13 @@ def test_the_numbers_are_those_of_the_files(page):
 
 
 def test_the_plots_are_there_as_pictures_too(page):
-    told = sorted(path.stem for path in (page / "plots").iterdir())
+    report = sorted(path.stem for path in (page / "plots").iterdir())
     needed = {
         *("loss", "lr", "grad_norm", "validation", "against-loss", "confusion-tuned", "confusion-base", "class-sizes"),
         *("metrics-text_to_image", "metrics-image_to_text", "metrics-classification", "picture-sizes"),
         *("recall-text_to_image", "ranks-image_to_text", "slices-image_to_text", "caption-lengths"),
     }
-    assert needed <= set(told)
+    assert needed <= set(report)
     for path in (page / "plots").iterdir():
         with Image.open(path) as picture:
             assert picture.format == "PNG" and min(picture.size) > 200
@@ -192,7 +192,7 @@ def test_galleries_show_what_they_say(page):
         part = html[html.index(f"{arrow}: worst") :]
         part = part[: part.index("</details>")]
         tuned = [
-            float(each.replace(",", "")) for each in re.findall(r"tuned: first right answer at rank ([\d.,]+)", part)
+            float(item.replace(",", "")) for item in re.findall(r"tuned: first right answer at rank ([\d.,]+)", part)
         ]
         worst = rows.sort_values("rank", ascending=False).drop_duplicates("unit")["rank"].head(4)
         assert tuned == pytest.approx(worst.tolist(), rel=1e-2)
@@ -215,15 +215,15 @@ def test_two_runs_are_compared_query_by_query(page, skin):
     for direction in ("text_to_image", "image_to_text"):
         ours, theirs = (of[of["direction"] == direction].set_index("query_id") for of in (one, two))
         value = ours["mrr"].mean() - theirs["mrr"].mean()
-        found = compare(
+        actual = compare(
             PerQueryMetrics({"mrr": ours["mrr"].to_numpy()}),
             PerQueryMetrics({"mrr": theirs.loc[ours.index]["mrr"].to_numpy()}),
             list(ours["unit"]),
             draws=2000,
             seed=42,
         ).difference["mrr"]
-        assert found.value == pytest.approx(value)
-        assert f"{value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]" in text
+        assert actual.value == pytest.approx(value)
+        assert f"{value:+.3f} [{actual.low:+.3f}, {actual.high:+.3f}]" in text
     assert "one against two" in text
 
 
@@ -397,8 +397,8 @@ def test_another_order_of_the_queries_is_the_same_comparison(page, skin, vlkit, 
     (tmp_path / "two/results.json").write_text(json.dumps(results))
     against = ("report", "--run", skin / "runs/one", "--against", tmp_path / "two", "--out", tmp_path / "page")
     assert vlkit(*against).code == 0
-    told = [re.findall(r"minus two\s*([^A-Za-z]+)", read(folder).text) for folder in (page, tmp_path / "page")]
-    assert told[0] and told[0] == told[1]
+    report = [re.findall(r"minus two\s*([^A-Za-z]+)", read(folder).text) for folder in (page, tmp_path / "page")]
+    assert report[0] and report[0] == report[1]
 
 
 def test_a_look_at_a_run_beside_its_trainer(skin, tmp_path):

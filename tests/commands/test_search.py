@@ -42,16 +42,16 @@ def test_the_hits_are_those_of_brute_force(leaves, searcher, vlkit):
     picture = next((leaves / "raw").rglob("3.png"))
     outcome = vlkit("search", "--index", leaves / "index", *words, "--image", picture, "-k", 7, "--json")
     rows, _ = searcher.query_encoder.embed_texts(words)
-    seen = searcher.query_encoder.embed_images([searcher.query_encoder.load_pixels(picture)])
-    for number, query in enumerate([*rows, *seen]):
+    observed = searcher.query_encoder.embed_images([searcher.query_encoder.load_pixels(picture)])
+    for number, query in enumerate([*rows, *observed]):
         for kind in ("texts", "images"):
             stored, ids = searcher.index.vectors[kind].rows(), searcher.index.column(kind, "id").to_pylist()
             cosines = stored.astype(np.float64) @ query.astype(np.float64)
-            found = hits(outcome, kind, number)
-            assert len(found) == min(7, len(ids))
-            best = np.sort(cosines)[::-1][: len(found)]
-            assert np.allclose([hit["score"] for hit in found], best, atol=2e-6)
-            assert np.allclose([cosines[ids.index(hit["id"])] for hit in found], best, atol=2e-6)
+            actual = hits(outcome, kind, number)
+            assert len(actual) == min(7, len(ids))
+            best = np.sort(cosines)[::-1][: len(actual)]
+            assert np.allclose([hit["score"] for hit in actual], best, atol=2e-6)
+            assert np.allclose([cosines[ids.index(hit["id"])] for hit in actual], best, atol=2e-6)
     assert hits(outcome, "images", 2)[0]["path"] == str(picture.resolve())
 
 
@@ -68,17 +68,17 @@ def test_queries_together_are_answered_as_each_alone(searcher):
     for ask, answer in zip(asks, together, strict=True):
         (alone,) = searcher.answer([ask])
         assert alone.hits.keys() == answer.hits.keys() and alone.notes == answer.notes
-        for kind, found in alone.hits.items():
-            assert [hit.position for hit in found] == [hit.position for hit in answer.hits[kind]]
-            assert np.allclose([hit.score for hit in found], [hit.score for hit in answer.hits[kind]], atol=1e-5)
+        for kind, actual in alone.hits.items():
+            assert [hit.position for hit in actual] == [hit.position for hit in answer.hits[kind]]
+            assert np.allclose([hit.score for hit in actual], [hit.score for hit in answer.hits[kind]], atol=1e-5)
 
 
 def test_like_leaves_the_entry_itself_out(leaves, searcher, vlkit):
     key = searcher.index.column("images", "id")[3].as_py()
-    found = hits(vlkit("search", "--index", leaves / "index", "--like", key, "-k", 4, "--json"), "images")
+    actual = hits(vlkit("search", "--index", leaves / "index", "--like", key, "-k", 4, "--json"), "images")
     rows = searcher.index.vectors["images"].rows()
     order = [int(place) for place in np.argsort(-rows @ rows[3], kind="stable") if place != 3][:4]
-    assert [hit["row"] for hit in found] == order
+    assert [hit["row"] for hit in actual] == order
     every = vlkit("search", "--index", leaves / "index", "--like", key, "-k", 50, "--of", "images", "--json")
     assert len(hits(every, "images")) == 49
     assert every.json()["queries"][0]["notes"] == ["50 images were asked for: there are 49"]
@@ -125,20 +125,20 @@ def test_k_above_the_size_and_a_query_beyond_the_limit_are_said(leaves, vlkit):
 
 
 @pytest.mark.parametrize(
-    "content, told",
+    "content, message",
     [(b"", "not an image"), (b"<!doctype html><p>404", "an HTML page"), (b"\xff\xd8\xff\xe0 torn", "")],
 )
-def test_a_picture_that_cannot_be_read(content, told, leaves, tmp_path, vlkit):
+def test_a_picture_that_cannot_be_read(content, message, leaves, tmp_path, vlkit):
     (tmp_path / "leaf.jpg").write_bytes(content)
     outcome = vlkit("search", "--index", leaves / "index", "--image", tmp_path / "leaf.jpg")
-    assert outcome.code == 3 and "leaf.jpg" in outcome.err and told in outcome.err
+    assert outcome.code == 3 and "leaf.jpg" in outcome.err and message in outcome.err
     assert vlkit("search", "--index", leaves / "index", "--image", tmp_path / "none.jpg").code == 3
 
 
 def test_a_file_of_queries(leaves, tmp_path, vlkit):
     (tmp_path / "queries.txt").write_text("\ufeffred leaf\n\n \u200b \nblue leaf\r\n", encoding="utf-8")
     outcome = vlkit("search", "--index", leaves / "index", "--queries", tmp_path / "queries.txt", "first", "--json")
-    assert [each["query"] for each in outcome.json()["queries"]] == [
+    assert [item["query"] for item in outcome.json()["queries"]] == [
         {"text": "first"},
         {"text": "red leaf"},
         {"text": "blue leaf"},
@@ -178,8 +178,8 @@ def test_an_index_of_texts_answers_pictures_by_texts(leaves, tmp_path, vlkit):
 def test_a_table_for_people_cuts_long_texts_and_keeps_markup(leaves, tmp_path, vlkit):
     rows = [{"text": "[bold]no markup[/bold] " + "word " * 60}, {"text": "قورمه‌سبزی با لوبیا"}]
     (tmp_path / "t.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    made = ("index", "--run", leaves / "runs/leaf", "--data", tmp_path / "t.jsonl", "--out", tmp_path / "index")
-    assert vlkit(*made).code == 0
+    created = ("index", "--run", leaves / "runs/leaf", "--data", tmp_path / "t.jsonl", "--out", tmp_path / "index")
+    assert vlkit(*created).code == 0
     outcome = vlkit("search", "--index", tmp_path / "index", "word")
     assert "[bold]no markup[/bold]" in outcome.out and "…" in outcome.out and "قورمه‌سبزی" in outcome.out
 
@@ -207,18 +207,18 @@ def test_the_persian_domain_from_a_raw_folder_to_answers(tmp_path, vlkit, monkey
     def share(index, kind, *flags):
         """How many names have their own dish among the first five."""
         outcome = vlkit("search", "--index", index, "--queries", "names.txt", "-k", 5, "--of", kind, "--json", *flags)
-        found = [[hit["metadata"]["title"] for hit in query[kind]] for query in outcome.json()["queries"]]
-        return np.mean([name in titles for name, titles in zip(names, found, strict=True)])
+        output = [[hit["metadata"]["title"] for hit in query[kind]] for query in outcome.json()["queries"]]
+        return np.mean([name in titles for name, titles in zip(names, output, strict=True)])
 
     unseen = ("--filter", "split=test")
     # A passage has its dish's name in it, so this much is had by an untrained encoder, too.
     assert share("indexes/dishes", "texts") >= 0.8
     # Of 16 names five pictures of 46: by chance one in four.
-    seen, before = (share(f"indexes/{name}", "images", *unseen) for name in ("dishes", "dishes-untouched"))
-    assert seen >= 0.55 and seen > before + 0.2, (seen, before)
+    observed, before = (share(f"indexes/{name}", "images", *unseen) for name in ("dishes", "dishes-untouched"))
+    assert observed >= 0.55 and observed > before + 0.2, (observed, before)
     # Written with Arabic letters it is the same query.
-    name = next(each for each in names if "\u06cc" in each)
+    name = next(item for item in names if "\u06cc" in item)
     arabic = name.replace("\u06cc", "\u064a").replace("\u06a9", "\u0643")
     both = vlkit("search", "--index", "indexes/dishes", name, arabic, "--json").json()["queries"]
-    one, other = ([(hit["id"], round(hit["score"], 4)) for hit in each["texts"]] for each in both)
+    one, other = ([(hit["id"], round(hit["score"], 4)) for hit in item["texts"]] for item in both)
     assert arabic != name and one == other

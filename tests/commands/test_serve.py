@@ -62,13 +62,13 @@ def site(tmp_path_factory, vlkit):
 class Server:
     """The app behind uvicorn, in a thread of this process."""
 
-    def __init__(self, *indexes, **how):
+    def __init__(self, *indexes, **flags):
         self.searchers = [Searcher.open(Location(index)) for index in indexes]
         self.app = create_app(self.searchers, max_upload=LIMIT, hosts=("127.0.0.1", "localhost"))
         listening = socket.create_server(("127.0.0.1", 0))
         self.port = listening.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self.server = uvicorn.Server(uvicorn.Config(self.app, log_level="error", **how))
+        self.server = uvicorn.Server(uvicorn.Config(self.app, log_level="error", **flags))
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listening]}, daemon=True)
         self.thread.start()
         while not self.server.started:
@@ -80,8 +80,8 @@ class Server:
 
     def ask(self, path, body=None, headers=None, **query):
         """Status, headers and content of an answer."""
-        told = urllib.parse.urlencode(query, doseq=True)
-        request = urllib.request.Request(f"{self.url}{path}?{told}", data=body, headers=headers or {})
+        report = urllib.parse.urlencode(query, doseq=True)
+        request = urllib.request.Request(f"{self.url}{path}?{report}", data=body, headers=headers or {})
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:
                 return answer.status, answer.headers, answer.read()
@@ -102,24 +102,26 @@ def server(site):
 
 
 def test_the_api_answers_as_the_command_does(server, site, vlkit):
-    found = server.json("/api/search", q="a leaf with red spots", k=4)
+    actual = server.json("/api/search", q="a leaf with red spots", k=4)
     for number, index in enumerate(("tuned", "base")):
-        said = vlkit("search", "--index", site / index, "a leaf with red spots", "-k", 4, "--json").json()["queries"][0]
-        answer = found["results"][number]
+        output = vlkit("search", "--index", site / index, "a leaf with red spots", "-k", 4, "--json").json()["queries"][
+            0
+        ]
+        answer = actual["results"][number]
         assert answer["index"] == index
         for kind in ("texts", "images"):
-            assert [(hit["id"], hit["score"]) for hit in answer[kind]] == [(h["id"], h["score"]) for h in said[kind]]
+            assert [(hit["id"], hit["score"]) for hit in answer[kind]] == [(h["id"], h["score"]) for h in output[kind]]
     picture = next((site / "raw").rglob("3.png"))
     by_picture = server.json("/api/search", picture.read_bytes(), k=3, of="images")["results"][0]
-    said = vlkit("search", "--index", site / "tuned", "--image", picture, "-k", 3, "--of", "images", "--json").json()
-    assert [hit["id"] for hit in by_picture["images"]] == [hit["id"] for hit in said["queries"][0]["images"]]
+    output = vlkit("search", "--index", site / "tuned", "--image", picture, "-k", 3, "--of", "images", "--json").json()
+    assert [hit["id"] for hit in by_picture["images"]] == [hit["id"] for hit in output["queries"][0]["images"]]
     assert by_picture["images"][0]["score"] > 0.9999 and by_picture["texts"] is None
     first = by_picture["images"][0]["id"]
     like = server.json("/api/like", id=first, k=5)["results"]
     assert first not in [hit["id"] for hit in like[0]["images"]] and len(like[1]["images"]) == 5
     assert {hit["picture"].split("/")[3] for hit in like[1]["images"]} == {"1"}
     described = server.json("/api/indexes")
-    assert [(each["name"], each["untouched"], each["images"]) for each in described] == [
+    assert [(item["name"], item["untouched"], item["images"]) for item in described] == [
         ("tuned", False, 40),
         ("base", True, 40),
     ]
@@ -127,9 +129,9 @@ def test_the_api_answers_as_the_command_does(server, site, vlkit):
 
 def test_filters_of_the_api(server):
     name = MARKUP
-    found = server.json("/api/search", q="leaf", k=50, filter=f"class={name}")["results"][0]
-    assert len(found["images"]) == 8 and {hit["class"] for hit in found["images"]} == {name}
-    assert "50 images were asked for: there are 8" in found["notes"]
+    actual = server.json("/api/search", q="leaf", k=50, filter=f"class={name}")["results"][0]
+    assert len(actual["images"]) == 8 and {hit["class"] for hit in actual["images"]} == {name}
+    assert "50 images were asked for: there are 8" in actual["notes"]
     status, _, content = server.ask("/api/search", q="leaf", filter="class=nothing")
     assert status == 422 and "has class=nothing" in json.loads(content)["error"]
     assert server.ask("/api/search", q="leaf", filter="nonsense")[0] == 422
@@ -139,8 +141,8 @@ def test_pictures_are_small_jpegs_by_row_and_nothing_else_is_given_away(server, 
     (hit, *_) = server.json("/api/search", q="leaf", of="images")["results"][0]["images"]
     status, headers, content = server.ask(hit["picture"])
     assert status == 200 and headers["Content-Type"] == "image/jpeg" and "path" not in hit
-    with Image.open(io.BytesIO(content)) as made:
-        assert made.format == "JPEG" and max(made.size) <= 320
+    with Image.open(io.BytesIO(content)) as created:
+        assert created.format == "JPEG" and max(created.size) <= 320
     places = ("0/40", "0/-1", "2/0", "-1/0", "0/x", "0/..%2f..%2fetc%2fpasswd", "0/0/../../../../etc/passwd")
     outside = [f"/api/pictures/{place}" for place in places]
     outside += [
@@ -202,16 +204,16 @@ def test_what_cannot_be_asked(server):
     assert "the rest is ignored" in long["notes"][0] and long["texts"]
 
 
-def packed(size, kind="PNG", **how):
+def packed(size, kind="PNG", **flags):
     content = io.BytesIO()
-    Image.new("RGB", size, "green").save(content, kind, **how)
+    Image.new("RGB", size, "green").save(content, kind, **flags)
     return content.getvalue()
 
 
 def test_uploads_that_are_no_picture(server, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60_000)
     bomb = packed((250, 250))
-    for content, told in [
+    for content, report in [
         (b"", "not an image"),
         (b"<html><script>alert(1)</script>", "an HTML page"),
         (packed((50, 50))[:60], "does not decode"),
@@ -220,7 +222,7 @@ def test_uploads_that_are_no_picture(server, monkeypatch):
         (bomb, "more pixels than is safe"),
     ]:
         status, _, answer = server.ask("/api/search", content)
-        assert status == 422 and told in json.loads(answer)["error"], answer
+        assert status == 422 and report in json.loads(answer)["error"], answer
     assert server.json("/api/search", packed((30, 20), "TIFF"))["results"]
 
 
@@ -233,9 +235,9 @@ def test_a_large_jpeg_is_taken_smaller_and_other_large_pictures_are_refused(serv
     large, whole = packed((320, 240), "JPEG"), []
     fitted = decode.resize_to_spec
 
-    def noted(picture, *how):
+    def noted(picture, *flags):
         whole.append(np.asarray(picture).shape)
-        return fitted(picture, *how)
+        return fitted(picture, *flags)
 
     monkeypatch.setattr(decode, "resize_to_spec", noted)
     assert server.json("/api/search", large)["results"]
@@ -266,11 +268,11 @@ def test_uploads_that_do_not_come_hold_nobody_up(server, monkeypatch):
 def test_two_indexes_that_differ(site, tmp_path, vlkit):
     """What one has and the other has not is asked of the one; names that are the same are told apart."""
     (tmp_path / "t.jsonl").write_text(json.dumps({"text": "a leaf", "class_name": "only here"}))
-    made = ("index", "--run", site / "runs/leaf", "--data", tmp_path / "t.jsonl", "--out", tmp_path / "tuned")
-    assert vlkit(*made).code == 0
+    created = ("index", "--run", site / "runs/leaf", "--data", tmp_path / "t.jsonl", "--out", tmp_path / "tuned")
+    assert vlkit(*created).code == 0
     both = Server(site / "tuned", tmp_path / "tuned")
     try:
-        names = [each["name"] for each in both.json("/api/indexes")]
+        names = [item["name"] for item in both.json("/api/indexes")]
         assert names == [str(site / "tuned"), str(tmp_path / "tuned")]
         one, other = both.json("/api/search", q="leaf", filter="class=only here")["results"]
         assert one["texts"] == [] and [hit["text"] for hit in other["texts"]] == ["a leaf"]
@@ -318,26 +320,26 @@ def test_an_upload_of_a_gigabyte_ends_at_the_limit(server, monkeypatch):
 def test_fifty_at_once(server):
     """No error, the answers of each alone, and waiting queries encoded together."""
     words = [f"a leaf with {colour} spots and {number} more" for colour in ("red", "blue") for number in range(25)]
-    alone = {each: server.json("/api/search", q=each, k=3) for each in words[::7]}
+    alone = {item: server.json("/api/search", q=item, k=3) for item in words[::7]}
     queue = server.app.app.state.server.queues[0]
     queue.batches.clear()
     picture = packed((60, 40))
-    wanted = server.json("/api/search", picture, k=3)
+    target = server.json("/api/search", picture, k=3)
 
     def client(number):
-        found = []
+        actual = []
         for turn in range(6):
             text = words[(number + turn) % len(words)]
             body = picture if (number + turn) % 5 == 0 else None
             status, _, content = server.ask("/api/search", body, **({} if body else {"q": text}), k=3)
-            found.append((status, text if body is None else None, json.loads(content)))
-        return found
+            actual.append((status, text if body is None else None, json.loads(content)))
+        return actual
 
     with ThreadPoolExecutor(50) as clients:
-        answers = [each for found in clients.map(client, range(50)) for each in found]
+        answers = [item for actual in clients.map(client, range(50)) for item in actual]
     assert len(answers) == 300 and {status for status, _, _ in answers} == {200}
     for _, text, answer in answers:
-        expected = wanted if text is None else alone.get(text)
+        expected = target if text is None else alone.get(text)
         if expected:
             for one, other in zip(expected["results"], answer["results"], strict=True):
                 for kind in ("texts", "images"):
@@ -388,8 +390,8 @@ def test_the_command_serves_until_it_is_told_to_end(site, tmp_path):
             except OSError:
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
-        taken = subprocess.run([*program, address[2]], capture_output=True, text=True)
-        assert taken.returncode == 2 and "cannot listen on" in taken.stderr
+        chosen = subprocess.run([*program, address[2]], capture_output=True, text=True)
+        assert chosen.returncode == 2 and "cannot listen on" in chosen.stderr
         shutil.rmtree(tmp_path / "index")
         shutil.copytree(site / "base", tmp_path / "index")
         with urllib.request.urlopen(f"{address[1]}/api/search?q=leaf", timeout=30) as answer:
@@ -409,10 +411,10 @@ def test_without_its_packages_it_says_what_to_install(site, vlkit, monkeypatch):
 @contextmanager
 def at_the_page(server):
     """The page, and what its console says."""
-    with open_page(1300) as (page, said):
+    with open_page(1300) as (page, messages):
         page.goto(server.url)
         until(page, "document.getElementById('status').textContent.includes('images')")
-        yield page, said
+        yield page, messages
 
 
 def until(page, condition):
@@ -448,9 +450,9 @@ def test_ctrl_c_is_the_way_to_end_it(site):
 
 @needs_browser
 def test_a_person_types_clicks_filters_and_drops(server, site):
-    with at_the_page(server) as (tab, said):
+    with at_the_page(server) as (tab, messages):
         types_clicks_filters_and_drops(tab, server, site)
-        assert said == []
+        assert messages == []
 
 
 def types_clicks_filters_and_drops(tab, server, site):
@@ -460,8 +462,8 @@ def types_clicks_filters_and_drops(tab, server, site):
     assert tab.locator("section").count() == 2 and "base (untouched)" in tab.inner_text("main")
     assert pictures_loaded(tab)
     shown = tab.locator("section >> nth=0 >> .images .score").all_inner_texts()
-    said = server.json("/api/search", q="a leaf with red spots")["results"][0]["images"]
-    assert [float(each) for each in shown] == [round(hit["score"], 3) for hit in said]
+    messages = server.json("/api/search", q="a leaf with red spots")["results"][0]["images"]
+    assert [float(item) for item in shown] == [round(hit["score"], 3) for hit in messages]
     # Names that are markup are shown, not obeyed; right-to-left ones by their own direction.
     assert MARKUP in tab.inner_text("#class") and "onerror" in tab.inner_text(".texts")
     assert tab.locator("main b, option b, img[src=x]").count() == 0
@@ -471,12 +473,12 @@ def types_clicks_filters_and_drops(tab, server, site):
     tab.select_option("#class", "")
     until(tab, "document.querySelectorAll('.images .hit').length === 24")
     # Click one: it is what is searched by, and no hit of itself.
-    wanted = tab.locator(".images .hit img >> nth=2").get_attribute("src")
+    expected = tab.locator(".images .hit img >> nth=2").get_attribute("src")
     tab.locator(".images .hit >> nth=2").click()
     tab.wait_for_selector("#query-image:not([hidden])")
-    assert tab.get_attribute("#query-image", "src") == wanted
+    assert tab.get_attribute("#query-image", "src") == expected
     until(tab, "document.getElementById('status').textContent.startsWith('answered')")
-    assert wanted not in [each.get_attribute("src") for each in tab.locator("section >> nth=0 >> .hit img").all()]
+    assert expected not in [item.get_attribute("src") for item in tab.locator("section >> nth=0 >> .hit img").all()]
     # Choose a picture, then drop one: the page's own file is its own best hit.
     file = next((site / "raw").rglob("5.png"))
     tab.set_input_files("#file", file)
@@ -521,7 +523,7 @@ def told_what_is_wrong(tab):
 @needs_browser
 @pytest.mark.parametrize("width, scheme", [(390, "dark"), (1600, "light")])
 def test_the_page_fits_and_is_reached_by_keys(width, scheme, server):
-    with open_page(width, scheme) as (page, said):
+    with open_page(width, scheme) as (page, messages):
         page.goto(server.url)
         page.keyboard.type("برگ سبز")
         assert page.evaluate("document.activeElement.id") == "text"
@@ -536,4 +538,4 @@ def test_the_page_fits_and_is_reached_by_keys(width, scheme, server):
         assert {"file", "class", "k", "clear", "hit"} <= reached
         page.goto(f"{server.url}/docs")
         page.wait_for_selector("text=Search with an image")
-        assert said == []
+        assert messages == []

@@ -15,13 +15,13 @@ TEXTS = ["قورمه سبزی", "a red tart", "a soup that is blue, and a long o
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """Fresh pairs by the name of their vision tower, made once."""
-    made = {}
+    created = {}
 
     def folder(vision):
-        if vision not in made:
-            made[vision] = tmp_path_factory.mktemp(vision) / "pair"
-            loading.load_or_create(vision, TEXTS, seed=3, text_model="tiny-xlmr", keep_in=made[vision])
-        return made[vision]
+        if vision not in created:
+            created[vision] = tmp_path_factory.mktemp(vision) / "pair"
+            loading.load_or_create(vision, TEXTS, seed=3, text_model="tiny-xlmr", keep_in=created[vision])
+        return created[vision]
 
     return folder
 
@@ -80,14 +80,14 @@ def test_a_frozen_text_encoder_is_kept_too(prepared, vlkit, tmp_path):
 
 
 def test_a_half_can_be_taken_from_a_saved_pair_and_a_pair_is_whole(folders, prepared, vlkit, tmp_path):
-    made = tmp_path / "pair"
-    loading.load_dual_encoder(str(folders("tiny-clip"))).save(made)
+    created = tmp_path / "pair"
+    loading.load_dual_encoder(str(folders("tiny-clip"))).save(created)
     base = ("train-retrieval", "--data", prepared, "--runs-dir", tmp_path, "--steps", 2, "--batch-size", 8)
-    halves = ("--model", made / "vision", "--text-model", made / "text")
+    halves = ("--model", created / "vision", "--text-model", created / "text")
     assert vlkit(*base, "--name", "halves", *halves).code == 0
-    refused = vlkit(*base, "--name", "x", "--model", made, "--text-model", "tiny-xlmr")
+    refused = vlkit(*base, "--name", "x", "--model", created, "--text-model", "tiny-xlmr")
     assert refused.code == 2 and "pair already" in refused.err
-    refused = vlkit(*base, "--name", "x", "--model", made, "--tune", "lora", "--quantize", "nf4")
+    refused = vlkit(*base, "--name", "x", "--model", created, "--tune", "lora", "--quantize", "nf4")
     assert refused.code == 2 and "--quantize" in refused.err
     assert vlkit(*base, "--name", "x", "--model", "tiny-clip", "--text-model", "tiny-siglip").code == 2
     assert vlkit(*base, "--name", "x", "--model", "tiny-clip", "--text-model", "./nowhere").code == 2

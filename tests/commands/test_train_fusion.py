@@ -72,9 +72,9 @@ def test_every_evaluation_says_whether_it_looks_and_writes_captions(finished):
     assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
     for line in steps:
         assert line["loss"] == pytest.approx(line["caption_loss"] + 0.1 * line["alignment"], rel=1e-4)
-    found = [line["val"] for line in lines(finished) if "val" in line]
-    assert len(found) == 2
-    for val in found:
+    actual = [line["val"] for line in lines(finished) if "val" in line]
+    assert len(actual) == 2
+    for val in actual:
         assert set(val["looking"]) == {"right", "shuffled", "blank"}
         assert 0 < len(val["samples"]) <= 8
         assert set(val["samples"][0]) == {"image", "caption", "reference"}
@@ -89,8 +89,8 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(flags, after, train, finished, 
     class Killed(BaseException):
         pass
 
-    def stopping(*args, **given):
-        yield from itertools.islice(real(*args, **given), after)
+    def stopping(*args, **values):
+        yield from itertools.islice(real(*args, **values), after)
         raise Killed
 
     with monkeypatch.context() as patched:
@@ -101,8 +101,8 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(flags, after, train, finished, 
     assert outcome.code == 0, outcome.err
     for name in ("fusion/fusion.safetensors", *(["adapter/adapter_model.safetensors"] if flags else [])):
         assert (whole / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
-    told = [[line for line in lines(run) if "loss" in line] for run in (whole, tmp_path / "killed")]
-    assert told[0] == told[1]
+    report = [[line for line in lines(run) if "loss" in line] for run in (whole, tmp_path / "killed")]
+    assert report[0] == report[1]
 
 
 def test_the_cache_changes_nothing_and_lets_the_encoder_go(train, finished, tmp_path, monkeypatch):
@@ -125,8 +125,8 @@ def test_the_cache_changes_nothing_and_lets_the_encoder_go(train, finished, tmp_
 def test_a_step_is_replayed(finished, vlkit):
     outcome = vlkit("train-fusion", "--config", finished / "config.yaml", "--replay", 5, "--json")
     assert outcome.code == 0, outcome.err
-    told = outcome.json()
-    assert told["loss"] == told["recorded"]["loss"] and len(told["pair_ids"]) == 16
+    output = outcome.json()
+    assert output["loss"] == output["recorded"]["loss"] and len(output["pair_ids"]) == 16
 
 
 def test_an_extended_run_has_no_captions_of_what_it_was(copied, vlkit):
@@ -147,7 +147,7 @@ def test_eval_measures_a_captioner_on_pictures_it_has_not_seen(copied, vlkit, pr
     frame = pd.read_parquet(prepared / "pairs.parquet")
     pictures = set(frame[frame.split == "test"].image_id)
     written = json.loads((copied / "captions.json").read_text())
-    assert {each["image_id"] for each in written} == pictures
+    assert {item["image_id"] for item in written} == pictures
     assert results["metrics"]["captions"]["images"] == len(pictures)
     assert set(results["metrics"]["looking"]) == {"right", "shuffled", "blank"}
     assert results["compared_with"] == "a blank picture"
@@ -200,12 +200,12 @@ def test_clipscore_is_its_formula(copied, vlkit, trained, prepared):
         return encoder.embed_texts(ids).detach().numpy()[0]
 
     clip, ref = [], []
-    for each in json.loads((copied / "captions.json").read_text()):
-        pixels = torch.from_numpy(pictures.load_pixels(places[each["image_id"]], encoder.pixel_spec))[None]
-        seen = encoder.embed_images(pixels).detach().numpy()[0]
-        said = told(each["caption"])
-        alone = 2.5 * max(float(seen @ said), 0.0)
-        best = max(0.0, *(float(said @ told(text)) for text in frame[frame.image_id == each["image_id"]].text))
+    for item in json.loads((copied / "captions.json").read_text()):
+        pixels = torch.from_numpy(pictures.load_pixels(places[item["image_id"]], encoder.pixel_spec))[None]
+        observed = encoder.embed_images(pixels).detach().numpy()[0]
+        messages = told(item["caption"])
+        alone = 2.5 * max(float(observed @ messages), 0.0)
+        best = max(0.0, *(float(messages @ told(text)) for text in frame[frame.image_id == item["image_id"]].text))
         clip.append(alone)
         ref.append(2 * alone * best / (alone + best) if alone + best else 0.0)
     assert results["metrics"]["captions"]["clipscore"] == pytest.approx(np.mean(clip), abs=1e-5)
@@ -223,7 +223,7 @@ def test_captions_go_on_where_they_stopped(finished, vlkit, tmp_path):
     whole = vlkit(*ask, tmp_path / "pictures", "--json")
     assert whole.code == 0, whole.err
     captions = whole.json()["captions"]
-    assert [each["image"] for each in captions] == sorted(str(p) for p in (tmp_path / "pictures").iterdir())
+    assert [item["image"] for item in captions] == sorted(str(p) for p in (tmp_path / "pictures").iterdir())
     out = tmp_path / "captions.jsonl"
     assert vlkit(*ask, tmp_path / "pictures", "--out", out, "--limit", 3).code == 0
     with out.open("a") as file:
@@ -233,7 +233,7 @@ def test_captions_go_on_where_they_stopped(finished, vlkit, tmp_path):
     written = [json.loads(line) for line in out.read_text().splitlines()][1:]
     assert written == captions
     one = vlkit(*ask, tmp_path / "pictures/red.png", "--json").json()["captions"]
-    assert one == [each for each in captions if each["image"].endswith("red.png")]
+    assert one == [item for item in captions if item["image"].endswith("red.png")]
     other = vlkit(*ask, tmp_path / "pictures", "--out", out, "--num-beams", 2)
     assert other.code == 2 and "num_beams" in other.err
 
@@ -280,8 +280,8 @@ def test_one_process_writes_into_a_file_and_failures_are_tried_again(finished, v
     assert "1 captions written, 1 were already there" in vlkit(*ask).out
     with (tmp_path / "out.jsonl").open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        held = vlkit(*ask)
-    assert held.code == 2 and "another process" in held.err
+        outcome = vlkit(*ask)
+    assert outcome.code == 2 and "another process" in outcome.err
     # Other weights are another captioner.
     shutil.copytree(finished, tmp_path / "other" / finished.name)
     weights = tmp_path / "other" / finished.name / "fusion/fusion.safetensors"
@@ -313,8 +313,10 @@ def test_pictures_that_are_none_are_told(finished, vlkit, tmp_path):
     (tmp_path / "p/bad.jpg").write_text("<html>sign in</html>")
     outcome = vlkit("caption", "--run", finished, tmp_path / "p", "--json")
     assert outcome.code == 0
-    told = {each["image"]: each for each in outcome.json()["captions"]}
-    assert "error" in told[str(tmp_path / "p/bad.jpg")] and told[str(tmp_path / "p/good.png")]["caption"] is not None
+    output = {item["image"]: item for item in outcome.json()["captions"]}
+    assert (
+        "error" in output[str(tmp_path / "p/bad.jpg")] and output[str(tmp_path / "p/good.png")]["caption"] is not None
+    )
     assert vlkit("caption", "--run", finished, tmp_path / "p/bad.jpg").code == 3
     assert vlkit("caption", "--run", finished).code == 2
     assert vlkit("caption", "--run", finished, tmp_path / "nothing.jpg").code == 2
@@ -368,8 +370,8 @@ def test_texts_without_a_word_and_pictures_that_are_gone_are_told(prepared, trai
     outcome = train(tmp_path / "runs", "e", "--data", tmp_path)
     assert outcome.code == 0, outcome.err
     assert "1 captions without a word are left out" in outcome.err
-    told = vlkit("eval", "--run", tmp_path / "runs/e")
-    assert told.code == 0 and "1 texts of the test split without a word" in told.err
+    report = vlkit("eval", "--run", tmp_path / "runs/e")
+    assert report.code == 0 and "1 texts of the test split without a word" in report.err
     lost = odd[odd.split == "train"]["image_id"].iloc[-1]
     odd.loc[odd.image_id == lost, "image"] = "images/gone.png"
     odd.to_parquet(tmp_path / "pairs.parquet")
@@ -380,8 +382,8 @@ def test_texts_without_a_word_and_pictures_that_are_gone_are_told(prepared, trai
 def test_a_run_does_not_go_on_with_another_language_model(train, tmp_path, monkeypatch):
     real = train_fusion.steps
 
-    def stopping(*args, **given):
-        yield from itertools.islice(real(*args, **given), 4)
+    def stopping(*args, **values):
+        yield from itertools.islice(real(*args, **values), 4)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
@@ -469,8 +471,8 @@ def test_the_report_shows_the_worst_and_the_best_with_their_pictures(copied, fin
     assert page.count("data:image/jpeg;base64,") == len(examples["worst"]) + len(examples["best"])
     assert escape(examples["worst"][0]["caption"] or "(empty)") in page
     assert "a blank image" in page and (copied / "plots/looking.png").is_file()
-    told = vlkit("runs", "--runs-dir", copied.parent)
-    assert "CIDEr" in told.out and "nats per token" in told.out
+    report = vlkit("runs", "--runs-dir", copied.parent)
+    assert "CIDEr" in report.out and "nats per token" in report.out
     shutil.copytree(copied, copied.parent / "twin")
     beside = vlkit("report", "--run", copied, "--against", copied.parent / "twin")
     assert beside.code == 0, beside.err
@@ -497,8 +499,8 @@ def test_two_processes_write_the_run_of_one(train, prepared, trained, tiny_qwen,
     more = ("--runs-dir", tmp_path, "--name", "two", "--steps", 6, "--eval-every", 3, "--batch-size", 5, "--lr", "1e-3")
     launch = ("torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "vlkit")
     process = started((*launch, *flags, *more, "--max-new-tokens", 12))
-    _, told = process.communicate(timeout=300)
-    assert process.returncode == 0, told
+    _, report = process.communicate(timeout=300)
+    assert process.returncode == 0, report
     for mine, its in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
         if "loss" in mine:
             for name in ("loss", "caption_loss", "alignment", "grad_norm"):
@@ -533,7 +535,7 @@ def test_a_signal_saves_what_is_done_and_the_same_command_goes_on(finished, prep
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 75 and "run the same command again" in told, told
+    _, report = process.communicate(timeout=60)
+    assert process.returncode == 75 and "run the same command again" in report, report
     saved = json.loads((tmp_path / "s/last.json").read_text())["step"]
     assert 3 <= saved == len(lines(tmp_path / "s"))

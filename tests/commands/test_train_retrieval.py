@@ -29,7 +29,7 @@ def exported(run):
 
 
 def test_the_run_folder_holds_what_it_should(trained):
-    found = {path.name for path in trained.iterdir() if not path.name.startswith(".")}
+    actual = {path.name for path in trained.iterdir() if not path.name.startswith(".")}
     assert {
         "config.yaml",
         "environment.yaml",
@@ -40,7 +40,7 @@ def test_the_run_folder_holds_what_it_should(trained):
         "model",
         "base",
         "finished.json",
-    } <= found
+    } <= actual
     lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
     assert all("recall@1" in line["val"]["text_to_image"] for line in lines if "val" in line)
@@ -133,9 +133,9 @@ def test_a_signal_saves_the_step_at_hand_and_the_command_goes_on(number, uninter
     while process.poll() is None and not (metrics.is_file() and metrics.read_text().count("\n") > 3):
         time.sleep(0.05)
     process.send_signal(number)
-    told = process.communicate(timeout=60)[1]
-    assert process.returncode == 75, told
-    assert "run the same command again" in told
+    report = process.communicate(timeout=60)[1]
+    assert process.returncode == 75, report
+    assert "run the same command again" in report
     last = json.loads((tmp_path / "s/last.json").read_text())["step"]
     assert last == final_state(tmp_path / "s")[2][-1][0]
     assert not (tmp_path / "s/finished.json").exists()
@@ -313,18 +313,18 @@ def test_an_evaluation_each_epoch_and_an_early_end(prepared, vlkit, tmp_path):
     flags = ("--batch-size", 32, "--epochs", 40, "--lr", 1e-9, "--eval-every", 0, "--patience", 2)
     outcome = vlkit(*train, *flags, "--json")
     assert outcome.code == 0, outcome.err
-    told = outcome.json()
+    output = outcome.json()
     settings = yaml.safe_load((tmp_path / "a/config.yaml").read_text())
     lines = [json.loads(line) for line in (tmp_path / "a/metrics.jsonl").read_text().splitlines()]
     evaluated = [line["step"] for line in lines if "val" in line]
     assert settings["eval_every"] == settings["steps"] // 40
     assert evaluated == [settings["eval_every"] * times for times in range(1, len(evaluated) + 1)]
-    assert told["steps"] == evaluated[-1] < settings["steps"]
-    assert told["steps"] == 3 * settings["eval_every"], "nothing moves at this rate"
+    assert output["steps"] == evaluated[-1] < settings["steps"]
+    assert output["steps"] == 3 * settings["eval_every"], "nothing moves at this rate"
     assert "without a better recall" in outcome.err
     (tmp_path / "a/finished.json").unlink()
     again = vlkit(*train, *flags, "--json").json()
-    assert again["exported_step"] == told["exported_step"]
+    assert again["exported_step"] == output["exported_step"]
 
 
 def test_patience_without_validation_is_refused(vlkit, tmp_path, raw):
@@ -340,8 +340,8 @@ def test_a_batch_of_a_preset_shrinks_to_the_data_also_with_init_from(trained, pr
     outcome = vlkit(*few, "--dry-run", "--json")
     assert outcome.code == 0, outcome.err
     assert outcome.json()["settings"]["batch_size"] < 64
-    given = vlkit(*few, "--batch-size", 64, "--dry-run")
-    assert (given.code, "--batch-size 64" in given.err) == (2, True)
+    values = vlkit(*few, "--batch-size", 64, "--dry-run")
+    assert (values.code, "--batch-size 64" in values.err) == (2, True)
 
 
 def test_settings_without_effect_are_refused(prepared, vlkit):

@@ -38,8 +38,8 @@ def test_every_program_explains_itself():
     assert len(PROGRAMS) >= 12
     done = run(sys.executable, "-c", HELP, *(BENCHMARKS / name for name in PROGRAMS))
     assert done.returncode == 0, done.stderr
-    for program, (code, said) in json.loads(done.stdout).items():
-        assert code == 0 and "usage:" in said, program
+    for program, (code, messages) in json.loads(done.stdout).items():
+        assert code == 0 and "usage:" in messages, program
 
 
 @pytest.mark.skipif(not (BENCHMARKS / "README.md").exists(), reason="tests/benchmarks has no README.md")
@@ -50,13 +50,13 @@ def test_every_program_is_in_the_readme(program):
 
 def test_the_gpus_rows_are_measured_on_a_cpu_too():
     """Tiny models, hardly any steps: what it prints is no figure, but no row and no check breaks."""
-    how = ("--device", "cpu", "--size", "tiny", "--row-seconds", 0.01, "--json")
-    done = run(sys.executable, BENCHMARKS / "gpu.py", *how)
+    flags = ("--device", "cpu", "--size", "tiny", "--row-seconds", 0.01, "--json")
+    done = run(sys.executable, BENCHMARKS / "gpu.py", *flags)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert len(found["checks"]) == 5 and {line[:4] for line in found["checks"]} <= {"PASS", "SKIP"}
-    assert len(found["rows"]) == 16
-    for row in found["rows"]:
+    content = json.loads(done.stdout)
+    assert len(content["checks"]) == 5 and {line[:4] for line in content["checks"]} <= {"PASS", "SKIP"}
+    assert len(content["rows"]) == 16
+    for row in content["rows"]:
         assert row["ms"] > 0 and row["peak_gb"] > 0, row
         computes = "ranking" not in row["name"] and "loader alone" not in row["name"]
         assert (row["tflops"] is not None) == computes, row

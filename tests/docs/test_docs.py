@@ -181,10 +181,10 @@ def test_every_example_yaml_loads(path, tmp_path):
 
 @pytest.mark.parametrize("path", CAPTIONS, ids=lambda path: path.stem)
 def test_every_example_of_captions_loads(path, tmp_path):
-    given = read_yaml(path)
-    config = resolve_train_fusion({**given, "data": tmp_path})
-    for key in given.keys() - {"data"}:
-        assert str(getattr(config, key)) == str(type(config).fields()[key].read(given[key], "")), key
+    values = read_yaml(path)
+    config = resolve_train_fusion({**values, "data": tmp_path})
+    for key in values.keys() - {"data"}:
+        assert str(getattr(config, key)) == str(type(config).fields()[key].read(values[key], "")), key
     assert config.quantize == ("none" if path.stem == "captions-tiny" else "nf4")
 
 
@@ -207,12 +207,12 @@ def test_the_example_augmentation_says_every_default(tmp_path):
     """And train-retrieval reads the same file."""
     path = ROOT / "examples/augmentation.yaml"
     settings = "\n".join(re.findall(r"^# ([a-z_]+: .*)$", path.read_text(encoding="utf-8"), re.MULTILINE))
-    plain, said = AugmentConfig().to_dict(), yaml.safe_load(settings)
-    said = {key: value for key, value in said.items() if plain[key] != []}
+    plain, messages = AugmentConfig().to_dict(), yaml.safe_load(settings)
+    messages = {key: value for key, value in messages.items() if plain[key] != []}
     assert read_yaml(path) == {}
     picture_settings = ImageAugmentSettings().to_dict()
-    assert picture_settings.keys() - {"forbid"} <= said.keys()
-    assert said == {key: plain[key] for key in said}
+    assert picture_settings.keys() - {"forbid"} <= messages.keys()
+    assert messages == {key: plain[key] for key in messages}
     assert resolve_train_retrieval({"data": tmp_path, "augment": str(path)}).augment.to_dict() == picture_settings
 
 
@@ -268,8 +268,8 @@ def test_every_published_recipe_runs_as_its_script_says(path, tmp_path):
     settings = read_yaml(results.parent / "config.yaml")
     published = read_yaml(path.with_suffix(".yaml"))
     meant = TrainRetrievalConfig.from_layers(published).to_dict()
-    said = set(re.findall(r"--([a-z-]+)", line)) | {"epochs"}
-    for key in published.keys() - {name.replace("-", "_") for name in said}:
+    messages = set(re.findall(r"--([a-z-]+)", line)) | {"epochs"}
+    for key in published.keys() - {name.replace("-", "_") for name in messages}:
         assert settings[key] == meant[key] or key == "eval_every", key
 
 

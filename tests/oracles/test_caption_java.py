@@ -33,8 +33,8 @@ def tokenized(captions):
     """By pycocoevalcap: the tokens of each caption."""
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-    told = PTBTokenizer().tokenize({number: [{"caption": text}] for number, text in enumerate(captions)})
-    return [told[number][0] for number in range(len(captions))]
+    references = PTBTokenizer().tokenize({number: [{"caption": text}] for number, text in enumerate(captions)})
+    return [references[number][0] for number in range(len(captions))]
 
 
 def said():
@@ -47,8 +47,8 @@ def said():
 
 def test_tokens_of_odd_captions():
     captions = said()
-    found = [" ".join(each) for each in coco_tokens(captions)]
-    wrong = [(c, a, b) for c, a, b in zip(captions, found, tokenized(captions), strict=True) if a != b]
+    actual = [" ".join(item) for item in coco_tokens(captions)]
+    wrong = [(c, a, b) for c, a, b in zip(captions, actual, tokenized(captions), strict=True) if a != b]
     # What no caption says may differ: a letter's full stop before a tag.
     assert len(wrong) <= 2, wrong[:5]
 
@@ -58,8 +58,8 @@ def test_tokens_of_real_sentences():
     rows = [json.loads(line) for line in RECIPES.open(encoding="utf-8")]
     texts = {text for row in rows for value in row.values() for text in str(value).splitlines()}
     captions = sorted(text for text in texts if 3 < len(text) < 200 and "/" not in text.split(" ")[0])
-    found = [" ".join(each) for each in coco_tokens(captions)]
-    wrong = [(c, a, b) for c, a, b in zip(captions, found, tokenized(captions), strict=True) if a != b]
+    actual = [" ".join(item) for item in coco_tokens(captions)]
+    wrong = [(c, a, b) for c, a, b in zip(captions, actual, tokenized(captions), strict=True) if a != b]
     assert len(captions) > 500 and len(wrong) <= 0.001 * len(captions), (len(wrong), len(captions), wrong[:5])
 
 
@@ -76,11 +76,11 @@ def test_scores_of_random_captions():
 
     candidates, references = [caption() for _ in range(60)], [[caption() for _ in range(5)] for _ in range(60)]
     ours = CaptionScores.from_tokens(candidates, references)
-    made = {number: [" ".join(each)] for number, each in enumerate(candidates)}
-    told = {number: [" ".join(text) for text in each] for number, each in enumerate(references)}
-    bleu, _ = Bleu(4).compute_score(told, made, verbose=0)
-    rouge, rouges = Rouge().compute_score(told, made)
-    cider, ciders = Cider().compute_score(told, made)
+    candidates_of = {number: [" ".join(item)] for number, item in enumerate(candidates)}
+    report = {number: [" ".join(text) for text in item] for number, item in enumerate(references)}
+    bleu, _ = Bleu(4).compute_score(report, candidates_of, verbose=0)
+    rouge, rouges = Rouge().compute_score(report, candidates_of)
+    cider, ciders = Cider().compute_score(report, candidates_of)
     assert ours.bleu() == pytest.approx(bleu, abs=1e-12)
     assert ours.rouge_l == pytest.approx(np.asarray(rouges), abs=1e-12) and ours.rouge_l.mean() == pytest.approx(rouge)
     assert ours.cider == pytest.approx(np.asarray(ciders), abs=1e-9) and ours.cider.mean() == pytest.approx(cider)

@@ -45,7 +45,7 @@ def test_it_is_better_than_what_it_began_with(way, begun, vlkit):
     results = json.loads((folder / "runs" / way / "results.json").read_text())
     gains = [results["difference"][direction]["recall@1"] for direction in ("text_to_image", "image_to_text")]
     assert sum(gain["value"] for gain in gains) / 2 > GAIN.get(way, 0.04), results["verdict"]
-    assert any(told.startswith("better") for told in results["verdict"].values()), results["verdict"]
+    assert any(report.startswith("better") for report in results["verdict"].values()), results["verdict"]
     if way == "lora-merged":
         merged = ("eval", "--model", folder / "runs" / way / "model", "--data", folder / "data")
         same = vlkit(*merged, "--out", folder / "merged", "--json").json()["metrics"]

@@ -19,14 +19,14 @@ def golden(name):
 @pytest.mark.parametrize("name", ["golden_ptb_probe.json", "golden_ptb_llava80.json"])
 def test_tokens_are_those_of_stanford(name):
     rows = golden(name)
-    found = [" ".join(each) for each in coco_tokens([row["raw"] for row in rows])]
-    assert found == [row["coco"] for row in rows]
+    actual = [" ".join(item) for item in coco_tokens([row["raw"] for row in rows])]
+    assert actual == [row["coco"] for row in rows]
 
 
 def test_a_thousand_captions_have_the_published_number_of_tokens():
     rows = golden("captions_val2014_fakecap_results.json")
     tokens = coco_tokens([row["caption"] for row in rows])
-    scores = CaptionScores.from_tokens(tokens, [[each] for each in tokens])
+    scores = CaptionScores.from_tokens(tokens, [[item] for item in tokens])
     assert scores.guessed.sum(axis=0).tolist() == [9893, 8893, 7893, 6893]
 
 
@@ -34,26 +34,26 @@ def test_a_thousand_captions_have_the_published_number_of_tokens():
 def coco(tmp_path):
     """Files as COCO has them, of the 80 images."""
     rows = [json.loads(line) for line in (GOLDEN / "llava_caps_boxes_coco2014_val_80.jsonl").open(encoding="utf-8")]
-    made = [{"image_id": int(row["id"]), "caption": row["captions"][0]} for row in rows]
-    told = [{"image_id": int(row["id"]), "caption": text} for row in rows for text in row["captions"][1:]]
-    (tmp_path / "made.json").write_text(json.dumps(made))
-    (tmp_path / "told.json").write_text(json.dumps({"annotations": told}))
+    captions = [{"image_id": int(row["id"]), "caption": row["captions"][0]} for row in rows]
+    references = [{"image_id": int(row["id"]), "caption": text} for row in rows for text in row["captions"][1:]]
+    (tmp_path / "made.json").write_text(json.dumps(captions))
+    (tmp_path / "told.json").write_text(json.dumps({"annotations": references}))
     return tmp_path
 
 
 def test_the_command_gives_the_golden_scores(coco, vlkit):
-    how = ("eval", "--captions", coco / "made.json", "--references", coco / "told.json", "--out", coco / "out")
-    outcome = vlkit(*how, "--json", "--fail-under", "captions.cider=0.95")
+    flags = ("eval", "--captions", coco / "made.json", "--references", coco / "told.json", "--out", coco / "out")
+    outcome = vlkit(*flags, "--json", "--fail-under", "captions.cider=0.95")
     assert outcome.code == 0, outcome.err
-    found = outcome.json()
-    (wanted,) = golden("golden_scores.json").values()
+    output = outcome.json()
+    (expected,) = golden("golden_scores.json").values()
     names = {f"bleu_{n}": f"Bleu_{n}" for n in range(1, 5)} | {"rouge_l": "ROUGE_L", "cider": "CIDEr"}
     for ours, theirs in names.items():
-        assert found["metrics"]["captions"][ours] == pytest.approx(wanted[theirs], abs=1e-9)
-        low, high = found["intervals"]["captions"][ours]
-        assert low < wanted[theirs] < high
-    assert json.loads((coco / "out/results.json").read_text()) == found
-    ciders = [each["cider"] for each in found["examples"]["worst"]]
-    assert len(ciders) == 20 and ciders == sorted(ciders) and ciders[0] < found["examples"]["best"][0]["cider"]
-    missed = vlkit(*how, "--fail-under", "captions.bleu_4=0.9")
+        assert output["metrics"]["captions"][ours] == pytest.approx(expected[theirs], abs=1e-9)
+        low, high = output["intervals"]["captions"][ours]
+        assert low < expected[theirs] < high
+    assert json.loads((coco / "out/results.json").read_text()) == output
+    ciders = [item["cider"] for item in output["examples"]["worst"]]
+    assert len(ciders) == 20 and ciders == sorted(ciders) and ciders[0] < output["examples"]["best"][0]["cider"]
+    missed = vlkit(*flags, "--fail-under", "captions.bleu_4=0.9")
     assert missed.code == 8 and "captions.bleu_4 is 0.1655, 0.9 was demanded" in missed.err

@@ -85,7 +85,11 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     for number in (1, 2, 3, 4, 5):
         checkpoints.save(tmp_path, number, dict(model.named_parameters()), optimizer, {})
     checkpoints.prune(tmp_path, keep=2, best=2)
-    assert [path.name for path in checkpoints.list_checkpoints(tmp_path)] == ["step-000002", "step-000004", "step-000005"]
+    assert [path.name for path in checkpoints.list_checkpoints(tmp_path)] == [
+        "step-000002",
+        "step-000004",
+        "step-000005",
+    ]
 
 
 def test_a_failed_write_leaves_the_old_state(tmp_path):

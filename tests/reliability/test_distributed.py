@@ -73,8 +73,8 @@ def work(rank, size, folder, task):
     optimizer.register_step_pre_hook(keep)
     contrast = ContrastiveLoss(encoder, task["loss"], task["micro"], world)
     batches = batch_stream(items, order, workers=0)
-    found = steps(batches, contrast, len, optimizer, total=task["steps"], world=world, max_grad_norm=1e9)
-    losses = [step.loss for step in found]
+    actual = steps(batches, contrast, len, optimizer, total=task["steps"], world=world, max_grad_norm=1e9)
+    losses = [step.loss for step in actual]
     if rank == 0:
         save_file(grads, f"{folder}/{task['name']}-{size}-grads.safetensors")
         save_file({k: p.detach().contiguous() for k, p in named.items()}, f"{folder}/{task['name']}-{size}.safetensors")
@@ -155,17 +155,17 @@ def test_processes_take_the_steps_of_one(size, task, augmented, tiny_folder, tmp
     }
     task["tune"] = "lora" if task["name"] == "lora" else "full"
     losses, grads, weights = run(1, tmp_path, task)
-    found = run(size, tmp_path, task)
-    assert found[0] == pytest.approx(losses, rel=1e-3), "of every step"
-    assert found[0][0] == pytest.approx(losses[0], rel=1e-6)
-    assert apart(grads, found[1]) <= 1e-5
+    actual = run(size, tmp_path, task)
+    assert actual[0] == pytest.approx(losses, rel=1e-3), "of every step"
+    assert actual[0][0] == pytest.approx(losses[0], rel=1e-6)
+    assert apart(grads, actual[1]) <= 1e-5
     start = {key: p.detach() for key, p in load_dual_encoder(task["model"]).model.named_parameters()}
     moved = {key: weights[key] - start.get(key, torch.zeros(())) for key in weights}
-    assert apart(moved, {key: found[2][key] - start.get(key, torch.zeros(())) for key in moved}) <= 1e-4
-    assert apart(weights, found[2]) <= 1e-5
+    assert apart(moved, {key: actual[2][key] - start.get(key, torch.zeros(())) for key in moved}) <= 1e-4
+    assert apart(weights, actual[2]) <= 1e-5
     for key in ("logit_scale", "logit_bias"):
         if key in grads:
-            assert found[1][key].item() == pytest.approx(grads[key].item(), rel=1e-4, abs=1e-7)
+            assert actual[1][key].item() == pytest.approx(grads[key].item(), rel=1e-4, abs=1e-7)
 
 
 @pytest.mark.slow
@@ -209,8 +209,8 @@ def test_torchrun_stops_together_and_goes_on(prepared, tmp_path):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode != 0 and "a second signal stops at once" in told, told
+    _, report = process.communicate(timeout=60)
+    assert process.returncode != 0 and "a second signal stops at once" in report, report
     saved = json.loads((tmp_path / "s/last.json").read_text())["step"]
     assert 3 <= saved < 400 and len(read_metrics(tmp_path / "s")) == saved
     assert not (tmp_path / "s/finished.json").exists()

@@ -68,8 +68,8 @@ class Runs:
         run = self.folder / "runs" / name
         assert (run / "finished.json").is_file(), self.said(name)
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        taken = [line["step"] for line in lines if "loss" in line]
-        assert taken == list(range(1, len(taken) + 1)), "each step once"
+        chosen = [line["step"] for line in lines if "loss" in line]
+        assert chosen == list(range(1, len(chosen) + 1)), "each step once"
         evaluated = [(line["step"], line["val"]) for line in lines if "val" in line]
         exported = [p for p in sorted(run.glob("*/*.safetensors")) if p.parent.name in ("model", "adapter")]
         hashes = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in exported}
@@ -79,13 +79,13 @@ class Runs:
 
 @pytest.fixture(scope="module")
 def runs(zygote, prepared, tmp_path_factory):
-    made = {}
+    created = {}
 
     def of(way):
-        if way not in made:
-            made[way] = Runs(zygote, prepared, tmp_path_factory.mktemp(way), way)
-            assert made[way].run("whole") == 0, made[way].said("whole")
-        return made[way]
+        if way not in created:
+            created[way] = Runs(zygote, prepared, tmp_path_factory.mktemp(way), way)
+            assert created[way].run("whole") == 0, created[way].said("whole")
+        return created[way]
 
     return of
 
@@ -187,17 +187,17 @@ def test_soak(runs):
 
 def test_every_rename_and_flush_has_its_places():
     """A place stands after each flush, and on both sides of a rename; three of them swap two folders between theirs."""
-    seen = 0
+    observed = 0
     for path in sorted((ROOT / "vlkit").rglob("*.py")):
         lines = path.read_text(encoding="utf-8").splitlines()
         for number, line in enumerate(lines):
             if re.search(r"os\.(replace|rename|fsync)\(|_exchange\(aside", line) and "def " not in line:
                 around = "\n".join(lines[max(0, number - 5) : number + 6])
                 inner = re.search(r"os\.rename\((other|one|old)", line)
-                wanted = 1 if "fsync" in line else 2
-                assert inner or around.count("fault_point(") >= wanted, f"{path.name}:{number + 1}"
-                seen += 1
-    assert seen >= 6
+                expected = 1 if "fsync" in line else 2
+                assert inner or around.count("fault_point(") >= expected, f"{path.name}:{number + 1}"
+                observed += 1
+    assert observed >= 6
 
 
 def test_a_place_costs_nothing_when_off(monkeypatch, tmp_path):
@@ -235,11 +235,11 @@ def test_a_signal_before_the_first_step(number, code, runs):
     while not (log.exists() and "parameters are trained" in log.read_text()):
         time.sleep(0.002)
     os.kill(pid, number)
-    found = own.zygote.wait(pid)
+    actual = own.zygote.wait(pid)
     if (own.folder / "runs" / name / "last.json").exists():
-        assert found == 75, "a step was faster"
+        assert actual == 75, "a step was faster"
     else:
-        assert found == code, own.said(name)
+        assert actual == code, own.said(name)
     assert own.run(name) == 0 and own.state(name) == own.state("whole")
 
 
@@ -367,8 +367,8 @@ def test_a_poisoned_checkpoint_is_refused(poison, tmp_path):
             manifest["files"][name] = hashlib.sha256((step / name).read_bytes()).hexdigest()
     (step / "MANIFEST.json").write_text(json.dumps(manifest))
     with pytest.raises(ArtifactError):
-        found = checkpoints.newest(folder)
-        found.restore(named, optimizer)
+        actual = checkpoints.newest(folder)
+        actual.restore(named, optimizer)
     assert not (tmp_path / "executed").exists()
 
 
@@ -442,9 +442,9 @@ def test_a_step_is_replayed_from_the_run_folder(runs, vlkit):
     before = content()
     lines = {line["step"]: line for line in map(json.loads, (run / "metrics.jsonl").open()) if "loss" in line}
     for step in (1, 4, 7):
-        told = vlkit("train-retrieval", "--config", run / "config.yaml", "--replay", step, "--json")
-        assert told.code == 0, told.err
-        again = told.json()
+        outcome = vlkit("train-retrieval", "--config", run / "config.yaml", "--replay", step, "--json")
+        assert outcome.code == 0, outcome.err
+        again = outcome.json()
         assert (again["loss"], again["grad_norm"]) == (lines[step]["loss"], lines[step]["grad_norm"])
         assert again["recorded"] == {"loss": again["loss"], "grad_norm": again["grad_norm"]}
         assert len(again["pair_ids"]) == lines[step]["items"]
@@ -496,11 +496,11 @@ def test_a_new_run_begins_with_the_weights_of_another(way, runs, vlkit, prepared
 
 
 def test_a_run_that_does_not_fit_on_its_disk_is_refused_before_it_begins(prepared, vlkit, small_disk):
-    for kilobytes, told in ((5000, "checkpoints and model need"), (1000, "the disk is full")):
+    for kilobytes, report in ((5000, "checkpoints and model need"), (1000, "the disk is full")):
         disk = small_disk(kilobytes)
         base = ("train-retrieval", "--data", prepared, "--model", "tiny-siglip", "--runs-dir", disk, "--name", "n")
         outcome = vlkit(*base, "--steps", 2, "--batch-size", 16)
-        assert outcome.code == 5 and told in outcome.err, outcome.err
+        assert outcome.code == 5 and report in outcome.err, outcome.err
 
 
 def test_a_stop_in_the_sweep_of_a_run_that_patience_ended(prepared, vlkit, tmp_path, monkeypatch):

@@ -58,7 +58,7 @@ def test_unseen_scenes_are_described_exactly(tmp_path):
     truth = dict(zip(frame["image_id"], frame["text"], strict=True))
     written = json.loads((tmp_path / "runs/c/captions.json").read_text())
     assert len(written) == 300
-    right = [facts_of(each["caption"]) == facts_of(truth[each["image_id"]]) for each in written]
+    right = [facts_of(item["caption"]) == facts_of(truth[item["image_id"]]) for item in written]
     assert sum(right) / len(right) >= 0.8
     # One of five of six wordings is among the references.
     assert results["metrics"]["captions"]["exact"] >= 0.8 * 5 / 6
@@ -68,25 +68,25 @@ def known_shapes(questions: list) -> dict[int, tuple[str, str]]:
     """picture -> colour and shape, where its questions and their answers say both for certain."""
     colours = ("red", "green", "blue", "black", "gray", "teal", "brown", "yellow")
     shapes = ("circle", "rectangle", "triangle")
-    said: dict[int, tuple[set[str], set[str]]] = defaultdict(lambda: (set(), set()))
+    messages: dict[int, tuple[set[str], set[str]]] = defaultdict(lambda: (set(), set()))
     for question, answer, picture in questions:
         words = set(re.findall("[a-z]+", question))
         certain = {answer}
         if answer not in ("yes", "no") or (answer == "yes" and not words & {"not", "no"}):
             certain |= words
         for place, names in enumerate((colours, shapes)):
-            said[picture][place].update(certain & set(names))
-    return {picture: (*c, *s) for picture, (c, s) in said.items() if len(c) == len(s) == 1}
+            messages[picture][place].update(certain & set(names))
+    return {picture: (*c, *s) for picture, (c, s) in messages.items() if len(c) == len(s) == 1}
 
 
 def write_shapes(out: Path) -> None:
     """easy-VQA's shapes as a raw COCO folder, each with the caption that its questions determine."""
     for split, name in (("train", "train2017"), ("test", "val2017")):
-        found = known_shapes(json.loads((SHAPES_VQA / split / "questions.json").read_text()))
+        actual = known_shapes(json.loads((SHAPES_VQA / split / "questions.json").read_text()))
         (out / "images" / name).mkdir(parents=True)
         (out / "annotations").mkdir(exist_ok=True)
         images, notes = [], []
-        for picture, (colour, shape) in sorted(found.items()):
+        for picture, (colour, shape) in sorted(actual.items()):
             number = picture + (10_000 if split == "test" else 0)
             source = SHAPES_VQA / split / "images" / f"{picture}.png"
             shutil.copy(source, out / "images" / name / f"{number}.png")

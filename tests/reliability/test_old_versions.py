@@ -1,8 +1,9 @@
 """What an earlier version wrote still resumes, evaluates and searches.
 
-`tests/data/old-versions.tar.xz` holds raw images, a prepared folder, runs and an index, written in the folder /vlkit-old
-by the code of commit e5979c5 with one thread on an AVX512 CPU: `full` (train-retrieval, 6 steps), `unfinished` (the same,
-killed after its checkpoint of step 3), `lora`, `captions` (train-fusion), and what search and caption answered then.
+`tests/data/old-versions.tar.xz` holds raw images, a prepared folder, runs and an index, written in the folder
+/vlkit-old by the code of commit e5979c5 with one thread on an AVX512 CPU: `full` (train-retrieval, 6 steps),
+`unfinished` (the same, killed after its checkpoint of step 3), `lora`, `captions` (train-fusion), and what search and
+caption answered then.
 """
 
 import json
@@ -68,20 +69,20 @@ def without_times(value):
     return [without_times(item) for item in value] if isinstance(value, list) else value
 
 
-def assert_equal(found, expected, where=""):
+def assert_equal(actual, expected, where=""):
     """Compare results, numbers to 1e-5 of their size."""
     if isinstance(expected, dict):
-        assert found.keys() == expected.keys(), where
+        assert actual.keys() == expected.keys(), where
         for key, value in expected.items():
-            assert_equal(found[key], value, f"{where}/{key}")
+            assert_equal(actual[key], value, f"{where}/{key}")
     elif isinstance(expected, list):
-        assert len(found) == len(expected), where
+        assert len(actual) == len(expected), where
         for number, value in enumerate(expected):
-            assert_equal(found[number], value, f"{where}/{number}")
+            assert_equal(actual[number], value, f"{where}/{number}")
     elif isinstance(expected, float):
-        assert found == pytest.approx(expected, rel=1e-5, abs=1e-5, nan_ok=True), where
+        assert actual == pytest.approx(expected, rel=1e-5, abs=1e-5, nan_ok=True), where
     else:
-        assert found == expected, where
+        assert actual == expected, where
 
 
 def assert_same_weights(path, expected):

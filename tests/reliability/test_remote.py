@@ -110,7 +110,7 @@ def test_train_and_eval_from_the_zone_into_the_zone(lake, tmp_path, vlkit, monke
     outcome = vlkit("eval", "--run", "runs/first")
     assert outcome.code == 0, outcome.err
     run = "fine-tuning-zone/experiments/lora/run_first"
-    found = {path.removeprefix(run + "/") for path in lake.find(run)}
+    actual = {path.removeprefix(run + "/") for path in lake.find(run)}
     assert {
         "config.yaml",
         "adapter/adapter_model.safetensors",
@@ -118,7 +118,7 @@ def test_train_and_eval_from_the_zone_into_the_zone(lake, tmp_path, vlkit, monke
         "results/results.json",
         "examples/examples_top5.json",
         "checkpoints/step-000003/MANIFEST.json",
-    } <= found
+    } <= actual
     assert yaml.safe_load(lake.cat(f"{run}/config.yaml"))["data"] == zone
     for name, local in (("results/results.json", "results.json"), ("logs/metrics.jsonl", "metrics.jsonl")):
         assert lake.cat(f"{run}/{name}") == (tmp_path / "runs/first" / local).read_bytes()
@@ -159,11 +159,11 @@ def test_what_has_not_changed_is_not_fetched_again(lake, server, tmp_path, vlkit
     assert vlkit(*line).json()["pictures_read"] == 10
     server.asked.clear()
     assert vlkit(*line).json()["pictures_read"] == 0
-    assert not [each for each in server.asked if each.startswith("GET") and each.endswith(".png")]
+    assert not [item for item in server.asked if item.startswith("GET") and item.endswith(".png")]
     lake.put(str(write_patterned_image(tmp_path / "other.png", 3)), "trusted-zone/images/0-0.png")
     server.asked.clear()
     assert vlkit(*line).json()["pictures_read"] == 1
-    assert [each for each in server.asked if each.endswith(".png")] == ["GET /trusted-zone/images/0-0.png"]
+    assert [item for item in server.asked if item.endswith(".png")] == ["GET /trusted-zone/images/0-0.png"]
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -224,13 +224,13 @@ def test_a_slash_at_the_end_changes_nothing(lake, tmp_path, vlkit):
         for number in range(5):
             write_patterned_image(raw / name / f"{number}.png", ord(name) * 10 + number)
     lake.put(str(raw), "trusted-zone/cls", recursive=True)
-    found = []
+    actual = []
     for source in ("s3://trusted-zone/cls/", "s3://trusted-zone/cls", "s3://trusted-zone/cls/"):
         line = ("prep", "--source", source, "--out", "s3://trusted-zone/cls/out", "--copy-images", "--json")
         outcome = vlkit(*line)
         assert outcome.code == 0, outcome.err
-        found.append((outcome.json()["fingerprint"], outcome.json()["counts"]))
-    assert found[0] == found[1] == found[2] and found[0][1]["pictures"] == 10
+        actual.append((outcome.json()["fingerprint"], outcome.json()["counts"]))
+    assert actual[0] == actual[1] == actual[2] and actual[0][1]["pictures"] == 10
 
 
 def test_an_upload_of_copies_that_broke_off_can_be_repeated(lake, tmp_path, vlkit):
@@ -250,8 +250,8 @@ def test_copies_in_the_bucket_follow_the_table(lake, tmp_path, vlkit):
     zone = ("prep", "--domain", "recipes", "--source", "s3://trusted-zone", "--out", "s3://fine-tuning-zone")
     assert vlkit(*zone).code == 0
     assert vlkit(*zone, "--limit", 8).code == 0
-    kept = pd.read_parquet(lake.open("fine-tuning-zone/datasets/pairs.parquet"))["image"]
-    assert {path.removeprefix("fine-tuning-zone/") for path in lake.find("fine-tuning-zone/images")} == set(kept)
+    remaining = pd.read_parquet(lake.open("fine-tuning-zone/datasets/pairs.parquet"))["image"]
+    assert {path.removeprefix("fine-tuning-zone/") for path in lake.find("fine-tuning-zone/images")} == set(remaining)
 
 
 def test_names_in_a_bucket_that_lead_out_are_not_followed(lake, tmp_path):
@@ -379,16 +379,16 @@ def test_augment_touches_no_picture_of_somebody_else_and_fetches_few_to_forecast
 def test_an_index_lies_in_s3(lake, trained, tmp_path, vlkit):
     """Written, searched, updated; a file that is not the manifest's, and a place without one, are told."""
     place = "s3://fine-tuning-zone/indexes/soups"
-    made = ("index", "--run", trained, "--out", place)
-    outcome = vlkit(*made, "--json")
+    created = ("index", "--run", trained, "--out", place)
+    outcome = vlkit(*created, "--json")
     assert outcome.code == 0, outcome.err
     assert vlkit("index", "--run", trained, "--out", tmp_path / "here").code == 0
     ask = ("a red soup", "-k", 3, "--json")
     there, here = (vlkit("search", "--index", index, *ask) for index in (place, tmp_path / "here"))
     assert there.code == 0, there.err
     assert there.json()["queries"] == here.json()["queries"]
-    assert "up to date" in vlkit(*made, "--update").out
-    fewer = vlkit(*made, "--update", "--limit", 10, "--json").json()["searched"]
+    assert "up to date" in vlkit(*created, "--update").out
+    fewer = vlkit(*created, "--update", "--limit", 10, "--json").json()["searched"]
     assert fewer["texts"]["embedded"] == 0 and fewer["texts"]["count"] <= 10
     assert len(vlkit("search", "--index", place, "soup", "-k", 900, "--json").json()["queries"][0]["texts"]) <= 10
     nothing = vlkit("search", "--index", "s3://fine-tuning-zone/indexes/nothing", "soup")

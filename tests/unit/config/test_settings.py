@@ -13,8 +13,8 @@ from vlkit.errors import UsageError
 from vlkit.runs import Run
 
 
-def resolve(**given):
-    return resolve_train_retrieval({"data": "data", "model": "tiny-siglip", **given})
+def resolve(**values):
+    return resolve_train_retrieval({"data": "data", "model": "tiny-siglip", **values})
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def test_a_micro_batch_is_a_number_auto_or_nothing(value, expected):
 
 @pytest.mark.parametrize("value", ["0", 0, -3, "-3", "many", "1.5", 1.5, "007", "\u0663", True, [3], {}])
 def test_another_micro_batch_is_refused(value):
-    for trainer in (resolve, lambda **given: resolve_train_fusion({"data": "data", **given})):
+    for trainer in (resolve, lambda **values: resolve_train_fusion({"data": "data", **values})):
         with pytest.raises(UsageError, match="--micro-batch"):
             trainer(micro_batch=value)
 
@@ -77,7 +77,7 @@ def test_idle_settings_are_refused_with_their_flags_and_a_way_out():
 
 
 @pytest.mark.parametrize(
-    ("given", "flag", "way"),
+    ("values", "flag", "way"),
     [
         ({"fusion": "mlp", "queries": 8}, "--queries 8", "--fusion cross-attention"),
         ({"fusion": "mlp", "fusion_layers": 2}, "--fusion-layers 2", "--fusion cross-attention"),
@@ -86,9 +86,9 @@ def test_idle_settings_are_refused_with_their_flags_and_a_way_out():
         ({"llm": "other", "teach_steps": 5}, "--teach-steps 5: no effect with --llm other", "--llm tiny-qwen"),
     ],
 )
-def test_train_fusion_refuses_them_by_the_same_marks(given, flag, way):
+def test_train_fusion_refuses_them_by_the_same_marks(values, flag, way):
     with pytest.raises(UsageError) as caught:
-        resolve_train_fusion({"data": "data", **given})
+        resolve_train_fusion({"data": "data", **values})
     assert flag in caught.value.message and way in caught.value.hint
 
 

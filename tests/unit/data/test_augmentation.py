@@ -29,9 +29,9 @@ def test_neighbours_are_a_full_sort():
     vectors[20:110] = vectors[20]
     near = NearestTexts(vectors)
     for position in (0, 25, 149):
-        found = np.concatenate(list(near.blocks(position)))
-        assert sorted([position, *found]) == list(range(150))
-        scores = vectors[found] @ vectors[position]
+        actual = np.concatenate(list(near.blocks(position)))
+        assert sorted([position, *actual]) == list(range(150))
+        scores = vectors[actual] @ vectors[position]
         assert np.allclose(scores, np.sort(scores)[::-1], atol=1e-4)
 
 
@@ -48,17 +48,17 @@ def test_hard_negatives_go_on_beyond_the_first_neighbours():
     angles = np.concatenate([np.linspace(0, 0.5, 200), np.linspace(1, 2, 200)])
     vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
     rows = rows_of(*((f"text {n}", "ab"[n // 200], "train") for n in range(400)))
-    found = NegativeSampler(rows, {}, seed=1, embed=lambda texts: vectors)
-    assert [wrong.text for wrong in found.choose("row", "i0", "text 0", 3)] == ["text 200", "text 201", "text 202"]
-    assert [wrong.text for wrong in found.choose("row", "i399", "text 399", 2)] == ["text 199", "text 198"]
+    actual = NegativeSampler(rows, {}, seed=1, embed=lambda texts: vectors)
+    assert [wrong.text for wrong in actual.choose("row", "i0", "text 0", 3)] == ["text 200", "text 201", "text 202"]
+    assert [wrong.text for wrong in actual.choose("row", "i399", "text 399", 2)] == ["text 199", "text 198"]
 
 
 def test_texts_that_differ_in_case_alone_match_alike():
     rows = rows_of(("Soup one", "A", "train"), ("Tart", "A", "train"), ("tart", "B", "train"), ("pie", "C", "train"))
-    found = NegativeSampler(rows, {}, seed=1)
-    assert [wrong.text for wrong in found.choose("row", "i0", "Soup one", 9)] == ["pie"]
-    assert [wrong.text for wrong in found.choose("row", "i3", "pie", 9)].count("pie") == 0
-    assert found.short_rows == 2
+    actual = NegativeSampler(rows, {}, seed=1)
+    assert [wrong.text for wrong in actual.choose("row", "i0", "Soup one", 9)] == ["pie"]
+    assert [wrong.text for wrong in actual.choose("row", "i3", "pie", 9)].count("pie") == 0
+    assert actual.short_rows == 2
 
 
 def test_the_one_text_that_does_not_match_is_found_and_another_seed_draws_others():
@@ -77,17 +77,17 @@ def test_persian_letters_have_glyphs(tmp_path):
 
     for name, caption in (("one", "کباب"), ("other", "نانها"), ("none", "")):
         write_contact_sheet(tmp_path / f"{name}.png", [[Cell(Image.new("RGB", (8, 8)), caption, "")]])
-    seen = [np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("one", "other", "none")]
-    ink = [(each != seen[2]).sum() for each in seen]
-    assert ink[0] > 50 and ink[1] > 50 and not np.array_equal(seen[0], seen[1])
+    observed = [np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("one", "other", "none")]
+    ink = [(item != observed[2]).sum() for item in observed]
+    assert ink[0] > 50 and ink[1] > 50 and not np.array_equal(observed[0], observed[1])
 
 
 def test_no_other_words_either_way_round():
     rows = rows_of(("Silky Mash", "a", "train"), ("Creamy Mash", "b", "train"), ("Soup", "c", "train"))
     phrasings = {"Creamy Mash": {"silky mash", "velvety mash"}}
     for image, text in (("i0", "Silky Mash"), ("i1", "Creamy Mash")):
-        found = NegativeSampler(rows, phrasings, seed=1)
-        assert [wrong.text for wrong in found.choose("row", image, text, 9)] == ["Soup"]
+        actual = NegativeSampler(rows, phrasings, seed=1)
+        assert [wrong.text for wrong in actual.choose("row", image, text, 9)] == ["Soup"]
     siblings = {"Pie (1)": {"pie"}, "Pie (2)": {"pie"}}
     rows = rows_of(("Pie (1)", "a", "train"), ("Pie (2)", "b", "train"))
     assert [wrong.text for wrong in NegativeSampler(rows, siblings, seed=1).choose("row", "i0", "Pie (1)", 9)] == [
@@ -156,8 +156,8 @@ def test_a_picture_that_is_drawn_twice_an_epoch_is_varied_twice(data, encoder):
     assert torch.equal(batch.images[0], batch.images[2]) and not torch.equal(batch.images[0], batch.images[1])
     weighted = EpochSampler.from_pair_ids(items.pair_ids, 16, seed=1, weights=[3.0] * len(items))
     drawn = list(itertools.islice(weighted, weighted.batches_per_epoch))
-    seen = {each for some in drawn for each in zip(some.rows, some.copies, strict=True)}
-    assert seen == {(row, copy) for row in range(len(items)) for copy in range(3)}
+    observed = {item for part in drawn for item in zip(part.rows, part.copies, strict=True)}
+    assert observed == {(row, copy) for row in range(len(items)) for copy in range(3)}
 
 
 def test_varied_batches_are_the_same_on_any_number_of_workers_and_from_any_step(data, encoder):

@@ -32,8 +32,8 @@ def test_copies_look_alike_and_others_do_not(name, tmp_path):
     paths = [write_patterned_image(tmp_path / f"{seed}.png", seed, size=(160, 120)) for seed in range(12)]
     COPIES[name](Image.open(paths[5])).save(tmp_path / "copy.jpg", quality=70)
     looks = [verify_image(path).perceptual_hash for path in [*paths, tmp_path / "copy.jpg"]]
-    found = phash.cluster_lookalikes(looks, PrepConfig.near_duplicates).tolist()
-    assert found == [*range(12), 5]
+    actual = phash.cluster_lookalikes(looks, PrepConfig.near_duplicates).tolist()
+    assert actual == [*range(12), 5]
 
 
 @pytest.mark.parametrize("bits", [8, 20, 28, 64])
@@ -49,7 +49,7 @@ def test_clusters_are_what_hangs_together_within_the_distance(bits, tmp_path):
 
     def hashes(path):
         grey = Image.open(path).convert("RGB").resize((64, 64), Image.Resampling.BOX).convert("L")
-        return [imagehash.phash(each, hash_size=16) for each in (grey, *(grey.transpose(t) for t in Image.Transpose))]
+        return [imagehash.phash(item, hash_size=16) for item in (grey, *(grey.transpose(t) for t in Image.Transpose))]
 
     hashed = [hashes(path) for path in paths]
     near = {(i, j) for i in range(14) for j in range(14) if min(one - hashed[j][0] for one in hashed[i]) <= bits}
@@ -154,5 +154,5 @@ def test_what_the_table_would_call_alike_is_one_cluster(tmp_path):
     looks = [colour + np.packbits(one).tobytes() + rest for one, rest in zip((own, mirrored), far, strict=True)]
     assert len(set(phash.cluster_lookalikes(looks, 28).tolist())) == 2
     assert phash.first_lookalike([phash.from_hex(phash.to_hex(looks[0]))], looks[1:], 28) == (0, 0)
-    images = {name: ImageInfo(name, 9, 9, each) for name, each in zip("ab", looks, strict=True)}
+    images = {name: ImageInfo(name, 9, 9, item) for name, item in zip("ab", looks, strict=True)}
     assert find_lookalikes(images, 28) == {"a": "a", "b": "a"}

@@ -64,14 +64,14 @@ def test_switching_one_off_leaves_the_others_as_they_were(name):
 def test_an_operation_changes_the_picture_and_is_pure(name, photo):
     before = photo.copy()
     variation = only(name)
-    seen = [variation.apply(photo, epoch, sample) for epoch in (0, 1) for sample in ("a", "b")]
+    observed = [variation.apply(photo, epoch, sample) for epoch in (0, 1) for sample in ("a", "b")]
     again = [variation.apply(photo, epoch, sample) for epoch in (0, 1) for sample in ("a", "b")]
-    assert all(np.array_equal(one, other) for one, other in zip(seen, again, strict=True))
+    assert all(np.array_equal(one, other) for one, other in zip(observed, again, strict=True))
     assert np.array_equal(photo, before)
-    assert not any(np.array_equal(each, photo) for each in seen)
+    assert not any(np.array_equal(item, photo) for item in observed)
     if name in IMAGE_OPERATION_RANGES:
-        assert len({each.tobytes() for each in seen}) == 4
-        assert not np.array_equal(only(name, seed=7).apply(photo, 0, "a"), seen[0])
+        assert len({item.tobytes() for item in observed}) == 4
+        assert not np.array_equal(only(name, seed=7).apply(photo, 0, "a"), observed[0])
 
 
 def test_flips_are_pillows(photo):
@@ -82,8 +82,8 @@ def test_flips_are_pillows(photo):
 
 def test_turns_are_the_three_quarter_turns(photo):
     ways = [np.rot90(photo, times).tobytes() for times in (1, 2, 3)]
-    seen = [ways.index(np.ascontiguousarray(only("turn").apply(photo, 0, s)).tobytes()) for s in SAMPLES[:60]]
-    assert set(seen) == {0, 1, 2}
+    observed = [ways.index(np.ascontiguousarray(only("turn").apply(photo, 0, s)).tobytes()) for s in SAMPLES[:60]]
+    assert set(observed) == {0, 1, 2}
 
 
 @pytest.mark.parametrize("angle", [-25.0, 10.0, 25.0])
@@ -97,7 +97,7 @@ def test_rotation_is_pillows_about_the_centre(photo, angle):
 
 
 def test_a_crop_is_a_window_of_the_right_size_brought_back(photo):
-    seen = set()
+    observed = set()
     for sample in SAMPLES[:20]:
         mine = only("crop", 0.8).apply(photo, 0, sample)
         windows = {
@@ -107,9 +107,9 @@ def test_a_crop_is_a_window_of_the_right_size_brought_back(photo):
         }
         place, best = min(windows.items(), key=lambda item: item[1].mean())
         assert best.mean() < 1
-        seen.add(place)
-    assert len(seen) > 15
-    assert {left < 12 for left, _ in seen} == {top < 9 for _, top in seen} == {True, False}
+        observed.add(place)
+    assert len(observed) > 15
+    assert {left < 12 for left, _ in observed} == {top < 9 for _, top in observed} == {True, False}
 
 
 @pytest.mark.parametrize("amount", [0.6, 1.4])
@@ -167,7 +167,7 @@ def test_what_is_forbidden_never_happens():
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "message"),
     [
         ({"rotate": 1.2}, "--rotate 1.2 must lie between 0.0 and 1.0"),
         ({"crop_range": (0.9, 0.7)}, "--crop-range 0.9,0.7 must rise"),
@@ -177,8 +177,8 @@ def test_what_is_forbidden_never_happens():
         ({"max_side": 4}, "--max-side"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(values, told):
-    with pytest.raises(UsageError, match=told.replace("(", r"\(")):
+def test_settings_that_make_no_sense_are_refused(values, message):
+    with pytest.raises(UsageError, match=message.replace("(", r"\(")):
         ImageAugmentSettings(**values)
 
 
@@ -212,11 +212,11 @@ def test_pictures_are_the_same_on_any_number_of_processes(tmp_path, form):
     for workers in (1, 2):
         folder = tmp_path / f"by-{workers}"
         folder.mkdir()
-        found = list(render_images(jobs, variation, folder, image_format=form, workers=workers))
-        assert [job for job, _ in found] == jobs
-        written.append([(each, (folder / each.name).read_bytes()) for _, each in found])
+        actual = list(render_images(jobs, variation, folder, image_format=form, workers=workers))
+        assert [job for job, _ in actual] == jobs
+        written.append([(item, (folder / item.name).read_bytes()) for _, item in actual])
     assert written[0] == written[1]
-    for job, (each, _) in zip(jobs, written[0], strict=True):
+    for job, (item, _) in zip(jobs, written[0], strict=True):
         expected = variation.apply(np.asarray(load_rgb(job.source)), job.epoch, job.image_id)
-        assert np.array_equal(np.asarray(load_rgb(tmp_path / "by-1" / each.name)), expected)
-        assert (each.height, each.width) == expected.shape[:2]
+        assert np.array_equal(np.asarray(load_rgb(tmp_path / "by-1" / item.name)), expected)
+        assert (item.height, item.width) == expected.shape[:2]

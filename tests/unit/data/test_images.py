@@ -41,8 +41,8 @@ def published(file, spec):
     else:
         processor = CLIPImageProcessorPil(size={"shortest_edge": spec.resize}, crop_size=square, resample=spec.resample)
     picture = ImageOps.exif_transpose(Image.open(file)).convert("RGB")
-    made = processor(picture, do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"][0]
-    return made.astype(int)
+    created = processor(picture, do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"][0]
+    return created.astype(int)
 
 
 def apart(file, spec, decode):
@@ -116,9 +116,9 @@ specs = st.builds(
 )
 def test_any_jpeg_is_seen_as_transformers_sees_it(picture, spec, quality, subsampling, progressive, orientation):
     """Exactly, or nearly; of a part of its size only where that leaves twice the model's."""
-    how = {"quality": quality, "progressive": progressive}
-    how |= {"subsampling": subsampling} if picture.mode == "RGB" else {}
-    file = jpeg(picture, orientation, **how)
+    flags = {"quality": quality, "progressive": progressive}
+    flags |= {"subsampling": subsampling} if picture.mode == "RGB" else {}
+    file = jpeg(picture, orientation, **flags)
     assert not apart(file, spec, "exact").any()
     assert_near(apart(file, spec, "fast"))
     if min(picture.size) < 2 * decoder.REDUCED_MARGIN * (spec.resize or spec.size):
@@ -144,8 +144,8 @@ def test_fast_is_what_transformers_does_with_torchvision(size, spec):
     square = {"height": 224, "width": 224}
     processor = SiglipImageProcessor(size=square, resample=3) if spec.fit == "squash" else CLIPImageProcessor()
     file = jpeg(photograph(*size), quality=90)
-    made = processor(Image.open(file), do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"][0]
-    assert np.array_equal(decode_pixels(file, spec), made)
+    created = processor(Image.open(file), do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"][0]
+    assert np.array_equal(decode_pixels(file, spec), created)
 
 
 @pytest.mark.parametrize("spec", [SQUASH, CROP], ids=["squash", "crop"])
@@ -158,13 +158,13 @@ def test_of_any_proportion(size, spec):
 
 
 def test_large_pictures_too_take_the_fast_way(monkeypatch):
-    file, taken = jpeg(photograph(4032, 1200)), []
-    monkeypatch.setattr(decoder, "resize_with_torch", lambda *a: taken.append(resize_with_torch(*a)) or taken[-1])
+    file, chosen = jpeg(photograph(4032, 1200)), []
+    monkeypatch.setattr(decoder, "resize_with_torch", lambda *a: chosen.append(resize_with_torch(*a)) or chosen[-1])
     decode_pixels(file, SQUASH)
     import torch
 
     quick = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
-    assert [made is not None for made in taken] == [quick]
+    assert [created is not None for created in chosen] == [quick]
 
 
 @pytest.mark.parametrize("spec", [PixelSpec(224), PixelSpec(224, fit="crop", resize=224)], ids=["squash", "crop"])
@@ -223,8 +223,8 @@ def messy(tmp_path_factory):
 @pytest.mark.parametrize("decode", ["exact", "fast", "reduced"])
 @pytest.mark.parametrize("case", MESSY)
 def test_what_is_no_picture_is_refused_in_the_same_words(case, decode, messy):
-    name, told = MESSY[case]
-    with pytest.raises(DataError, match=told) as raised:
+    name, report = MESSY[case]
+    with pytest.raises(DataError, match=report) as raised:
         load_pixels(messy / name, replace(SQUASH, decode=decode))
     assert str(messy / name) in raised.value.message and "prep" in raised.value.hint
 
@@ -303,17 +303,17 @@ def test_of_a_damaged_file_pillow_says_what_it_is(
             return error.message
 
     with pytest.MonkeyPatch.context() as patched:
-        directly, taken = decoder.jpeg.decode_jpeg, []
-        patched.setattr(decoder.jpeg, "decode_jpeg", lambda *a: taken.append(directly(*a)) or taken[-1])
-        found = outcome()
+        directly, chosen = decoder.jpeg.decode_jpeg, []
+        patched.setattr(decoder.jpeg, "decode_jpeg", lambda *a: chosen.append(directly(*a)) or chosen[-1])
+        actual = outcome()
         patched.setattr(decoder.jpeg, "decode_jpeg", lambda *_: None)
         expected = outcome()
     if damage == "whole":
-        assert (taken[0] is not None) == (mode == "RGB"), "Pillow is not compared with itself"
-    if isinstance(expected, str) or isinstance(found, str):
-        assert found == expected
+        assert (chosen[0] is not None) == (mode == "RGB"), "Pillow is not compared with itself"
+    if isinstance(expected, str) or isinstance(actual, str):
+        assert actual == expected
     else:
-        assert np.array_equal(found, expected)
+        assert np.array_equal(actual, expected)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -329,10 +329,10 @@ def test_what_is_decoded_at_once_is_what_pillow_decodes(part, orientation, tmp_p
         return picture
 
     picture = opened()
-    found = decoder.jpeg.decode_jpeg(path, picture)
+    actual = decoder.jpeg.decode_jpeg(path, picture)
     assert picture.fp is None, "closed"
-    assert found.flags.c_contiguous
-    assert np.array_equal(found, np.asarray(ImageOps.exif_transpose(opened())))
+    assert actual.flags.c_contiguous
+    assert np.array_equal(actual, np.asarray(ImageOps.exif_transpose(opened())))
 
 
 ODD_ORIENTATIONS = {
@@ -369,13 +369,13 @@ def test_exif_that_cannot_be_read_says_nothing(monkeypatch):
 
 
 def test_of_several_pictures_in_one_file_the_first_is_seen(monkeypatch):
-    packed, taken = io.BytesIO(), []
+    packed, chosen = io.BytesIO(), []
     photograph(90, 70).save(packed, "MPO", save_all=True, append_images=[photograph(90, 70, seed=1)])
     assert Image.open(packed).format == "MPO"
     directly = decoder.jpeg.decode_jpeg
-    monkeypatch.setattr(decoder.jpeg, "decode_jpeg", lambda *a: taken.append(directly(*a)) or taken[-1])
+    monkeypatch.setattr(decoder.jpeg, "decode_jpeg", lambda *a: chosen.append(directly(*a)) or chosen[-1])
     assert_near(apart(packed, SQUASH, "fast"))
-    assert taken[0] is not None
+    assert chosen[0] is not None
 
 
 def test_the_exact_way_is_pillows_alone(monkeypatch):

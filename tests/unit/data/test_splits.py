@@ -75,9 +75,9 @@ def test_a_rare_class_stands_in_every_split_it_can():
         for n in range(count)
     }
     split = splits.split_units(units, test_share=0.1, val_share=0.1, seed=3)
-    found = {name: sorted(split[unit] for unit in units if unit.startswith(name)) for name in ("one", "two", "three")}
-    assert found["one"] == ["train"] and found["three"] == ["test", "train", "val"]
-    assert found["two"] in (["test", "train"], ["train", "val"])
+    actual = {name: sorted(split[unit] for unit in units if unit.startswith(name)) for name in ("one", "two", "three")}
+    assert actual["one"] == ["train"] and actual["three"] == ["test", "train", "val"]
+    assert actual["two"] in (["test", "train"], ["train", "val"])
 
 
 @pytest.mark.parametrize("size", [1, 2])
@@ -152,11 +152,11 @@ def test_no_structure_leaks(rows, alike, split_by, limit, stratify):
     assert not frame.duplicated(["image_id", "text_id"]).any()
     if limit is None and split_by == "seed":
         # Every picture with every text, and every group of it, is in the table.
-        kept = defaultdict(set)
+        remaining = defaultdict(set)
         for image_id, text, groups in zip(frame["image_id"], frame["text"], frame["image_group"], strict=True):
-            kept[image_id, text] |= {groups} if isinstance(groups, str) else set(groups)
-        for each in asked:
-            assert set(each.groups) <= kept[collected.images[each.image].image_id, each.text]
+            remaining[image_id, text] |= {groups} if isinstance(groups, str) else set(groups)
+        for item in asked:
+            assert set(item.groups) <= remaining[collected.images[item.image].image_id, item.text]
     assert list(frame["image_group"]) == list(frame["text_group"])
 
 

@@ -94,11 +94,11 @@ def test_what_is_no_text_is_refused_with_the_line(tmp_path):
 
 def test_lines_that_are_no_records_do_not_stop_the_rest(tmp_path):
     (tmp_path / "x.csv").write_text("image,caption\na.jpg\nb.jpg,fine\nc.jpg,too,many\n")
-    found = list(read_records(tmp_path / "x.csv"))
-    assert [where for where, _ in found] == ["x.csv:2", "x.csv:3", "x.csv:4"]
-    assert isinstance(found[0][1], BadLine) and "cut off" in found[0][1].reason
-    assert found[1][1] == {"image": "b.jpg", "caption": "fine"}
-    assert isinstance(found[2][1], BadLine)
+    actual = list(read_records(tmp_path / "x.csv"))
+    assert [where for where, _ in actual] == ["x.csv:2", "x.csv:3", "x.csv:4"]
+    assert isinstance(actual[0][1], BadLine) and "cut off" in actual[0][1].reason
+    assert actual[1][1] == {"image": "b.jpg", "caption": "fine"}
+    assert isinstance(actual[2][1], BadLine)
     (tmp_path / "x.jsonl").write_text('{"a": 1}\n{no\n[1]\n')
     kinds = [type(record) for _, record in read_records(tmp_path / "x.jsonl")]
     assert kinds == [dict, BadLine, BadLine]

@@ -181,23 +181,23 @@ table = st.lists(row, min_size=1, max_size=10)
 
 @settings(max_examples=300, deadline=None)
 @given(table, st.integers(1, 3))
-def test_no_variant_belongs_to_two_groups_or_is_held_out(rows, wanted):
+def test_no_variant_belongs_to_two_groups_or_is_held_out(rows, expected):
     """Against every other text, one by one."""
     frame = pd.DataFrame(rows, columns=["text", "text_group", "split"])
     frame["text_group"] = [sorted(groups) for groups in frame["text_group"]]
     frame["text_id"] = frame["text"]
     words = {**WORDS, "synonyms": ("delicious = tasty", "crispy = crunchy")}
-    found = TextVariants(frame, AugmentConfig(texts=wanted, text_rules=TEXT_RULES, **words))
+    actual = TextVariants(frame, AugmentConfig(texts=expected, text_rules=TEXT_RULES, **words))
     training = [(text, groups) for text, groups, split in rows if split == "train"]
     own = {text: set().union(*(groups for other, groups in training if other == text)) for text, _ in training}
-    assert found.by_text.keys() == own.keys()
-    said = [(variant, text) for text, of in found.by_text.items() for variant in of]
-    for variant, text in said:
+    assert actual.by_text.keys() == own.keys()
+    messages = [(variant, text) for text, of in actual.by_text.items() for variant in of]
+    for variant, text in messages:
         for other, groups, split in rows:
             if other.casefold() == variant.casefold():
                 assert groups <= own[text], (variant, other)
                 assert split == "train" or (other != variant and other.casefold() == text.casefold())
-        for again, source in said:
+        for again, source in messages:
             if again.casefold() == variant.casefold():
                 assert own[source] == own[text]
 
@@ -208,9 +208,9 @@ def test_what_was_left_out_is_counted():
         columns=["text", "text_group", "split"],
     )
     frame["text_id"] = frame["text"]
-    found = TextVariants(frame, AugmentConfig(text_rules=("simplify",)))
-    assert not any(found.by_text.values())
-    assert found.dropped == {OTHER_GROUP: 1, HELD_OUT: 1}
+    actual = TextVariants(frame, AugmentConfig(text_rules=("simplify",)))
+    assert not any(actual.by_text.values())
+    assert actual.dropped == {OTHER_GROUP: 1, HELD_OUT: 1}
 
 
 def test_a_phrasing_that_differs_in_case_alone_from_its_own_text_is_no_leak():
@@ -218,8 +218,8 @@ def test_a_phrasing_that_differs_in_case_alone_from_its_own_text_is_no_leak():
     rows = [("Tart", "a", "train"), ("TART", "a", "val"), ("Pie", "b", "train"), ("pie", "b", "test")]
     frame = pd.DataFrame(rows, columns=["text", "text_group", "split"])
     frame["text_id"] = frame["text"]
-    found = TextVariants(frame, AugmentConfig(text_rules=("lower-case",)))
-    assert {text: list(of) for text, of in found.by_text.items()} == {"Tart": ["tart"], "Pie": []}
+    actual = TextVariants(frame, AugmentConfig(text_rules=("lower-case",)))
+    assert {text: list(of) for text, of in actual.by_text.items()} == {"Tart": ["tart"], "Pie": []}
 
 
 def test_two_groups_that_would_say_the_same_both_do_not():
@@ -227,16 +227,16 @@ def test_two_groups_that_would_say_the_same_both_do_not():
     for order in (rows, rows[::-1]):
         frame = pd.DataFrame(order, columns=["text", "text_group", "split"])
         frame["text_id"] = frame["text"]
-        found = TextVariants(frame, AugmentConfig(text_rules=("simplify",)))
-        assert not any(found.by_text.values()) and found.dropped == {OTHER_GROUP: 2}
+        actual = TextVariants(frame, AugmentConfig(text_rules=("simplify",)))
+        assert not any(actual.by_text.values()) and actual.dropped == {OTHER_GROUP: 2}
 
 
 def test_another_seed_chooses_other_phrasings():
     frame = pd.DataFrame([("Tart", "a", "train")], columns=["text", "text_group", "split"])
     frame["text_id"] = frame["text"]
     words = {**WORDS, "synonyms": (), "prefixes": ("Big", "Fine", "Good", "New", "Old", "Hot")}
-    found = [TextVariants(frame, AugmentConfig(seed=seed, **words)).for_pair("p", "Tart") for seed in (1, 1, 2)]
-    assert found[0] == found[1] != found[2]
+    actual = [TextVariants(frame, AugmentConfig(seed=seed, **words)).for_pair("p", "Tart") for seed in (1, 1, 2)]
+    assert actual[0] == actual[1] != actual[2]
 
 
 def test_a_text_of_several_groups_has_the_same_variants_in_every_row():
@@ -244,6 +244,6 @@ def test_a_text_of_several_groups_has_the_same_variants_in_every_row():
     rows = [("Tart", group, "train") for group in "abcdef"] + [("Pie", "g", "train")] * 6
     frame = pd.DataFrame(rows, columns=["text", "text_group", "split"])
     frame["text_id"] = frame["text"]
-    found = TextVariants(frame, AugmentConfig(text_rules=("add-prefix", "add-suffix"), **{**WORDS, "synonyms": ()}))
-    assert len({tuple(found.for_pair(str(row), "Tart")) for row in range(30)}) == 1
-    assert len({tuple(found.for_pair(str(row), "Pie")) for row in range(30)}) == 4
+    actual = TextVariants(frame, AugmentConfig(text_rules=("add-prefix", "add-suffix"), **{**WORDS, "synonyms": ()}))
+    assert len({tuple(actual.for_pair(str(row), "Tart")) for row in range(30)}) == 1
+    assert len({tuple(actual.for_pair(str(row), "Pie")) for row in range(30)}) == 4

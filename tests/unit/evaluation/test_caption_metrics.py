@@ -34,43 +34,43 @@ def grams(tokens, order):
 
 def bleu_by_hand(candidates, references):
     """Corpus BLEU in plain sums, as its paper says it."""
-    found = []
+    actual = []
     ours = sum(map(len, candidates))
     theirs = sum(
-        min(((abs(len(r) - len(c)), len(r)) for r in told), default=(0, 0))[1]
-        for c, told in zip(candidates, references, strict=True)
+        min(((abs(len(r) - len(c)), len(r)) for r in reference_list), default=(0, 0))[1]
+        for c, reference_list in zip(candidates, references, strict=True)
     )
     product = 1.0
     for order in range(1, 5):
         right = whole = 0
-        for candidate, told in zip(candidates, references, strict=True):
+        for candidate, reference_list in zip(candidates, references, strict=True):
             own = grams(candidate, order)
             whole += sum(own.values())
-            right += sum(min(count, max(grams(r, order)[gram] for r in told)) for gram, count in own.items())
+            right += sum(min(count, max(grams(r, order)[gram] for r in reference_list)) for gram, count in own.items())
         product *= (right + 1e-15) / (whole + 1e-9)
         ratio = (ours + 1e-15) / (theirs + 1e-9)
-        found.append(product ** (1 / order) * (math.exp(1 - 1 / ratio) if ratio < 1 else 1))
-    return found
+        actual.append(product ** (1 / order) * (math.exp(1 - 1 / ratio) if ratio < 1 else 1))
+    return actual
 
 
 def cider_by_hand(candidates, references):
     """CIDEr-D with vectors over all n-grams of the set."""
     images, scores = len(candidates), []
-    for candidate, told in zip(candidates, references, strict=True):
+    for candidate, reference_list in zip(candidates, references, strict=True):
         total = 0.0
         for order in range(1, 5):
             every = sorted(
-                set().union(*(grams(r, order) for each in references for r in each), grams(candidate, order))
+                set().union(*(grams(r, order) for item in references for r in item), grams(candidate, order))
             )
-            df = [sum(any(grams(r, order)[g] for r in each) for each in references) for g in every]
+            df = [sum(any(grams(r, order)[g] for r in item) for item in references) for g in every]
             idf = np.log(images) - np.log(np.maximum(1, df))
             own = np.array([grams(candidate, order)[g] for g in every]) * idf
-            for reference in told:
+            for reference in reference_list:
                 other = np.array([grams(reference, order)[g] for g in every]) * idf
                 size = np.linalg.norm(own) * np.linalg.norm(other)
                 off = sum(grams(candidate, 2).values()) - sum(grams(reference, 2).values())
                 if size:
-                    total += np.minimum(own, other) @ other / size * math.exp(-(off**2) / 72) / len(told)
+                    total += np.minimum(own, other) @ other / size * math.exp(-(off**2) / 72) / len(reference_list)
         scores.append(10 * total / 4)
     return scores
 
@@ -78,7 +78,7 @@ def cider_by_hand(candidates, references):
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(WORDS, st.lists(WORDS.filter(bool), min_size=1, max_size=4)), min_size=1, max_size=6))
 def test_scores_are_those_of_the_formulas(drawn):
-    candidates, references = [one for one, _ in drawn], [told for _, told in drawn]
+    candidates, references = [one for one, _ in drawn], [reference_list for _, reference_list in drawn]
     scores = CaptionScores.from_tokens(candidates, references)
     assert scores.bleu() == pytest.approx(bleu_by_hand(candidates, references), rel=1e-9, abs=1e-12)
     assert scores.cider == pytest.approx(cider_by_hand(candidates, references), rel=1e-9, abs=1e-12)
@@ -86,12 +86,12 @@ def test_scores_are_those_of_the_formulas(drawn):
 
 def test_draws_of_images_are_sets_in_which_they_repeat():
     rng = np.random.default_rng(0)
-    made = [rng.choice(list("abcdef"), rng.integers(1, 9)).tolist() for _ in range(30)]
-    scores = CaptionScores.from_tokens(made[:10], [[made[10 + i], made[20 + i]] for i in range(10)])
+    created = [rng.choice(list("abcdef"), rng.integers(1, 9)).tolist() for _ in range(30)]
+    scores = CaptionScores.from_tokens(created[:10], [[created[10 + i], created[20 + i]] for i in range(10)])
     weights = rng.integers(0, 3, (4, 10)).astype(float)
     for row, drawn in zip(scores.bleu(weights), weights.astype(int), strict=True):
         chosen = [image for image, times in enumerate(drawn) for _ in range(times)]
-        again = bleu_by_hand([made[i] for i in chosen], [[made[10 + i], made[20 + i]] for i in chosen])
+        again = bleu_by_hand([created[i] for i in chosen], [[created[10 + i], created[20 + i]] for i in chosen])
         assert row == pytest.approx(again, rel=1e-9)
 
 
@@ -130,15 +130,15 @@ def test_one_image_has_no_cider():
     ],
 )
 def test_tokens(caption, tokens):
-    assert [" ".join(each) for each in coco_tokens([caption])] == [tokens]
+    assert [" ".join(item) for item in coco_tokens([caption])] == [tokens]
 
 
 @given(st.lists(st.text(max_size=60), min_size=1, max_size=5))
 @settings(max_examples=200, deadline=None)
 def test_any_text_has_tokens(captions):
-    found = coco_tokens(captions)
-    assert len(found) == len(captions)
-    assert all(token and token == token.strip(" \t\n") and token not in DROPPED for each in found for token in each)
+    actual = coco_tokens(captions)
+    assert len(actual) == len(captions)
+    assert all(token and token == token.strip(" \t\n") and token not in DROPPED for item in actual for token in item)
 
 
 def test_a_long_caption_takes_no_time():

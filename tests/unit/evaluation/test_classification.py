@@ -32,8 +32,8 @@ def test_the_macro_numbers_are_scikit_learns(seed, pictures, classes):
     for name, value in zip(("precision", "recall", "f1"), expected, strict=False):
         assert measured.value(f"{name}_macro", pictures) == pytest.approx(value), name
     assert measured.value("accuracy", pictures) == pytest.approx(accuracy_score(truth, predicted))
-    each = precision_recall_fscore_support(truth, predicted, labels=range(classes), zero_division=0)
-    for name, values in zip(("precision", "recall", "f1"), each, strict=False):
+    item = precision_recall_fscore_support(truth, predicted, labels=range(classes), zero_division=0)
+    for name, values in zip(("precision", "recall", "f1"), item, strict=False):
         assert of.per_class()[name][present] == pytest.approx(values[present]), name
     assert np.isnan(np.delete(of.per_class()["recall"], present)).all()
     assert of.confusion().sum() == pytest.approx(pictures)
@@ -160,11 +160,11 @@ def test_a_picture_of_no_known_class_is_neither_right_nor_wrong():
     for metric in ("accuracy", "f1_macro", "average_precision_macro"):
         assert whole.value(metric, 60) == pytest.approx(labelled.value(metric, 12)), metric
     perfect = classified(truth, truth)
-    found = compare(perfect.per_query_metrics(), None, [str(n) for n in range(60)], draws=1000, seed=0)
-    assert found.units == dict.fromkeys(found.units, 12) | {"top1_of_10": 0}
-    low, high = found.intervals["accuracy"]
+    actual = compare(perfect.per_query_metrics(), None, [str(n) for n in range(60)], draws=1000, seed=0)
+    assert actual.units == dict.fromkeys(actual.units, 12) | {"top1_of_10": 0}
+    low, high = actual.intervals["accuracy"]
     assert (low**12, high) == (pytest.approx(0.025), 1), "twelve units' doubt, not sixty's"
-    assert np.isnan(found.intervals["top1_of_10"]).all()
+    assert np.isnan(actual.intervals["top1_of_10"]).all()
 
 
 def test_what_cannot_be_measured_has_no_p_value():
@@ -175,16 +175,16 @@ def test_what_cannot_be_measured_has_no_p_value():
     generator, units = np.random.default_rng(1), [str(n) for n in range(40)]
     truth = np.tile([1, 1, 0], (40, 1))
     one, other = (classified(generator.random((40, 3)), truth).per_query_metrics() for _ in range(2))
-    found = compare(one, other, units, draws=1000, seed=0)
-    assert all(np.isnan(value) for value in astuple(found.difference["f1_macro"]))
-    assert np.isnan(found.smallest_difference["f1_macro"]) and format_p(float("nan")) == "-"
+    actual = compare(one, other, units, draws=1000, seed=0)
+    assert all(np.isnan(value) for value in astuple(actual.difference["f1_macro"]))
+    assert np.isnan(actual.smallest_difference["f1_macro"]) and format_p(float("nan")) == "-"
     truth[:4] = [1, 0, 0]
     right, wrong = np.array(truth, float), np.array(truth, float)
     wrong[:4] = [0, 1, 0]
-    found = compare(
+    actual = compare(
         *(classified(scores, truth).per_query_metrics() for scores in (right, wrong)), units, draws=1000, seed=0
     )
-    assert found.difference["f1_macro"].p_value >= 2 * 0.5**4
+    assert actual.difference["f1_macro"].p_value >= 2 * 0.5**4
 
 
 def test_macro_numbers_lie_in_their_intervals_whatever_a_draw_misses():
@@ -196,10 +196,10 @@ def test_macro_numbers_lie_in_their_intervals_whatever_a_draw_misses():
     truth = np.eye(8)[np.arange(24) % 8]
     tuned = classified(truth * 0.7 + generator.random((24, 8)), truth).per_query_metrics()
     base = classified(generator.random((24, 8)), truth).per_query_metrics()
-    found = compare(tuned, base, units, draws=1000, seed=0)
+    actual = compare(tuned, base, units, draws=1000, seed=0)
     for values, intervals in (("metrics", "intervals"), ("baseline", "baseline_intervals")):
         for metric in (name for name, metric in METRICS.items() if metric.centre_draws):
-            (low, high), value = getattr(found, intervals)[metric], getattr(found, values)[metric]
+            (low, high), value = getattr(actual, intervals)[metric], getattr(actual, values)[metric]
             assert 0 <= low <= value <= high <= 1, (values, metric)
             assert value - low == pytest.approx(high - value, rel=1.2), (values, metric)
 

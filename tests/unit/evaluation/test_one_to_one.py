@@ -50,10 +50,10 @@ def test_one_to_one_cannot_pass_its_ceiling():
     }
     task = RetrievalTask.from_pairs(Pairs(make_frame(columns), Location(".")))
     images = torch.eye(2).repeat_interleave(4, 0)
-    found = encode(one_to_one_metrics(task, {"tuned": embedded(images, torch.eye(2))}, seed=42, world=SINGLE))
+    actual = encode(one_to_one_metrics(task, {"tuned": embedded(images, torch.eye(2))}, seed=42, world=SINGLE))
     for direction in DIRECTIONS:
-        assert found["metrics"][direction]["recall@1"] == pytest.approx(0.25)
-    assert found["ceiling"] == {"text_to_image": 0.25, "image_to_text": 0.25}, "which this perfect model reaches"
+        assert actual["metrics"][direction]["recall@1"] == pytest.approx(0.25)
+    assert actual["ceiling"] == {"text_to_image": 0.25, "image_to_text": 0.25}, "which this perfect model reaches"
     assert rank_task(task, embedded(images, torch.eye(2))).metrics()["text_to_image"]["recall@1"] == 1
 
 
@@ -83,10 +83,10 @@ def test_several_captions_cap_one_to_one_as_they_should():
     """Five captions a picture: a text finds the five rows of its picture, and one of them by luck alone."""
     task = task_of_captions(6, 5)
     perfect = embedded(torch.eye(6), torch.eye(6).repeat_interleave(5, 0) + 1e-3 * torch.rand(30, 6))
-    found = encode(one_to_one_metrics(task, {"tuned": perfect}, seed=42, world=SINGLE))
-    assert found["ceiling"] == {"text_to_image": pytest.approx(0.2), "image_to_text": pytest.approx(0.2)}
+    actual = encode(one_to_one_metrics(task, {"tuned": perfect}, seed=42, world=SINGLE))
+    assert actual["ceiling"] == {"text_to_image": pytest.approx(0.2), "image_to_text": pytest.approx(0.2)}
     for direction in DIRECTIONS:
-        assert found["metrics"][direction]["recall@1"] == pytest.approx(0.2)
+        assert actual["metrics"][direction]["recall@1"] == pytest.approx(0.2)
 
 
 def test_a_model_that_says_the_same_of_everything_has_no_rank_of_its_own():
@@ -95,6 +95,6 @@ def test_a_model_that_says_the_same_of_everything_has_no_rank_of_its_own():
 
     task = task_of_captions(8, 1)
     scores = rank_task(task, embedded(torch.ones(8, 4), torch.ones(8, 4)))
-    found = rank_histogram(scores, "text_to_image")
-    assert found["from"] == [1, 2, 4, 8] and found["to"] == [1, 3, 7, 15]
-    assert found["queries"] == pytest.approx([1, 2, 4, 1])
+    actual = rank_histogram(scores, "text_to_image")
+    assert actual["from"] == [1, 2, 4, 8] and actual["to"] == [1, 3, 7, 15]
+    assert actual["queries"] == pytest.approx([1, 2, 4, 1])

@@ -24,14 +24,14 @@ CHECK = [
 ]
 
 
-def rank_scores(scores, right, **how):
+def rank_scores(scores, right, **flags):
     """Rank given scores: the gallery is the identity, so the embeddings' product is the scores themselves."""
     scores = torch.tensor(scores, dtype=torch.float32)
-    query_groups = [[f"{q}:{g}" for g in found] or ["none"] for q, found in enumerate(right)]
+    query_groups = [[f"{q}:{g}" for g in actual] or ["none"] for q, actual in enumerate(right)]
     gallery_groups = [
-        [f"{q}:{g}" for q, found in enumerate(right) if g in found] or ["alone"] for g in range(scores.shape[1])
+        [f"{q}:{g}" for q, actual in enumerate(right) if g in actual] or ["alone"] for g in range(scores.shape[1])
     ]
-    return rank(scores, torch.eye(scores.shape[1]), query_groups, gallery_groups, **how)
+    return rank(scores, torch.eye(scores.shape[1]), query_groups, gallery_groups, **flags)
 
 
 def test_the_check_array():
@@ -123,14 +123,14 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 def brute_precision(scores, right):
     """Average precision and the fraction found, as means over every order of the tied items."""
-    precisions, found = [], {k: [] for k in (1, 5, 10)}
+    precisions, actual = [], {k: [] for k in (1, 5, 10)}
     for order in itertools.permutations(range(len(scores))):
         by_score = sorted(order, key=lambda item: -scores[item])
         places = sorted(by_score.index(item) + 1 for item in right)
         precisions.append(np.mean([number / place for number, place in enumerate(places, start=1)]))
-        for k in found:
-            found[k].append(np.mean([place <= k for place in places]))
-    return {"map": np.mean(precisions), **{f"fraction_recall@{k}": np.mean(v) for k, v in found.items()}}
+        for k in actual:
+            actual[k].append(np.mean([place <= k for place in places]))
+    return {"map": np.mean(precisions), **{f"fraction_recall@{k}": np.mean(v) for k, v in actual.items()}}
 
 
 @settings(max_examples=60, deadline=None)
@@ -257,7 +257,7 @@ def test_both_directions_in_two_processes(all_matches):
     """Two threads that tell each other what processes would."""
 
     class Beside(World):
-        barrier, told = threading.Barrier(2), {}
+        barrier, report = threading.Barrier(2), {}
 
         def all_gather(self, mine, count):
             self.told[self.rank] = mine
@@ -267,10 +267,10 @@ def test_both_directions_in_two_processes(all_matches):
             return whole
 
     q, g, asking, there = drawn(7)
-    found = {}
+    actual = {}
 
     def of(number):
-        found[number] = rank_both(q, g, asking, there, all_matches=all_matches, world=Beside(number, 2))
+        actual[number] = rank_both(q, g, asking, there, all_matches=all_matches, world=Beside(number, 2))
 
     threads = [threading.Thread(target=of, args=(number,)) for number in (0, 1)]
     for thread in threads:
@@ -278,5 +278,7 @@ def test_both_directions_in_two_processes(all_matches):
     for thread in threads:
         thread.join()
     for number in (0, 1):
-        for ranks, expected in zip(found[number], rank_both(q, g, asking, there, all_matches=all_matches), strict=True):
+        for ranks, expected in zip(
+            actual[number], rank_both(q, g, asking, there, all_matches=all_matches), strict=True
+        ):
             asserted_equal(ranks, expected)

@@ -63,10 +63,10 @@ def test_a_gap_is_the_slice_less_the_rest_over_the_same_draws():
     hits = generator.random(40) < np.where(np.arange(40) < 16, 0.3, 0.8)
     task = task_of(40)
     cut = Slicing("half", "text_to_image", ["a"] * 16 + ["b"] * 24)
-    found = slices_as_json([cut], scores_of(hits), None, task, draws=2000, seed=5)["half"]["a"]["text_to_image"]
-    assert (found["queries"], found["units"]) == (16, 8)
-    assert found["recall@1"] == pytest.approx(hits[:16].mean())
-    assert found["gap"]["value"] == pytest.approx(hits[:16].mean() - hits[16:].mean())
+    actual = slices_as_json([cut], scores_of(hits), None, task, draws=2000, seed=5)["half"]["a"]["text_to_image"]
+    assert (actual["queries"], actual["units"]) == (16, 8)
+    assert actual["recall@1"] == pytest.approx(hits[:16].mean())
+    assert actual["gap"]["value"] == pytest.approx(hits[:16].mean() - hits[16:].mean())
     units, gaps, means = np.arange(40) // 2, [], []
     picks = np.random.default_rng(17)
     for _ in range(3000):
@@ -75,31 +75,31 @@ def test_a_gap_is_the_slice_less_the_rest_over_the_same_draws():
         if inside.any() and (~inside).any():
             means.append(hits[drawn[inside]].mean())
             gaps.append(means[-1] - hits[drawn[~inside]].mean())
-    assert (found["gap"]["low"], found["gap"]["high"]) == pytest.approx(np.quantile(gaps, [0.025, 0.975]), abs=0.04)
-    assert found["interval"] == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.04)
+    assert (actual["gap"]["low"], actual["gap"]["high"]) == pytest.approx(np.quantile(gaps, [0.025, 0.975]), abs=0.04)
+    assert actual["interval"] == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.04)
 
 
 def test_few_units_have_no_gap():
     few = 2 * (LEAST_UNITS - 1)
     cut = Slicing("tail", "image_to_text", ["few"] * few + ["many"] * (40 - few))
-    found = slices_as_json([cut], scores_of([True] * 40), None, task_of(40), draws=1000, seed=0)["tail"]
-    assert found["few"]["image_to_text"]["gap"] is None and found["many"]["image_to_text"]["gap"] is None
-    low, high = found["few"]["image_to_text"]["interval"]
+    actual = slices_as_json([cut], scores_of([True] * 40), None, task_of(40), draws=1000, seed=0)["tail"]
+    assert actual["few"]["image_to_text"]["gap"] is None and actual["many"]["image_to_text"]["gap"] is None
+    low, high = actual["few"]["image_to_text"]["interval"]
     assert high == 1 and low < 0.6, "four units are no certainty"
 
 
 def test_the_two_models_are_compared_within_the_slice():
     cut = Slicing("half", "text_to_image", ["a"] * 20 + ["b"] * 20)
     tuned, base = scores_of([True] * 20 + [False] * 20), scores_of([False] * 40)
-    found = slices_as_json([cut], tuned, base, task_of(40), draws=4000, seed=0)["half"]
-    assert found["a"]["text_to_image"]["difference"]["value"] == 1
-    assert found["a"]["text_to_image"]["difference"]["p_value"] == pytest.approx(2 * 0.5**10, abs=1e-3)
-    assert found["b"]["text_to_image"]["difference"]["value"] == 0
-    assert found["b"]["text_to_image"]["difference"]["p_value"] == 1
+    actual = slices_as_json([cut], tuned, base, task_of(40), draws=4000, seed=0)["half"]
+    assert actual["a"]["text_to_image"]["difference"]["value"] == 1
+    assert actual["a"]["text_to_image"]["difference"]["p_value"] == pytest.approx(2 * 0.5**10, abs=1e-3)
+    assert actual["b"]["text_to_image"]["difference"]["value"] == 0
+    assert actual["b"]["text_to_image"]["difference"]["p_value"] == 1
 
 
-def labels(found, name, direction):
-    return next(each.labels for each in found if (each.name, each.direction) == (name, direction))
+def labels(actual, name, direction):
+    return next(item.labels for item in actual if (item.name, item.direction) == (name, direction))
 
 
 def test_every_usual_slicing():
@@ -118,16 +118,16 @@ def test_every_usual_slicing():
     light = np.array([10, 200, 63.9, 64.0, np.nan, 90])
     embedded = Embeddings(torch.eye(6), torch.eye(5), light, 1.0, 1.0)
     classes = Classes(["rust", "scab"], np.zeros((6, 2), bool), np.array([49, 50]), [])
-    found = make_slicings(task, embedded, task.pairs, classes, 32, ("site", "age"))
-    assert labels(found, "light", "image_to_text") == ["low light", "normal", "low light", "normal", None, "normal"]
-    assert labels(found, "shorter side", "image_to_text") == ["below 32 pixels", "32 and more"] * 3
-    assert labels(found, "words", "text_to_image") == ["up to 5", "6 to 15", "more than 15", "up to 5", "up to 5"]
-    assert labels(found, "script", "text_to_image") == ["Latin", "Latin", "Latin", "Arabic", "Latin"]
+    actual = make_slicings(task, embedded, task.pairs, classes, 32, ("site", "age"))
+    assert labels(actual, "light", "image_to_text") == ["low light", "normal", "low light", "normal", None, "normal"]
+    assert labels(actual, "shorter side", "image_to_text") == ["below 32 pixels", "32 and more"] * 3
+    assert labels(actual, "words", "text_to_image") == ["up to 5", "6 to 15", "more than 15", "up to 5", "up to 5"]
+    assert labels(actual, "script", "text_to_image") == ["Latin", "Latin", "Latin", "Arabic", "Latin"]
     rare = "rare (below 50 training pictures)"
-    assert labels(found, "class size", "image_to_text") == [rare, "common"] * 3
-    assert labels(found, "class size", "text_to_image") == [rare, "common", rare, "common", rare]
-    assert labels(found, "site", "image_to_text") == ["leg", "arm", "leg", None, "arm", "leg"]
-    assert labels(found, "site", "text_to_image") == ["leg", "arm", "leg", None, "(several)"]
+    assert labels(actual, "class size", "image_to_text") == [rare, "common"] * 3
+    assert labels(actual, "class size", "text_to_image") == [rare, "common", rare, "common", rare]
+    assert labels(actual, "site", "image_to_text") == ["leg", "arm", "leg", None, "arm", "leg"]
+    assert labels(actual, "site", "text_to_image") == ["leg", "arm", "leg", None, "(several)"]
     with pytest.raises(UsageError, match="no such column") as refused:
         make_slicings(task, embedded, task.pairs, classes, 32, ("sites",))
     assert "site" in refused.value.hint
@@ -137,10 +137,10 @@ def test_many_numbers_are_cut_into_quarters_and_many_names_to_the_commonest():
     count = 60
     task = task_of(count, age=list(range(count)), city=[f"c{n % 20}" if n > 20 else "Hue" for n in range(count)])
     embedded = Embeddings(torch.eye(count), torch.eye(count), np.full(count, np.nan), 1.0, 1.0)
-    found = make_slicings(task, embedded, task.pairs, None, 32, ("age", "city"))
-    ages = labels(found, "age", "image_to_text")
+    actual = make_slicings(task, embedded, task.pairs, None, 32, ("age", "city"))
+    ages = labels(actual, "age", "image_to_text")
     assert [ages.count(name) for name in dict.fromkeys(ages)] == [15] * 4
-    cities = labels(found, "city", "image_to_text")
+    cities = labels(actual, "city", "image_to_text")
     assert cities.count("Hue") == 21 and "(other)" in cities and len(set(cities)) == 12
 
 
@@ -151,16 +151,16 @@ def cut_by(count, **columns):
 
 
 def test_a_column_called_like_a_usual_slicing_stays_its_own():
-    found = cut_by(20, light=["normal", "off"] * 10)
-    assert set(labels(found, "light", "image_to_text")) == {"low light", "normal"}
-    assert set(labels(found, "light (column)", "image_to_text")) == {"normal", "off"}
+    actual = cut_by(20, light=["normal", "off"] * 10)
+    assert set(labels(actual, "light", "image_to_text")) == {"low light", "normal"}
+    assert set(labels(actual, "light (column)", "image_to_text")) == {"normal", "off"}
 
 
 def test_quarters_have_ends_that_can_be_read():
     seconds = [1_700_000_000 + 60 * n for n in range(40)]
     assert labels(cut_by(40, age=list(range(1, 41))), "age", "image_to_text")[0] == "1 to 10"
-    found = labels(cut_by(40, taken=seconds), "taken", "image_to_text")
-    assert found[0] == f"{seconds[0]} to {seconds[9]}" and len(set(found)) == 4
+    actual = labels(cut_by(40, taken=seconds), "taken", "image_to_text")
+    assert actual[0] == f"{seconds[0]} to {seconds[9]}" and len(set(actual)) == 4
     days = pd.date_range("2024-01-01", periods=40)
     assert labels(cut_by(40, day=days), "day", "image_to_text")[-1] == "2024-01-31 to 2024-02-09"
     mixed = [True, False] * 20
@@ -176,10 +176,10 @@ def test_the_rest_is_what_is_in_another_slice():
     """Queries in no slice at all belong to neither side; a difference lies within its ends."""
     hits = [True] * 12 + [False] * 12 + [True] * 16
     cut = Slicing("third", "image_to_text", ["a"] * 12 + ["b"] * 12 + [None] * 16)
-    found = slices_as_json([cut], scores_of(hits), scores_of([False] * 40), task_of(40), draws=1000, seed=0)["third"]
-    assert found["a"]["image_to_text"]["gap"]["value"] == 1
-    assert found["b"]["image_to_text"]["gap"]["value"] == -1
-    apart = found["a"]["image_to_text"]["difference"]
+    actual = slices_as_json([cut], scores_of(hits), scores_of([False] * 40), task_of(40), draws=1000, seed=0)["third"]
+    assert actual["a"]["image_to_text"]["gap"]["value"] == 1
+    assert actual["b"]["image_to_text"]["gap"]["value"] == -1
+    apart = actual["a"]["image_to_text"]["difference"]
     assert apart["low"] <= apart["value"] <= apart["high"] and apart["value"] == 1
 
 
@@ -188,16 +188,16 @@ def test_no_hit_in_a_small_slice_is_no_sure_gap():
     hits = [False] * 5 + [True] * 5 + [False] * 14
     cut = Slicing("few", "image_to_text", ["a"] * 5 + ["b"] * 19)
     task = task_of(24, unit=[str(n) for n in range(24)])
-    found = slices_as_json([cut], scores_of(hits), None, task, draws=2000, seed=0)["few"]["a"]["image_to_text"]["gap"]
-    assert found["low"] < found["value"] < 0 < found["high"]
+    actual = slices_as_json([cut], scores_of(hits), None, task, draws=2000, seed=0)["few"]["a"]["image_to_text"]["gap"]
+    assert actual["low"] < actual["value"] < 0 < actual["high"]
 
 
 def test_a_column_of_ones_own_values_makes_no_slices():
-    found = cut_by(40, patient=[f"p{n}" for n in range(40)])
-    assert "patient" not in {each.name for each in found}
+    actual = cut_by(40, patient=[f"p{n}" for n in range(40)])
+    assert "patient" not in {item.name for item in actual}
 
 
 def test_a_usual_slicing_may_be_asked_for_by_name():
     task = task_of(6)
     embedded = Embeddings(torch.eye(6), torch.eye(6), np.linspace(0, 200, 6), 1.0, 1.0)
-    assert {each.name for each in make_slicings(task, embedded, task.pairs, None, 32, ("light",))} == {"light"}
+    assert {item.name for item in make_slicings(task, embedded, task.pairs, None, 32, ("light",))} == {"light"}

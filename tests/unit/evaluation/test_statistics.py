@@ -21,7 +21,7 @@ def test_resampling_equals_repeating_the_queries():
     values = generator.integers(1, 9, 40).astype(float)
     names = np.unique(units)
     # A mean per unit tells how often it was drawn: give each unit a huge number of its own.
-    found = resample(
+    actual = resample(
         {"mean": values, "count": np.ones(40)}, {"median": weighted_median(values)}, units, draws=200, seed=3
     )
     picks = np.random.default_rng(3)
@@ -29,14 +29,14 @@ def test_resampling_equals_repeating_the_queries():
         chosen = picks.integers(len(names), size=(min(64, 200 - start), len(names)))
         for offset, drawn in enumerate(chosen):
             rows = np.concatenate([np.flatnonzero(units == names[unit]) for unit in drawn])
-            assert found["mean"][start + offset] == pytest.approx(values[rows].mean())
-            assert found["median"][start + offset] == pytest.approx(np.median(values[rows]))
-    assert found["count"] == pytest.approx(np.ones(200))
+            assert actual["mean"][start + offset] == pytest.approx(values[rows].mean())
+            assert actual["median"][start + offset] == pytest.approx(np.median(values[rows]))
+    assert actual["count"] == pytest.approx(np.ones(200))
 
 
 def test_one_unit_has_no_spread():
-    found = resample({"x": np.array([0.0, 1.0])}, {}, ["a", "a"], draws=100, seed=0)
-    assert interval(found["x"], units=1) == (0.5, 0.5)
+    actual = resample({"x": np.array([0.0, 1.0])}, {}, ["a", "a"], draws=100, seed=0)
+    assert interval(actual["x"], units=1) == (0.5, 0.5)
 
 
 @pytest.mark.parametrize("units", [1, 5, 24, 240])
@@ -62,10 +62,10 @@ def test_swapping_is_the_exact_permutation_test(seed, count):
     def statistic(a, b, axis):
         return (a - b).mean(axis=axis)
 
-    how = {"permutation_type": "samples", "n_resamples": np.inf, "alternative": "two-sided"}
-    exact = stats.permutation_test((one, other), statistic, **how).pvalue
-    found = permutation_test(one, other, [str(n) for n in range(count)], draws=20000, seed=0).p_value
-    assert found == pytest.approx(min(1.0, exact), abs=0.02)
+    flags = {"permutation_type": "samples", "n_resamples": np.inf, "alternative": "two-sided"}
+    exact = stats.permutation_test((one, other), statistic, **flags).pvalue
+    actual = permutation_test(one, other, [str(n) for n in range(count)], draws=20000, seed=0).p_value
+    assert actual == pytest.approx(min(1.0, exact), abs=0.02)
 
 
 @pytest.mark.parametrize("changed", [1, 2, 3, 4, 5, 6, 12])
@@ -73,8 +73,8 @@ def test_a_handful_of_units_proves_nothing_by_swapping_either(changed):
     """All of n units went from wrong to right, each with three queries: two of 2^n ways are as good."""
     units = np.repeat(np.arange(40), 3).astype(str)
     one = np.repeat(np.arange(40) < changed, 3).astype(float)
-    found = permutation_test(one, np.zeros(120), units, draws=20000, seed=0).p_value
-    assert found == pytest.approx(2 * 0.5**changed, abs=0.01)
+    actual = permutation_test(one, np.zeros(120), units, draws=20000, seed=0).p_value
+    assert actual == pytest.approx(2 * 0.5**changed, abs=0.01)
 
 
 @pytest.mark.parametrize("changed", [1, 2, 3, 4, 5, 6, 12])
@@ -82,8 +82,8 @@ def test_a_handful_of_units_proves_nothing(changed):
     """All of n units went from wrong to right: the sign test gives 2 / 2^n, and five units are not enough."""
     p = p_value(np.ones(2000), changed)
     assert p == pytest.approx(max(2 * 0.5**changed, 2 / 2001))
-    told = verdict(Difference(1.0, 0.9, 1.0, p), changed, 0.1, RECALL)
-    assert told.startswith("better") == (changed >= 6)
+    report = verdict(Difference(1.0, 0.9, 1.0, p), changed, 0.1, RECALL)
+    assert report.startswith("better") == (changed >= 6)
 
 
 def called_different(trials, units, agreeing):
@@ -92,8 +92,10 @@ def called_different(trials, units, agreeing):
     for trial in range(trials):
         one, other = (generator.integers(0, 2, (2, units))).astype(float)
         other = np.where(generator.random(units) < agreeing, one, other)
-        found = compare(PerQueryMetrics({RECALL: one}), PerQueryMetrics({RECALL: other}), names, draws=1000, seed=trial)
-        called += verdict_label(found.difference[RECALL], RECALL) != "no difference"
+        actual = compare(
+            PerQueryMetrics({RECALL: one}), PerQueryMetrics({RECALL: other}), names, draws=1000, seed=trial
+        )
+        called += verdict_label(actual.difference[RECALL], RECALL) != "no difference"
     return called / trials
 
 
@@ -122,15 +124,15 @@ def test_queries_of_a_unit_widen_the_interval():
 
 def holds(trials, truth, queries):
     """How often the interval of 200 units, each of up to `queries` queries that go together, holds the true value."""
-    generator, held = np.random.default_rng(5), 0
+    generator, contents = np.random.default_rng(5), 0
     for trial in range(trials):
         unit_hits = (generator.random(200) < truth).astype(float)
         sizes = generator.integers(1, queries + 1, 200)
         units = np.repeat(np.arange(200), sizes).astype(str)
         draws = resample({"x": np.repeat(unit_hits, sizes)}, {}, units, draws=1000, seed=trial)["x"]
         low, high = interval(draws, units=200, bounds=(0, 1))
-        held += low <= truth <= high
-    return held / trials
+        contents += low <= truth <= high
+    return contents / trials
 
 
 @pytest.mark.parametrize("truth", [0.3, 0.5, 0.7])
@@ -151,16 +153,16 @@ def test_the_smallest_difference_is_about_what_can_be_shown():
     generator, units = np.random.default_rng(2), [str(n) for n in range(200)]
 
     def shown(apart):
-        found, smallest = 0, []
+        actual, smallest = 0, []
         for trial in range(100):
             one = (generator.random(200) < 0.5 + apart / 2).astype(float)
             other = (generator.random(200) < 0.5 - apart / 2).astype(float)
-            told = compare(
+            report = compare(
                 PerQueryMetrics({RECALL: one}), PerQueryMetrics({RECALL: other}), units, draws=1000, seed=trial
             )
-            found += verdict_label(told.difference[RECALL], RECALL) == "better"
-            smallest.append(told.smallest_difference[RECALL])
-        return found / 100, np.mean(smallest)
+            actual += verdict_label(report.difference[RECALL], RECALL) == "better"
+            smallest.append(report.smallest_difference[RECALL])
+        return actual / 100, np.mean(smallest)
 
     _, smallest = shown(0.1)
     assert shown(2 * smallest)[0] > 0.9 and shown(smallest / 4)[0] < 0.2
@@ -172,25 +174,25 @@ def test_a_verdict_does_not_contradict_itself(seed, units, steps):
     """What was not shown is no larger than what it would have taken; of fewer than six units none is."""
     generator, names = np.random.default_rng(seed), [str(n) for n in range(units)]
     one, other = generator.integers(0, steps, (2, units)) / (steps - 1)
-    found = compare(PerQueryMetrics({RECALL: one}), PerQueryMetrics({RECALL: other}), names, draws=1000, seed=0)
-    between, smallest = found.difference[RECALL], found.smallest_difference[RECALL]
-    told = verdict(between, units, smallest, RECALL)
+    actual = compare(PerQueryMetrics({RECALL: one}), PerQueryMetrics({RECALL: other}), names, draws=1000, seed=0)
+    between, smallest = actual.difference[RECALL], actual.smallest_difference[RECALL]
+    report = verdict(between, units, smallest, RECALL)
     if units < 6:
-        assert np.isnan(smallest) and told.endswith("so few can show none")
-    elif told.startswith("no difference"):
-        assert abs(between.value) <= smallest * 1.15 + 1e-9, told
+        assert np.isnan(smallest) and report.endswith("so few can show none")
+    elif report.startswith("no difference"):
+        assert abs(between.value) <= smallest * 1.15 + 1e-9, report
 
 
 def test_the_smallest_difference_of_models_that_agree_is_six_units():
     same = np.ones(20)
-    found = compare(
+    actual = compare(
         PerQueryMetrics({RECALL: same}),
         PerQueryMetrics({RECALL: same}),
         [str(n) for n in range(20)],
         draws=1000,
         seed=0,
     )
-    assert found.smallest_difference[RECALL] == pytest.approx(0.3), "six of twenty, or the test of units sees nothing"
+    assert actual.smallest_difference[RECALL] == pytest.approx(0.3), "six of twenty, or the test of units sees nothing"
 
 
 def test_a_p_value_is_never_nothing():
@@ -214,14 +216,14 @@ def test_a_lower_rank_is_better():
 
 
 def test_ten_queries_a_unit_are_one_unit_of_doubt():
-    found = compare(
+    actual = compare(
         PerQueryMetrics({RECALL: np.ones(100)}),
         None,
         np.repeat(np.arange(10), 10).astype(str).tolist(),
         draws=1000,
         seed=0,
     )
-    assert found.intervals[RECALL][0] ** 10 == pytest.approx(0.025) and found.units[RECALL] == 10
+    assert actual.intervals[RECALL][0] ** 10 == pytest.approx(0.025) and actual.units[RECALL] == 10
 
 
 def test_the_verdict_follows_the_interval():
@@ -246,15 +248,15 @@ def test_what_it_would_have_taken_is_more_than_what_was_not_shown():
     """34 units, six up and none down but for two that went the other way: p 0.07 or so, and the next step would do."""
     one, other = np.zeros(34), np.zeros(34)
     one[:8], other[8:10] = 1, 1
-    found = compare(
+    actual = compare(
         PerQueryMetrics({RECALL: one}),
         PerQueryMetrics({RECALL: other}),
         [str(n) for n in range(34)],
         draws=4000,
         seed=0,
     )
-    between = found.difference[RECALL]
-    assert between.p_value > 0.05 and found.smallest_difference[RECALL] > between.value + 1e-9
+    between = actual.difference[RECALL]
+    assert between.p_value > 0.05 and actual.smallest_difference[RECALL] > between.value + 1e-9
 
 
 def test_an_interval_has_its_value_in_it_where_nearly_all_draws_are_equal():
@@ -264,9 +266,9 @@ def test_an_interval_has_its_value_in_it_where_nearly_all_draws_are_equal():
     same = np.zeros((34, 5), np.float32)
     same[:, 2] = 1
     measured = ClassScores(same, truth.astype(bool), np.full(34, np.nan)).per_query_metrics()
-    found = compare(measured, None, [str(n) for n in range(34)], draws=1000, seed=0)
-    for metric, value in found.metrics.items():
-        low, high = found.intervals[metric]
+    actual = compare(measured, None, [str(n) for n in range(34)], draws=1000, seed=0)
+    for metric, value in actual.metrics.items():
+        low, high = actual.intervals[metric]
         assert np.isnan(value) or low <= value <= high, metric
-    low, high = found.intervals["recall_macro"]
+    low, high = actual.intervals["recall_macro"]
     assert high - low > 0.05, "34 pictures are no certainty"

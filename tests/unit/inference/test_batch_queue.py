@@ -21,19 +21,19 @@ def test_each_who_waits_gets_the_own_answer(queries, together, broken):
     """Whatever comes together; one that fails, fails alone."""
     sizes = []
 
-    def answer(some):
-        sizes.append(len(some))
-        if broken & set(some):
+    def answer(part):
+        sizes.append(len(part))
+        if broken & set(part):
             raise ValueError("broken")
-        return [10 * each for each in some]
+        return [10 * item for item in part]
 
     async def all_of_them():
         with ThreadPoolExecutor(1) as executor:
             waiting = BatchQueue(answer, executor, max_batch=together)
-            return await asyncio.gather(*(waiting.submit(each) for each in queries), return_exceptions=True)
+            return await asyncio.gather(*(waiting.submit(item) for item in queries), return_exceptions=True)
 
-    for query, found in zip(queries, asyncio.run(all_of_them()), strict=True):
-        assert isinstance(found, ValueError) if query in broken else found == 10 * query
+    for query, actual in zip(queries, asyncio.run(all_of_them()), strict=True):
+        assert isinstance(actual, ValueError) if query in broken else actual == 10 * query
     assert max(sizes) <= together
     assert broken & set(queries) or len(sizes) <= -(-len(queries) // together) + 1
 
@@ -41,8 +41,8 @@ def test_each_who_waits_gets_the_own_answer(queries, together, broken):
 def test_more_than_may_wait_are_refused():
     async def many():
         with ThreadPoolExecutor(1) as executor:
-            waiting = BatchQueue(lambda some: some, executor, max_batch=1, max_waiting=3)
-            return await asyncio.gather(*(waiting.submit(each) for each in range(9)), return_exceptions=True)
+            waiting = BatchQueue(lambda part: part, executor, max_batch=1, max_waiting=3)
+            return await asyncio.gather(*(waiting.submit(item) for item in range(9)), return_exceptions=True)
 
-    found = asyncio.run(many())
-    assert found[:3] == [0, 1, 2] and all(isinstance(each, QueueFull) for each in found[3:])
+    actual = asyncio.run(many())
+    assert actual[:3] == [0, 1, 2] and all(isinstance(item, QueueFull) for item in actual[3:])

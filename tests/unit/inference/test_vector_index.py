@@ -43,8 +43,8 @@ def test_flat_is_brute_force(count, width, k, seed, filtered):
     assert places.shape == scores.shape == (5, min(k, possible))
     assert np.allclose(np.take_along_axis(queries @ rows.T, places, 1), scores, atol=1e-6)
     assert (np.diff(scores, axis=1) <= 0).all()
-    wanted = np.take_along_axis(queries @ rows.T, brute(rows, queries, min(k, possible), allowed), 1)
-    assert np.allclose(scores, wanted, atol=1e-6)
+    expected = np.take_along_axis(queries @ rows.T, brute(rows, queries, min(k, possible), allowed), 1)
+    assert np.allclose(scores, expected, atol=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -57,21 +57,21 @@ def built():
 @pytest.mark.parametrize("exact_up_to", [0, 50_000])
 def test_a_filter_is_obeyed_however_few_it_leaves(kind, exact_up_to, built, monkeypatch):
     monkeypatch.setattr(faiss_index, "MAX_ROWS_SCANNED", exact_up_to)
-    rows, made = built
+    rows, created = built
     queries = unit_rows(20, 32, 1)
     for share in (0.5, 0.02, 0.001):
         allowed = np.random.default_rng(2).random(len(rows)) < share
-        _, places = made[kind].with_effort(64).search(queries, 10, allowed)
+        _, places = created[kind].with_effort(64).search(queries, 10, allowed)
         assert allowed[places].all() and all(len(set(row)) == len(row) for row in places.tolist())
         assert places.shape[1] == min(10, allowed.sum())
-        found = [len({*a} & {*b}) / len(b) for a, b in zip(places, brute(rows, queries, 10, allowed), strict=True)]
-        assert np.mean(found) > (0.999 if exact_up_to or kind == "flat" else 0.85), (share, np.mean(found))
+        actual = [len({*a} & {*b}) / len(b) for a, b in zip(places, brute(rows, queries, 10, allowed), strict=True)]
+        assert np.mean(actual) > (0.999 if exact_up_to or kind == "flat" else 0.85), (share, np.mean(actual))
 
 
 @pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf-pq"])
 def test_what_is_written_answers_the_same_and_any_faiss_reads_it(kind, built, tmp_path):
-    rows, made = built
-    nearest, queries = made[kind].with_effort(20), unit_rows(7, 32, 3)
+    rows, created = built
+    nearest, queries = created[kind].with_effort(20), unit_rows(7, 32, 3)
     nearest.write(tmp_path / "x.faiss")
     again = VectorIndex.read(tmp_path / "x.faiss", kind, 20)
     for one, other in zip(nearest.search(queries, 9), again.search(queries, 9), strict=True):
@@ -97,26 +97,26 @@ def test_types_by_size_and_too_few_rows_for_codes():
 
 @pytest.mark.parametrize("kind", ["hnsw", "ivf-pq"])
 def test_tuning_reaches_its_target_and_says_what_others_measure(kind, built):
-    rows, made = built
+    rows, created = built
     queries, own = unit_rows(400, 32, 5), np.full(400, -1)
     efforts = []
     for target in (0.5, 0.8, 0.98):
-        nearest, found = tune.tune_and_measure(made[kind], rows, queries, own, target)
+        nearest, actual = tune.tune_and_measure(created[kind], rows, queries, own, target)
         _, places = nearest.search(queries[1::2], 10)
         hits = [len({*a} & {*b}) / 10 for a, b in zip(places, brute(rows, queries[1::2], 10), strict=True)]
-        assert found.recall == pytest.approx(np.mean(hits), abs=1e-9)
-        assert found.recall > target - 0.04 and found.queries == 200
+        assert actual.recall == pytest.approx(np.mean(hits), abs=1e-9)
+        assert actual.recall > target - 0.04 and actual.queries == 200
         efforts.append(nearest.effort)
     assert efforts == sorted(efforts) and efforts[0] < efforts[-1]
 
 
 def test_a_query_that_is_in_the_index_is_no_hit_of_itself(built):
-    rows, made = built
+    rows, created = built
     own = np.arange(200)
     asked = tune.ExactNeighbors.from_rows(rows, rows[:200], own)
     best = np.sort(np.where(np.eye(200, len(rows), dtype=bool), -9, rows[:200] @ rows.T), axis=1)[:, -10]
     assert np.allclose(asked.threshold, best, atol=1e-6)
-    assert asked.recall(made["flat"], rows) == 1.0
+    assert asked.recall(created["flat"], rows) == 1.0
     assert 0.3 < asked.recall(VectorIndex.build(rows[:2000], "flat"), rows) < 0.7
     # Of equals any one counts.
     equal = np.repeat(rows[:3], 20, axis=0)
@@ -138,12 +138,12 @@ def test_the_stated_recall_is_that_of_queries_that_it_never_saw(kind):
     order = [int(key[1:]) for key in moved.table.column("id").to_pylist()]
     assert sorted(order) == list(range(6000)) and np.array_equal(moved.rows, rows[order])
     assert {row.tobytes() for row in queries.rows} == {row.tobytes() for row in moved.rows[5400:]}
-    nearest, found = _build(moved, kind, queries, config)
-    assert len(nearest) == 6000 and found.reached and found.recall < 0.97
+    nearest, actual = _build(moved, kind, queries, config)
+    assert len(nearest) == 6000 and actual.reached and actual.recall < 0.97
     for k in (5, 10, 50):
         _, places = nearest.search(fresh, k)
         hits = [len({*a} & {*b}) / k for a, b in zip(places, brute(moved.rows, fresh, k), strict=True)]
-        assert np.mean(hits) > 0.86, (k, np.mean(hits), found)
+        assert np.mean(hits) > 0.86, (k, np.mean(hits), actual)
 
 
 @pytest.fixture

@@ -45,23 +45,23 @@ def pictures(count: int, seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (count, 3, 64, 64), dtype=np.uint8))
 
 
-def batch_of(made: Captioner, rows: range | list[int], words: int | None = None) -> CaptionBatch:
-    tokens = [[*made.language.tokens(CAPTIONS[row]), made.language.eos_id] for row in rows]
-    captions, lengths = pad_captions(tokens, made.language.pad_id)
-    seen = pictures(len(CAPTIONS))[list(rows)]
+def batch_of(created: Captioner, rows: range | list[int], words: int | None = None) -> CaptionBatch:
+    tokens = [[*created.language.tokens(CAPTIONS[row]), created.language.eos_id] for row in rows]
+    captions, lengths = pad_captions(tokens, created.language.pad_id)
+    observed = pictures(len(CAPTIONS))[list(rows)]
     total = int(lengths.sum()) if words is None else words
-    return CaptionBatch(seen, torch.arange(len(lengths)), captions, lengths, total, [str(row) for row in rows])
+    return CaptionBatch(observed, torch.arange(len(lengths)), captions, lengths, total, [str(row) for row in rows])
 
 
-def gradients(made: Captioner) -> dict[str, torch.Tensor]:
-    return {name: p.grad.clone() for name, p in made.trainable().items()}
+def gradients(created: Captioner) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in created.trainable().items()}
 
 
-def backward(made: Captioner, batch: CaptionBatch, alpha: float = 0.1, micro_batch: int | None = None) -> float:
-    for p in made.trainable().values():
+def backward(created: Captioner, batch: CaptionBatch, alpha: float = 0.1, micro_batch: int | None = None) -> float:
+    for p in created.trainable().values():
         p.grad = None
     total = 0.0
-    for part in CaptionLoss(made, alpha, micro_batch)(batch):
+    for part in CaptionLoss(created, alpha, micro_batch)(batch):
         part.surrogate.backward()
         total += float(part.loss.detach())
     return total
@@ -75,189 +75,189 @@ def close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], toleranc
 
 
 def test_the_loss_and_its_gradients_are_those_of_transformers(captioner):
-    made = captioner()
-    batch = batch_of(made, range(6))
-    loss = backward(made, batch, alpha=0.0)
-    ours = gradients(made)
+    model = captioner()
+    batch = batch_of(model, range(6))
+    loss = backward(model, batch, alpha=0.0)
+    ours = gradients(model)
     # The same by transformers' own forward, with all logits and labels of -100 where no caption is.
-    for p in made.trainable().values():
+    for p in model.trainable().values():
         p.grad = None
-    visual = made.fusion(made.patches(batch.images))
-    embed = made.language.model.get_input_embeddings()
-    before, after = (embed(torch.tensor([ids])).expand(6, -1, -1) for ids in (made.prefix, made.suffix))
-    told = torch.cat([before, visual, after, embed(batch.captions)], dim=1)
+    visual = model.fusion(model.patches(batch.images))
+    embed = model.language.model.get_input_embeddings()
+    before, after = (embed(torch.tensor([ids])).expand(6, -1, -1) for ids in (model.prefix, model.suffix))
+    report = torch.cat([before, visual, after, embed(batch.captions)], dim=1)
     there = torch.arange(batch.captions.shape[1]) < batch.lengths[:, None]
-    head = torch.full((6, told.shape[1] - batch.captions.shape[1]), -100)
+    head = torch.full((6, report.shape[1] - batch.captions.shape[1]), -100)
     labels = torch.cat([head, batch.captions.masked_fill(~there, -100)], dim=1)
     mask = torch.cat([torch.ones_like(head), there.long()], dim=1)
-    theirs = made.language.model(inputs_embeds=told, attention_mask=mask, labels=labels).loss
+    theirs = model.language.model(inputs_embeds=report, attention_mask=mask, labels=labels).loss
     theirs.backward()
     assert loss == pytest.approx(theirs.item(), abs=1e-5)
-    close(ours, gradients(made), 1e-5)
+    close(ours, gradients(model), 1e-5)
 
 
 @settings(max_examples=25, deadline=None)
 @given(words=st.integers(1, 40), vocabulary=st.integers(2, 30), chunk=st.integers(1, 41), biased=st.booleans())
 def test_the_frozen_head_is_cross_entropy_in_chunks_of_any_size(words, vocabulary, chunk, biased):
-    made = torch.Generator().manual_seed(words * 1000 + vocabulary)
-    states = torch.randn(words, 7, generator=made, requires_grad=True)
-    weight = torch.randn(vocabulary, 7, generator=made)
-    bias = torch.randn(vocabulary, generator=made) if biased else None
-    targets = torch.randint(vocabulary, (words,), generator=made)
+    created = torch.Generator().manual_seed(words * 1000 + vocabulary)
+    states = torch.randn(words, 7, generator=created, requires_grad=True)
+    weight = torch.randn(vocabulary, 7, generator=created)
+    bias = torch.randn(vocabulary, generator=created) if biased else None
+    targets = torch.randint(vocabulary, (words,), generator=created)
     expected = F.cross_entropy(F.linear(states, weight, bias), targets, reduction="sum")
     (gradient,) = torch.autograd.grad(expected * 3, states)
     before, language_module.WORDS_AT_ONCE = language_module.WORDS_AT_ONCE, chunk
     try:
-        found = language_module._FrozenHead.apply(states, weight, bias, targets)
-        (ours,) = torch.autograd.grad(found * 3, states)
+        actual = language_module._FrozenHead.apply(states, weight, bias, targets)
+        (ours,) = torch.autograd.grad(actual * 3, states)
     finally:
         language_module.WORDS_AT_ONCE = before
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(ours, gradient, rtol=1e-4, atol=1e-5)
 
 
 def test_the_alignment_is_a_cosine_without_the_vocabularys_mean(captioner):
-    made = captioner()
-    batch = batch_of(made, range(4))
-    found = made.losses(made.patches(batch.images), batch.captions, batch.lengths, with_alignment=True)
-    table = made.language.embeddings
-    visual, expected = made.fusion(made.patches(batch.images)), 0.0
+    model = captioner()
+    batch = batch_of(model, range(4))
+    actual = model.losses(model.patches(batch.images), batch.captions, batch.lengths, with_alignment=True)
+    table = model.language.embeddings
+    visual, expected = model.fusion(model.patches(batch.images)), 0.0
     for row, length in enumerate(batch.lengths.tolist()):
-        said = table[batch.captions[row, :length]].mean(dim=0) - table.mean(dim=0)
-        seen = visual[row].mean(dim=0) - table.mean(dim=0)
-        expected += length * (1 - F.cosine_similarity(seen, said, dim=0).item())
-    assert found.alignment.item() == pytest.approx(expected, rel=1e-5)
-    assert found.words == int(batch.lengths.sum())
+        messages = table[batch.captions[row, :length]].mean(dim=0) - table.mean(dim=0)
+        observed = visual[row].mean(dim=0) - table.mean(dim=0)
+        expected += length * (1 - F.cosine_similarity(observed, messages, dim=0).item())
+    assert actual.alignment.item() == pytest.approx(expected, rel=1e-5)
+    assert actual.words == int(batch.lengths.sum())
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 4, 6])
 def test_micro_batches_change_no_gradient(micro_batch, captioner):
-    made = captioner()
-    batch = batch_of(made, range(6))
-    loss = backward(made, batch)
-    whole = gradients(made)
-    assert backward(made, batch, micro_batch=micro_batch) == pytest.approx(loss, abs=1e-5)
-    close(whole, gradients(made), 1e-5)
+    model = captioner()
+    batch = batch_of(model, range(6))
+    loss = backward(model, batch)
+    whole = gradients(model)
+    assert backward(model, batch, micro_batch=micro_batch) == pytest.approx(loss, abs=1e-5)
+    close(whole, gradients(model), 1e-5)
 
 
 def test_accumulation_counts_the_words_of_the_whole_window(captioner):
     """1 x 6 equals 2 x 3 and 3 x 2, though captions are of other lengths."""
     ends = []
     for parts in (1, 2, 3):
-        made = captioner()
+        model = captioner()
         size = 6 // parts
-        window = [batch_of(made, range(start, start + size)) for start in range(0, 6, size)]
-        optimizer = adamw(made.trainable(), lr=1e-2, weight_decay=0.0)
-        taken = steps(
-            window, CaptionLoss(made, 0.1, None), lambda batch: batch.token_count, optimizer, total=1, accumulate=parts
+        window = [batch_of(model, range(start, start + size)) for start in range(0, 6, size)]
+        optimizer = adamw(model.trainable(), lr=1e-2, weight_decay=0.0)
+        chosen = steps(
+            window, CaptionLoss(model, 0.1, None), lambda batch: batch.token_count, optimizer, total=1, accumulate=parts
         )
-        (step,) = list(taken)
+        (step,) = list(chosen)
         ends.append((step.loss, step.grad_norm))
     assert ends[1] == pytest.approx(ends[0], rel=1e-5) and ends[2] == pytest.approx(ends[0], rel=1e-5)
 
 
 def test_the_shares_of_two_processes_add_up(captioner):
-    made = captioner()
-    whole = batch_of(made, range(5))
-    loss = backward(made, whole)
-    expected = gradients(made)
+    model = captioner()
+    whole = batch_of(model, range(5))
+    loss = backward(model, whole)
+    expected = gradients(model)
     shares = [World(rank, 2).shard(5) for rank in range(2)]
-    found, total = {}, 0.0
+    actual, total = {}, 0.0
     for share in shares:
-        total += backward(made, batch_of(made, list(range(5))[share], words=whole.token_count))
-        found = {name: found.get(name, 0) + value for name, value in gradients(made).items()}
+        total += backward(model, batch_of(model, list(range(5))[share], words=whole.token_count))
+        actual = {name: actual.get(name, 0) + value for name, value in gradients(model).items()}
     assert total == pytest.approx(loss, abs=1e-5)
-    close(expected, found, 1e-5)
+    close(expected, actual, 1e-5)
 
 
 def test_a_share_without_captions_has_no_parts(captioner):
-    made = captioner()
-    assert list(CaptionLoss(made, 0.1, None)(batch_of(made, [], words=9))) == []
+    model = captioner()
+    assert list(CaptionLoss(model, 0.1, None)(batch_of(model, [], words=9))) == []
 
 
 def test_what_is_trained_moves_and_what_is_frozen_stays_bit_by_bit(captioner):
-    made = captioner(layers=2)
-    trained = made.trainable()
+    model = captioner(layers=2)
+    trained = model.trainable()
     assert all(name.startswith("fusion.") for name in trained)
-    before = {name: p.detach().clone() for name, p in made.named_parameters()}
-    made.train()
-    assert not made.language.training and not made.vision.training
-    batch = batch_of(made, range(6))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    model.train()
+    assert not model.language.training and not model.vision.training
+    batch = batch_of(model, range(6))
     optimizer = adamw(trained, lr=1e-2, weight_decay=0.01)
-    list(steps([batch] * 2, CaptionLoss(made, 0.1, None), lambda b: b.token_count, optimizer, total=2))
-    for name, p in made.named_parameters():
+    list(steps([batch] * 2, CaptionLoss(model, 0.1, None), lambda b: b.token_count, optimizer, total=2))
+    for name, p in model.named_parameters():
         assert torch.equal(p, before[name]) != (name in trained), name
 
 
 def test_two_captions_are_learned_and_written_again(captioner, tiny_qwen):
     """With a LoRA: this language model has had a hundred steps, and would not find such words by itself."""
-    made = captioner(queries=4, llm=tiny_qwen)
-    made.language.insert_lora(rank=8, alpha=16.0, dropout=0.0, seed=1)
+    model = captioner(queries=4, llm=tiny_qwen)
+    model.language.insert_lora(rank=8, alpha=16.0, dropout=0.0, seed=1)
     texts = ["red tart number 0", "A soup that is blue, made 7 times."]
-    captions, lengths = pad_captions(made.language.captions(texts, 40)[0], made.language.pad_id)
+    captions, lengths = pad_captions(model.language.captions(texts, 40)[0], model.language.pad_id)
     black_and_white = torch.stack([torch.zeros(3, 64, 64), torch.full((3, 64, 64), 255)]).to(torch.uint8)
     batch = CaptionBatch(black_and_white, torch.arange(2), captions, lengths, int(lengths.sum()), ["0", "1"])
-    optimizer = adamw(made.trainable(), lr=5e-3, weight_decay=0.0)
-    taken = list(steps([batch] * 150, CaptionLoss(made, 0.0, None), lambda b: b.token_count, optimizer, total=150))
-    assert taken[-1].loss < 0.2 < taken[0].loss
-    patches = made.eval().patches(batch.images)
-    assert made.generate(patches, max_new_tokens=40) == texts
+    optimizer = adamw(model.trainable(), lr=5e-3, weight_decay=0.0)
+    chosen = list(steps([batch] * 150, CaptionLoss(model, 0.0, None), lambda b: b.token_count, optimizer, total=150))
+    assert chosen[-1].loss < 0.2 < chosen[0].loss
+    patches = model.eval().patches(batch.images)
+    assert model.generate(patches, max_new_tokens=40) == texts
     # Of the other's picture the other's words.
-    assert made.generate(patches.flip(0), max_new_tokens=40) == texts[::-1]
+    assert model.generate(patches.flip(0), max_new_tokens=40) == texts[::-1]
 
 
 @pytest.mark.parametrize("beams", [1, 3])
 def test_batches_and_the_cache_change_no_word(beams, captioner):
-    made = captioner().eval()
-    patches = made.patches(pictures(5))
-    together = made.generate(patches, max_new_tokens=12, num_beams=beams)
-    assert together == [made.generate(patches[[row]], max_new_tokens=12, num_beams=beams)[0] for row in range(5)]
-    assert together == made.generate(patches, max_new_tokens=12, num_beams=beams, use_cache=False)
-    assert made.generate(patches[:0], max_new_tokens=3) == []
+    model = captioner().eval()
+    patches = model.patches(pictures(5))
+    together = model.generate(patches, max_new_tokens=12, num_beams=beams)
+    assert together == [model.generate(patches[[row]], max_new_tokens=12, num_beams=beams)[0] for row in range(5)]
+    assert together == model.generate(patches, max_new_tokens=12, num_beams=beams, use_cache=False)
+    assert model.generate(patches[:0], max_new_tokens=3) == []
 
 
 def test_captions_are_greedy_whatever_the_model_brings_along(captioner):
     from transformers import GenerationConfig
 
-    made = captioner().eval()
-    patches = made.patches(pictures(3))
-    plain = made.generate(patches, max_new_tokens=8)
+    model = captioner().eval()
+    patches = model.patches(pictures(3))
+    plain = model.generate(patches, max_new_tokens=8)
     brought = GenerationConfig(do_sample=True, temperature=9.0, repetition_penalty=5.0, top_k=50)
-    made.language.model.generation_config = brought
-    assert made.generate(patches, max_new_tokens=8) == plain
-    assert made.language.model.generation_config is brought
+    model.language.model.generation_config = brought
+    assert model.generate(patches, max_new_tokens=8) == plain
+    assert model.language.model.generation_config is brought
 
 
 @pytest.mark.parametrize("quantize", ["nf4", "int8"])
 def test_a_quantised_model_trains_writes_and_trains_again(quantize, captioner):
-    made = captioner(quantize=quantize)
-    batch = batch_of(made, range(4))
-    backward(made, batch)
-    first = gradients(made)
+    model = captioner(quantize=quantize)
+    batch = batch_of(model, range(4))
+    backward(model, batch)
+    first = gradients(model)
     assert all(torch.isfinite(value).all() for value in first.values())
     assert float(first["fusion.adapter.1.weight"].abs().max()) > 0
-    made.eval()
-    patches = made.patches(batch.images)
-    words = made.generate(patches, max_new_tokens=6)
-    backward(made.train(), batch)
-    close(first, gradients(made), 1e-6)
-    assert made.eval().generate(patches, max_new_tokens=6) == words
+    model.eval()
+    patches = model.patches(batch.images)
+    words = model.generate(patches, max_new_tokens=6)
+    backward(model.train(), batch)
+    close(first, gradients(model), 1e-6)
+    assert model.eval().generate(patches, max_new_tokens=6) == words
 
 
 def test_quantised_gradients_point_where_the_whole_models_do(captioner):
     whole, packed = captioner(), captioner(quantize="nf4")
-    found = []
-    for made in (whole, packed):
-        backward(made, batch_of(made, range(6)), alpha=0.0)
-        found.append(torch.cat([value.flatten() for value in gradients(made).values()]))
-    assert float(F.cosine_similarity(*found, dim=0)) > 0.9
+    actual = []
+    for created in (whole, packed):
+        backward(created, batch_of(created, range(6)), alpha=0.0)
+        actual.append(torch.cat([value.flatten() for value in gradients(created).values()]))
+    assert float(F.cosine_similarity(*actual, dim=0)) > 0.9
 
 
 def test_activations_computed_again_change_no_gradient(captioner):
-    made = captioner()
-    batch = batch_of(made, range(4))
-    backward(made.train(), batch)
-    kept = gradients(made)
+    model = captioner()
+    batch = batch_of(model, range(4))
+    backward(model.train(), batch)
+    remaining = gradients(model)
     again = captioner()
     again.language.checkpoint_activations()
     again.train()
@@ -266,7 +266,7 @@ def test_activations_computed_again_change_no_gradient(captioner):
     layer.register_forward_hook(lambda *_: ran.append(1))
     backward(again, batch)
     assert len(ran) == 2, "the layer is run once more on the way back"
-    close(kept, gradients(again), 1e-6)
+    close(remaining, gradients(again), 1e-6)
     again.eval()
     ran.clear()
     again.generate(again.patches(batch.images), max_new_tokens=1)
@@ -274,19 +274,19 @@ def test_activations_computed_again_change_no_gradient(captioner):
 
 
 def test_a_lora_is_trained_beside_the_fusion_and_nothing_else(captioner):
-    made = captioner()
-    made.language.insert_lora(rank=2, alpha=4.0, dropout=0.5, seed=1)
-    trained = made.trainable()
+    model = captioner()
+    model.language.insert_lora(rank=2, alpha=4.0, dropout=0.5, seed=1)
+    trained = model.trainable()
     adapters = {name for name in trained if name.startswith("llm.")}
     assert adapters and all("lora_" in name and "self_attn" in name for name in adapters)
-    layers = made.language.model.config.num_hidden_layers
+    layers = model.language.model.config.num_hidden_layers
     assert len(adapters) == layers * 4 * 2
-    made.train()
-    dropouts = [m for m in made.language.modules() if isinstance(m, torch.nn.Dropout)]
+    model.train()
+    dropouts = [m for m in model.language.modules() if isinstance(m, torch.nn.Dropout)]
     assert dropouts and all(m.training for m in dropouts)
-    backward(made, batch_of(made, range(4)))
-    made.eval()
-    assert not any(m.training for m in made.language.modules())
+    backward(model, batch_of(model, range(4)))
+    model.eval()
+    assert not any(m.training for m in model.language.modules())
 
 
 def test_the_fusion_is_float32_whatever_surrounds_it():
@@ -315,10 +315,10 @@ def test_the_cross_attention_is_torchs():
         theirs.in_proj_weight.copy_(torch.cat([ours.query.weight, ours.key.weight, ours.value.weight]))
         theirs.in_proj_bias.copy_(torch.cat([ours.query.bias, ours.key.bias, ours.value.bias]))
         theirs.out_proj.load_state_dict(ours.out.state_dict())
-    tokens, seen = torch.randn(2, 5, 128), torch.randn(2, 9, 128)
-    asked, looked = ours.query_norm(tokens), ours.seen_norm(seen)
+    tokens, observed = torch.randn(2, 5, 128), torch.randn(2, 9, 128)
+    asked, looked = ours.query_norm(tokens), ours.seen_norm(observed)
     attended = tokens + theirs(asked, looked, looked)[0]
-    torch.testing.assert_close(ours(tokens, seen), attended + ours.feed_forward(attended), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours(tokens, observed), attended + ours.feed_forward(attended), rtol=1e-4, atol=1e-5)
 
 
 # The frozen parts
@@ -329,10 +329,10 @@ def test_siglips_patches_are_its_last_states(tiny_folder):
 
     encoder = load_vision_encoder(str(tiny_folder("tiny-siglip")))
     alone = SiglipVisionModel.from_pretrained(tiny_folder("tiny-siglip")).eval()
-    seen = pictures(3)
+    observed = pictures(3)
     with torch.no_grad():
-        expected = alone(pixel_values=encoder.normalize_pixels(seen)).last_hidden_state
-    torch.testing.assert_close(encoder(seen), expected, rtol=1e-5, atol=1e-5)
+        expected = alone(pixel_values=encoder.normalize_pixels(observed)).last_hidden_state
+    torch.testing.assert_close(encoder(observed), expected, rtol=1e-5, atol=1e-5)
     assert (encoder.patches, encoder.width) == expected.shape[1:]
 
 
@@ -341,12 +341,12 @@ def test_clips_patches_are_those_before_its_last_layer_without_the_class_token(t
 
     encoder = load_vision_encoder(str(tiny_folder("tiny-clip")))
     whole = CLIPModel.from_pretrained(tiny_folder("tiny-clip")).eval()
-    seen = pictures(3)
+    observed = pictures(3)
     with torch.no_grad():
         states = whole.vision_model(
-            pixel_values=encoder.normalize_pixels(seen), output_hidden_states=True
+            pixel_values=encoder.normalize_pixels(observed), output_hidden_states=True
         ).hidden_states
-    torch.testing.assert_close(encoder(seen), states[-2][:, 1:], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(encoder(observed), states[-2][:, 1:], rtol=1e-5, atol=1e-5)
 
 
 def test_siglip2_of_any_resolution_is_asked_for_squares(tmp_path):
@@ -368,8 +368,8 @@ def test_siglip2_of_any_resolution_is_asked_for_squares(tmp_path):
         expected = model.vision_model(
             inputs["pixel_values"], inputs["pixel_attention_mask"], inputs["spatial_shapes"]
         ).last_hidden_state
-    found = encoder(torch.from_numpy(pixels).permute(2, 0, 1)[None])
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    actual = encoder(torch.from_numpy(pixels).permute(2, 0, 1)[None])
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
     layer = encoder.vision.encoder.layers[0]
     assert layer.self_attn.config._attn_implementation == layers.ATTENTION_NAME
     assert (type(layer.layer_norm1), type(layer.mlp.fc1)) == (layers.NarrowLayerNorm, Linear)
@@ -420,34 +420,34 @@ def test_the_published_recipe_has_the_shapes_of_its_papers():
 
 
 def without(folder, tmp_path, change) -> LanguageModel:
-    made = load_llm(str(folder), quantize="none", precision="fp32")
-    tokenizer = copy.deepcopy(made.tokenizer)
+    model = load_llm(str(folder), quantize="none", precision="fp32")
+    tokenizer = copy.deepcopy(model.tokenizer)
     change(tokenizer)
-    made.model.save_pretrained(tmp_path)
+    model.model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     (tmp_path / "chat_template.jinja").unlink(missing_ok=True) if not tokenizer.chat_template else None
     return load_llm(str(tmp_path), quantize="none", precision="fp32")
 
 
 def test_without_a_chat_template_the_prompt_stands_as_it_is(tiny_llm, tmp_path):
-    made = without(tiny_llm, tmp_path, lambda tokenizer: setattr(tokenizer, "chat_template", None))
-    assert not made.has_chat
-    asked = made.prompt_ids(PROMPT)
-    assert made.tokenizer.decode([*asked.prefix, *asked.suffix]) == f"{PROMPT}\n"
+    created = without(tiny_llm, tmp_path, lambda tokenizer: setattr(tokenizer, "chat_template", None))
+    assert not created.has_chat
+    asked = created.prompt_ids(PROMPT)
+    assert created.tokenizer.decode([*asked.prefix, *asked.suffix]) == f"{PROMPT}\n"
 
 
 def test_the_prompt_stands_in_the_chat_behind_the_picture(tiny_llm):
-    made = load_llm(str(tiny_llm), quantize="none", precision="fp32")
-    asked = made.prompt_ids(PROMPT)
-    assert made.tokenizer.decode(asked.prefix).endswith("user\n")
-    assert made.tokenizer.decode(asked.suffix) == f"\n{PROMPT}<|im_end|>\n<|im_start|>assistant\n"
+    model = load_llm(str(tiny_llm), quantize="none", precision="fp32")
+    asked = model.prompt_ids(PROMPT)
+    assert model.tokenizer.decode(asked.prefix).endswith("user\n")
+    assert model.tokenizer.decode(asked.suffix) == f"\n{PROMPT}<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_without_a_pad_token_the_end_pads(tiny_llm):
-    made = load_llm(str(tiny_llm), quantize="none", precision="fp32")
-    assert made.pad_id != made.eos_id
-    made.tokenizer.pad_token = None
-    assert made.pad_id == made.eos_id
+    model = load_llm(str(tiny_llm), quantize="none", precision="fp32")
+    assert model.pad_id != model.eos_id
+    model.tokenizer.pad_token = None
+    assert model.pad_id == model.eos_id
 
 
 def test_models_that_would_not_do_are_refused(tiny_llm, tiny_folder):
@@ -466,10 +466,10 @@ def test_models_that_would_not_do_are_refused(tiny_llm, tiny_folder):
 
 
 def test_long_captions_are_cut_and_counted(tiny_llm):
-    made = load_llm(str(tiny_llm), quantize="none", precision="fp32")
+    model = load_llm(str(tiny_llm), quantize="none", precision="fp32")
     short, long = "a tart", " ".join(["a red tart"] * 30)
-    (one, other), cut = made.captions([short, long], 12)
-    assert cut == 1 and one[-1] == made.eos_id and len(other) == 12 and other[-1] != made.eos_id
+    (one, other), cut = model.captions([short, long], 12)
+    assert cut == 1 and one[-1] == model.eos_id and len(other) == 12 and other[-1] != model.eos_id
 
 
 def test_another_model_has_another_identity_in_any_precision_the_same(tiny_llm, tmp_path):
@@ -515,22 +515,22 @@ def test_the_predicted_activations_are_what_autograd_keeps(precision, tiny_llm, 
     config = Qwen2Config(vocab_size=len(tokenizer), num_hidden_layers=6, tie_word_embeddings=True, **sizes)
     language = LanguageModel(Qwen2ForCausalLM(config).to(DTYPES[precision]).eval(), tokenizer, "made")
     vision = load_vision_encoder(str(tiny_folder("tiny-siglip")))
-    made = Captioner.fresh(vision, language, PROMPT, precision, seed=1)
-    own = {p.data_ptr() for p in made.parameters()}
-    kept: dict[int, int] = {}
+    created = Captioner.fresh(vision, language, PROMPT, precision, seed=1)
+    own = {p.data_ptr() for p in created.parameters()}
+    remaining: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
+            remaining[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     captions = torch.randint(len(tokenizer), (4, 24))
-    with autocast(made.device, precision), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        patches = made.patches(pictures(4))
-        found = made.losses(patches, captions, torch.full((4,), 24))
+    with autocast(created.device, precision), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        patches = created.patches(pictures(4))
+        actual = created.losses(patches, captions, torch.full((4,), 24))
     settings = TrainFusionConfig(batch_size=4, max_length=24, precision=precision, quantize="none", vision="v", llm="l")
-    predicted = estimate_fusion(settings, MetaModels(vision, language, made.fusion)).memory["activations"]
-    measured = sum(kept.values())
-    assert found.words == 96
+    predicted = estimate_fusion(settings, MetaModels(vision, language, created.fusion)).memory["activations"]
+    measured = sum(remaining.values())
+    assert actual.words == 96
     assert 0.6 < predicted / measured < 1.5, (predicted, measured)

@@ -144,9 +144,9 @@ def test_gradients_of_unique_captions_equal_the_plain_way(name, tiny):
         return encoder.embed_texts(ids)
 
     expected, whole = gradients(plain)
-    value, found = gradients(lambda: encoder.embed_texts(encoder.pad(encoder.tokenize(unique)[0]))[index])
+    value, actual = gradients(lambda: encoder.embed_texts(encoder.pad(encoder.tokenize(unique)[0]))[index])
     assert value == pytest.approx(expected, rel=1e-6)
-    assert (found - whole).norm() <= 1e-6 * whole.norm()
+    assert (actual - whole).norm() <= 1e-6 * whole.norm()
 
 
 def test_logits_are_float32_under_autocast(tiny):
@@ -156,10 +156,10 @@ def test_logits_are_float32_under_autocast(tiny):
         encoder.model.logit_scale.fill_(np.log(117))
     a, b = (torch.nn.functional.normalize(torch.randn(20, 96), dim=1) for _ in range(2))
     with autocast(torch.device("cpu"), "bf16"):
-        found = encoder.logits(a, b)
+        actual = encoder.logits(a, b)
     expected = 117 * a.double() @ b.double().T - 10
-    assert found.dtype == torch.float32
-    assert (found - expected).abs().max() < 1e-4
+    assert actual.dtype == torch.float32
+    assert (actual - expected).abs().max() < 1e-4
 
 
 def test_the_scale_of_clip_is_clamped_and_siglips_is_not(tiny):
@@ -183,17 +183,17 @@ def test_tiny_models_are_functions_of_texts_and_seed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "error", "told"),
+    ("name", "error", "message"),
     [
         ("tiny-siglop", UsageError, "tiny-siglip"),
         ("no/such/folder", UsageError, "hub name"),
         ("google/siglip-base-patch16-224", NetworkError, "local folder"),
     ],
 )
-def test_unknown_models_are_refused(name, error, told):
+def test_unknown_models_are_refused(name, error, message):
     with pytest.raises(error) as refused:
         loading.load_dual_encoder(name)
-    assert told in refused.value.hint
+    assert message in refused.value.hint
 
 
 def test_a_model_of_another_kind_is_refused(tmp_path):
@@ -301,36 +301,36 @@ def test_a_configuration_that_names_its_attention_changes_no_number(name, attent
     folder = shutil.copytree(tiny_folder(name), tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | ({"attn_implementation": attention} if attention else {})))
-    made = loading.load_dual_encoder(str(folder))
+    model = loading.load_dual_encoder(str(folder))
     if attention == "eager":
-        assert made.model.config.text_config._attn_implementation == "eager"
+        assert model.model.config.text_config._attn_implementation == "eager"
     theirs = transformers.AutoModel.from_pretrained(tiny_folder(name))
-    ids = made.pad(made.tokenize(TEXTS)[0])
-    side = made.pixel_spec.size
+    ids = model.pad(model.tokenize(TEXTS)[0])
+    side = model.pixel_spec.size
     pictures = torch.randint(0, 255, (3, 3, side, side), generator=torch.Generator().manual_seed(0)).byte()
     with torch.no_grad():
         texts = theirs.get_text_features(input_ids=ids).pooler_output
-        images = theirs.get_image_features(pixel_values=made.normalize_pixels(pictures)).pooler_output
-        assert torch.allclose(made.embed_texts(ids), torch.nn.functional.normalize(texts, dim=-1), atol=1e-6)
-        assert torch.allclose(made.embed_images(pictures), torch.nn.functional.normalize(images, dim=-1), atol=1e-6)
+        images = theirs.get_image_features(pixel_values=model.normalize_pixels(pictures)).pooler_output
+        assert torch.allclose(model.embed_texts(ids), torch.nn.functional.normalize(texts, dim=-1), atol=1e-6)
+        assert torch.allclose(model.embed_images(pictures), torch.nn.functional.normalize(images, dim=-1), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["tiny-siglip", "tiny-clip"])
 def test_nothing_is_embedded_as_no_rows(name, tiny):
-    made = tiny(name)
-    side = made.pixel_spec.size
-    assert made.embed_texts(made.pad([])).shape == (0, made.width)
-    assert made.embed_images(torch.zeros(0, 3, side, side, dtype=torch.uint8)).shape == (0, made.width)
+    model = tiny(name)
+    side = model.pixel_spec.size
+    assert model.embed_texts(model.pad([])).shape == (0, model.width)
+    assert model.embed_images(torch.zeros(0, 3, side, side, dtype=torch.uint8)).shape == (0, model.width)
 
 
 @pytest.mark.parametrize("name", ["tiny-siglip", "tiny-clip"])
 def test_a_copy_computes_with_its_own_weights(name, tiny):
-    made = tiny(name)
-    ids = made.pad(made.tokenize(TEXTS)[0])
+    model = tiny(name)
+    ids = model.pad(model.tokenize(TEXTS)[0])
     with torch.no_grad():
-        before = made.embed_texts(ids)
-        copied = deepcopy(made)
+        before = model.embed_texts(ids)
+        copied = deepcopy(model)
         for parameter in copied.model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)), alpha=0.1)
-        assert torch.equal(made.embed_texts(ids), before)
+        assert torch.equal(model.embed_texts(ids), before)
         assert not torch.allclose(copied.embed_texts(ids), before, atol=1e-2)

@@ -42,9 +42,9 @@ def both_losses(encoder, theirs, precision):
             theirs.get_image_features(pixel_values=encoder.normalize_pixels(pixels)).pooler_output,
             theirs.get_text_features(input_ids=ids).pooler_output,
         ]
-    others = [F.normalize(each.float(), dim=-1) for each in others]
+    others = [F.normalize(item.float(), dim=-1) for item in others]
     weight = torch.linspace(-1, 1, 5 * encoder.width).view(5, -1)
-    return [sum((each * weight).sum() for each in some) for some in (ours, others)], ours, others
+    return [sum((item * weight).sum() for item in part) for part in (ours, others)], ours, others
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -89,15 +89,15 @@ def test_the_16_bit_gradient_errs_no_more_than_transformers_does(name, tiny_fold
 
     errors = []
     for way in (0, 1):
-        found = {}
+        actual = {}
         for precision in ("fp32", "bf16"):
             encoder = load_dual_encoder(str(tiny_folder(name)))
             theirs = getattr(transformers, CLASSES[name]).from_pretrained(tiny_folder(name))
             losses, _, _ = both_losses(encoder, theirs, precision)
             losses[way].backward()
             model = (encoder.model, theirs)[way]
-            found[precision] = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-        errors.append((found["bf16"] - found["fp32"]).norm() / found["fp32"].norm())
+            actual[precision] = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        errors.append((actual["bf16"] - actual["fp32"]).norm() / actual["fp32"].norm())
     assert errors[0] < 1.5 * errors[1]
     assert errors[0] < 0.1
 
@@ -142,15 +142,15 @@ def test_names_shapes_and_what_is_saved_stay_as_they_are(name, tiny_folder, tmp_
 def test_attention_by_products_is_attention(items, heads, length, width, causal, seed):
     generator = torch.Generator().manual_seed(seed)
     query, key, value = torch.randn(3, items, heads, length, width, generator=generator, dtype=torch.float64)
-    found = layers._attend_by_products(query, key, value, 0.37, causal)
-    expected = torch.empty_like(found)
+    actual = layers._attend_by_products(query, key, value, 0.37, causal)
+    expected = torch.empty_like(actual)
     for item in range(items):
         for head in range(heads):
             for place in range(length):
-                seen = place + 1 if causal else length
-                scores = 0.37 * (key[item, head, :seen] @ query[item, head, place])
-                expected[item, head, place] = scores.softmax(0) @ value[item, head, :seen]
-    assert torch.allclose(found, expected, atol=1e-12)
+                observed = place + 1 if causal else length
+                scores = 0.37 * (key[item, head, :observed] @ query[item, head, place])
+                expected[item, head, place] = scores.softmax(0) @ value[item, head, :observed]
+    assert torch.allclose(actual, expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -158,11 +158,11 @@ def test_in_16_bits_attention_takes_the_products_and_agrees_with_the_fused_kerne
     generator = torch.Generator().manual_seed(0)
     query, key, value = torch.randn(3, 2, 3, 10, 8, generator=generator)
     exact = F.scaled_dot_product_attention(query, key, value, is_causal=causal)
-    narrow = [each.bfloat16() for each in (query, key, value)]
+    narrow = [item.bfloat16() for item in (query, key, value)]
     fused = F.scaled_dot_product_attention(*narrow, is_causal=causal).float()
     module = torch.nn.Module()
-    found, _ = layers.attention(module, *narrow, None, scaling=8**-0.5, dropout=0.0, is_causal=causal)
-    error = (found.transpose(1, 2).float() - exact).norm() / exact.norm()
+    actual, _ = layers.attention(module, *narrow, None, scaling=8**-0.5, dropout=0.0, is_causal=causal)
+    error = (actual.transpose(1, 2).float() - exact).norm() / exact.norm()
     assert error < max(2 * (fused - exact).norm() / exact.norm(), 0.01)
 
 
@@ -170,14 +170,14 @@ def test_a_mask_is_obeyed_in_16_bits():
     query, key, value = torch.randn(3, 2, 3, 10, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
     mask = torch.zeros(2, 1, 10, 10, dtype=torch.bool)
     mask[..., 0] = True
-    found, _ = layers.attention(torch.nn.Module(), query, key, value, mask, scaling=8**-0.5, is_causal=False)
-    assert torch.allclose(found, value[:, :, :1].transpose(1, 2).expand_as(found))
+    actual, _ = layers.attention(torch.nn.Module(), query, key, value, mask, scaling=8**-0.5, is_causal=False)
+    assert torch.allclose(actual, value[:, :, :1].transpose(1, 2).expand_as(actual))
 
 
 def test_quick_gelu_is_its_formula_and_so_is_its_gradient():
     values = torch.linspace(-9, 9, 101, dtype=torch.float64, requires_grad=True)
-    found = layers.QuickGELU()(values)
-    assert torch.allclose(found, values * torch.sigmoid(1.702 * values), atol=1e-12)
+    actual = layers.QuickGELU()(values)
+    assert torch.allclose(actual, values * torch.sigmoid(1.702 * values), atol=1e-12)
     assert torch.autograd.gradcheck(layers.QuickGELU(), values)
 
 
@@ -199,20 +199,20 @@ def test_patches_are_a_convolution(kernel, rows, columns, rest, bias):
     assert quick(pixels[:0]).shape == (0, *expected.shape[1:])
 
 
-@pytest.mark.parametrize("how", [{"groups": 3}, {"dilation": 2}, {"padding": 1}, {"stride": 1}])
-def test_another_convolution_stays_one(how):
-    convolution = torch.nn.Conv2d(3, 6, 4, **{"stride": 4, **how})
+@pytest.mark.parametrize("flags", [{"groups": 3}, {"dilation": 2}, {"padding": 1}, {"stride": 1}])
+def test_another_convolution_stays_one(flags):
+    convolution = torch.nn.Conv2d(3, 6, 4, **{"stride": 4, **flags})
     assert type(quickened(patch_embedding=convolution).patch_embedding) is torch.nn.Conv2d
 
 
 def test_hooks_stay_where_they_are():
-    seen = []
+    observed = []
     parts = {"layer_norm1": torch.nn.LayerNorm(4), "fc": torch.nn.Linear(4, 4)}
     for part in parts.values():
-        part.register_forward_hook(lambda module, *_: seen.append(type(module)))
+        part.register_forward_hook(lambda module, *_: observed.append(type(module)))
     quick = quickened(**parts)
     quick.fc(quick.layer_norm1(torch.zeros(2, 4)))
-    assert seen == [layers.NarrowLayerNorm, layers.Linear]
+    assert observed == [layers.NarrowLayerNorm, layers.Linear]
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])
@@ -238,14 +238,14 @@ def test_the_last_layer_for_one_position_is_the_layer_at_that_position(tower, lo
     for pooled in (True, False):
         given_values = values.clone().requires_grad_()
         if pooled:
-            found = layers.pooled_layer(layer, given_values, ends)
+            actual = layers.pooled_layer(layer, given_values, ends)
         else:
             whole = layer(given_values, None, is_causal=tower == "text_model")
-            found = whole[torch.arange(4), ends]
+            actual = whole[torch.arange(4), ends]
         encoder.zero_grad()
-        found.square().sum().backward()
+        actual.square().sum().backward()
         trained = {n: p.grad.clone() for n, p in layer.named_parameters() if p.grad is not None}
-        results.append((found.detach(), given_values.grad, trained))
+        results.append((actual.detach(), given_values.grad, trained))
     (ours, our_input, our_grads), (theirs, their_input, their_grads) = results
     assert torch.allclose(ours, theirs, atol=1e-5) and torch.allclose(our_input, their_input, atol=1e-4)
     assert our_grads.keys() == their_grads.keys() and our_grads
@@ -274,5 +274,5 @@ print(left_alone, faults())
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
 def test_freed_memory_is_taken_again_without_a_page_fault():
     done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
-    left_alone, kept = map(int, done.stdout.split())
-    assert left_alone > 500 and kept < left_alone / 10
+    left_alone, remaining = map(int, done.stdout.split())
+    assert left_alone > 500 and remaining < left_alone / 10

@@ -23,13 +23,13 @@ from vlkit.models.fast import linear
 )
 def test_linear_and_its_gradients_are_torchs(shape, inner, columns, bias, frozen, apart, seed):
     generator = torch.Generator().manual_seed(seed)
-    made = [torch.randn(*shape, inner, generator=generator), torch.randn(columns, inner, generator=generator)]
-    made.append(torch.randn(columns, generator=generator) if bias else None)
+    created = [torch.randn(*shape, inner, generator=generator), torch.randn(columns, inner, generator=generator)]
+    created.append(torch.randn(columns, generator=generator) if bias else None)
     weight_of = torch.randn(*shape, columns, generator=generator)
     results = []
     for way, dtype in ((linear.linear, torch.float32), (F.linear, torch.float64)):
         values, weight, added = (
-            None if each is None else each.detach().to(dtype, copy=True).requires_grad_() for each in made
+            None if item is None else item.detach().to(dtype, copy=True).requires_grad_() for item in created
         )
         values.requires_grad_(frozen != "values")
         weight.requires_grad_(frozen != "weight")
@@ -37,9 +37,9 @@ def test_linear_and_its_gradients_are_torchs(shape, inner, columns, bias, frozen
         rows = torch.stack([values, values], dim=-2)[..., 0, :] if apart else values
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(linear, "SMALL_WEIGHT", 1)
-            found = way(rows, weight, added)
-        (found * weight_of.to(dtype)).sum().backward()
-        results.append([found.detach(), *(each.grad for each in (values, weight, added) if each is not None)])
+            actual = way(rows, weight, added)
+        (actual * weight_of.to(dtype)).sum().backward()
+        results.append([actual.detach(), *(item.grad for item in (values, weight, added) if item is not None)])
     for ours, exact in zip(*results, strict=True):
         assert (ours is None) == (exact is None)
         if ours is not None:
@@ -54,8 +54,8 @@ def test_under_autocast_and_with_a_small_weight_it_is_torchs_own():
     assert not linear._is_faster(values[:, :96], small) and linear._is_faster(values, weight) == linear.onednn()
     with torch.autocast("cpu", torch.bfloat16):
         assert not linear._is_faster(values, weight)
-        found = linear.linear(values, weight, bias)
-        assert found.dtype == torch.bfloat16 and torch.equal(found, F.linear(values, weight, bias))
+        actual = linear.linear(values, weight, bias)
+        assert actual.dtype == torch.bfloat16 and torch.equal(actual, F.linear(values, weight, bias))
 
 
 def test_onednn_is_taken_where_there_is_avx_512_and_can_be_switched_off():

@@ -29,11 +29,11 @@ def both_towers(folder, precision, tune="full"):
             torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(len(name)))
     pixels = torch.randint(0, 255, (5, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with autocast(torch.device("cpu"), precision):
-        found = [encoder.embed_images(pixels), encoder.embed_texts(encoder.pad(encoder.tokenize(TEXTS)[0]))]
+        actual = [encoder.embed_images(pixels), encoder.embed_texts(encoder.pad(encoder.tokenize(TEXTS)[0]))]
     weight = torch.linspace(-1, 1, 5 * encoder.width).view(5, -1)
-    sum((embeddings * weight).sum() for embeddings in found).backward()
+    sum((embeddings * weight).sum() for embeddings in actual).backward()
     gradients = {name: p.grad for name, p in tuning.trainable(encoder).items() if p.grad is not None}
-    return encoder, [embeddings.detach() for embeddings in found], gradients
+    return encoder, [embeddings.detach() for embeddings in actual], gradients
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -41,16 +41,16 @@ def both_towers(folder, precision, tune="full"):
 @pytest.mark.parametrize("name", ["tiny-clip", "tiny-siglip"])
 def test_embeddings_and_gradients_are_those_of_plain_transformers(name, tune, precision, tiny_folder, monkeypatch):
     monkeypatch.setattr(linear, "SMALL_WEIGHT", 1)  # So that oneDNN multiplies a tiny model's weights, too.
-    found = {}
+    actual = {}
     for switch in ("on", "off"):
         monkeypatch.setenv("VLKIT_FAST", switch)
-        found[switch] = both_towers(tiny_folder(name), precision, tune)
-    _, embeddings, gradients = found["on"]
-    _, plain_embeddings, plain_gradients = found["off"]
+        actual[switch] = both_towers(tiny_folder(name), precision, tune)
+    _, embeddings, gradients = actual["on"]
+    _, plain_embeddings, plain_gradients = actual["off"]
     for ours, theirs in zip(embeddings, plain_embeddings, strict=True):
         assert (ours - theirs).norm() <= EMBEDDINGS[precision] * theirs.norm()
     assert gradients.keys() == plain_gradients.keys() and len(gradients) > 20
-    ours, theirs = (torch.cat([each[key].flatten() for key in sorted(each)]) for each in (gradients, plain_gradients))
+    ours, theirs = (torch.cat([item[key].flatten() for key in sorted(item)]) for item in (gradients, plain_gradients))
     assert (ours - theirs).norm() <= GRADIENTS[precision] * theirs.norm()
 
 

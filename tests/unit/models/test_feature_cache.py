@@ -58,7 +58,7 @@ def test_what_a_kill_leaves_is_cut_off(index_bytes, row_bytes):
         assert list(again.row_of) == list("abc")
         again.append(list("de"), ROWS[3:5])
         assert np.array_equal(again.read(range(5)), ROWS[:5])
-        assert [json.loads(each)["keys"] for each in index.read_text().splitlines()] == [list("abc"), list("de")]
+        assert [json.loads(item)["keys"] for item in index.read_text().splitlines()] == [list("abc"), list("de")]
 
 
 def test_damage_is_found(tmp_path):
@@ -120,8 +120,8 @@ def test_texts_of_the_same_tokens_are_one_row_and_the_others_stay_theirs(tiny, t
     features = frozen.features(frozen.open_store(str(tmp_path)), tokens, text_keys(tokens.tokens))
     assert len(frozen.open_store(str(tmp_path)).row_of) < len(set(texts))
     with torch.no_grad():
-        wanted = encoder.embed_texts(tokens[range(len(texts))])
-        assert torch.allclose(encoder.embed_texts(features[range(len(texts))]), wanted, atol=1e-6)
+        expected = encoder.embed_texts(tokens[range(len(texts))])
+        assert torch.allclose(encoder.embed_texts(features[range(len(texts))]), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["tiny-clip", "tiny-siglip"])

@@ -15,13 +15,13 @@ def quantized(tiny_folder):
     return lambda name, precision="fp32": loading.load_dual_encoder(str(tiny_folder(name)), quantized=precision)
 
 
-def inputs(made):
+def inputs(created):
     pixels = torch.randint(0, 255, (4, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return pixels, made.pad(made.tokenize(["red tart", "soup", "blue pie", "bread"])[0])
+    return pixels, created.pad(created.tokenize(["red tart", "soup", "blue pie", "bread"])[0])
 
 
-def four_bit(made):
-    return {name: m for name, m in made.model.named_modules() if type(m).__name__ == "Linear4bit"}
+def four_bit(created):
+    return {name: m for name, m in created.model.named_modules() if type(m).__name__ == "Linear4bit"}
 
 
 @pytest.mark.parametrize("name", ["tiny-siglip", "tiny-clip"])
@@ -29,21 +29,21 @@ def test_it_computes_what_its_rounded_weights_say(name, quantized, tiny):
     """Against a plain model whose matrices are the dequantised ones; only encoder layers are rounded."""
     from bitsandbytes.functional import dequantize_4bit
 
-    made, plain = quantized(name), tiny(name)
-    packed = four_bit(made)
+    created, plain = quantized(name), tiny(name)
+    packed = four_bit(created)
     layers = sum(c.num_hidden_layers for c in (plain.model.config.vision_config, plain.model.config.text_config))
-    assert len(packed) == layers * 6 and all(".encoder.layers." in each for each in packed)
-    pixels, ids = inputs(made)
+    assert len(packed) == layers * 6 and all(".encoder.layers." in item for item in packed)
+    pixels, ids = inputs(created)
     with torch.no_grad():
         whole = plain.embed_images(pixels)
-        for each, module in packed.items():
-            plain.model.get_submodule(each).weight.copy_(dequantize_4bit(module.weight, module.weight.quant_state))
-        assert torch.allclose(made.embed_images(pixels), plain.embed_images(pixels), atol=1e-5)
-        assert torch.allclose(made.embed_texts(ids), plain.embed_texts(ids), atol=1e-5)
+        for item, module in packed.items():
+            plain.model.get_submodule(item).weight.copy_(dequantize_4bit(module.weight, module.weight.quant_state))
+        assert torch.allclose(created.embed_images(pixels), plain.embed_images(pixels), atol=1e-5)
+        assert torch.allclose(created.embed_texts(ids), plain.embed_texts(ids), atol=1e-5)
         assert not torch.allclose(whole, plain.embed_images(pixels), atol=1e-4)
-    held = sum(p.numel() * p.element_size() for m in packed.values() for p in [m.weight])
-    assert held * 8 == sum(parameter_count(m.weight) for m in packed.values()) * 4
-    assert tuning.count_parameters(made).total == tuning.count_parameters(plain).total
+    contents = sum(p.numel() * p.element_size() for m in packed.values() for p in [m.weight])
+    assert contents * 8 == sum(parameter_count(m.weight) for m in packed.values()) * 4
+    assert tuning.count_parameters(created).total == tuning.count_parameters(plain).total
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -54,21 +54,21 @@ def test_an_evaluation_changes_no_gradient(precision, quantized):
     from vlkit.training.losses import sigmoid_loss
 
     def gradients(evaluate):
-        made = quantized("tiny-siglip", precision)
-        tuning.apply_tuning(made, LORA, seed=0)
+        created = quantized("tiny-siglip", precision)
+        tuning.apply_tuning(created, LORA, seed=0)
         with torch.no_grad():
-            for parameter in tuning.trainable(made).values():
+            for parameter in tuning.trainable(created).values():
                 parameter.add_(0.01)
-        pixels, ids = inputs(made)
+        pixels, ids = inputs(created)
         if evaluate:
-            made.eval()
-            with torch.inference_mode(), autocast(made.device, precision):
-                made.embed_images(pixels), made.embed_texts(ids)
-        tuning.train_mode(made)
-        with autocast(made.device, precision):
-            images, texts = made.embed_images(pixels), made.embed_texts(ids)
-        sigmoid_loss(made.logits(images, texts), label_matrix("abcd", "abcd")).backward()
-        return {name: p.grad for name, p in tuning.trainable(made).items()}
+            created.eval()
+            with torch.inference_mode(), autocast(created.device, precision):
+                created.embed_images(pixels), created.embed_texts(ids)
+        tuning.train_mode(created)
+        with autocast(created.device, precision):
+            images, texts = created.embed_images(pixels), created.embed_texts(ids)
+        sigmoid_loss(created.logits(images, texts), label_matrix("abcd", "abcd")).backward()
+        return {name: p.grad for name, p in tuning.trainable(created).items()}
 
     before, after = gradients(False), gradients(True)
     assert all(g is not None and g.abs().sum() > 0 for name, g in before.items() if "k_proj" not in name)

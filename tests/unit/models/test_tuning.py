@@ -246,13 +246,13 @@ def test_heads_and_logits_can_have_rates_of_their_own(tiny):
     named = tuning.trainable(encoder)
     rates = tuning.learning_rates(named, head=3e-3, logit=5e-2)
     optimizer = adamw(named, lr=1e-4, weight_decay=0.1, rates=rates)
-    found = {
+    actual = {
         key: (group["peak_lr"], group["weight_decay"])
         for group in optimizer.param_groups
         for key in group["param_names"]
     }
-    assert found.keys() == named.keys()
+    assert actual.keys() == named.keys()
     for key, parameter in named.items():
         rate = 5e-2 if key.startswith("logit") else 3e-3 if ".head." in key else 1e-4
-        assert found[key] == (rate, 0.1 if parameter.ndim > 1 else 0.0)
+        assert actual[key] == (rate, 0.1 if parameter.ndim > 1 else 0.0)
     assert optimizer.param_groups[0]["peak_lr"] == 1e-4

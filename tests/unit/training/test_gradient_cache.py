@@ -52,11 +52,11 @@ def test_blocks_of_rows_give_the_loss_and_its_gradients(groups, more, mode, loss
     whole = LOSSES[loss](logits(leaves[0], leaves[1]), label_matrix(groups, texts_of, mode))
     expected = torch.autograd.grad(whole, leaves)
     labels = Labels.from_groups(groups, texts_of, mode)
-    found = loss_and_embedding_gradients(
+    actual = loss_and_embedding_gradients(
         loss, logits, images, texts, [logits.scale, logits.bias], labels, block_rows=rows
     )
-    assert found.loss.item() == pytest.approx(whole.item(), rel=1e-10, abs=1e-12)
-    for mine, its in zip([found.images, found.texts, *found.logit_parameters], expected, strict=True):
+    assert actual.loss.item() == pytest.approx(whole.item(), rel=1e-10, abs=1e-12)
+    for mine, its in zip([actual.images, actual.texts, *actual.logit_parameters], expected, strict=True):
         assert torch.allclose(mine, its, rtol=1e-9, atol=1e-11)
 
 
@@ -88,14 +88,14 @@ def gradients(encoder, batch, loss, micro):
     """Loss and gradients as the loop makes them."""
     named = tuning.trainable(encoder)
     optimizer = torch.optim.SGD([{"params": list(named.items()), "peak_lr": 0.0}], lr=0.0)
-    kept = {}
+    remaining = {}
 
     def keep(optimizer, args, kwargs):
-        kept.update({name: p.grad.clone() for name, p in named.items()})
+        remaining.update({name: p.grad.clone() for name, p in named.items()})
 
     optimizer.register_step_pre_hook(keep)
     step = next(steps([batch], ContrastiveLoss(encoder, loss, micro), len, optimizer, total=1, max_grad_norm=1e9))
-    return step.loss, kept
+    return step.loss, remaining
 
 
 def apart(one, other):
@@ -114,12 +114,12 @@ def test_micro_batches_give_the_gradients_of_the_batch(name, loss, mode, tiny):
     whole, expected = gradients(encoder, batch, loss, None)
     assert {"logit_scale"} <= expected.keys()
     for micro in (1, 3, 7, 10, 11, 50):
-        value, found = gradients(encoder, batch, loss, micro)
+        value, actual = gradients(encoder, batch, loss, micro)
         assert value == pytest.approx(whole, rel=1e-5)
-        assert apart(expected, found) <= 1e-5
+        assert apart(expected, actual) <= 1e-5
         for key in ("logit_scale", "logit_bias") & expected.keys():
             # The bias cancels out of a softmax: there its gradient is rounding, some 1e-7.
-            assert found[key].item() == pytest.approx(expected[key].item(), rel=1e-4, abs=1e-6)
+            assert actual[key].item() == pytest.approx(expected[key].item(), rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["tiny-siglip", pytest.param("tiny-clip", marks=pytest.mark.slow)])
@@ -164,14 +164,14 @@ def test_the_second_pass_drops_what_the_first_one_dropped(tune, tiny):
     again = [part.surrogate.item() for part in first.second_pass(first.embeddings)]
     assert sum(again) == pytest.approx(len(first.embeddings), rel=1e-6), "unit vectors, times themselves"
 
-    _, found = gradients(encoder, batch, "sigmoid", 4)
+    _, actual = gradients(encoder, batch, "sigmoid", 4)
     from vlkit.training.loop import _dropout_seed
 
     torch.manual_seed(_dropout_seed(0, 0, 0, SINGLE))
     images = torch.cat([encoder.embed_images(part) for part in batch.images.split(4)])
     texts = torch.cat([encoder.embed_texts(part) for part in batch.texts.split(4)])[batch.text_index]
     LOSSES["sigmoid"](encoder.logits(images, texts), batch.labels.rows()).backward()
-    assert apart({key: p.grad for key, p in tuning.trainable(encoder).items()}, found) <= 1e-5
+    assert apart({key: p.grad for key, p in tuning.trainable(encoder).items()}, actual) <= 1e-5
 
 
 @pytest.mark.parametrize(("tune", "frozen"), [("text", "embed_images"), ("image", "embed_texts")])
@@ -181,13 +181,13 @@ def test_a_frozen_tower_is_not_embedded_twice(tune, frozen, tiny, monkeypatch):
     batch = batch_for(encoder)
     calls, embed = [], getattr(encoder, frozen)
     monkeypatch.setattr(encoder, frozen, lambda part: calls.append(len(part)) or embed(part))
-    _, found = gradients(encoder, batch, "softmax", 4)
+    _, actual = gradients(encoder, batch, "softmax", 4)
     # The first slice is looked at once more, to find that it has no gradient.
     rows = len(batch.images if tune == "text" else batch.texts)
     assert sum(calls) <= rows + 4
     assert max(calls) <= 4, "nor more of it at a time than a micro-batch"
     monkeypatch.undo()
-    assert apart(gradients(encoder, batch, "softmax", None)[1], found) <= 1e-5
+    assert apart(gradients(encoder, batch, "softmax", None)[1], actual) <= 1e-5
 
 
 def test_memory_that_runs_out_halves_the_micro_batch_and_goes_on(tiny, monkeypatch):
@@ -205,8 +205,8 @@ def test_memory_that_runs_out_halves_the_micro_batch_and_goes_on(tiny, monkeypat
     monkeypatch.setattr(encoder, "embed_images", cramped)
     contrast, named = ContrastiveLoss(encoder, "sigmoid"), tuning.trainable(encoder)
     optimizer = torch.optim.SGD([{"params": list(named.items()), "peak_lr": 0.0}], lr=0.0)
-    kept = {}
-    optimizer.register_step_pre_hook(lambda *_: kept.update({name: p.grad.clone() for name, p in named.items()}))
+    remaining = {}
+    optimizer.register_step_pre_hook(lambda *_: remaining.update({name: p.grad.clone() for name, p in named.items()}))
     step = next(
         steps(
             [batch], contrast, len, optimizer, total=1, max_grad_norm=1e9, on_out_of_memory=contrast.reduce_micro_batch
@@ -214,7 +214,7 @@ def test_memory_that_runs_out_halves_the_micro_batch_and_goes_on(tiny, monkeypat
     )
     assert contrast.micro_batch in (2, 3)
     assert step.loss == pytest.approx(whole, rel=1e-5)
-    assert apart(expected, kept) <= 1e-5
+    assert apart(expected, remaining) <= 1e-5
     monkeypatch.setattr(encoder, "embed_images", lambda pixels: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
     with pytest.raises(torch.OutOfMemoryError):
         next(steps([batch], contrast, len, optimizer, total=1, on_out_of_memory=contrast.reduce_micro_batch))

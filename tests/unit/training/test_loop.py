@@ -86,7 +86,7 @@ def test_nothing_that_is_not_finite_reaches_the_weights(where):
     model, batches = make(), data(8, 4)
     if where == "input":
         batches[3][0][0, 0] = math.nan
-    seen = []
+    observed = []
 
     def loss_of(batch):
         value = torch.nn.functional.mse_loss(model(batch[0]), batch[1])
@@ -99,10 +99,10 @@ def test_nothing_that_is_not_finite_reaches_the_weights(where):
 
     optimizer = adamw(dict(model.named_parameters()), lr=1e-2, weight_decay=0.01)
     for step in steps(iter(batches), loss_of, len, optimizer, total=8):
-        seen.append((step.skipped, weights(model)))
-    assert [skipped for skipped, _ in seen] == [False] * 3 + [True] + [False] * 4
-    assert torch.equal(seen[3][1], seen[2][1])
-    assert all(torch.isfinite(w).all() for _, w in seen)
+        observed.append((step.skipped, weights(model)))
+    assert [skipped for skipped, _ in observed] == [False] * 3 + [True] + [False] * 4
+    assert torch.equal(observed[3][1], observed[2][1])
+    assert all(torch.isfinite(w).all() for _, w in observed)
 
 
 def test_bad_steps_in_a_row_end_the_run_and_name_the_batch():

@@ -56,14 +56,14 @@ def test_full_weights_are_averaged_and_the_ends_are_exact(tiny):
     sweep = WeightInterpolation(trained)
     moved(encoder)
     tuned = {name: p.detach().clone() for name, p in trained.items()}
-    seen = []
+    observed = []
 
     def measure():
-        strength = STRENGTHS[len(seen)]
-        seen.append(strength)
+        strength = STRENGTHS[len(observed)]
+        observed.append(strength)
         for name, p in trained.items():
-            wanted = before[name].double() * (1 - strength) + tuned[name].double() * strength
-            assert torch.allclose(p.double(), wanted, atol=1e-6)
+            expected = before[name].double() * (1 - strength) + tuned[name].double() * strength
+            assert torch.allclose(p.double(), expected, atol=1e-6)
         return {"text_to_image": {"recall@1": 0.5, "mrr": 0.5}, "image_to_text": {"recall@1": 0.5, "mrr": 0.5}}
 
     points = sweep.measure(measure, None)
