@@ -1,15 +1,13 @@
 """How a tree of the package reads, as numbers: names, docstrings, rooms, sizes.
 
-    python tests/benchmarks/readability.py [CHECKOUT ...]        one column for each; default: this one
-
 Participles and verbs are counted by word lists, so single figures are off by a few per cent, in every column alike.
 """
 
 from __future__ import annotations
 
+import argparse
 import ast
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -152,8 +150,11 @@ def measure(checkout: Path) -> dict[str, str]:
 
 def main() -> None:
     """Print the table."""
-    checkouts = [Path(arg) for arg in sys.argv[1:]] or [Path(__file__).parents[2]]
-    columns = [measure(checkout) for checkout in checkouts]
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "checkouts", nargs="*", type=Path, default=[Path(__file__).parents[2]], help="a column for each"
+    )
+    columns = [measure(checkout) for checkout in parser.parse_args().checkouts]
     width = max(map(len, columns[0]))
     for row in columns[0]:
         print(row.ljust(width), *(column[row].rjust(22) for column in columns))

@@ -93,7 +93,7 @@ def test_files_as_they_come(tmp_path, vlkit):
 def test_one_image_is_told_and_a_run_keeps_its_results(tmp_path, trained, vlkit):
     flags = write(tmp_path, [{"image_id": 1, "caption": "a dog"}], [{"image_id": 1, "caption": "a dog"}])
     outcome = vlkit(*flags, "--out", tmp_path / "out")
-    assert outcome.code == 0 and "of one image CIDEr is always 0" in outcome.err
+    assert outcome.code == 0 and "CIDEr of one image is always 0" in outcome.err
     assert vlkit(*flags, "--out", trained).code == 2
     report = vlkit("report", "--run", tmp_path / "out")
     assert report.code == 0, report.err

@@ -226,7 +226,7 @@ def test_torchrun_goes_on_where_it_stopped(prepared, vlkit, tmp_path):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     shutil.rmtree(run / "model")
     done = torchrun(2, tmp_path, "--name", "again", *flags)
-    assert done.returncode == 0 and "going on from step 4" in done.stderr
+    assert done.returncode == 0 and "resuming from step 4" in done.stderr
     one, other = (tmp_path / name / "model/model.safetensors" for name in ("whole", "again"))
     assert file_sha256(one) == file_sha256(other)
     assert [line["step"] for line in read_metrics(run) if "loss" in line] == [1, 2, 3, 4, 5, 6]

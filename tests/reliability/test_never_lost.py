@@ -204,7 +204,7 @@ def test_a_place_costs_nothing_when_off(monkeypatch, tmp_path):
     monkeypatch.delenv(fault_injection.VARIABLE, raising=False)
     fault_injection.fault_point("before rename", tmp_path)
     monkeypatch.setenv(fault_injection.VARIABLE, f"eio@before rename of {tmp_path.name}#2")
-    fault_injection._passed.clear()
+    fault_injection._reached.clear()
     fault_injection.fault_point("before rename", tmp_path)
     fault_injection.fault_point("after rename", tmp_path)
     with pytest.raises(OSError, match="before rename"):
@@ -276,7 +276,7 @@ def test_a_disk_that_fails_while_saving(what, place, tmp_path, monkeypatch):
     named, optimizer = small()
     checkpoints.save(tmp_path, 1, named, optimizer, {})
     monkeypatch.setenv(fault_injection.VARIABLE, f"{what}@{place}")
-    fault_injection._passed.clear()
+    fault_injection._reached.clear()
     with pytest.raises(ResourceError, match="needs"):
         checkpoints.save(tmp_path, 2, named, optimizer, {})
     monkeypatch.delenv(fault_injection.VARIABLE)
@@ -396,7 +396,7 @@ def test_a_run_that_was_moved_and_whose_times_are_scrambled_goes_on(runs, vlkit)
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "lo')
     outcome = vlkit(*own.command, "moved")
-    assert outcome.code == 0 and "going on from step" in outcome.err, outcome.err
+    assert outcome.code == 0 and "resuming from step" in outcome.err, outcome.err
     assert own.state("moved") == own.state("whole")
 
 
@@ -460,7 +460,7 @@ def test_a_finished_run_is_extended_and_the_extension_survives_a_kill(runs, vlki
     longer = (*own.command, "long", "--extend-to", 9)
     assert vlkit(*own.command, "long").code == 2, "finished"
     outcome = vlkit(*longer)
-    assert outcome.code == 0 and "going on from step 4" in outcome.err, outcome.err
+    assert outcome.code == 0 and "resuming from step 4" in outcome.err, outcome.err
     lines = [json.loads(line) for line in (own.folder / "runs/long/metrics.jsonl").open()]
     rates = [line["lr"] for line in lines if "loss" in line]
     assert len(rates) == 9 and rates[4] > rates[3] and rates[8] < rates[5]
