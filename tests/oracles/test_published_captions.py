@@ -27,7 +27,7 @@ def test_a_thousand_captions_have_the_published_number_of_tokens():
     rows = golden("captions_val2014_fakecap_results.json")
     tokens = coco_tokens([row["caption"] for row in rows])
     scores = CaptionScores.from_tokens(tokens, [[item] for item in tokens])
-    assert scores.guessed.sum(axis=0).tolist() == [9893, 8893, 7893, 6893]
+    assert scores.total.sum(axis=0).tolist() == [9893, 8893, 7893, 6893]
 
 
 @pytest.fixture

@@ -123,7 +123,7 @@ TASKS = [
         "loss": "sigmoid",
         "labels": "multi-positive",
         "micro": None,
-        "steps": 20,
+        "steps": 10,
     },
     {"name": "softmax", "model": "tiny-clip", "loss": "softmax", "labels": "mask", "micro": None, "steps": 6},
     {"name": "micro", "model": "tiny-siglip", "loss": "sigmoid", "labels": "eye", "micro": 3, "steps": 6},
@@ -147,7 +147,7 @@ SIZES = [
 def test_processes_take_the_steps_of_one(size, task, augmented, tiny_folder, tmp_path):
     task = {
         **task,
-        "steps": 20,
+        "steps": 10,
         "model": str(tiny_folder(task["model"])),
         "data": str(augmented),
         "rows": 43,

@@ -257,12 +257,12 @@ def test_both_directions_in_two_processes(all_matches):
     """Two threads that tell each other what processes would."""
 
     class Beside(World):
-        barrier, report = threading.Barrier(2), {}
+        barrier, parts = threading.Barrier(2), {}
 
         def all_gather(self, mine, count):
-            self.told[self.rank] = mine
+            self.parts[self.rank] = mine
             self.barrier.wait()
-            whole = torch.cat([self.told[0], self.told[1]])
+            whole = torch.cat([self.parts[0], self.parts[1]])
             self.barrier.wait()
             return whole
 
