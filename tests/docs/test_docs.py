@@ -275,7 +275,7 @@ def test_every_published_recipe_runs_as_its_script_says(path, tmp_path):
 
 @pytest.mark.slow
 def test_the_lines_of_readme_run_as_they_stand(tmp_path):
-    """The four lines by hand, then the one that repeats the run: the same weights to the byte."""
+    """The lines by hand, then the one that repeats the run: the same weights to the byte, and from chance to most."""
     readme = README.read_text(encoding="utf-8")
     by_hand = re.search(r"## By hand\n\n```sh\n(.*?)```", readme, re.DOTALL)[1]
     repeat = re.search(r"repeated to the byte:\n\n```sh\n(.*?)```", readme, re.DOTALL)[1]
@@ -283,4 +283,7 @@ def test_the_lines_of_readme_run_as_they_stand(tmp_path):
     subprocess.run(["bash", "-euc", by_hand + repeat], cwd=tmp_path, env=env, check=True, capture_output=True)
     first, second = (tmp_path / "runs" / name / "model/model.safetensors" for name in ("first", "second"))
     assert file_sha256(first) == file_sha256(second)
-    assert (tmp_path / "runs/first/results.json").is_file()
+    results = json.loads((tmp_path / "runs/first/results.json").read_text())
+    assert results["baseline"]["text_to_image"]["recall@1"] < 0.03
+    assert results["metrics"]["text_to_image"]["recall@1"] >= 0.8
+    assert results["verdict"]["text_to_image"].startswith("better")

@@ -53,30 +53,16 @@ def test_it_is_better_than_what_it_began_with(way, begun, vlkit):
             assert same[direction]["mrr"] == pytest.approx(metrics["mrr"], abs=1e-3)
 
 
-@pytest.mark.parametrize(("seed", "at_least"), [(42, 0.8), (43, 0.7), (44, 0.7)])
-def test_the_tiny_model_goes_from_chance_to_most(seed, at_least, begun, tmp_path, vlkit):
-    """The seed decides the split, the initial weights and the order."""
-    assert (
-        vlkit(
-            "prep", "--domain", "recipes", "--source", begun[0] / "raw", "--out", tmp_path / "data", "--seed", seed
-        ).code
-        == 0
-    )
-    train = (
-        "train-retrieval",
-        "--data",
-        tmp_path / "data",
-        "--model",
-        "tiny-siglip",
-        "--runs-dir",
-        tmp_path,
-        "--name",
-        "r",
-    )
-    assert vlkit(*train, "--seed", seed).code == 0
+@pytest.mark.parametrize("seed", [43, 44])
+def test_the_tiny_model_goes_from_chance_to_most(seed, begun, tmp_path, vlkit):
+    """The seed decides the split, the initial weights and the order; tests/docs has the default one, 42."""
+    prep = ("prep", "--domain", "recipes", "--source", begun[0] / "raw", "--out", tmp_path / "data")
+    assert vlkit(*prep, "--seed", seed).code == 0
+    train = ("train-retrieval", "--data", tmp_path / "data", "--model", "tiny-siglip", "--runs-dir", tmp_path)
+    assert vlkit(*train, "--name", "r", "--seed", seed).code == 0
     results = vlkit("eval", "--run", tmp_path / "r", "--json").json()
     assert results["baseline"]["text_to_image"]["recall@1"] < 0.03
-    assert results["metrics"]["text_to_image"]["recall@1"] >= at_least
+    assert results["metrics"]["text_to_image"]["recall@1"] >= 0.7
     assert results["verdict"]["text_to_image"].startswith("better")
 
 
