@@ -432,7 +432,7 @@ def test_settings_that_cannot_be_are_refused(train, vlkit, prepared, tmp_path):
 def test_the_names_of_the_settings_are_those_of_the_parameters(train, tmp_path):
     """A LoRA learns at --lr, adapter and cross-attention at their own rates."""
     from vlkit.config.fusion import TrainFusionConfig
-    from vlkit.training.train_fusion import learning_rates
+    from vlkit.training.setup.load_models import learning_rates
 
     named = dict.fromkeys(("fusion.adapter.1.weight", "fusion.queries", "llm.x.lora_A"), torch.nn.Parameter())
     config = TrainFusionConfig(adapter_lr=0.1, fusion_lr=0.2)

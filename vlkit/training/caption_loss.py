@@ -1,4 +1,4 @@
-"""The loss of a batch of captions: cross-entropy, and the distance of an image's tokens from its caption's words."""
+"""The loss of a batch of captions: cross-entropy, and the distance of an image's tokens from its caption's."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from vlkit.training.loop import Part
 
 @dataclass
 class RunningSums:
-    """Sums since the last `pop`: nats of cross-entropy, alignment, words."""
+    """Sums since the last `pop`: nats of cross-entropy, alignment, tokens."""
 
     nats: float = 0.0
     alignment: float = 0.0
-    words: int = 0
+    tokens: int = 0
 
 
 class CaptionLoss:
-    """The objective of train-fusion: the mean over the captions' words, in parts that fit into memory.
+    """The objective of train-fusion: the mean over the captions' tokens, in parts that fit into memory.
 
-    Both losses are sums over words, divided by the words of all processes' captions: micro-batches, accumulation and
+    Both losses are sums over tokens, divided by those of all processes' captions: micro-batches, accumulation and
     processes do not change the gradient.
 
     Args:
-        alpha: weight of the alignment loss, which counts once for each word.
+        alpha: weight of the alignment loss, which counts once for each token.
         micro_batch: captions at a time; None: the whole batch.
 
     Attributes:
@@ -57,7 +57,7 @@ class CaptionLoss:
             losses = self.captioner.losses(patches[index[chunk]], captions, lengths, with_alignment=self.alpha > 0)
             loss = losses.cross_entropy
             self.sums.nats += float(losses.cross_entropy.detach())
-            self.sums.words += losses.words
+            self.sums.tokens += losses.token_count
             if losses.alignment is not None:
                 loss = loss + self.alpha * losses.alignment
                 self.sums.alignment += float(losses.alignment.detach())
@@ -76,11 +76,11 @@ class CaptionLoss:
         return size > 1
 
     def pop(self, world: World) -> dict[str, float]:
-        """Return both losses in nats per word, over the step and all processes, and start anew."""
+        """Return both losses in nats per token, over the step and all processes, and start anew."""
         sums, self.sums = self.sums, RunningSums()
-        totals = torch.tensor([sums.nats, sums.alignment, sums.words], dtype=torch.float64)
+        totals = torch.tensor([sums.nats, sums.alignment, sums.tokens], dtype=torch.float64)
         totals = totals.to(self.captioner.device)
         world.all_reduce([totals])
-        nats, alignment, words = totals.tolist()
-        losses = {"caption_loss": nats / max(1, words)}
-        return losses | ({"alignment": alignment / max(1, words)} if self.alpha else {})
+        nats, alignment, tokens = totals.tolist()
+        losses = {"caption_loss": nats / max(1, tokens)}
+        return losses | ({"alignment": alignment / max(1, tokens)} if self.alpha else {})

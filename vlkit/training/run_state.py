@@ -19,7 +19,7 @@ from vlkit import checkpoints, console
 from vlkit.config.base import require_resolved
 from vlkit.config.training import TrainingConfig
 from vlkit.distributed import World
-from vlkit.errors import ArtifactError, NonFiniteError, Stopped, UsageError
+from vlkit.errors import ArtifactError, NonFiniteError, Stopped
 from vlkit.evaluation.efficiency import peak_memory_gb
 from vlkit.models.device import Precision, best_device
 from vlkit.models.tuning import ParameterCounts
@@ -76,7 +76,8 @@ class RunState:
         self.step, self.best, self.replaying = 0, dict[str, Any](), config.replay
         self.window: deque[list[str]] = deque(maxlen=config.grad_accum)
         self.last: Step | None = None
-        self._evaluated_step = 0
+        # `_unevaluated`: the run was stopped in the middle of this step's evaluation.
+        self._evaluated_step, self._unevaluated = 0, False
         self._stop, self._stopping = StopRequest(), False
         self._started, self._seconds_before = time.perf_counter(), 0.0
         self._peak_before: dict[str, float | None] = {}
@@ -86,10 +87,7 @@ class RunState:
 
         Raises:
             ArtifactError: steps were taken, and none of their checkpoints is left.
-            UsageError: --replay names a step that the run has not taken.
         """
-        if self.replaying is not None and not 1 <= self.replaying <= self.run.last_step():
-            raise UsageError(f"--replay {self.replaying}: {self.run.folder} has taken {self.run.last_step()} steps")
         checkpoint = checkpoints.newest(self.run.checkpoints, before=self.replaying)
         step = checkpoint.step if checkpoint else 0
         unevaluated = bool(checkpoint and checkpoint.state.get("evaluation_due"))
@@ -107,7 +105,7 @@ class RunState:
             self._peak_before = checkpoint.state.get("peak_memory_gb") or {}
         except (KeyError, TypeError) as error:
             raise ArtifactError(f"{checkpoint.folder / 'state.json'} lacks {error}") from None
-        self.step, self._evaluated_step = step, 0 if unevaluated else step
+        self.step, self._evaluated_step, self._unevaluated = step, step, unevaluated
         if self.replaying is None:
             self._point_at(step)
             console.say(f"resuming from step {step}")
@@ -122,6 +120,7 @@ class RunState:
         """Return the keyword arguments of `steps` that follow from the settings and the state."""
         config = self.config
         return {
+            # Where patience was spent before, no step is taken.
             "total": self.step if self._patience_spent() else self.total_steps,
             "start": self.step,
             "accumulate": config.grad_accum,
@@ -147,7 +146,8 @@ class RunState:
         if self.replaying is not None:
             yield
             return
-        with catch_stop_signals(interruptible=self.world.size == 1) as self._stop:
+        with catch_stop_signals(interruptible=self.world.size == 1) as stop:
+            self._stop = stop
             try:
                 yield
             except StopRequested:
@@ -158,21 +158,24 @@ class RunState:
                 raise NonFiniteError(f"after step {self.step}: {error.message}", hint=error.hint) from None
 
     def log(self, step: Step, extra: Mapping[str, float]) -> None:
-        """Record a step that was taken, in metrics.jsonl; hear whether training is to stop.
+        """Count a step that was taken, and write it to metrics.jsonl.
 
         Args:
             extra: what to log beside the step.
         """
         self.step, self.last = step.step, step
-        if self.replaying is not None:
-            return
-        self.run.log({**asdict(step), **extra})
+        if self.replaying is None:
+            self.run.log({**asdict(step), **extra})
+
+    def sync_stop(self) -> None:
+        """Learn whether a signal has arrived, on this rank or another. Call it once a step, on every rank."""
         self._stopping = self.world.sync_stop(bool(self._stop))
 
     def eval_due(self) -> bool:
         """Return whether this step is to be evaluated and is not yet."""
         due = self.step == self.total_steps or self.step % self.eval_every == 0
-        return self.validates and self.replaying is None and self._evaluated_step < self.step and due
+        due = self._unevaluated or (due and self._evaluated_step < self.step)
+        return self.validates and self.replaying is None and due
 
     def record(self, scores: dict[str, Any], key: list[float], summary: str) -> None:
         """Log an evaluation of this step, and save a checkpoint if it is the best so far; the later of equals.
@@ -181,7 +184,7 @@ class RunState:
             key: what evaluations are ordered by, larger is better.
             summary: the scores in one line, for the terminal.
         """
-        self._evaluated_step = self.step
+        self._evaluated_step, self._unevaluated = self.step, False
         self.run.log({"step": self.step, "val": scores})
         if not self.best or key >= self.best["key"]:
             # An equal evaluation is no improvement: patience goes on counting from the earlier one.
@@ -236,16 +239,19 @@ class RunState:
             name = checkpoints.folder_name(self.best["step"])
             self.run.write_json("best.json", {"checkpoint": f"checkpoints/{name}", **self.best})
 
-    def restore_best(self) -> None:
-        """After the loop: put the weights of the best checkpoint in place, of the last one where nothing validates.
+    def raise_if_stopped(self) -> None:
+        """Raise after the loop where a signal ended it; say where patience did.
 
         Raises:
-            Stopped: a signal ended the loop; what was done is saved.
+            Stopped: names the step that is saved.
         """
         if self._patience_spent():
             console.say(f"stopping: {self.config.patience} evaluations without a better {self.best_metric_name}")
         elif self.step < self.total_steps:
             raise self._stopped()
+
+    def restore_best(self) -> None:
+        """Restore the weights of the best checkpoint; of the last one where nothing validates."""
         self.world.barrier()
         folder = self.run.checkpoints / checkpoints.folder_name(self.exported_step())
         checkpoints.read_verified(folder).restore(self.parameters)

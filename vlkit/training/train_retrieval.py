@@ -15,10 +15,9 @@ from vlkit.distributed import SINGLE, World, init_distributed
 from vlkit.evaluation.model_card import write_card
 from vlkit.evaluation.retrieval.retention import read_guard_rows
 from vlkit.evaluation.retrieval.task import RetrievalTask
-from vlkit.models import loading, tuning
-from vlkit.models.device import best_device, use_deterministic_algorithms
+from vlkit.models import tuning
+from vlkit.models.device import best_device
 from vlkit.models.dual_encoder import DualEncoder
-from vlkit.models.preprocessing import with_decode
 from vlkit.runs import Run
 from vlkit.training.finish_run import finish_run, report_replay
 from vlkit.training.gradient_cache import ContrastiveLoss
@@ -26,6 +25,7 @@ from vlkit.training.loop import steps
 from vlkit.training.run_state import RunState
 from vlkit.training.setup.estimates import estimate_retrieval, fixed_micro_batch
 from vlkit.training.setup.fill_cache import fill_cache
+from vlkit.training.setup.load_models import load_base_encoder
 from vlkit.training.setup.open_run import check_micro_batch, config_to_replay, load_on_first_rank, open_run
 from vlkit.training.setup.plan import print_retrieval_dry_run, print_retrieval_start, resolve_retrieval
 from vlkit.training.setup.rows import RetrievalRows
@@ -92,6 +92,7 @@ def train(
             for step in steps(batches, objective, len, state.optimizer, **state.loop_settings(objective)):
                 encoder.clamp_logit_scale()
                 state.log(step, encoder.logit_values())
+                state.sync_stop()
                 bar.update(step.step, loss=step.loss, lr=step.lr, grad_norm=step.grad_norm)
                 if state.eval_due():
                     state.record(*validation.scores())
@@ -102,6 +103,7 @@ def train(
                     break
         if config.replay is not None:
             return report_replay(state)
+        state.raise_if_stopped()
         state.restore_best()
         extra: dict[str, Any] = {}
         if interpolation is not None:
@@ -113,22 +115,6 @@ def train(
         if world.is_main and config.merge and encoder.peft is not None:
             tuning.export_merged(encoder, run.folder)
         return finish_run(state, exported, extra, write_card)
-
-
-def load_base_encoder(config: TrainRetrievalConfig, run: Run, rows: RetrievalRows) -> DualEncoder:
-    """Load the model as it is before the first step; a tiny one is made from the training texts."""
-    encoder = loading.load_or_create(
-        config.model,
-        list(rows.train.frame["text"]),
-        seed=config.seed,
-        text_model=config.text_model,
-        keep_in=run.base,
-        merged_from=Run(config.init_from) if config.init_from else None,
-        quantized=config.precision if config.quantize else None,
-    )
-    if config.deterministic:
-        use_deterministic_algorithms()
-    return with_decode(encoder, config.decode)
 
 
 def build_dataset(rows: RetrievalRows, encoder: DualEncoder, config: TrainRetrievalConfig, world: World) -> PairDataset:

@@ -127,7 +127,7 @@ def test_the_alignment_is_a_cosine_without_the_vocabularys_mean(captioner):
         observed = visual[row].mean(dim=0) - table.mean(dim=0)
         expected += length * (1 - F.cosine_similarity(observed, messages, dim=0).item())
     assert actual.alignment.item() == pytest.approx(expected, rel=1e-5)
-    assert actual.words == int(batch.lengths.sum())
+    assert actual.token_count == int(batch.lengths.sum())
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 4, 6])
@@ -532,5 +532,5 @@ def test_the_predicted_activations_are_what_autograd_keeps(precision, tiny_llm, 
     settings = TrainFusionConfig(batch_size=4, max_length=24, precision=precision, quantize="none", vision="v", llm="l")
     predicted = estimate_fusion(settings, MetaModels(vision, language, created.fusion)).memory["activations"]
     measured = sum(remaining.values())
-    assert actual.words == 96
+    assert actual.token_count == 96
     assert 0.6 < predicted / measured < 1.5, (predicted, measured)

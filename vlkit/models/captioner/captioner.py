@@ -29,17 +29,17 @@ from vlkit.models.stages import PartialForward
 
 @dataclass(frozen=True)
 class CaptionLosses:
-    """Sums over the words of some captions, their ends included.
+    """Sums over the tokens of some captions, their ends included.
 
     Attributes:
         cross_entropy: nats.
-        alignment: of each caption 1 - cosine to its visual tokens, once a word; None where it was not asked for.
-        words: how many.
+        alignment: of each caption 1 - cosine to its visual tokens, once a token; None where it was not asked for.
+        token_count: tokens, ends included.
     """
 
     cross_entropy: torch.Tensor
     alignment: torch.Tensor | None
-    words: int
+    token_count: int
 
 
 class Captioner(torch.nn.Module):

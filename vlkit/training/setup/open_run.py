@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from vlkit import checkpoints
+from vlkit.config.base import require_resolved
 from vlkit.config.training import TrainingConfig
 from vlkit.distributed import World
 from vlkit.errors import ArtifactError, UsageError, VlkitError
@@ -92,11 +93,14 @@ def config_to_replay(config: C) -> C:
     """Return the settings of the run that --replay names, with the step to repeat.
 
     Raises:
-        UsageError: no run is named.
+        UsageError: no run is named, or it has not taken this step.
     """
     if config.name is None:
-        raise UsageError("--replay needs a run", hint="--config runs/NAME/config.yaml, or --name NAME")
+        raise UsageError("--replay needs a run", hint="add --config runs/NAME/config.yaml")
     run = Run(local_runs_dir(config.runs_dir) / config.name, is_writer=False)
+    last = run.last_step()
+    if not 1 <= require_resolved(config.replay) <= last:
+        raise UsageError(f"--replay {config.replay}: {run.folder} has taken {last} steps", hint=f"give 1 to {last}")
     return dataclasses.replace(type(config).from_layers(run.config()), replay=config.replay)
 
 
@@ -119,7 +123,8 @@ def _check_same_data(config: TrainingConfig, run: Run, data: dict[str, Any]) -> 
     """
     fingerprint = run.environment().get("data", {}).get("fingerprint")
     if fingerprint != data["fingerprint"]:
-        raise UsageError(f"{run.folder} was trained on other data than {config.data}: its fingerprint is {fingerprint}")
+        message = f"{run.folder} was trained on other data than {config.data} holds now: fingerprint {fingerprint}, now"
+        raise UsageError(f"{message} {data['fingerprint']}", hint="restore the data that the run was trained on")
 
 
 def _extend_config(config: C, run: Run) -> tuple[C, C | None]:

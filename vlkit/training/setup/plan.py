@@ -9,6 +9,7 @@ from typing import Any
 
 from vlkit import console
 from vlkit.config.base import require_resolved
+from vlkit.config.data import TINY_MODELS
 from vlkit.config.fusion import TrainFusionConfig
 from vlkit.config.presets import model_preset
 from vlkit.config.training import TrainingConfig, TrainRetrievalConfig
@@ -17,6 +18,7 @@ from vlkit.data.loading.retrieval_batches import PairDataset
 from vlkit.errors import UsageError
 from vlkit.models import loading, tuning
 from vlkit.models.cache.feature_cache import FrozenImages
+from vlkit.models.captioner.captioner import Captioner
 from vlkit.models.captioner.vision_encoder import VisionEncoder
 from vlkit.models.device import best_device, best_precision
 from vlkit.models.dual_encoder import DualEncoder
@@ -152,6 +154,32 @@ def print_retrieval_start(
     console.say(f"{config.model}, {config.tune}: {counts}")
     for line in warnings_before_training(dataset, config, encoder):
         console.say(line)
+
+
+def print_fusion_start(
+    counts: tuning.ParameterCounts,
+    run: Run,
+    rows: CaptionRows,
+    config: TrainFusionConfig,
+    captioner: Captioner,
+    truncated: int,
+) -> None:
+    """Print sizes, what is trained, and what the user should know of the captions."""
+    captions = len(rows.train)
+    work = f"{config.steps} steps of {config.batch_size} x {config.grad_accum}"
+    console.say(f"{run.folder}: {captions} captions, {work}, {config.precision} on {captioner.device}")
+    console.say(f"{config.vision} and {config.llm} ({config.quantize}): {counts}")
+    tokens = captioner.fusion.shape.tokens
+    console.say(f"the language model reads {captioner.overhead} tokens before a caption, {tokens} of them the image")
+    if not captioner.language.has_chat:
+        console.warn(f"{config.llm} has no chat template: it reads image and prompt without one")
+    if config.vision in TINY_MODELS:
+        console.warn(f"{config.vision} is untrained: --vision RUN takes an encoder that train-retrieval has trained")
+    if rows.empty:
+        console.warn(f"{rows.empty} captions without a word are left out")
+    if truncated:
+        message = f"{truncated} of {captions} captions are longer than {config.max_length} tokens and are cut"
+        console.warn(f"{message}: the model does not learn where they end; raise --max-length")
 
 
 def warnings_before_training(dataset: PairDataset, config: TrainRetrievalConfig, encoder: DualEncoder) -> list[str]:
