@@ -277,7 +277,7 @@ def test_every_published_recipe_runs_as_its_script_says(path, tmp_path):
 def test_the_lines_of_readme_run_as_they_stand(tmp_path):
     """The lines by hand, then the one that repeats the run: the same weights to the byte, and from chance to most."""
     readme = README.read_text(encoding="utf-8")
-    by_hand = re.search(r"## By hand\n\n```sh\n(.*?)```", readme, re.DOTALL)[1]
+    by_hand = re.search(r"## Run the steps yourself\n\n```sh\n(.*?)```", readme, re.DOTALL)[1]
     repeat = re.search(r"repeated to the byte:\n\n```sh\n(.*?)```", readme, re.DOTALL)[1]
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     subprocess.run(["bash", "-euc", by_hand + repeat], cwd=tmp_path, env=env, check=True, capture_output=True)
