@@ -36,13 +36,12 @@ import re
 import shutil
 from collections import defaultdict
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from vlkit import console
@@ -199,14 +198,6 @@ def read_verified(path: Path) -> Checkpoint:
     except (OSError, ValueError, KeyError, TypeError):
         pass
     raise ArtifactError(f"the checkpoint {path} is damaged, or written by another version of vlkit")
-
-
-def parameter_names(folder: Path) -> set[str]:
-    """Return the parameters in the newest readable checkpoint, verified or not; none if there is no checkpoint."""
-    for path in reversed(list_checkpoints(folder)):
-        with suppress(OSError, SafetensorError), safe_open(path / FILES[0], "pt") as file:
-            return set(file.keys())
-    return set()
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

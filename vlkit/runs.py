@@ -84,8 +84,9 @@ class Run:
             ArtifactError: it is no run folder, or config.yaml is damaged.
         """
         if not self.started:
-            problem = "is not a run folder: it has no config.yaml" if self.folder.exists() else "does not exist"
-            raise ArtifactError(f"the run {self.folder} {problem}", hint=_runs_hint(self.folder.parent))
+            problem = f"{self.folder} is not a run: it has no config.yaml"
+            message = problem if self.folder.exists() else f"no such run: {self.folder}"
+            raise ArtifactError(message, hint=_runs_hint(self.folder.parent))
         settings = _read_yaml(self.folder / "config.yaml")
         if not settings.get("data") or not (settings.get("model") or settings.get("llm")):
             raise ArtifactError(f"{self.folder / 'config.yaml'} is damaged: it names no data or no model")
@@ -95,6 +96,12 @@ class Run:
     def task(self) -> str:
         """The task of its model: retrieval or captioning."""
         return "captioning" if "llm" in self.config() else "retrieval"
+
+    @property
+    def resume_command(self) -> str:
+        """The command that trains it to its end, from any working directory."""
+        command = "train-fusion" if self.task == "captioning" else "train-retrieval"
+        return f"vlkit {command} --config {shlex.quote(str(self.folder.resolve() / 'config.yaml'))}"
 
     def begin(self, config: Settings, data: dict[str, Any], previous: Settings | None = None) -> None:
         """Write the snapshot, or check that the one that is there says the same. Call it under the lock.
@@ -342,7 +349,7 @@ def resolve_run(runs_dir: Location, name: str, *, extending: bool = False) -> Ru
     if not run.started and contents - {"environment.yaml"}:
         raise UsageError(f"{run.folder} exists and is not a run", hint="choose another --name")
     if extending and not run.started:
-        raise UsageError(f"--extend-to: there is no run {run.folder}", hint=_runs_hint(run.folder.parent))
+        raise UsageError(f"--extend-to: no such run: {run.folder}", hint=_runs_hint(run.folder.parent))
     if run.finished and not extending:
         hint = f"give another --name, continue it with --extend-to STEPS, or measure it: vlkit eval --run {run.folder}"
         raise UsageError(f"the run {run.folder} is finished", hint=hint)

@@ -59,7 +59,7 @@ def catch_stop_signals(*, interruptible: bool = True) -> Iterator[StopRequest]:
     """Only record the first SIGTERM or SIGINT within the block; the code stops where it can.
 
     Args:
-        interruptible: `raise_if_stopped` may raise; not so if other processes wait for this one.
+        interruptible: `raise_if_stopped` may raise. False under torchrun: other processes wait for this one.
     """
     request = StopRequest(interruptible)
 
@@ -67,7 +67,7 @@ def catch_stop_signals(*, interruptible: bool = True) -> Iterator[StopRequest]:
         request.signal = signal.Signals(number)
         for caught, handler in previous.items():
             signal.signal(caught, handler)
-        console.say(f"{request.signal.name}: saving before the stop; a second signal stops at once")
+        console.say(f"{request.signal.name}: saving, then stopping; a second signal stops at once")
 
     previous = {number: signal.signal(number, record) for number in (signal.SIGTERM, signal.SIGINT)}
     _requests.append(request)

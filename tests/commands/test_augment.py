@@ -83,7 +83,7 @@ def test_new_rows_stand_behind_old_ones_that_stay_as_they_are(augment, data, pre
     assert now == described
     kinds = [(new["origin"] == "augmented") & new["image"].str.startswith("augmented_images/")]
     kinds += [(new["origin"] == "augmented") & ~kinds[0], new["origin"] == "negative"]
-    names = ("augmented pictures", "augmented texts", "negatives")
+    names = ("augmented images", "augmented texts", "negatives")
     assert augmentation["rows"] == {name: int(kind.sum()) for name, kind in zip(names, kinds, strict=True)}
     assert all(augmentation["rows"].values())
 
@@ -296,7 +296,7 @@ def test_what_a_domain_forbids_stays_off_and_cannot_be_asked_for(vlkit, tmp_path
         (("--text-rules", "synonym"), 2, "unknown 'synonym'"),
         (("--forbid", "sepia"), 2, "unknown 'sepia'"),
         (("--hard", "tiny-siglip"), 2, "--hard tiny-siglip"),
-        (("--hard", "runs/none"), 6, "runs/none does not exist"),
+        (("--hard", "runs/none"), 6, "no such run: runs/none"),
         (("--synonyms", "nothing"), 2, "crispy = crunchy"),
         (("--preview", 0), 2, "--preview 0"),
         (("--pictures", -1), 2, "--pictures -1"),

@@ -399,7 +399,7 @@ def test_an_index_of_another_model(indexed, trained, tmp_path, vlkit):
     (tmp_path / "moved/index.yaml").write_text(about.replace(str(trained), str(tmp_path / "gone")))
     rewrite_manifest(tmp_path / "moved")
     gone = vlkit("search", "--index", tmp_path / "moved", "soup")
-    assert gone.code == 6 and "does not exist" in gone.err and "--model RUN" in gone.err
+    assert gone.code == 6 and "no such run: " in gone.err and "--model RUN" in gone.err
     actual = vlkit("search", "--index", tmp_path / "moved", "--model", trained, "soup", "--json")
     assert actual.code == 0 and actual.json()["queries"][0]["texts"]
 

@@ -353,7 +353,7 @@ def test_the_list_of_runs(skin, vlkit, tmp_path):
     outcome = vlkit("runs", "--runs-dir", tmp_path, "--json")
     assert outcome.code == 0 and [(r["name"], r["state"]) for r in outcome.json()["runs"]] == [("hurt", "damaged")]
     outcome = vlkit("runs", "--runs-dir", tmp_path / "none")
-    assert outcome.code == 2 and "there is no folder" in outcome.err
+    assert outcome.code == 2 and "no such folder: " in outcome.err
 
 
 def test_a_finished_run_that_was_not_measured_says_so(trained, vlkit, tmp_path):

@@ -161,7 +161,7 @@ def test_the_only_index_is_taken_and_others_are_named(leaves, tmp_path, vlkit, m
     several = vlkit("search", "leaf")
     assert several.code == 2 and "indexes/one, indexes/two" in several.err
     missing = vlkit("search", "--index", tmp_path / "nothing", "leaf")
-    assert missing.code == 6 and "there is no index" in missing.err
+    assert missing.code == 6 and "no such index: " in missing.err
     assert vlkit("search", "--index", leaves / "data", "leaf").code == 6
 
 

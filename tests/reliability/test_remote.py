@@ -311,7 +311,7 @@ def test_what_is_not_there_is_said(lake, tmp_path, vlkit, monkeypatch):
     outcome = vlkit("prep", "--domain", "recipes", "--source", "s3://no-such-zone", "--out", tmp_path / "out")
     assert outcome.code == 3 and "no such bucket" in outcome.err
     outcome = vlkit("prep", "--domain", "recipes", "--source", "s3://trusted-zone", "--out", tmp_path / "out")
-    assert outcome.code == 3 and "is empty" in outcome.err
+    assert outcome.code == 3 and "no images or tables in" in outcome.err
     monkeypatch.setenv("MINIO_ENDPOINT", "127.0.0.1:9")
     monkeypatch.setattr("vlkit.remote.MAX_ATTEMPTS", 1)
     s3fs.S3FileSystem.clear_instance_cache()
@@ -392,7 +392,7 @@ def test_an_index_lies_in_s3(lake, trained, tmp_path, vlkit):
     assert fewer["texts"]["embedded"] == 0 and fewer["texts"]["count"] <= 10
     assert len(vlkit("search", "--index", place, "soup", "-k", 900, "--json").json()["queries"][0]["texts"]) <= 10
     nothing = vlkit("search", "--index", "s3://fine-tuning-zone/indexes/nothing", "soup")
-    assert nothing.code == 6 and "there is no index s3://" in nothing.err
+    assert nothing.code == 6 and "no such index: s3://" in nothing.err
     (version,) = {name.split("/")[4] for name in lake.find("fine-tuning-zone/indexes/soups/.versions")}
     with lake.open(f"fine-tuning-zone/indexes/soups/.versions/{version}/texts.faiss", "wb") as file:
         file.write(b"half")

@@ -103,8 +103,14 @@ def test_what_it_cannot_open_says_why(tiny_folder, tmp_path):
     with pytest.raises(UsageError):
         face.load(tmp_path / "nothing")
     encoder = face.load(tiny_folder("tiny-clip"))
-    with pytest.raises(DataError, match=r"gone\.jpg: no such image"):
+    with pytest.raises(DataError, match=r"gone\.jpg: no such image") as gone:
         encoder.encode_images([tmp_path / "gone.jpg"])
+    assert gone.value.hint is None
+    for image in ("gone.jpg", tmp_path / "gone.jpg", Image.new("RGB", (8, 8))):
+        with pytest.raises(UsageError, match="list of images"):
+            encoder.encode_images(image)
+    with pytest.raises(UsageError, match="only in the run that made it"):
+        face.load("tiny-siglip")
     with pytest.raises(UsageError, match="list of texts"):
         encoder.encode_texts("a red tart")
     (tmp_path / "run").mkdir()
@@ -112,5 +118,6 @@ def test_what_it_cannot_open_says_why(tiny_folder, tmp_path):
     with pytest.raises(UsageError, match="captioner"):
         face.load(tmp_path / "run")
     (tmp_path / "run/config.yaml").write_text("data: d\nmodel: tiny-clip\n")
-    with pytest.raises(ArtifactError, match="not finished"):
+    with pytest.raises(ArtifactError, match="not finished") as unfinished:
         face.load(tmp_path / "run")
+    assert f"vlkit train-retrieval --config {tmp_path / 'run/config.yaml'}" in unfinished.value.hint

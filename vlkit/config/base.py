@@ -101,23 +101,29 @@ class Field:
         """Return `value` as this field's type.
 
         Raises:
-            UsageError: it is no such value; the message begins with its `source`, a file or "settings".
+            UsageError: it is no such value; the message begins with its `source`, a file, unless that is empty.
         """
+        prefix = _prefix(source)
         if value is None:
             if self.optional:
                 return None
-            raise UsageError(f"{source}: {self.flag} is empty")
+            raise UsageError(f"{prefix}{self.flag} is empty")
         if value is False and self.kind is str:
             value = "off"  # What YAML 1.1 makes of a bare `off`.
         if self.choices:
             if value not in self.choices:
-                message = f"{source}: {self.flag} {value!r} is none of {', '.join(self.choices)}"
+                message = f"{prefix}{self.flag} {value!r} is none of {', '.join(self.choices)}"
                 raise UsageError(message, hint=suggest_name(str(value), self.choices))
             return value
         try:
             return _convert(self.kind, [value] if self.repeated and isinstance(value, str) else value)
         except (TypeError, ValueError):
-            raise UsageError(f"{source}: {self.flag} {value!r} is not {_type_words(self.kind)}") from None
+            raise UsageError(f"{prefix}{self.flag} {value!r} is not {_type_words(self.kind)}") from None
+
+
+def _prefix(source: str) -> str:
+    """Return what a message begins with: the file that a value comes from; nothing for the command line."""
+    return f"{source}: " if source else ""
 
 
 def _is_union(kind: Any) -> bool:
@@ -208,10 +214,11 @@ class Settings:
         """Refuse a key that is not a setting of this command."""
         for key in values:
             if str(key) not in cls.fields():
-                raise UsageError(f"{source}: unknown key {str(key)!r}", hint=suggest_name(str(key), cls.fields()))
+                message = f"{_prefix(source)}unknown key {str(key)!r}"
+                raise UsageError(message, hint=suggest_name(str(key), cls.fields()))
 
     @classmethod
-    def from_layers(cls, *layers: Mapping[str, Any], source: str = "settings") -> Self:
+    def from_layers(cls, *layers: Mapping[str, Any], source: str = "") -> Self:
         """Build from layers of values; later ones win, and the last is what the user gave.
 
         A setting that no layer names, or that is null, keeps its default; so does one that only a preset names and that
@@ -263,9 +270,11 @@ class Settings:
             return
         flags = " and ".join(fields[name].assignment(values[name]) for name in idle)
         causes = dict.fromkeys(fields[idle[name].setting].circumstance(values[idle[name].setting]) for name in idle)
-        ways = [f"{idle[name].assignments(fields)} for {fields[name].flag}" for name in idle]
+        ways = list(dict.fromkeys(requirement.assignments(fields) for requirement in idle.values()))
+        if len(ways) > 1:
+            ways = [f"{idle[name].assignments(fields)} for {fields[name].flag}" for name in idle]
         message = f"{flags}: no effect {' and '.join(causes)}"
-        raise UsageError(message, hint=f"leave {'it' if len(idle) == 1 else 'them'} out, or give {', '.join(ways)}")
+        raise UsageError(message, hint=f"leave {'it' if len(idle) == 1 else 'them'} out, or add {', '.join(ways)}")
 
     def values(self) -> dict[str, Any]:
         """Return name -> value of every setting, in the order of declaration."""
@@ -329,7 +338,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file that holds one mapping.
 
     Raises:
-        UsageError: there is no such file, or it holds something else.
+        UsageError: the file does not exist, or it holds something else.
     """
     import yaml
 

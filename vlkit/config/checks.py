@@ -35,7 +35,7 @@ def require_between(config: Settings, low: float, high: float, *names: str) -> N
     """Refuse a number outside of `low` to `high`."""
     for name, value in _values(config, names):
         if not low <= value <= high:
-            raise UsageError(f"{config.fields()[name].flag} {value} must lie between {low} and {high}")
+            raise UsageError(f"{config.fields()[name].flag} {value} must lie between {low:g} and {high:g}")
 
 
 def require_range(config: Settings, low: float, high: float, name: str) -> None:

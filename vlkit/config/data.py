@@ -292,13 +292,13 @@ def parse_synonyms(lines: tuple[str, ...]) -> dict[str, list[str]]:
     """Parse `crispy = crunchy, crackling` into {"crispy": ["crunchy", "crackling"]}, the word in lower case.
 
     Raises:
-        UsageError: a line has another form.
+        UsageError: a line is not of this form.
     """
     synonyms: dict[str, list[str]] = {}
     for line in lines:
         word, _, others = line.partition("=")
         replacements = [other.strip() for other in others.split(",") if other.strip()]
         if not word.strip() or not replacements:
-            raise UsageError(f"the synonym {line!r} has another form than: crispy = crunchy, crackling")
+            raise UsageError(f"the synonym {line!r} is not of the form: crispy = crunchy, crackling")
         synonyms.setdefault(word.strip().lower(), []).extend(replacements)
     return synonyms

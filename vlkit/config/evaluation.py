@@ -84,8 +84,8 @@ class EvalRetrievalConfig(RunSettings):
     ] = ()
     fold_size: Annotated[
         int | None,
-        "images a fold: mean scores over folds of this many, beside the whole (default: 1000 where there are 2000 "
-        "images or more of several captions each, as in COCO; 0: none)",
+        "images a fold: mean scores over folds of this many, beside the whole (default: 1000 from 2000 images of "
+        "several captions each on, as in COCO; 0: none)",
     ] = None
     cache: Annotated[
         str, "keep the untouched model's embeddings for the next evaluation: off, auto (~/.cache/vlkit), or a folder"
@@ -146,10 +146,15 @@ class EvalCaptionsConfig(CaptionSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.captions is None) != (self.references is None):
-            raise UsageError("--captions and --references belong together: the captions, and what people say")
-        if self.captions is not None and (self.clip_model is None) != (self.images is None):
-            raise UsageError("--clip-model and --images belong together: the model that scores, and the images")
+        if self.captions is not None and self.references is None:
+            raise UsageError("--captions needs --references FILE", hint="give the COCO annotation file of the images")
+        if self.references is not None and self.captions is None:
+            raise UsageError("--references needs --captions FILE", hint="give the COCO results file to score")
+        if self.captions is not None and self.clip_model is not None and self.images is None:
+            raise UsageError("--clip-model needs --images DIR", hint="give the folder of the captioned images")
+        if self.captions is not None and self.images is not None and self.clip_model is None:
+            hint = "for example --clip-model openai/clip-vit-base-patch32"
+            raise UsageError("--images needs --clip-model MODEL, which scores them", hint=hint)
 
 
 C = TypeVar("C", bound=ResultSettings)
@@ -182,7 +187,10 @@ class EvalConfig(EvalCaptionsConfig, EvalCaptionerConfig, EvalRetrievalConfig):
         own = kind.fields()
         for name, field in self.fields().items():
             if name not in own and self.was_given(name):
-                raise UsageError(f"{field.flag} does not apply to {kind.subject}", hint=f"leave out {field.flag}")
+                hint = f"leave out {field.flag}"
+                if name == "against":
+                    hint = f"compare runs with: vlkit report --run {self.run or 'RUN'} --against {self.against}"
+                raise UsageError(f"{field.flag} does not apply to {kind.subject}", hint=hint)
         for group, metric, _ in self.demands:
             if group not in kind.groups:
                 raise UsageError(f"--fail-under {group}.{metric}: this is not measured here")

@@ -85,6 +85,8 @@ def _merge_given(config_class: type[Settings], config_file: Path | None, flags: 
             layer = config_class.drop_idle(layer)
     # A flag that may be repeated and was not given is an empty list.
     from_flags = {key: value for key, value in flags.items() if value is not None and value != []}
+    numbers = {key for key in from_flags if config_class.fields()[key].kind in (int, float)}
+    from_flags |= {key: config_class.fields()[key].read(from_flags[key], "") for key in numbers}
     for pair in ALTERNATIVES:
         if pair & from_flags.keys():
             layer = {key: value for key, value in layer.items() if key not in pair}
@@ -114,11 +116,11 @@ def _is_nested(field: Field) -> bool:
 
 
 def _flag_type(field: Field) -> Any:
-    """Return the type that Typer parses; what it does not know is a text, which `Field.read` parses."""
+    """Return the type that Typer parses; other values are texts, which `Field.read` parses, numbers among them."""
     if field.repeated:
         return list[str]
     as_text = field.choices or field.is_union or get_origin(field.kind) is tuple or _is_nested(field)
-    return str if as_text or field.kind is Location else field.kind
+    return str if as_text or field.kind in (int, float, Location) else field.kind
 
 
 def _help_text(field: Field) -> str:

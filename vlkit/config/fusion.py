@@ -53,7 +53,9 @@ class TrainFusionConfig(TrainingConfig):
     adapter_lr: Annotated[
         float | None, "peak learning rate of the adapter (default: --lr; a new one needs 1e-4 to 1e-3)"
     ] = None
-    fusion_lr: Annotated[float | None, "peak learning rate of the cross-attention (default: --lr)"] = None
+    fusion_lr: Annotated[
+        float | None, "peak learning rate of what follows the adapter: cross-attention, norm and scale (default: --lr)"
+    ] = None
     alpha_align: Annotated[
         float, "weight of the alignment loss: 1 - cosine of an image's and its caption's mean tokens, both centred"
     ] = 0.1

@@ -83,11 +83,11 @@ def _augment_layers(domain: str | None, given: Mapping[str, Any]) -> tuple[Mappi
     preset = domain_preset(domain, "augment") if domain else {}
     forbid = given.get("forbid") if given.get("forbid") is not None else preset.get("forbid")
     fields = AugmentConfig.fields()
-    forbidden = fields["forbid"].read(forbid or (), "settings")
+    forbidden = fields["forbid"].read(forbid or (), "")
     for name in forbidden:
         if name in fields and float(given.get(name) or 0) > 0:
             message = f"{fields[name].flag} is forbidden: it falsifies the images of {domain or 'this domain'}"
-            raise UsageError(message, hint="leave it out; where it does no harm, set forbid: [] beside it")
+            raise UsageError(message, hint="leave it out; if it does no harm, set forbid: [] beside it")
     return preset, dict.fromkeys(set(forbidden) & fields.keys(), 0.0)
 
 

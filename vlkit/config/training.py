@@ -49,7 +49,10 @@ class TrainingConfig(Settings):
     extend_to: Annotated[
         int | None, "continue a finished run to this many steps in all, with a new warm-up and cosine"
     ] = None
-    legs: Annotated[tuple[int, ...], "for snapshots: steps at which the run ended before each --extend-to"] = ()
+    legs: Annotated[
+        tuple[int, ...],
+        "steps at which the run ended before each extension; written by --extend-to, not for the command line",
+    ] = ()
     replay: Annotated[
         int | None, "repeat this step of a run, which stays as it is: print its pairs and loss beside the recorded ones"
     ] = None
@@ -127,7 +130,11 @@ class TrainRetrievalConfig(TrainingConfig):
     lora_alpha: Annotated[float, "scale of the adapters of --tune lora: alpha / rank", requires("tune", "lora")] = 16.0
     lora_dropout: Annotated[float, "dropout of the adapters of --tune lora", requires("tune", "lora")] = 0.05
     quantize: Annotated[Literal["nf4"] | None, "with --tune lora: load the frozen base model in 4 bits (QLoRA)"] = None
-    merge: Annotated[bool, "with --tune lora: also write model/, with the adapters merged into the weights"] = False
+    merge: Annotated[
+        bool,
+        "with --tune lora: also write model/, with the adapters merged into the weights",
+        requires("tune", "lora"),
+    ] = False
     head_lr: Annotated[float | None, "peak learning rate of the heads (default: --lr)"] = None
     logit_lr: Annotated[float | None, "peak learning rate of logit scale and bias (default: --lr)"] = None
     interpolate: Annotated[
@@ -161,8 +168,6 @@ class TrainRetrievalConfig(TrainingConfig):
     def _refuse_contradictions(self) -> None:
         if self.tune in ("text", "image") and self.towers not in ("both", self.tune):
             raise UsageError(f"--tune {self.tune} and --towers {self.towers} name two different towers")
-        if self.merge and self.tune != "lora":
-            raise UsageError(f"--merge has no effect with --tune {self.tune}", hint="leave it out, or give --tune lora")
         if self.init_from and self.text_model:
             raise UsageError("--init-from takes the text encoder from the run", hint="leave out --text-model")
         if self.quantize and self.tune != "lora":

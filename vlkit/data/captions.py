@@ -132,7 +132,7 @@ def template_fields(template: str) -> list[str]:
 
 
 def fill_template(template: str, fields: Mapping[str, str]) -> str | None:
-    """Fill in the {fields} of a template and clean it; return None where one of them is empty or missing."""
+    """Fill in the {fields} of a template and clean it; return None if one of them is empty or missing."""
     if not all(fields.get(name) for name in template_fields(template)):
         return None
     return clean(_FIELD.sub(lambda match: fields[match[1]], template))

@@ -68,7 +68,7 @@ class Pairs:
 
     @property
     def fingerprint(self) -> str:
-        """data.yaml's fingerprint, or one computed from the rows where there is none."""
+        """data.yaml's fingerprint, or one computed from the rows."""
         return self.metadata.get("fingerprint") or fingerprint(self.frame)
 
     def with_rows(self, rows: pd.DataFrame) -> Pairs:
@@ -201,7 +201,7 @@ def _read_table(path: Path) -> pd.DataFrame:
 
 
 def _read_metadata(path: Path) -> dict[str, Any]:
-    """Return the content of data.yaml, empty where there is none.
+    """Return the content of data.yaml, empty if absent.
 
     Raises:
         DataError: a section is no mapping.
@@ -227,7 +227,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
 
 
 def _parse_group_cell(cell: str) -> str | list[str]:
-    """Return the list where a CSV cell holds one as JSON; else the cell itself, also where it begins with a bracket."""
+    """Return the list that a CSV cell holds as JSON; else the cell itself, even if it begins with a bracket."""
     try:
         value: str | list[str] = json.loads(cell) if cell.startswith("[") else cell
     except json.JSONDecodeError:
@@ -338,7 +338,7 @@ def docstore(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def group_name(frame: pd.DataFrame, group_column: str | None) -> str:
-    """Return the views' name for the group: the source's, else class_name where there are classes, else group."""
+    """Return the views' name for the group: the source's, else class_name if any, else group."""
     name = group_column or ("class_name" if frame["class_name"].notna().any() else "group")
     return "group" if name in ("image_key", "caption") else name
 

@@ -160,7 +160,7 @@ def refuse_leaks(pairs: pd.DataFrame, table_name: str, near: int = -1) -> None:
     """Refuse a table in which a unit, an image, or two images that look alike are in two splits.
 
     Args:
-        near: bits in which perceptual hashes (the column image_looks, where there is one) may differ; -1: no check.
+        near: bits in which perceptual hashes (the column image_looks, if present) may differ; -1: no check.
 
     Raises:
         DataError: names the first offender and its splits.

@@ -47,7 +47,7 @@ class PerQueryMetrics:
         return [*self.means, *self.others]
 
     def value(self, metric: str, queries: int) -> float:
-        """Return a metric over all queries; NaN where it is made of none."""
+        """Return a metric over all queries; NaN without a query."""
         if metric in self.others:
             return float(self.others[metric](np.ones((1, queries)))[0])
         values = self.means[metric][self.is_counted(metric, queries)]

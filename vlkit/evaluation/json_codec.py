@@ -2,7 +2,7 @@
 
 Numbers that are not finite are null in JSON: a field of type float reads null as NaN. A field that may be None may be
 missing; one whose default is None is left out again when it is written, any other is written as null. A field's
-metadata {"key": ...} gives the name in JSON where it is no Python name, such as recall@1.
+metadata {"key": ...} gives a name in JSON that is no Python name, such as recall@1.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ class Group:
         metrics: metric -> value; and counts, such as queries and gallery.
         intervals: metric -> 95 % interval.
         units: metric -> how many units it is a mean of.
-        baseline, baseline_intervals: the same of the other model; empty where there is none.
+        baseline, baseline_intervals: the same of the other model; empty without one.
         difference: metric -> the first model less the other.
         smallest_difference: metric -> about the smallest difference that the units could have shown.
         judged: better, worse or no difference, by the headline metric.
@@ -168,7 +168,7 @@ class Retention:
 
     Attributes:
         data: path and fingerprint of the guard set.
-        retained: share of the untouched model's recall@1 that the tuned one has; None where it is not known.
+        retained: share of the untouched model's recall@1 that the tuned one has; None if unknown.
     """
 
     data: dict[str, Any]
@@ -210,7 +210,7 @@ class ImageReliance:
     """Loss of captions in nats a token, with their own image, another one, and a blank one.
 
     Attributes:
-        shuffled: None where there are no two images.
+        shuffled: None with fewer than two images.
     """
 
     right: float
@@ -262,7 +262,7 @@ class Results:
 
     @classmethod
     def read(cls, path: Path) -> Results | None:
-        """Read results.json; None where there is none, or an empty one.
+        """Read results.json; None if absent or empty.
 
         Raises:
             ArtifactError: it is damaged or of another schema; names the file and the key.

@@ -172,7 +172,7 @@ def permutation_test(
 
 
 def _critical_value(by_chance: np.ndarray, step: float) -> float:
-    """Return the least value that chance reaches at most one time in twenty; where there is none, a step beyond all."""
+    """Return the least value that chance reaches at most one time in twenty; else a step beyond all."""
     values, counts = np.unique(by_chance, return_counts=True)
     reached = counts[::-1].cumsum()[::-1] / len(by_chance)
     rare = values[reached <= 1 - LEVEL]

@@ -130,7 +130,7 @@ def print_caption_summary(results: Results, title: str, path: Path | None) -> No
     """Print the table of captions' scores.
 
     Args:
-        path: of results.json, where it was written.
+        path: of results.json, if it was written.
     """
     group = results.groups["captions"]
     rows = []

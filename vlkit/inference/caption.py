@@ -78,7 +78,7 @@ def _caption_settings(run: Run, config: CaptionConfig) -> dict[str, Any]:
     weights = run.folder / "fusion" / "fusion.safetensors"
     model = {"model": file_sha256(weights)} if weights.is_file() else {}
     names = ("num_beams", "max_new_tokens", "prompt", "precision")
-    # Left out where it is not given: files written before this setting existed do not have it.
+    # Left out if not given: files written before this setting existed do not have it.
     decoding = {"decode": config.decode} if config.decode else {}
     return {"run": run.name, **model, **{name: getattr(config, name) for name in names}, **decoding}
 

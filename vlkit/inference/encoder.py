@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from vlkit.config.data import Decode
 from vlkit.data.images import decode as decoding
 from vlkit.data.images.spec import PixelSpec
 from vlkit.data.loading.stores import PIXEL_CACHE_BYTES
-from vlkit.errors import UsageError
+from vlkit.errors import DataError, UsageError
 from vlkit.models import encode
 from vlkit.models.device import Precision, best_device, best_precision
 from vlkit.models.dual_encoder import DualEncoder
@@ -41,7 +41,11 @@ class _ImageStore:
     def _pixels_at(self, position: int) -> np.ndarray:
         image = self.images[position]
         if isinstance(image, Path):
-            return decoding.load_pixels(image, self.spec)
+            try:
+                return decoding.load_pixels(image, self.spec)
+            except DataError as error:
+                # Its hint belongs to the rows of a prepared folder.
+                raise DataError(error.message) from None
         return decoding.image_pixels(image, self.spec)
 
     def __len__(self) -> int:
@@ -71,7 +75,7 @@ class Encoder:
 
     @property
     def width(self) -> int:
-        """Length of a vector."""
+        """Numbers in an embedding."""
         return self.dual_encoder.width
 
     @property
@@ -81,7 +85,7 @@ class Encoder:
 
     @property
     def logit_bias(self) -> float | None:
-        """Summand of a logit; None for a model that has none, such as CLIP."""
+        """Added to every logit; None for a model without one, such as CLIP."""
         return self.dual_encoder.logit_values().get("logit_bias")
 
     def encode_images(self, images: Sequence[str | Path | Image.Image], *, batch_size: int = BATCH_SIZE) -> np.ndarray:
@@ -91,8 +95,12 @@ class Encoder:
             images: paths, or images of Pillow.
 
         Raises:
+            UsageError: `images` is one image, not a list.
             DataError: a file is missing or does not decode.
         """
+        if not isinstance(images, Iterable) or isinstance(images, str | Path):
+            example = repr(str(images)) if isinstance(images, str | Path) else "image"
+            raise UsageError("encode_images takes a list of images", hint=f"encode_images([{example}])")
         paths_or_images = [Path(image) if isinstance(image, str) else image for image in images]
         store = _ImageStore(paths_or_images, self.dual_encoder.pixel_spec)
         rows = encode.encode_images(self.dual_encoder, store, batch_size=batch_size, precision=self.precision)

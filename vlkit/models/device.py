@@ -15,7 +15,7 @@ SMALL_MODEL = 50_000_000
 
 
 def best_device() -> torch.device:
-    """Return a CUDA device where there is one, else the CPU."""
+    """Return a CUDA device if available, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -1,7 +1,7 @@
 """The dual encoder: an image and a text become unit vectors, their product a logit.
 
-`DualEncoder` wraps transformers' SiglipModel, CLIPModel or another of `families.py`, or a pair of two models. Loading
-one stands in `loading.py`.
+`DualEncoder` wraps transformers' SiglipModel, CLIPModel or another of `families.py`, or a pair of two models.
+`loading.py` loads one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class DualEncoder(torch.nn.Module):
     Attributes:
         model: transformers' model, or a `PairedEncoder`; adapters are put into it in place.
         source: hub name or folder that it came from.
-        peft: the PeftModel around `model` where it has adapters, else None.
+        peft: the PeftModel around `model` if it has adapters, else None.
         family: what is particular to its kind.
     """
 
@@ -167,12 +167,12 @@ class DualEncoder(torch.nn.Module):
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:
-        """Keep CLIP's scale, after a step, where CLIP was trained to have it."""
+        """Clamp logit_scale to the family's maximum."""
         if self.family.max_logit_scale is not None:
             self.model.logit_scale.clamp_(max=math.log(self.family.max_logit_scale))
 
     def logit_parameters(self) -> dict[str, torch.nn.Parameter]:
-        """Return scale and, where there is one, bias. They are always trained, and no PEFT adapter file holds them."""
+        """Return the scale, and the bias if any. They are always trained, and no PEFT adapter file holds them."""
         return {name: p for name, p in self.model.named_parameters() if name in ("logit_scale", "logit_bias")}
 
     def logit_values(self) -> dict[str, float]:

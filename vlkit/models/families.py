@@ -1,6 +1,6 @@
 """What differs between families of models: one entry each, and the only place that knows.
 
-A new family of dual encoders is one `Family` in `FAMILIES`, with stages for its towers where none of `stages.py` fit.
+A new family of dual encoders is one `Family` in `FAMILIES`, with new stages for its towers if none of `stages.py` fit.
 transformers must have a class for it with `vision_model`, `text_model` and a trained `logit_scale`.
 """
 
@@ -58,7 +58,7 @@ class Family(VisionFamily):
         pools_at_end: texts are pooled at the first token that ends them.
         loss: default of --loss.
         initial_logit_scale, initial_logit_bias: what the family was trained from; None: it has no bias.
-        max_logit_scale: what exp(logit_scale) is clamped to after a step; None: it is not.
+        max_logit_scale: maximum of exp(logit_scale), clamped after every step; None: no maximum.
         encoder_layers: regular expression of the list of encoder layers, below a tower.
         projections: of an encoder layer, below it: q, k, v, out -> regular expression.
         head: regular expression of what comes after the encoders, at the beginning of a parameter's name.
@@ -213,7 +213,7 @@ def text_encoder_limit(config: Any, tokenizer: Any) -> int:
         tokenizer: None: its positions alone decide.
     """
     positions = int(getattr(config, "max_position_embeddings", None) or 512)
-    # RoBERTa and its kin count positions from behind the padding's number on.
+    # RoBERTa and its relatives number positions from the padding id + 1 on.
     if "roberta" in config.model_type or config.model_type in ("camembert", "mpnet"):
         positions -= config.pad_token_id + 1
     return positions if tokenizer is None else min(positions, int(tokenizer.model_max_length))

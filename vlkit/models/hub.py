@@ -65,9 +65,12 @@ def refuse_unknown(name: str, known: Sequence[str], example: str) -> None:
     """Refuse what cannot be a model: neither a model's folder nor the form of a hub name.
 
     Args:
-        known: other names that are allowed here, for the hint.
+        known: names of tiny models, which a training run makes, for the hint.
         example: of a hub name.
     """
+    if name in known and not Path(name).exists():
+        message = f"{name}: a tiny model exists only in the run that made it"
+        raise UsageError(message, hint="give the folder of that run: runs/NAME")
     if not Path(name).exists() and (name.count("/") != 1 or name.startswith((".", "/"))):
         hint = f"a folder with config.json, or a hub name such as {example}"
         if "/" not in name:
@@ -104,9 +107,11 @@ def translate_hub_errors(name: str) -> Iterator[None]:
         if caused_by(hub.RepositoryNotFoundError, hub.HFValidationError):
             raise UsageError(f"the hub has no model {name!r}", hint="check the spelling: owner/name") from error
         if caused_by(hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, ConnectionError, TimeoutError):
-            offline = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else "the hub cannot be reached"
-            hint = "fetch it once where there is a network; or give a local folder"
-            raise NetworkError(f"{name} is not in the local cache, and {offline}", hint=hint) from error
+            reason, remedy = "the hub cannot be reached", "check the network"
+            if os.environ.get("HF_HUB_OFFLINE"):
+                reason, remedy = "HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE to download it"
+            message = f"{name} is not in the local cache, and {reason}"
+            raise NetworkError(message, hint=f"{remedy}, or give a local folder") from error
         if isinstance(error, ImportError):
             raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

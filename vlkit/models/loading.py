@@ -66,7 +66,7 @@ def load_tuned(run: Run, decode: Decode | None = None) -> DualEncoder:
     """
     settings = run.config()
     if not run.finished:
-        raise ArtifactError(f"the run {run.folder} is not finished", hint="train it to its end: the same command again")
+        raise ArtifactError(f"the run {run.folder} is not finished", hint=f"train it to its end: {run.resume_command}")
     quantized = settings["precision"] if settings.get("quantize") else None
     tuned = load_exported(run.folder, _base_name(run), quantized=quantized)
     return with_decode(tuned, decode or settings["decode"])
@@ -164,7 +164,7 @@ def load_dual_encoder(name: str, *, quantized: Precision | None = None) -> DualE
 
 
 def refuse_missing_weights(name: str, missing: Sequence[str]) -> None:
-    """Refuse a model of whose weights some are not in its files.
+    """Refuse a model whose files lack some of its weights.
 
     Raises:
         ArtifactError: names one of them.

@@ -94,7 +94,7 @@ class PairedEncoder(nn.Module):
 
 
 def _initial_logits(config: PairConfig) -> dict[str, torch.Tensor]:
-    """Return logit scale and, where there is one, bias, as the vision tower's family was trained from."""
+    """Return the logit scale, and the bias if any, that the vision tower's family was trained from."""
     family = dual_family(config.model_type)
     logits = {"logit_scale": torch.tensor(math.log(family.initial_logit_scale))}
     if family.initial_logit_bias is not None:

@@ -182,7 +182,7 @@ def _clip_image_embeddings(vision: Any) -> Stage:
 
 
 def _pooled_stage(layer: nn.Module, run_layer: StageFunction, width: int, position: int | None) -> Stage:
-    """Return the stage of a last layer of which one position is used.
+    """Return the stage of the last layer, computed for one position only.
 
     Args:
         run_layer: the layer as transformers runs it, for all positions.

@@ -25,7 +25,7 @@ from vlkit.storage import atomic_folder
 if TYPE_CHECKING:
     from vlkit.config.training import TrainRetrievalConfig
 
-# The values of --towers, and of --tune where it names a tower: beginnings of parameters' names.
+# The values of --towers, and of --tune if it names a tower: beginnings of parameters' names.
 PREFIXES = {"image": ("vision_model.", "visual_projection."), "text": ("text_model.", "text_projection.")}
 TOWER_MODULES = {"both": ("vision_model", "text_model"), "image": ("vision_model",), "text": ("text_model",)}
 LOGITS = ("logit_scale", "logit_bias")
@@ -211,7 +211,7 @@ def _insert_lora(encoder: DualEncoder, config: TrainRetrievalConfig, seed: int) 
 
 
 def export(encoder: DualEncoder, folder: Path) -> Path:
-    """Write what other tools load, below `folder`: `adapter/` where there is a LoRA, else `model/`. Return which."""
+    """Write what other tools load, below `folder`: `adapter/` with a LoRA, else `model/`. Return which."""
     if encoder.peft is None:
         with atomic_folder(folder / "model") as aside:
             encoder.save(aside)

@@ -214,7 +214,7 @@ def _rank_histogram(direction: str, models: Mapping[str, Mapping[str, Any]]) -> 
 
 
 def confusion_plots(results: Results) -> Iterator[Plot]:
-    """Draw each model's confusion matrix as shares of the true class; none where there are many classes."""
+    """Draw each model's confusion matrix as shares of the true class; none if there are many classes."""
     matrices = results.confusion or {}
     names = matrices.get("classes", [])
     if not names or len(names) > MAX_CLASSES:

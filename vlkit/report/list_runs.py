@@ -22,11 +22,11 @@ def list_runs(config: RunsConfig) -> dict[str, Any]:
     """Run `vlkit runs`: print a table, the newest run first.
 
     Raises:
-        UsageError: there is no such folder.
+        UsageError: the folder does not exist.
     """
     folder = config.runs_dir
     if not folder.is_dir():
-        raise UsageError(f"there is no folder {folder}", hint="train a run first: vlkit train-retrieval")
+        raise UsageError(f"no such folder: {folder}", hint="train a run first: vlkit train-retrieval")
     runs = [_describe_run(path) for path in sorted(folder.iterdir()) if _is_run(path)]
     runs.sort(key=lambda run: run["seconds"])
     if not runs:
@@ -86,7 +86,7 @@ def _state(run: dict[str, Any]) -> str:
 
 
 def _caption_scores(metrics: dict[str, Any], validation: dict[str, Any]) -> str:
-    """Return CIDEr and loss of a captioner, or its validation loss where it is not evaluated; else an empty text."""
+    """Return CIDEr and loss of a captioner, or the validation loss before an evaluation; else an empty text."""
     if "captions" in metrics:
         loss = f", {metrics['looking']['right']:.3f} nats per token" if "looking" in metrics else ""
         name = headline_of("captions")

@@ -84,7 +84,7 @@ class LoadedRun:
 
     @cached_property
     def pairs(self) -> Pairs | None:
-        """The prepared folder of the evaluation, else of the training; None where it cannot be read."""
+        """The prepared folder of the evaluation, else of the training; None if it cannot be read."""
         data = self.results.data if self.results else {}
         evaluated_on = data.get("path")
         if "captions" in data:

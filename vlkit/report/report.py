@@ -151,7 +151,7 @@ def render_page(page: Page, queries: int) -> str:
         costs=COSTS,
         rare=RARE,
         command=str(run.environment.get("command") or ""),
-        resume=_resume_command(run),
+        resume=run.run.resume_command if run.settings else "",
         settings=yaml_text(run.settings) if run.settings else "",
         style=(TEMPLATES / "style.css").read_text(encoding="utf-8"),
         version=__version__,
@@ -171,12 +171,6 @@ def _most_confused(results: Results | None) -> list[tuple[str, str, float, float
         if column != number and value > 0
     ]
     return sorted(confusions, key=lambda confusion: -confusion[2])[:MAX_CONFUSIONS]
-
-
-def _resume_command(run: LoadedRun) -> str:
-    """Return the command that resumes the run from any working directory."""
-    command = "train-fusion" if run.is_captioner else "train-retrieval"
-    return f"vlkit {command} --config {quote(str(run.run.folder.resolve() / 'config.yaml'))}"
 
 
 def _share(value: float | None) -> str:

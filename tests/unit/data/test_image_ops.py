@@ -169,7 +169,7 @@ def test_what_is_forbidden_never_happens():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"rotate": 1.2}, "--rotate 1.2 must lie between 0.0 and 1.0"),
+        ({"rotate": 1.2}, "--rotate 1.2 must lie between 0 and 1"),
         ({"crop_range": (0.9, 0.7)}, "--crop-range 0.9,0.7 must rise"),
         ({"crop_range": (0.0, 0.7)}, "between 0.05 and 1"),
         ({"noise_range": (-1.0, 5.0)}, "between 0 and 255"),

@@ -30,7 +30,7 @@ from vlkit.storage import Location, atomic_file, atomic_update, refuse_unwritabl
 if TYPE_CHECKING:
     import pandas as pd
 
-ROW_KINDS = ("augmented pictures", "augmented texts", "negatives")
+ROW_KINDS = ("augmented images", "augmented texts", "negatives")
 REPLACED_FILES = ("pairs.parquet", "data.yaml", AUGMENTED_FOLDER, NEGATIVES_VIEW)
 WORD_LISTS = ("synonyms", "prefixes", "suffixes", "leading", "compounds")
 ESTIMATE_SAMPLES = 12  # images that are drawn to estimate the size of all

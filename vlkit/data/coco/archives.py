@@ -1,4 +1,4 @@
-"""Unpack ZIP files that come from elsewhere, file by file: nothing outside the target folder, no file half.
+"""Unpack downloaded ZIP files, file by file: nothing is written outside the target folder, no file only in part.
 
 Every entry is checked before the first one is written. A file that exists already, byte for byte, is skipped, so
 unpacking resumes where it stopped.

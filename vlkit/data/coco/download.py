@@ -98,7 +98,7 @@ class _Download:
             ]
             for split, summary in summaries.items()
         ]
-        console.print_table(root, ["split", "pictures", "captions", "size", "new", "here already"], rows)
+        console.print_table(root, ["split", "images", "captions", "size", "new", "here already"], rows)
         _refuse_missing(self.folder, missing, offline=self.config.from_archive is not None)
         console.hint(
             f"vlkit prep --domain coco --source {self.folder.path} --out {self.folder.path / 'prepared'}, "

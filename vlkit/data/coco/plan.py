@@ -24,7 +24,7 @@ class Piece(NamedTuple):
     """One archive, or a number of single images.
 
     Attributes:
-        name: file name of the archive, or "pictures of <split>", as --json calls it.
+        name: file name of the archive, or "images of <split>".
         images: images in it that are still missing.
         size: bytes in all.
         local: bytes of `size` that need not be fetched.
@@ -109,7 +109,7 @@ def plan_pieces(config: DownloadCocoConfig, folder: CocoFolder) -> list[Piece]:
         if missing and uses_archive(config, folder, split, missing, total):
             pieces.append(_plan_archive(config, folder, f"{split}.zip", missing, known.archive, unpacked))
         elif missing:
-            pieces.append(Piece(f"pictures of {split}", missing, unpacked, 0, unpacked, None))
+            pieces.append(Piece(f"images of {split}", missing, unpacked, 0, unpacked, None))
     return pieces
 
 
@@ -167,8 +167,7 @@ def describe_pieces(config: DownloadCocoConfig, pieces: Sequence[Piece]) -> list
                 progress = f"{format_bytes(piece.local)} of it are here"
                 line += "; it is here" if piece.local >= piece.size else f"; {progress}"
         else:
-            name = piece.name.replace("pictures", "images", 1)
-            line = f"{piece.images} {name}: about {format_bytes(piece.size)}"
+            line = f"{piece.images} {piece.name}: about {format_bytes(piece.size)}"
         lines.append(line)
     if config.limit is not None and any(piece.url and piece.name.startswith("annotations") for piece in pieces):
         lines.append("the annotations come in one archive, even for a few images")
@@ -189,7 +188,13 @@ def print_dry_run(config: DownloadCocoConfig, pieces: Sequence[Piece]) -> dict[s
         "root": str(config.root / "coco"),
         "dry_run": True,
         "pieces": [
-            {"name": piece.name, "pictures": piece.images, "bytes": piece.size, "here": piece.local, "url": piece.url}
+            {
+                "name": piece.name if piece.is_archive else piece.name.replace("images", "pictures", 1),
+                "pictures": piece.images,
+                "bytes": piece.size,
+                "here": piece.local,
+                "url": piece.url,
+            }
             for piece in pieces
         ],
         "bytes_to_fetch": sum(piece.size - piece.local for piece in pieces if piece.local < piece.size),

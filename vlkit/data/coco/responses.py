@@ -112,7 +112,7 @@ def range_start(response: Any) -> int:
 
 
 def parse_number(text: str | None) -> int | None:
-    """Return a header's whole number; None where there is none."""
+    """Return a header's whole number; None if absent."""
     return int(text) if text is not None and text.strip().isdigit() else None
 
 

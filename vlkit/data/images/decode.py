@@ -271,7 +271,7 @@ def _draft(image: Image.Image, min_side: int) -> tuple[float, float] | None:
     """Have a JPEG decoded at the smallest fraction of its size whose shorter side is still `min_side`.
 
     Returns:
-        Width and height in pixels of that fraction, where they are not whole: the decoder rounds them up.
+        Width and height in pixels of that fraction if they are not whole: the decoder rounds them up.
     """
     if image.format not in jpeg.JPEG_FORMATS:
         return None

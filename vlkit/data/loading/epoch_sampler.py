@@ -107,11 +107,6 @@ class EpochSampler:
         whole, rest = divmod(len(self.keys), self.batch_size)
         return whole + (rest >= self.min_rows)
 
-    def epoch_rows(self, epoch: int) -> np.ndarray:
-        """Return the rows in the order of an epoch."""
-        rows: np.ndarray = self.rows[self._permutation(epoch)]
-        return rows
-
     def _permutation(self, epoch: int) -> np.ndarray:
         return np.argsort(_mix_keys(self.keys, self.seed, epoch), kind="stable")
 

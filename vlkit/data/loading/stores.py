@@ -126,5 +126,5 @@ def reraise_errors(loader: Iterable[Any]) -> Iterator[Any]:
 
 
 def loader_workers(store: InputStore, *, augmented: bool = False) -> int:
-    """Return how many processes pay off for reading a store: none where it is in memory and not augmented."""
+    """Return how many processes pay off for reading a store: none if it is in memory and not augmented."""
     return 0 if store.in_memory and not augmented else min(MAX_LOADER_WORKERS, usable_cores())

@@ -63,7 +63,7 @@ class _ClassTree:
     """What the folders of a tree mean: classes, a level of splits among them, wrappers, folders of originals.
 
     Attributes:
-        split_level: the depth of the folders named after splits; None where there are none.
+        split_level: the depth of the folders named after splits; None without such folders.
         children: path -> names of the folders in it, lower case, without splits and wrappers.
     """
 

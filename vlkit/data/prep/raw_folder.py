@@ -217,7 +217,7 @@ IMAGE_FOLDERS = ("image", "images", "img", "imgs", "original", "originals", "ori
 
 
 def mask_reason(name: str, source: SourceFolder) -> str | None:
-    """Return why an image is taken for a mask; None where no image exists that it would mask.
+    """Return why an image is taken for a mask; None if no image exists that it would mask.
 
     The masked image is beside it, under the name without the suffix (`7_mask.png` and `7.png`), or above or beside a
     folder of masks (`masks/7.png` and `7.png` or `images/7.png`). So a class may be called mask.

@@ -23,7 +23,14 @@ from vlkit.storage import Location
 PATH_LEADS_OUT = "the path leads out of the source"
 LINK_LEADS_OUT = "the link leads out of the source"
 PREPARED_FOLDER = "a prepared folder, not part of the raw one"
+SAMPLE_HINT = "; vlkit sample recipes raw/ makes one to try"
 JUNK_NAMES = frozenset(["__MACOSX", "Thumbs.db", "desktop.ini"])
+
+
+def _empty_folder(location: Location, flag: str) -> DataError:
+    """Return the error of a folder without a file."""
+    hint = f"{flag} DIR names a folder that holds them{SAMPLE_HINT if flag == '--source' else ''}"
+    return DataError(f"no images or tables in {str(location).rstrip('/')}/", hint=hint)
 
 
 class SourceFolder:
@@ -44,6 +51,7 @@ class SourceFolder:
     def __init__(self, location: Location, exclude: Collection[Location] = (), flag: str = "--source") -> None:
         self.location = Location(location.rstrip("/")) if location.is_remote else location.absolute
         self.remote = Remote(self.location) if self.location.is_remote else None
+        self._flag = flag
         self._exclude = {str(folder.absolute).rstrip("/") for folder in exclude}
         self._fetched: dict[str, Path] = {}
         self.skipped: dict[str, str] = {}
@@ -53,13 +61,12 @@ class SourceFolder:
     def _check_local(self, location: Location, flag: str) -> None:
         path = self.location.path
         if not path.exists():
-            hint = f"{flag} DIR names an existing folder"
-            hint += "; vlkit sample recipes raw/ makes one to try" if flag == "--source" else ""
+            hint = f"{flag} DIR names an existing folder{SAMPLE_HINT if flag == '--source' else ''}"
             raise DataError(f"no such folder: {location}", hint=hint)
         if not path.is_dir():
             raise DataError(f"{location} is a file; {flag} wants a folder")
         if not any(path.iterdir()):
-            raise DataError(f"{location} is empty")
+            raise _empty_folder(location, flag)
 
     @property
     def root(self) -> Path:
@@ -74,7 +81,7 @@ class SourceFolder:
         console.say(f"listing {self.location}")
         files = self.remote.listing()
         if not files:
-            raise DataError(f"{self.location} is empty")
+            raise _empty_folder(self.location, self._flag)
         excluded = tuple(f"{folder}/" for folder in self._exclude)
         files = {
             name: entry
@@ -253,7 +260,7 @@ def _is_hidden(name: str) -> bool:
 
 
 def _join(folder: str, name: str) -> str | None:
-    """Return folder/name without dots; None where it leads out."""
+    """Return folder/name without dots; None if it leads out."""
     parts: list[str] = []
     for part in f"{folder}/{name}".split("/"):
         if part == "..":

@@ -245,7 +245,7 @@ def _copy_warnings(collected: CollectedRows, copies: dict[str, int], config: Pre
 
 
 def _count_shared_texts(frame: pd.DataFrame) -> int:
-    """Count the test's texts that training has too; 0 where there are classes, which share captions by design."""
+    """Count the test's texts that training has too; 0 with classes, which share captions by design."""
     if frame["class_name"].notna().any():
         return 0
     in_split = {split: set(frame.loc[frame["split"] == split, "text_id"]) for split in ("train", "test")}
@@ -258,7 +258,7 @@ def print_summary(metadata: dict[str, Any], config: PrepConfig, dry_run: bool) -
     rows = [(split, *(str(metadata["splits"][split][column]) for column in columns)) for split in splits.SPLITS]
     rows.append(("all", *(str(metadata["counts"][column]) for column in columns)))
     title = f"{config.out}{' (dry run: nothing was written)' if dry_run else ''}"
-    console.print_table(title, ("split", *columns), rows)
+    console.print_table(title, ("split", "pairs", "images", *columns[2:]), rows)
     _print_classes(metadata["classes"])
     texts, images = metadata["texts_a_picture"], metadata["pictures_a_text"]
     console.say(

@@ -43,6 +43,7 @@ def sample(config: SampleConfig) -> dict[str, Any]:
     counts = WRITERS[config.layout](out, config.seed)
     if config.ugly:
         counts |= add_ugly(config.layout, out)
-    console.print_result(f"{out}: {', '.join(f'{count} {what}' for what, count in counts.items())}")
+    listed = ", ".join(f"{count} {kind.replace('pictures', 'images')}" for kind, count in counts.items())
+    console.print_result(f"{out}: {listed}")
     console.hint(f"vlkit prep --domain {config.layout} --source {out}")
     return {"out": str(out), **counts}

@@ -143,7 +143,7 @@ def caption_metrics(images: Sequence[str], texts: Sequence[str], references: Ref
 
 
 def compare_captions(scored: ScoredCaptions, base: ScoredCaptions | None, *, draws: int, seed: int) -> Group:
-    """Return metrics and intervals and, where there are other captions of the images, the paired difference."""
+    """Return metrics and intervals and, with other captions of the images, the paired difference."""
 
     def select(metrics: PerQueryMetrics, is_selected: Callable[[str], bool]) -> PerQueryMetrics:
         return replace(metrics, means={name: values for name, values in metrics.means.items() if is_selected(name)})

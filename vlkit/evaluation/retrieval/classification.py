@@ -53,7 +53,7 @@ class Classes:
 
     @classmethod
     def from_pairs(cls, pairs: Pairs, task: RetrievalTask, templates: Sequence[str] = ()) -> Classes | None:
-        """Collect the classes of a prepared folder, as its rows name them; None where it has fewer than two.
+        """Collect the classes of a prepared folder, as its rows name them; None with fewer than two.
 
         Args:
             pairs: all splits.
@@ -208,7 +208,7 @@ def _macro_mean(predicted: np.ndarray, truth: np.ndarray, number: int, weights: 
 
 
 def _mean_of_known(values: np.ndarray) -> np.ndarray:
-    """Return the mean over the classes that a draw has; NaN where it has none."""
+    """Return the mean over the classes that a draw has; NaN if it has none."""
     known = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
         mean: np.ndarray = np.where(known, values, 0.0).sum(axis=1) / known.sum(axis=1)

@@ -54,7 +54,7 @@ U = TypeVar("U")
 
 @dataclass(frozen=True)
 class Models(Generic[T]):
-    """The measured model's part, and the untouched model's where there is one."""
+    """The measured model's part, and the untouched model's; None without one."""
 
     tuned: T
     base: T | None
@@ -80,7 +80,7 @@ class ModelEmbeddings:
         rows: of the task.
         prompts: class prompt -> float32 [width].
         corrupted: corruption -> the same rows under it.
-        guard: the guard set's rows, where there is one.
+        guard: the guard set's rows; None without a guard set.
         image_size: pixels of a side of what the model sees.
     """
 
@@ -108,7 +108,7 @@ class RetrievalEvaluation:
 
     @cached_property
     def classes(self) -> Classes | None:
-        """The classes of the rows, where they have any."""
+        """The classes of the rows; None without classes."""
         return Classes.from_pairs(self.pairs, self.task, self.config.templates)
 
     @cached_property

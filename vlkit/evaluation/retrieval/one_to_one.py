@@ -29,7 +29,7 @@ def one_to_one_metrics(task: RetrievalTask, models: Mapping[str, Embeddings], *,
 
     Args:
         models: tuned and base -> embeddings of the task.
-        seed: of the rows that are drawn where there are too many.
+        seed: of the draw, if there are too many rows.
     """
     frame = task.pairs.frame
     if len(frame) > MOST_ROWS:
@@ -59,7 +59,7 @@ def _ceiling(own: Sequence[int], other: Sequence[int]) -> float:
 
 
 def choose_fold_size(task: RetrievalTask, fold_size: int | None) -> int:
-    """Return images a fold; 0: no folds. Default: COCO's 1000, where two folds have images of several captions each."""
+    """Return images a fold; 0: no folds. Default: COCO's 1000, if two folds have images of several captions each."""
     if fold_size is not None:
         return fold_size
     several = len(task.texts) >= 2 * len(task.images)
@@ -76,7 +76,7 @@ def fold_metrics(task: RetrievalTask, models: Mapping[str, Embeddings], size: in
     """
     count = len(task.images) // size if size else 0
     if size and not count:
-        console.warn(f"--fold-size {size}: there are only {len(task.images)} images, so there are no folds")
+        console.warn(f"--fold-size {size}: only {len(task.images)} images: too few for a fold")
     if not count:
         return None
     text_index = index_of_ids(task.texts["text_id"])

@@ -12,7 +12,7 @@ Metrics = dict[str, dict[str, float]]
 
 
 def read_guard_rows(guard: Location) -> Pairs:
-    """Read the rows of a guard set: its test split, else validation, else training; say so where it is not the test.
+    """Read the rows of a guard set: its test split, else validation, else training; say so if it is not the test.
 
     Raises:
         DataError: it has no matching rows, or an image file is missing.
@@ -31,11 +31,11 @@ def read_guard_rows(guard: Location) -> Pairs:
 
 
 def mean_recall(metrics: Metrics | None) -> float:
-    """Return recall@1, the mean of both directions; 0 where nothing was measured."""
+    """Return recall@1, the mean of both directions; 0 if nothing was measured."""
     return sum(values[HEADLINES["retrieval"]] for values in (metrics or {}).values()) / len(DIRECTIONS)
 
 
 def retained_share(tuned: Metrics, untouched: Metrics) -> float | None:
-    """Return the share of the untouched model's recall@1 that is left; None where it had none."""
+    """Return the share of the untouched model's recall@1 that is left; None if it had none."""
     before = mean_recall(untouched)
     return mean_recall(tuned) / before if before else None

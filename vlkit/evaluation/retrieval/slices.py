@@ -106,7 +106,7 @@ def _slice_by_column(task: RetrievalTask, column: str) -> list[Slicing]:
         raise UsageError(f"--slice-by {column}: the table has no such column", hint=suggest_name(column, names))
     values = _label_values(frame[column], column)
     if values.nunique() == 1 or (not values.notna().any() and not frame[column].notna().any()):
-        console.warn(f"--slice-by {column}: these rows have one value only: there is nothing to compare")
+        console.warn(f"--slice-by {column}: these rows have one value only, so nothing to compare")
     name = f"{column} (column)" if column in USUAL else column
     return _slice_by_id(task, name, lambda kind: _one_value_by_id(frame[f"{kind}_id"], values))
 
@@ -144,7 +144,7 @@ def _light(value: float) -> str | None:
 
 def _class_sizes(task: RetrievalTask, kind: str, counts: dict[str, int]) -> dict[str, str | None]:
     """Return id -> rare or common, by the rarest of its classes."""
-    rare = f"rare (below {RARE} training pictures)"
+    rare = f"rare (below {RARE} training images)"
     sizes: dict[str, str | None] = {}
     for key, names in classes_by_id(task.pairs.frame, kind, counts).items():
         least = min((counts[name] for name in names if name in counts), default=None)

@@ -59,7 +59,7 @@ class Embeddings:
 
     Attributes:
         images, texts: float32 [images, width] and [texts, width].
-        brightness: float32 [images], mean of what the model sees, 0 (black) to 255; NaN where no pixels were read.
+        brightness: float32 [images], mean of what the model sees, 0 (black) to 255; NaN if no pixels were read.
         images_per_second, texts_per_second: of encoding, with reading and decoding files.
     """
 
@@ -113,7 +113,7 @@ def embed_task(
 
     Args:
         image_inputs, text_inputs: the encoder's inputs in the task's order; None: read and tokenized here.
-        texts: the texts' embeddings, where they are known already.
+        texts: the texts' embeddings, if known already.
         world: processes that share the encoding; each gets all embeddings.
     """
     encoder.eval()
@@ -169,7 +169,7 @@ def embed_cached(
     Args:
         cache: off, auto, or a folder.
         corruption: of the images: one of CORRUPTIONS.
-        texts: the task's, where they are embedded already.
+        texts: the task's, if embedded already.
     """
     encoder.eval().requires_grad_(False)
     pixels: PixelStore = pixel_store(task, encoder)

@@ -188,7 +188,7 @@ def _refuse_full_disk(out: Location, needed: int) -> None:
 
 
 def _open_for_update(config: IndexConfig, out: Location) -> Index | None:
-    """Open the index that --update updates; None without --update, or where there is no index yet."""
+    """Open the index that --update updates; None without --update or an earlier index."""
     if not config.update:
         return None
     if not index_folder.index_exists(out):

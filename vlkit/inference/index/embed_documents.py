@@ -145,7 +145,7 @@ def draw_queries(
 
 
 def _draw(documents: EmbeddedDocuments, held_out: set[str], count: int, seed: int) -> np.ndarray:
-    """Draw positions of documents: of held-out ones where there are any, else of all."""
+    """Draw positions of documents: of held-out ones if any, else of all."""
     ids = documents.table.column("id").to_pylist()
     candidates = [position for position, key in enumerate(ids) if key in held_out] or range(len(ids))
     return np.array(sorted(candidates, key=lambda position: hash_order(seed, ids[position]))[:count], np.int64)

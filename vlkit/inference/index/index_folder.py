@@ -183,9 +183,9 @@ def _watch(location: Location) -> Iterator[Callable[[], bool]]:
     """Yield a function that returns whether the folder is still the one that it was at the beginning.
 
     Raises:
-        ArtifactError: there is no index.
+        ArtifactError: the index does not exist.
     """
-    missing = ArtifactError(f"there is no index {location}", hint=f"build one: vlkit index --run RUN --out {location}")
+    missing = ArtifactError(f"no such index: {location}", hint=f"build one: vlkit index --run RUN --out {location}")
     if location.is_remote:
         manifest = Remote(location).listing().get(MANIFEST)
         if manifest is None:

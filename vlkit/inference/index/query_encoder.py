@@ -1,4 +1,4 @@
-"""The model of an index: loaded as index.yaml says, and refused where it is another one."""
+"""The model of an index: loaded as index.yaml says, and refused if it is another one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vlkit.config.search import IndexConfig
 from vlkit.data.captions import clean
 from vlkit.data.images import decode
 from vlkit.data.loading.stores import TokenStore
-from vlkit.errors import ArtifactError, UsageError
+from vlkit.errors import ArtifactError, DataError, UsageError
 from vlkit.inference.index.documents import MODALITIES
 from vlkit.models.cache.feature_cache import weights_hash
 from vlkit.models.device import Precision, autocast, best_device, best_precision
@@ -74,8 +74,8 @@ def load_encoder(reference: dict[str, Any], moved_to: str | None = None, decode:
     if not run.started:
         if moved_to is not None:
             return load_model(moved_to, decode)
-        message = f"the index was built with the run {run.folder}, which does not exist"
-        raise ArtifactError(message, hint="--model RUN says where it is now")
+        message = f"no such run: {run.folder}; the index was built with its model"
+        raise ArtifactError(message, hint="if the run was moved, give its new folder: --model RUN")
     return load_base(run, decode) if reference["untouched"] else load_tuned(run, decode)
 
 
@@ -157,7 +157,13 @@ class QueryEncoder:
     def image_pixels(self, image: Path | Image.Image) -> np.ndarray:
         """Return the same for a path, named in errors, or an image of Pillow."""
         spec = self.encoder.pixel_spec
-        return decode.load_pixels(image, spec) if isinstance(image, Path) else decode.image_pixels(image, spec)
+        if not isinstance(image, Path):
+            return decode.image_pixels(image, spec)
+        try:
+            return decode.load_pixels(image, spec)
+        except DataError as error:
+            # Its hint belongs to the rows of a prepared folder.
+            raise DataError(error.message) from None
 
     @torch.inference_mode()
     def embed_images(self, pixels: Sequence[np.ndarray]) -> np.ndarray:

@@ -103,7 +103,7 @@ def tune_and_measure(
 
 
 def _lowest_effort(vectors: VectorIndex, exact: ExactNeighbors, rows: np.ndarray, target: float) -> int:
-    """Return the lowest effort that reaches the target, to within a sixteenth; the largest one where none does."""
+    """Return the lowest effort that reaches the target, to within a sixteenth; else the largest."""
     low, high = 0, 16
     while exact.recall(vectors.with_effort(high), rows) < target:
         if high >= vectors.max_effort:

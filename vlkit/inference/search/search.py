@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -154,8 +155,19 @@ class Searcher:
     def _modalities(self, of: Contents) -> list[Modality]:
         modalities: list[Modality] = [modality for modality in self.index.vectors if of in (modality, "both")]
         if not modalities:
-            raise UsageError(f"{self.index.location} holds no {of}", hint="vlkit index --of both")
+            raise UsageError(f"{self.index.location} holds no {of}", hint=self._rebuild_hint())
         return modalities
+
+    def _rebuild_hint(self) -> str:
+        """Return the command that builds this index again, of texts and images; a table of texts has no images."""
+        model, data = self.index.about["model"], self.index.about["data"]
+        if Path(data["path"]).suffix in (".parquet", ".csv", ".jsonl"):
+            return f"it was built from a table: {data['path']}; build one from a prepared folder"
+        flags = ["--run", model["run"]] if model["run"] else ["--model", model["name"]]
+        flags += ["--untouched"] if model["run"] and model["untouched"] else []
+        flags += ["--data", data["path"], "--out", self.index.location, "--of", "both"]
+        flags += ["--limit", data["limit"]] if data.get("limit") else []
+        return f"build it again: {shlex.join(['vlkit', 'index', *map(str, flags)])}"
 
     def _embed(self, queries: Sequence[Query], results: Sequence[SearchResult]) -> np.ndarray:
         """Return float32 unit rows [queries, width]; note in the results which texts were cut."""

@@ -236,7 +236,7 @@ def _add_image_route(app: FastAPI, state: ServerState) -> None:
     async def image(index: int, row: int) -> Response:
         known = 0 <= index < len(state.searchers) and "images" in state.searchers[index].index.vectors
         if not known or not 0 <= row < len(state.searchers[index].index.vectors["images"]):
-            return JSONResponse({"error": "there is no such image", "hint": None}, 404)
+            return JSONResponse({"error": "no such image", "hint": None}, 404)
         try:
             content = await state.thumbnail(index, row)
         except (VlkitError, OSError):

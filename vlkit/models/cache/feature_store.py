@@ -41,7 +41,7 @@ class FeatureStore:
     """
 
     def __init__(self, folder: Path, shape: Sequence[int], dtype: np.dtype, about: dict[str, Any]) -> None:
-        """Open the folder; create it where it does not exist.
+        """Open the folder; create it if absent.
 
         Args:
             about: what the rows are, for people who look into the folder.

@@ -33,7 +33,7 @@ class CaptionLosses:
 
     Attributes:
         cross_entropy: nats.
-        alignment: of each caption 1 - cosine to its visual tokens, once a token; None where it was not asked for.
+        alignment: of each caption 1 - cosine to its visual tokens, once a token; None if not asked for.
         token_count: tokens, ends included.
     """
 
@@ -208,7 +208,7 @@ class Captioner(torch.nn.Module):
         return [" ".join(text.split()) for text in texts]
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:
-        """Return name -> parameter, of what is trained: the fusion, and a LoRA where there is one."""
+        """Return name -> parameter, of what is trained: the fusion, and a LoRA if any."""
         fusion = {f"fusion.{name}": p for name, p in self.fusion.named_parameters()}
         return fusion | {f"llm.{name}": p for name, p in self.language.model.named_parameters() if p.requires_grad}
 

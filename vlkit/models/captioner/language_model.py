@@ -42,11 +42,11 @@ class PromptIds:
 
 
 class LanguageModel(torch.nn.Module):
-    """A causal language model, frozen but for a LoRA where one is put into it.
+    """A causal language model, frozen but for a LoRA that may be put into it.
 
     Attributes:
         model: transformers' model.
-        peft: the PeftModel around it where it has a LoRA, else None.
+        peft: the PeftModel around it if it has a LoRA, else None.
         source: hub name or folder that it came from.
     """
 

@@ -2,7 +2,7 @@
 
     fusion/fusion.safetensors   adapter and cross-attention
     fusion/fusion.json          their shape, the prompt, and the frozen parts that they belong to, with hashes
-    adapter/                    the language model's LoRA, where it has one, as PEFT writes it
+    adapter/                    the language model's LoRA, if any, as PEFT writes it
     base/vision  base/llm       where vlkit made these models itself (tiny ones)
 
 Queries that were trained for one encoder and one language model mean nothing to others: both are hashed when the folder
@@ -60,7 +60,7 @@ def frozen_hashes(vision: VisionEncoder, language: LanguageModel) -> dict[str, s
 
 
 def save_captioner(captioner: Captioner, frozen: dict[str, str], run: Run) -> Path:
-    """Write fusion/ and, where there is a LoRA, adapter/; each appears whole. Return fusion/.
+    """Write fusion/ and, with a LoRA, adapter/; each appears whole. Return fusion/.
 
     Args:
         frozen: from `frozen_hashes`, taken before a LoRA was put in.
@@ -104,7 +104,7 @@ def load_captioner(
             hint=f"vlkit train-fusion --vision {run.folder} teaches a model to describe images",
         )
     if not run.finished:
-        raise ArtifactError(f"the run {run.folder} is not finished", hint="train it to its end: the same command again")
+        raise ArtifactError(f"the run {run.folder} is not finished", hint=f"train it to its end: {run.resume_command}")
     about, weights = _read(run.folder / "fusion")
     precision = precision or settings["precision"]
     _refuse_missing_base(run, settings)

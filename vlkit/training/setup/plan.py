@@ -97,7 +97,8 @@ def _start_from_run(config: TrainRetrievalConfig) -> TrainRetrievalConfig:
     if not run.finished:
         raise UsageError(f"--init-from {run.folder}: that run is not finished", hint="train it to its end first")
     if config.was_given("model") and config.model != settings["model"]:
-        raise UsageError(f"--init-from {run.folder} is a {settings['model']}, --model says {config.model}")
+        message = f"--init-from {run.folder} is a {settings['model']}, --model says {config.model}"
+        raise UsageError(message, hint="leave out --model: the run names its model")
     if settings.get("quantize"):
         raise UsageError(f"--init-from {run.folder}: its adapter needs its model in 4 bits, and cannot be merged")
     return dataclasses.replace(
@@ -186,10 +187,10 @@ def warnings_before_training(dataset: PairDataset, config: TrainRetrievalConfig,
     """Return lines that the user should read before the first step."""
     batch_size = require_resolved(config.batch_size)
     sampler = EpochSampler.from_rows(dataset, batch_size, config.seed)
-    treatment = {"eye": "push apart", "mask": "leave alone", "multi-positive": "pull together"}[config.labels]
+    treatment = {"eye": "pushes them apart", "mask": "ignores them", "multi-positive": "treats them as matches"}
     lines = [
-        f"eye labels would make {false_negatives_per_row(dataset, sampler):.2f} false negatives a row at this batch "
-        f"size; {config.labels} labels {treatment} such pairs"
+        f"a batch has {false_negatives_per_row(dataset, sampler):.2f} matching texts per row beside its own; "
+        f"--labels {config.labels} {treatment[config.labels]}"
     ]
     if config.grad_accum > 1:
         batch, step = batch_size - 1, batch_size * config.grad_accum - 1
