@@ -99,7 +99,7 @@ class Run:
 
     @property
     def resume_command(self) -> str:
-        """The command that trains it to its end, from any working directory."""
+        """The command that trains it to its end, called from the folder that it was started in."""
         command = "train-fusion" if self.task == "captioning" else "train-retrieval"
         return f"vlkit {command} --config {shlex.quote(str(self.folder.resolve() / 'config.yaml'))}"
 
