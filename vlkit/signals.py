@@ -1,4 +1,4 @@
-"""Stop a command in order on SIGTERM and SIGINT; training first finishes and saves its current step.
+"""Stop a command in order on SIGTERM and SIGINT; training first saves its finished steps.
 
 A second signal ends the command at once.
 """
