@@ -10,7 +10,7 @@ from typing import Literal
 
 Task = Literal["retrieval", "classification", "captioning"]
 # Where a metric is shown beside results.json: the tables of eval, the model card, `report --against`.
-Place = Literal["summary", "card", "comparison"]
+View = Literal["summary", "card", "comparison"]
 
 DIRECTIONS = ("text_to_image", "image_to_text")
 # The groups of results.json.
@@ -48,7 +48,7 @@ class Metric:
     is_share: bool = True
     centre_draws: bool = False
     digits: int = 3
-    shown: tuple[Place, ...] = ()
+    shown: tuple[View, ...] = ()
     headline: bool = False
 
     @property
@@ -62,7 +62,7 @@ class Metric:
         return (-1.0, 1.0) if self.is_share else None
 
 
-EVERYWHERE: tuple[Place, ...] = ("summary", "card", "comparison")
+EVERYWHERE: tuple[View, ...] = ("summary", "card", "comparison")
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
@@ -119,12 +119,12 @@ SELECTION = ("recall@1", "mrr")
 HEADLINES: dict[Task, str] = {metric.task: name for name, metric in METRICS.items() if metric.headline}
 
 
-def metric_names(group: str, place: Place | None = None) -> tuple[str, ...]:
-    """Return the metrics of a group of results.json, in order of display; with a place, those shown there."""
+def metric_names(group: str, view: View | None = None) -> tuple[str, ...]:
+    """Return the metrics of a group of results.json, in order of display; with a view, those shown in it."""
     return tuple(
         name
         for name, metric in METRICS.items()
-        if metric.task == GROUPS[group] and (place is None or place in metric.shown)
+        if metric.task == GROUPS[group] and (view is None or view in metric.shown)
     )
 
 

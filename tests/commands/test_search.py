@@ -58,7 +58,7 @@ def test_the_hits_are_those_of_brute_force(leaves, searcher, vlkit):
 def test_queries_together_are_answered_as_each_alone(searcher):
     asks = [
         *(Query(text=f"a leaf with {colour} spots", k=3) for colour in ("red", "blue", "green")),
-        Query(text="a leaf", k=5, of="images"),
+        Query(text="a leaf", k=5, contents="images"),
         Query(text="a leaf with red spots", k=6),
         Query(like=("images", 4), k=6),
         Query(text="spots", k=4, filters=("class=leaf red spot",)),

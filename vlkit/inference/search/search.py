@@ -39,6 +39,7 @@ class Query:
         pixels: uint8 [3, size, size], see `QueryEncoder.load_pixels`.
         like: modality and position of a document.
         k: hits of each modality.
+        contents: modality to find.
         filters: lines such as class=rust.
     """
 
@@ -46,13 +47,13 @@ class Query:
     pixels: np.ndarray | None = None
     like: tuple[Modality, int] | None = None
     k: int = 5
-    of: Contents = "both"
+    contents: Contents = "both"
     filters: tuple[str, ...] = ()
 
     @property
     def search_key(self) -> tuple[Any, ...]:
         """Queries with the same key are searched together."""
-        return self.k, self.of, tuple(sorted(self.filters)), self.like
+        return self.k, self.contents, tuple(sorted(self.filters)), self.like
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ class Searcher:
             UsageError: the index does not hold what is asked for.
             ArtifactError: the model is not the one that built the index.
         """
-        results = [SearchResult({modality: [] for modality in self._modalities(query.of)}) for query in queries]
+        results = [SearchResult({modality: [] for modality in self._modalities(query.contents)}) for query in queries]
         rows = self._embed(queries, results)
         batches: dict[tuple[Any, ...], list[int]] = defaultdict(list)
         for number, query in enumerate(queries):
@@ -152,10 +153,10 @@ class Searcher:
                     result.hits[modality] = own_hits
         return results
 
-    def _modalities(self, of: Contents) -> list[Modality]:
-        modalities: list[Modality] = [modality for modality in self.index.vectors if of in (modality, "both")]
+    def _modalities(self, contents: Contents) -> list[Modality]:
+        modalities: list[Modality] = [modality for modality in self.index.vectors if contents in (modality, "both")]
         if not modalities:
-            raise UsageError(f"{self.index.location} holds no {of}", hint=self._rebuild_hint())
+            raise UsageError(f"{self.index.location} holds no {contents}", hint=self._rebuild_hint())
         return modalities
 
     def _rebuild_hint(self) -> str:
@@ -273,9 +274,9 @@ def search_index(
     if isinstance(query, str):
         if not searcher.query_encoder.clean(query):
             raise UsageError(f"the query {query!r} is empty")
-        parsed = Query(text=query, k=k, of=of, filters=tuple(filters))
+        parsed = Query(text=query, k=k, contents=of, filters=tuple(filters))
     else:
-        parsed = Query(pixels=searcher.query_encoder.image_pixels(query), k=k, of=of, filters=tuple(filters))
+        parsed = Query(pixels=searcher.query_encoder.image_pixels(query), k=k, contents=of, filters=tuple(filters))
     return searcher.answer([parsed])[0].to_dict()
 
 
@@ -289,7 +290,7 @@ def search(config: SearchConfig) -> dict[str, Any]:
     texts = [*config.texts, *(_read_queries(config.queries) if config.queries else ())]
     searcher = Searcher.open(location, config.model)
     searcher.check_filters(config.filter)
-    options: dict[str, Any] = {"k": config.k, "of": config.of, "filters": config.filter}
+    options: dict[str, Any] = {"k": config.k, "contents": config.of, "filters": config.filter}
     labels: list[dict[str, str]] = []
     queries: list[Query] = []
     for text in texts:

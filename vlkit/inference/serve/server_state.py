@@ -65,7 +65,7 @@ class ServerState:
         live = [
             (number, query)
             for number, query in enumerate(queries)
-            if query and (query.of == "both" or query.of in self.searchers[number].index.vectors)
+            if query and (query.contents == "both" or query.contents in self.searchers[number].index.vectors)
         ]
         if not live:
             raise UsageError("no index holds any of these")

@@ -190,7 +190,7 @@ def _add_search_routes(app: FastAPI, state: ServerState) -> None:
         await state.check_filters(filters)
         if not state.searchers[0].query_encoder.clean(q):
             raise UsageError("the query is empty")
-        return await state.search([Query(text=q, k=k, of=of, filters=tuple(filters)) for _ in state.searchers])
+        return await state.search([Query(text=q, k=k, contents=of, filters=tuple(filters)) for _ in state.searchers])
 
     @app.post(
         "/api/search",
@@ -207,7 +207,9 @@ def _add_search_routes(app: FastAPI, state: ServerState) -> None:
     ) -> dict[str, Any]:
         await state.check_filters(filters)
         uploads = await state.receive_image(request)
-        return await state.search([Query(pixels=pixels, k=k, of=of, filters=tuple(filters)) for pixels in uploads])
+        return await state.search(
+            [Query(pixels=pixels, k=k, contents=of, filters=tuple(filters)) for pixels in uploads]
+        )
 
     @app.get("/api/like", response_model=SearchResponse, responses=REFUSALS, summary="Search with a document")
     async def like(
@@ -220,7 +222,7 @@ def _add_search_routes(app: FastAPI, state: ServerState) -> None:
         queries: list[Query | None] = []
         for searcher in state.searchers:
             known = any(id in positions for positions in searcher.index.positions.values())
-            queries.append(Query(like=searcher.locate(id), k=k, of=of, filters=tuple(filters)) if known else None)
+            queries.append(Query(like=searcher.locate(id), k=k, contents=of, filters=tuple(filters)) if known else None)
         return await state.search(queries)
 
 
