@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -79,6 +81,30 @@ def test_a_family_that_has_no_entry_is_refused(folder):
     assert refused.value.hint == "vlkit adapts siglip and clip models"
 
 
+@pytest.mark.parametrize(
+    ("family", "scale", "clamped"),
+    [
+        ("chinese_clip", 150.0, 100.0),
+        ("chinese_clip", 50.0, 50.0),
+        ("clip", 150.0, 100.0),
+        ("clip", 50.0, 50.0),
+        ("siglip", 150.0, 150.0),
+    ],
+)
+def test_the_logit_scale_is_clamped_where_its_family_was_trained_so(family, scale, clamped, request, monkeypatch):
+    """A published SigLIP has a scale of 112.3, which training must not change."""
+    monkeypatch.setitem(families.FAMILIES, CHINESE_CLIP.name, CHINESE_CLIP)
+    if family == CHINESE_CLIP.name:
+        encoder = loading.load_dual_encoder(str(request.getfixturevalue("folder")))
+    else:
+        encoder = request.getfixturevalue("tiny")(f"tiny-{family}")
+    with torch.no_grad():
+        encoder.model.logit_scale.fill_(math.log(scale))
+    encoder.clamp_logit_scale()
+    assert encoder.family.name == family
+    assert encoder.logit_values()["logit_scale"] == pytest.approx(math.log(clamped), rel=1e-6)
+
+
 @pytest.mark.parametrize("tune", ["full", "last", "lora", "head"])
 def test_one_entry_loads_trains_and_exports_a_new_family(tune, folder, tmp_path, monkeypatch):
     from transformers import ChineseCLIPModel
@@ -112,7 +138,6 @@ def test_one_entry_loads_trains_and_exports_a_new_family(tune, folder, tmp_path,
     tuning.train_mode(encoder)
     optimizer = adamw(trained, lr=1e-3, weight_decay=0)
     losses = [step.loss for step in steps([0] * 10, loss, lambda _: 4, optimizer, total=10)]
-    encoder.clamp_logit_scale()
     assert losses[-1] < losses[0] and any(not torch.equal(p, before[name]) for name, p in trained.items())
 
     encoder.eval()
