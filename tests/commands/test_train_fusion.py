@@ -150,7 +150,7 @@ def test_eval_measures_a_captioner_on_pictures_it_has_not_seen(copied, vlkit, pr
     assert {item["image_id"] for item in written} == pictures
     assert results["metrics"]["captions"]["images"] == len(pictures)
     assert set(results["metrics"]["looking"]) == {"right", "shuffled", "blank"}
-    assert results["compared_with"] == "a blank image"
+    assert results["compared_with"] == "a blank picture"
     # The same captions and references as files score the same.
     notes = [
         {"id": number, "image_id": row.image_id, "caption": row.text}

@@ -123,7 +123,7 @@ def test_every_usual_slicing():
     assert labels(actual, "shorter side", "image_to_text") == ["below 32 pixels", "32 and more"] * 3
     assert labels(actual, "words", "text_to_image") == ["up to 5", "6 to 15", "more than 15", "up to 5", "up to 5"]
     assert labels(actual, "script", "text_to_image") == ["Latin", "Latin", "Latin", "Arabic", "Latin"]
-    rare = "rare (below 50 training images)"
+    rare = "rare (below 50 training pictures)"
     assert labels(actual, "class size", "image_to_text") == [rare, "common"] * 3
     assert labels(actual, "class size", "text_to_image") == [rare, "common", rare, "common", rare]
     assert labels(actual, "site", "image_to_text") == ["leg", "arm", "leg", None, "arm", "leg"]

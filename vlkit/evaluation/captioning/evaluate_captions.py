@@ -40,8 +40,8 @@ from vlkit.models.captioner.captioner import Captioner
 from vlkit.models.captioner.save_load import load_captioner
 from vlkit.runs import Run
 
-# In results.json: what captions are compared with without --against.
-BLANK_IMAGE = "a blank image"
+# A value of results.json, which scripts read: what captions are compared with without --against.
+BLANK_IMAGE = "a blank picture"
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,8 @@ def _light(value: float) -> str | None:
 
 def _class_sizes(task: RetrievalTask, kind: str, counts: dict[str, int]) -> dict[str, str | None]:
     """Return id -> rare or common, by the rarest of its classes."""
-    rare = f"rare (below {RARE} training images)"
+    # A key of results.json, which scripts read.
+    rare = f"rare (below {RARE} training pictures)"
     sizes: dict[str, str | None] = {}
     for key, names in classes_by_id(task.pairs.frame, kind, counts).items():
         least = min((counts[name] for name in names if name in counts), default=None)
