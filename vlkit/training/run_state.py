@@ -184,6 +184,7 @@ class RunState:
             key: what evaluations are ordered by, larger is better.
             summary: the scores in one line, for the terminal.
         """
+        # A checkpoint is written once: that of an interrupted evaluation still asks for it, in a later resume as well.
         self._evaluated_step, self._unevaluated = self.step, False
         self.run.log({"step": self.step, "val": scores})
         if not self.best or key >= self.best["key"]:
