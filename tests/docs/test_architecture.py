@@ -1,7 +1,7 @@
 """The package's structure, read from its syntax trees: imports, sizes and names. What tests/ holds is exempt."""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import resolve_name
 from pathlib import Path
 
@@ -82,6 +82,18 @@ def imports_by_call(tree: ast.AST) -> Iterator[str]:
         yield resolve_name(name, package if name.startswith(".") else None) if is_known else ""
 
 
+def for_every_module(check: Callable[[str], None]) -> Callable[[], None]:
+    """Make one test of a check: a case for each module would take longer to report than to run."""
+
+    def test() -> None:
+        assert len(FILES) > 100
+        for module in FILES:
+            check(module)
+
+    test.__name__, test.__doc__ = check.__name__, check.__doc__
+    return test
+
+
 def test_the_rules_see_the_package():
     assert len(FILES) > 100 and {room_of(name) for name in FILES} == {*ROOMS, *FOUNDATION, *TOP}
     assert ("vlkit.console", "") in imports("vlkit.cli"), "from vlkit import console"
@@ -104,7 +116,7 @@ def test_only_the_table_of_public_names_imports_by_another_name_than_a_literal()
     assert [module for module, tree in TREES.items() if "" in imports_by_call(tree)] == ["vlkit"]
 
 
-@pytest.mark.parametrize("module", FILES)
+@for_every_module
 def test_a_module_imports_only_from_below(module):
     own = room_of(module)
     for source, name in imports(module):
@@ -137,7 +149,7 @@ def test_no_modules_import_each_other_in_a_circle():
         visit(module, ())
 
 
-@pytest.mark.parametrize("module", FILES)
+@for_every_module
 def test_files_and_functions_stay_small(module):
     lines = FILES[module].read_text(encoding="utf-8").count("\n")
     assert lines <= MAX_FILE_LINES, f"{module} has {lines} lines"
@@ -157,7 +169,7 @@ def test_a_folder_has_few_modules_and_says_what_it_is_for(folder):
     assert docstring and len(docstring.split()) > 2, f"{folder}/__init__.py says nothing"
 
 
-@pytest.mark.parametrize("module", FILES)
+@for_every_module
 def test_only_the_loop_computes_gradients_of_parameters(module):
     calls = [
         node.lineno
@@ -184,7 +196,7 @@ def declared_names(tree: ast.AST) -> Iterator[tuple[str, int]]:
             yield node.name, node.lineno
 
 
-@pytest.mark.parametrize("module", FILES)
+@for_every_module
 def test_names_are_nouns_and_verbs(module):
     names = [
         f"{name} (line {line})"
